@@ -1,0 +1,40 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup repro test check bench fuzz
+
+help:  ## what there is to make
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(VENV)/installed  ## create .venv with the versions that were tried
+
+$(VENV)/installed: requirements.txt constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, and $(PYTHON) is older: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile -r requirements.txt -c constraints.txt
+	@touch $@
+
+repro: setup  ## run the pipeline (what changed of it) and print the metrics
+	dvc repro
+	@echo && dvc metrics show && printf '%s\n' '' 'Next, after `source $(VENV)/bin/activate`:' \
+		'  dvc exp run -S encoder=aligned       the human-aligned image encoder instead' \
+		'  dvc metrics diff                     what that changed' \
+		'  dvc exp run -S dataset=things-eeg2   the published data (about 12 GB to download)'
+
+test: setup  ## the test suite
+	python -m pytest
+
+check: setup  ## lint, format, the DAG, and that dvc.yaml, params.yaml and the code agree
+	ruff check .
+	ruff format --check .
+	dvc dag > /dev/null
+	python -m pytest tests/test_contract.py
+
+bench: setup  ## ratios against the plain way of doing the same, in one run
+	python -m benchmarks.preprocess
+
+fuzz: setup  ## ten thousand damaged and hostile files for the readers
+	python -m tests.fuzz 10000

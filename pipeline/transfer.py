@@ -1,0 +1,345 @@
+"""Files fetched over HTTP into a cache outside the repository, and put from there where they are wanted.
+
+The cache holds for each file, under a key that names its content:
+    <key>.part   the bytes that have come so far; the next run asks for the rest
+    <key>        the whole file: it gets this name when it has been synced and checked
+    <key>.json   its size and sha256, taken at that check
+    <key>.lock   held by the run that works on this file
+
+A new file must have the published size and sha256, else md5, else (a zip) the CRC of each member. Without a hash, a
+file that is no zip is known by its size alone. A cached file is hashed again each time it is put in place: the places
+are hard links to it, and what is written into one of them is written into the cache.
+"""
+
+import asyncio
+import hashlib
+import os
+import shutil
+import time
+import zipfile
+import zlib
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import httpx
+import platformdirs
+from filelock import AsyncFileLock, Timeout
+from pydantic import BaseModel, ValidationError
+from tqdm import tqdm
+
+from pipeline.errors import InputError
+from pipeline.files import replacing
+from pipeline.web import PATIENCE, Patience, TryAgain, open_client, refuse, retry, tell_user
+
+FILES_AT_ONCE = 3
+GB = 1e9
+
+
+@dataclass(frozen=True)
+class Remote:
+    """A file that a server offers; `key` names its content in the cache, hashes are lower-case hex."""
+
+    name: str
+    url: str
+    size: int
+    key: str
+    sha256: str | None = None
+    md5: str | None = None
+
+
+class _Record(BaseModel):
+    name: str  # for people who look into the cache
+    size: int
+    sha256: str
+
+
+class _Wrong(Exception):
+    """A file is not what was published; the text says expected and got."""
+
+
+def cache_folder() -> Path:
+    """The platform's user cache folder, or what the environment variable ALIGNED_EEG_CACHE says; made if need be."""
+    override = os.environ.get("ALIGNED_EEG_CACHE")
+    folder = Path(override).expanduser() if override else platformdirs.user_cache_path("aligned-eeg")
+    if not folder.is_absolute():  # an experiment of DVC runs in another working directory
+        raise InputError(f"ALIGNED_EEG_CACHE must be an absolute path, got {override!r}")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"{folder}: cannot be the download cache ({error.strerror}); let ALIGNED_EEG_CACHE name another folder"
+        ) from error
+    return folder
+
+
+def fetch(wanted: Mapping[Path, Remote], patience: Patience = PATIENCE) -> None:
+    """Put each file at its path, a hard link into the cache (else a copy), downloading first what the cache lacks.
+
+    One file's failure does not stop the others; what has come is kept for the next run. Raises InputError.
+    """
+    asyncio.run(_fetch(wanted, patience))
+
+
+def is_cached(remote: Remote) -> bool:
+    """Whether the cache holds the whole file, judged by its size; `fetch` looks at each byte."""
+    return _size(_entry(remote.key)) == remote.size
+
+
+def cached_size(key: str) -> int | None:
+    """The size in bytes of a cached file whose size nobody publishes, None if it is not there whole."""
+    record = _read_record(_entry(key))
+    return record.size if record and _size(_entry(key)) == record.size else None
+
+
+async def _fetch(wanted: Mapping[Path, Remote], patience: Patience) -> None:
+    remotes = {remote.key: remote for remote in wanted.values()}
+    missing = [remote for remote in remotes.values() if not is_cached(remote)]
+    _plan(wanted, missing)
+    free = asyncio.Semaphore(FILES_AT_ONCE)
+    started = sum(_size(_part(remote.key)) for remote in missing)
+    with tqdm(
+        total=sum(remote.size for remote in missing), initial=started, unit="B", unit_scale=True, disable=None
+    ) as bar:
+        async with open_client(patience) as client:
+
+            async def obtain(remote: Remote) -> None:
+                async with free:
+                    places = [path for path, other in wanted.items() if other.key == remote.key]
+                    await _obtain(client, remote, places, patience, bar)
+
+            results = await asyncio.gather(*map(obtain, remotes.values()), return_exceptions=True)
+    errors = [result for result in results if isinstance(result, BaseException)]
+    for error in errors:
+        if not isinstance(error, InputError) or len(errors) == 1:
+            raise error
+    if errors:
+        raise InputError(f"{errors[0]} ({len(errors) - 1} more failed too)")
+
+
+def _plan(wanted: Mapping[Path, Remote], missing: list[Remote]) -> None:
+    """Say what will be fetched, and raise InputError if it cannot fit."""
+    cache = cache_folder()
+    here = len({remote.key for remote in wanted.values()}) - len(missing)
+    if not missing:
+        print(f"Nothing to download: {here} of {here} files are in {cache}", flush=True)
+    else:
+        started = sum(_size(_part(remote.key)) for remote in missing)
+        size = sum(remote.size for remote in missing)
+        print(
+            f"To download into {cache}: {len(missing)} file(s), {size / GB:.3f} GB, {started / GB:.3f} GB of it "
+            f"came earlier; {here} more are there whole",
+            *(f"  {remote.size / GB:8.3f} GB  {remote.name}" for remote in missing),
+            sep="\n",
+            flush=True,
+        )
+        _require_space(cache, size - started)
+    copied: dict[Path, int] = {}
+    for path, remote in wanted.items():
+        folder = _existing(path.parent)
+        if folder.stat().st_dev != cache.stat().st_dev:
+            copied[folder] = copied.get(folder, 0) + remote.size
+    for folder, size in copied.items():
+        _require_space(folder, size)
+
+
+def _require_space(folder: Path, needed: int) -> None:
+    free = shutil.disk_usage(_existing(folder)).free
+    if needed > free:
+        raise InputError(
+            f"{folder}: the files need {needed / GB:.3f} GB more and only {free / GB:.3f} GB are free; "
+            "free some space, or let ALIGNED_EEG_CACHE name a folder on a larger disk"
+        )
+
+
+def _existing(folder: Path) -> Path:
+    return next(path for path in (folder.absolute(), *folder.absolute().parents) if path.is_dir())
+
+
+async def _obtain(client: httpx.AsyncClient, remote: Remote, places: list[Path], patience: Patience, bar: tqdm) -> None:
+    """Make sure of the cached file, fetching it if need be, and put it in place."""
+    entry = _entry(remote.key)
+    try:
+        async with _locked(entry, remote.name):
+            if not await asyncio.to_thread(_intact, entry, remote):
+                await _complete(client, remote, patience, bar)
+            for place in places:
+                await asyncio.to_thread(_place, entry, place)
+    except OSError as error:
+        raise InputError(
+            f"{remote.name}: {error.strerror or error} ({error.filename or entry}); {_size(_part(remote.key))} of "
+            f"{remote.size} bytes are kept: make room or give access, and run it again"
+        ) from error
+
+
+@asynccontextmanager
+async def _locked(entry: Path, name: str) -> AsyncIterator[None]:
+    lock = AsyncFileLock(f"{entry}.lock")
+    try:
+        await lock.acquire(blocking=False)
+    except Timeout:
+        tell_user(f"{name}: another run is fetching it; waiting for that")
+        await lock.acquire()
+    try:
+        yield
+    finally:
+        await lock.release()
+
+
+def _intact(entry: Path, remote: Remote) -> bool:
+    """Whether the cached file is still the one that was checked; a damaged one is removed."""
+    if not entry.exists():
+        return False
+    record = _read_record(entry)
+    try:
+        sha256 = _check(entry, replace(remote, sha256=remote.sha256 or record.sha256) if record else remote)
+    except _Wrong as problem:
+        tell_user(f"{remote.name}: the copy in the cache is damaged ({problem}); fetching it again")
+        entry.unlink()
+        return False
+    if not record:
+        _write_record(entry, _Record(name=remote.name, size=remote.size, sha256=sha256))
+    return True
+
+
+async def _complete(client: httpx.AsyncClient, remote: Remote, patience: Patience, bar: tqdm) -> None:
+    """Fetch the rest of a file, check it, give it its name; one that is wrong is fetched once more from the start."""
+    entry, part = _entry(remote.key), _part(remote.key)
+    for last in (False, True):
+        await _receive(client, remote, part, patience, bar)
+        try:
+            sha256 = await asyncio.to_thread(_sync_and_check, part, remote)
+        except _Wrong as problem:
+            bar.update(-_size(part))
+            part.unlink()
+            if last:
+                raise InputError(
+                    f"{remote.name}: what came from {remote.url} is twice not the published file: {problem}; "
+                    "nothing of it was kept, run it again later or name a mirror"
+                ) from problem
+            tell_user(f"{remote.name}: what came is not the published file ({problem}); fetching it once more")
+        else:
+            _write_record(entry, _Record(name=remote.name, size=remote.size, sha256=sha256))
+            os.replace(part, entry)
+            return
+
+
+async def _receive(client: httpx.AsyncClient, remote: Remote, part: Path, patience: Patience, bar: tqdm) -> None:
+    """Add to `part` until it has the file's size (or a byte more, where the server has a longer one)."""
+    try:
+        await retry(
+            lambda: _receive_rest(client, remote, part, patience, bar), remote.name, patience, lambda: _size(part)
+        )
+    except TryAgain as error:
+        raise InputError(
+            f"{remote.name}: {error}; gave up, {_size(part)} of {remote.size} bytes are kept: run it again when the "
+            "network or the server is well, and it goes on from there"
+        ) from error
+
+
+async def _receive_rest(client: httpx.AsyncClient, remote: Remote, part: Path, patience: Patience, bar: tqdm) -> None:
+    have = _size(part)
+    if have >= remote.size:
+        return
+    async with client.stream("GET", remote.url, headers={"Range": f"bytes={have}-"} if have else {}) as response:
+        host, expected = response.url.host, str(remote.size)
+        if response.status_code == 416:
+            bar.update(-have)
+            part.unlink(missing_ok=True)
+            raise TryAgain(f"{host} has fewer bytes than the {have} that came before; from the start")
+        chunks = response.aiter_raw()
+        chunk = await anext(chunks, b"")
+        refuse(response, chunk)
+        if have and response.status_code == 200:  # Range was ignored
+            if response.headers.get("Content-Length", expected) != expected:
+                raise TryAgain(f"{host} sent something of another size than the file")
+            bar.update(-have)
+            have = 0
+        elif have and not response.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
+            raise TryAgain(f"{host} sent another range than the one asked for")
+        checked, had = time.monotonic(), have
+        with open(part, "ab" if have else "wb") as file:
+            while chunk and have <= remote.size:
+                chunk = chunk[: remote.size + 1 - have]
+                file.write(chunk)
+                bar.update(len(chunk))
+                have += len(chunk)
+                if time.monotonic() - checked > patience.silence:
+                    if have - had < patience.slowest * patience.silence:
+                        raise TryAgain(f"{host} sends less than {patience.slowest:.0f} bytes a second")
+                    checked, had = time.monotonic(), have
+                chunk = await anext(chunks, b"")
+    if have < remote.size:
+        raise TryAgain(f"{host} stopped before the end")
+
+
+def _sync_and_check(part: Path, remote: Remote) -> str:
+    with open(part, "rb+") as file:
+        os.fsync(file.fileno())
+    return _check(part, remote)
+
+
+def _check(path: Path, remote: Remote) -> str:
+    """The sha256 of a file that is as published; raises _Wrong otherwise."""
+    if (size := _size(path)) != remote.size:
+        raise _Wrong(f"expected {remote.size} bytes, got {'more' if size > remote.size else size}")
+    sha256 = _digest(path, "sha256")
+    if remote.sha256:
+        if sha256 != remote.sha256:
+            raise _Wrong(f"expected sha256 {remote.sha256}, got {sha256}")
+    elif remote.md5:
+        if (md5 := _digest(path, "md5")) != remote.md5:
+            raise _Wrong(f"expected md5 {remote.md5}, got {md5}")
+    elif remote.name.endswith(".zip"):
+        _check_zip(path)
+    return sha256
+
+
+def _check_zip(path: Path) -> None:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError) as error:
+        raise _Wrong(f"expected a whole zip, got one that cannot be read ({error})") from error
+    if damaged:
+        raise _Wrong(f"expected a whole zip, got a wrong CRC in its member {damaged}")
+
+
+def _digest(path: Path, algorithm: str) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, algorithm).hexdigest()
+
+
+def _place(entry: Path, place: Path) -> None:
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.unlink(missing_ok=True)
+    try:
+        os.link(entry, place)
+    except OSError:  # another file system, or one without hard links
+        with replacing(place) as temporary:
+            shutil.copyfile(entry, temporary)
+
+
+def _entry(key: str) -> Path:
+    return cache_folder() / key
+
+
+def _part(key: str) -> Path:
+    return cache_folder() / f"{key}.part"
+
+
+def _read_record(entry: Path) -> _Record | None:
+    try:
+        return _Record.model_validate_json(entry.with_name(f"{entry.name}.json").read_bytes())
+    except (FileNotFoundError, ValidationError):
+        return None
+
+
+def _write_record(entry: Path, record: _Record) -> None:
+    with replacing(entry.with_name(f"{entry.name}.json")) as temporary:
+        temporary.write_text(record.model_dump_json())
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0

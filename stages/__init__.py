@@ -1,0 +1,28 @@
+"""One command a DVC stage: read, call the library, write. Paths come from dvc.yaml, values from params.yaml."""
+
+import functools
+import sys
+import time
+from collections.abc import Callable
+
+import typer
+
+from pipeline.errors import InputError
+
+
+def run(main: Callable[..., str]) -> None:
+    """Run a stage as a command; `main` returns what it wrote. What the user can mend is told in one sentence."""
+
+    @functools.wraps(main)
+    def command(*arguments: object, **options: object) -> None:
+        started = time.monotonic()
+        try:
+            written = main(*arguments, **options)
+        except (InputError, OSError) as error:
+            print(f"error: {error}", file=sys.stderr)
+            raise typer.Exit(1) from None
+        print(f"wrote {written} in {time.monotonic() - started:.1f} s")
+
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command()(command)
+    app()

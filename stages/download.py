@@ -1,0 +1,21 @@
+"""Get the archives of the chosen dataset as they are published: the subjects' EEG, the images, the metadata."""
+
+from pathlib import Path
+
+from pipeline import sample
+from pipeline.download import fetch_things_eeg2
+from pipeline.params import read_params
+from stages import run
+
+
+def main(params: Path, eeg: Path, images: Path, metadata: Path) -> str:
+    p = read_params(params)
+    if p.dataset == "sample":
+        sample.make_raw(p.subjects, eeg, images, metadata)
+    else:
+        fetch_things_eeg2(p.download.osf_api, p.subjects, eeg, images, metadata)
+    return f"{len(list(eeg.iterdir()))} subjects to {eeg} and the images to {images}"
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,21 @@
+"""Get DreamSim's checkpoint of the backbone: the base weights and the LoRA that aligns them."""
+
+from pathlib import Path
+
+from pipeline import sample
+from pipeline.download import fetch_dreamsim
+from pipeline.params import read_params
+from stages import run
+
+
+def main(params: Path, weights: Path) -> str:
+    p = read_params(params)
+    if p.dataset == "sample":
+        sample.make_checkpoint(p.backbone, weights)
+    else:
+        fetch_dreamsim(p.download.dreamsim_releases, p.backbone, weights)
+    return ", ".join(str(path) for path in weights.iterdir())
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,106 @@
+"""params.yaml, dvc.yaml and the code say the same: no key unread, no dependency forgotten."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from pydantic import BaseModel
+
+from pipeline.params import Params
+
+STAGES = yaml.safe_load(Path("dvc.yaml").read_text())["stages"]
+VALUES = yaml.safe_load(Path("params.yaml").read_text())
+UNTRACKED_MODULES = {"errors", "files", "params"}  # no computation; values are tracked key by key
+UNTRACKED_KEYS = {"preprocess.workers"}  # changes no byte of the result
+
+
+def imported(path: Path) -> set[str]:
+    """The modules of the library that a file imports, directly or through another one."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module == "pipeline":
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("pipeline."):
+            names.add(node.module.removeprefix("pipeline."))
+    return names.union(*(imported(Path(f"pipeline/{name}.py")) for name in names))
+
+
+def keys(model: type[BaseModel], prefix: str = "") -> set[str]:
+    found = set()
+    for name, field in model.model_fields.items():
+        nested = isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
+        found |= keys(field.annotation, f"{name}.") if nested else {prefix + name}
+    return found
+
+
+def read_by(path: Path) -> set[str]:
+    """The keys that a stage reads as p.<key> or p.<section>.<key>; a section as a whole counts for all its keys."""
+    text = path.read_text().replace("read_params(params)", "p")
+    found = set(re.findall(r"\bp\.([a-z_]+(?:\.[a-z_]+)?)", text))
+    sections = {name for name, value in VALUES.items() if isinstance(value, dict)}
+    tops = {name if name in keys(Params) else name.split(".")[0] for name in found}
+    return {key for key in keys(Params) if key in tops or (key.split(".")[0] in tops & sections)}
+
+
+def declared(stage: dict) -> set[str]:
+    listed = set(stage.get("params", []))
+    return {key for key in keys(Params) if key in listed or key.split(".")[0] in listed}
+
+
+def flat(values: dict, prefix: str = "") -> set[str]:
+    return set().union(*(flat(v, f"{k}.") if isinstance(v, dict) else {prefix + k} for k, v in values.items()))
+
+
+def test_params_yaml_has_the_typed_keys_and_each_a_comment():
+    assert flat(VALUES) == keys(Params)
+    lines = Path("params.yaml").read_text().splitlines()
+    for before, line in zip(lines, lines[1:], strict=False):
+        if re.match(r" *[a-z_]+: *\S|  [a-z_]+:$", line):
+            assert before.lstrip().startswith("#"), f"no comment above: {line}"
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_stage_depends_on_the_modules_it_imports(name):
+    listed = {dep for dep in STAGES[name]["deps"] if dep.endswith(".py")}
+    modules = imported(Path(f"stages/{name}.py")) - UNTRACKED_MODULES
+    assert listed == {f"stages/{name}.py"} | {f"pipeline/{module}.py" for module in modules}
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_stage_declares_the_parameters_it_reads(name):
+    assert declared(STAGES[name]) == read_by(Path(f"stages/{name}.py")) - UNTRACKED_KEYS
+
+
+def test_every_key_is_read_by_a_stage():
+    tracked = set().union(*(declared(stage) for stage in STAGES.values()))
+    assert tracked | UNTRACKED_KEYS == keys(Params)
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_every_path_in_a_command_is_declared(name):
+    """A file that a command names and DVC does not know would be read stale or left behind."""
+    stage = STAGES[name]
+    listed = [
+        p if isinstance(p, str) else next(iter(p)) for key in ("deps", "outs", "metrics") for p in stage.get(key, [])
+    ]
+    for word in stage["cmd"].split():
+        if "/" in word:
+            assert word in listed
+    assert all("/" not in out or out in stage["cmd"] for out in listed if out.startswith(("data/", "metrics/")))
+
+
+def test_the_library_knows_no_stage():
+    for path in Path("pipeline").glob("*.py"):
+        assert "stages" not in imported_packages(path), path
+
+
+def imported_packages(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add((node.module or "").split(".")[0])
+    return found

@@ -1,0 +1,503 @@
+"""Downloads against a look-alike server with real faults, real kills and a real second process."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+
+from pipeline.download import fetch_dreamsim, fetch_things_eeg2
+from pipeline.errors import InputError
+from pipeline.web import Patience
+from tests.osf_server import Server, fault, serve
+
+QUICK = Patience(
+    first_attempts=3, attempts=4, progress=20_000, backoff=0.02, longest=0.05, total=4, silence=5, slowest=100_000
+)
+HASTY = replace(QUICK, silence=0.25)
+SIZE = 400_000
+CHECKPOINT = "dreamsim_synclr_vitb16_checkpoint.zip"
+CLIENT = """
+import resource, sys
+from pathlib import Path
+from pipeline.download import fetch_things_eeg2
+from pipeline.errors import InputError
+from pipeline.web import Patience
+api, subjects, where, patience, largest_file = eval(sys.argv[1])
+if largest_file:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
+places = [Path(where, name) for name in ("eeg", "images", "image_metadata.npy")]
+try:
+    fetch_things_eeg2(api, subjects, *places, Patience(**patience))
+except InputError as error:
+    sys.exit(f"InputError: {error}")
+"""
+
+
+def make_zip(path: Path, size: int) -> None:
+    noise = random.Random(path.name).randbytes
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("first", noise(size // 2))
+        archive.writestr("second", noise(size // 2))
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """anp5v with two pages and a folder, y63gw with one archive in a folder, and DreamSim's releases."""
+    root = tmp_path_factory.mktemp("published")
+    for number in range(1, 6):
+        make_zip(root / f"anp5v/sub-{number:02}.zip", SIZE)
+    (root / "anp5v/about").mkdir()
+    (root / "anp5v/about/read me.txt").write_text("about")
+    make_zip(root / "y63gw/training_images.zip", SIZE)
+    make_zip(root / "y63gw/the test set/test_images.zip", SIZE // 4)
+    (root / "y63gw/image_metadata.npy").write_bytes(b"\x93NUMPY" + random.Random(1).randbytes(1000))
+    (root / "y63gw/LICENSE.txt").write_text("licence")
+    make_zip(root / "releases/v0.2.1-checkpoints" / CHECKPOINT, SIZE)
+    return root
+
+
+def nodes(published: Path) -> dict[str, Path]:
+    return {"anp5v": published / "anp5v", "y63gw": published / "y63gw"}
+
+
+@pytest.fixture(scope="module")
+def shared_server(published: Path) -> Iterator[Server]:
+    with serve(nodes(published), published / "releases") as server:
+        yield server
+
+
+@pytest.fixture
+def server(shared_server: Server) -> Server:
+    shared_server.set_faults({})
+    shared_server.log()
+    shared_server.clear_log()
+    return shared_server
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("ALIGNED_EEG_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    return tmp_path / "cache"
+
+
+def get(server: Server, where: Path, subjects: list[str] | str = ("sub-01",), patience: Patience = QUICK) -> None:
+    chosen = subjects if subjects == "all" else list(subjects)
+    fetch_things_eeg2(server.api, chosen, where / "eeg", where / "images", where / "image_metadata.npy", patience)
+
+
+def originals(published: Path) -> dict[str, Path]:
+    return {path.name: path for path in published.rglob("*") if path.is_file()}
+
+
+def check(published: Path, where: Path, subjects: list[str] | tuple[str, ...] = ("sub-01",)) -> None:
+    """Just the files that were asked for are in place, byte for byte."""
+    expected = {f"eeg/{subject}.zip" for subject in subjects}
+    expected |= {"images/training_images.zip", "images/test_images.zip", "image_metadata.npy"}
+    got = {str(path.relative_to(where)) for path in where.rglob("*") if path.is_file()}
+    assert got == expected
+    for name in got:
+        assert (where / name).read_bytes() == originals(published)[Path(name).name].read_bytes(), name
+
+
+def sizes(published: Path, *names: str) -> dict[str, int]:
+    return {name: originals(published)[name].stat().st_size for name in names}
+
+
+REST = ("training_images.zip", "test_images.zip", "image_metadata.npy")
+
+
+def test_fetches_what_is_asked_for_and_nothing_twice(
+    server: Server, published: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    get(server, tmp_path / "a", ["sub-02", "sub-05"])
+    check(published, tmp_path / "a", ["sub-02", "sub-05"])
+    assert server.sent() == sizes(published, "sub-02.zip", "sub-05.zip", *REST)
+    output = capfd.readouterr()
+    assert "5 file(s), 0.001 GB" in output.out and "sub-05.zip" in output.out
+    assert output.err == ""  # no progress bar into a pipe
+
+    server.clear_log()
+    get(server, tmp_path / "b", ["sub-02", "sub-05"])  # another clone
+    check(published, tmp_path / "b", ["sub-02", "sub-05"])
+    assert server.log() == []
+    assert os.stat(tmp_path / "a/eeg/sub-02.zip").st_ino == os.stat(tmp_path / "b/eeg/sub-02.zip").st_ino
+
+    get(server, tmp_path / "c", ["sub-02", "sub-03"])  # another list of subjects
+    check(published, tmp_path / "c", ["sub-02", "sub-03"])
+    assert server.sent() == sizes(published, "sub-03.zip")
+
+
+def test_all_subjects_then_offline(published: Path, tmp_path: Path) -> None:
+    everyone = [f"sub-{number:02}" for number in range(1, 6)]
+    with serve(nodes(published), published / "releases", direct=True) as server:
+        get(server, tmp_path / "a", "all")
+        fetch_dreamsim(server.releases, "synclr_vitb16", tmp_path / "weights", QUICK)
+    check(published, tmp_path / "a", everyone)
+    get(server, tmp_path / "b", "all")  # the server is gone
+    check(published, tmp_path / "b", everyone)
+    fetch_dreamsim(server.releases, "synclr_vitb16", tmp_path / "again", QUICK)
+    assert (tmp_path / "again" / CHECKPOINT).read_bytes() == originals(published)[CHECKPOINT].read_bytes()
+    with pytest.raises(InputError, match="no good connection to 127.0.0.1"):
+        get(server, tmp_path / "c", ["sub-06"])
+
+
+DROP = fault("drop", at=150_000)
+FAULTS = {
+    "connection dropped midway": ([DROP], 1),
+    "dropped three times": ([fault("drop", at=at) for at in (1, 150_000, 399_000)], 1),
+    "truncated body": ([fault("truncate", at=150_000)], 1),
+    "one flipped byte": ([fault("flip", at=200_000)], 2),
+    "flipped byte, no hashes": ([fault("flip", at=200_000)], 2),
+    "no hashes": ([], 1),
+    "429 with Retry-After in seconds": ([fault("status", code=429, retry_after="1")], 1),
+    "503 with Retry-After as a date": ([fault("status", code=503, retry_date=2)], 1),
+    "429 at the OSF link": ([fault("api_status", code=429, retry_after="1")], 1),
+    "429 whose Retry-After says nothing": ([fault("status", code=429, retry_after="soon")], 1),
+    "burst of 5xx": ([fault("status", code=code) for code in (500, 502, 503)], 1),
+    "expired link": ([fault("expired")], 1),
+    "expired link after a drop": ([DROP, fault("expired")], 1),
+    "HTML page instead of data": ([fault("html")], 1),
+    "HTML page under another type, after a drop": ([DROP, fault("html", disguised=True)], 1),
+    "slow trickle": ([fault("trickle", rate=60_000)], None),
+    "silence": ([fault("hang", at=150_000, seconds=20)], 1),
+    "Content-Length too large": ([fault("length", by=1000)], 1),
+    "Content-Length too small": ([fault("length", by=-1000)], 1),
+    "Range ignored after a drop": ([DROP, fault("no_range")], None),
+    "a longer body": ([fault("longer", by=1000)], None),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_fault_that_passes(name: str, server: Server, published: Path, tmp_path: Path) -> None:
+    faults, times_sent = FAULTS[name]
+    hidden = [fault("no_hashes", times=-1)] if "no hashes" in name else []
+    server.set_faults({"sub-01.zip": faults, "anp5v": hidden, "y63gw": hidden})
+    start = time.monotonic()
+    get(server, tmp_path / "a", patience=HASTY if name in ("silence", "slow trickle") else QUICK)
+    assert time.monotonic() - start > ("Retry-After in" in name or "Retry-After as" in name)
+    check(published, tmp_path / "a")
+    met = [request["fault"] for request in server.log() if request["fault"]]
+    assert met == [item["kind"] for item in faults]
+    if times_sent:
+        assert server.sent()["sub-01.zip"] == times_sent * sizes(published, "sub-01.zip")["sub-01.zip"]
+    server.clear_log()
+    get(server, tmp_path / "b")
+    check(published, tmp_path / "b")
+    assert server.log() == []
+
+
+LASTING = {
+    "connection dropped at one place": (fault("drop", -1, at=150_000), "no good connection.*150000 of", 150_000),
+    "truncated body": (fault("truncate", -1, at=150_000), "stopped before the end.*150000 of", 150_000),
+    "one flipped byte": (fault("flip", -1, at=200_000), "expected sha256 .*, got .*", 0),
+    "flipped byte, no hashes": (fault("flip", -1, at=200_000), "wrong CRC in its member", 0),
+    "a longer body": (fault("longer", -1, by=1000), "expected 400.* bytes, got more", 0),
+    "429, patience ends": (fault("status", -1, code=429, retry_after="3600"), "429 .*Retry-After 3600", 0),
+    "503 at the OSF link": (fault("api_status", -1, code=503), "127.0.0.1 answered 503", 0),
+    "403 at the OSF link": (fault("api_status", -1, code=403), "answered 403.*check the address", 0),
+    "links always expired": (fault("expired", -1), "403.*as for a link that has expired", 0),
+    "HTML page instead of data": (fault("html", -1), "HTML page, not data", 0),
+    "silence": (fault("hang", -1, at=150_000, seconds=20), "ReadTimeout", 150_000),
+}
+
+
+@pytest.mark.parametrize("name", LASTING)
+def test_fault_that_lasts(name: str, server: Server, published: Path, tmp_path: Path, cache: Path) -> None:
+    lasting, message, kept = LASTING[name]
+    hidden = [fault("no_hashes", times=-1)] if "no hashes" in name else []
+    server.set_faults({"sub-01.zip": [lasting], "anp5v": hidden})
+    with pytest.raises(InputError, match=f"(?s)^[^\n]*sub-01.zip: [^\n]*{message}[^\n]*$"):
+        get(server, tmp_path / "a", ["sub-01", "sub-02"], HASTY if name == "silence" else QUICK)
+    assert not (tmp_path / "a/eeg/sub-01.zip").exists()
+    assert sum(path.stat().st_size for path in cache.glob("*.part")) == kept
+    server.set_faults({"anp5v": hidden})
+    server.log()
+    server.clear_log()
+    get(server, tmp_path / "a", ["sub-01", "sub-02"])
+    check(published, tmp_path / "a", ["sub-01", "sub-02"])
+    assert server.sent() == {"sub-01.zip": sizes(published, "sub-01.zip")["sub-01.zip"] - kept}
+
+
+def test_slow_but_steady_is_left_alone(server: Server, published: Path, tmp_path: Path) -> None:
+    server.set_faults({"sub-01.zip": [fault("trickle", rate=500_000)]})
+    get(server, tmp_path / "a", patience=HASTY)
+    check(published, tmp_path / "a")
+    assert sum(request["port"] == "storage" and request["name"] == "sub-01.zip" for request in server.log()) == 1
+
+
+def test_many_drops_that_bring_bytes_are_no_reason_to_give_up(server: Server, published: Path, tmp_path: Path) -> None:
+    server.set_faults({"sub-01.zip": [fault("drop", at=at) for at in range(40_000, 400_000, 40_000)]})
+    get(server, tmp_path / "a")
+    check(published, tmp_path / "a")
+    assert server.sent()["sub-01.zip"] == sizes(published, "sub-01.zip")["sub-01.zip"]
+
+
+def client(
+    server: Server, where: Path, subjects: list[str], patience: Patience = QUICK, largest_file: int = 0
+) -> subprocess.Popen[str]:
+    arguments = repr((server.api, subjects, str(where), asdict(patience), largest_file))
+    root = Path(__file__).parent.parent
+    return subprocess.Popen(
+        [sys.executable, "-c", CLIENT, arguments], cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 20) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
+def cached(cache: Path) -> int:
+    """Bytes of data in the cache."""
+    return sum(path.stat().st_size for path in cache.glob("*") if path.suffix not in (".json", ".lock"))
+
+
+SUBJECTS = ["sub-01", "sub-02", "sub-03"]
+
+
+@pytest.mark.parametrize("point", [0, 50_000, 600_000, 1_100_000, 1_500_000])
+def test_killed_midway_only_the_rest_is_fetched(
+    point: int, server: Server, published: Path, tmp_path: Path, cache: Path
+) -> None:
+    names = [f"{subject}.zip" for subject in SUBJECTS] + list(REST)
+    server.set_faults({name: [fault("trickle", -1, rate=1_000_000)] for name in names})
+    process = client(server, tmp_path / "a", SUBJECTS)
+    wait_until(lambda: cache.exists() and cached(cache) >= point)
+    process.kill()
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    for path in (tmp_path / "a").rglob("*.*"):
+        assert path.read_bytes() == originals(published)[path.name].read_bytes()
+    kept = cached(cache)
+    assert point <= kept < sum(sizes(published, *names).values())
+    server.set_faults({})
+    server.log()
+    server.clear_log()
+    get(server, tmp_path / "a", SUBJECTS)
+    check(published, tmp_path / "a", SUBJECTS)
+    assert sum(server.sent().values()) == sum(sizes(published, *names).values()) - kept
+
+
+def test_interrupted_while_the_server_is_silent(server: Server, published: Path, tmp_path: Path, cache: Path) -> None:
+    silent = fault("hang", -1, at=150_000, seconds=20)
+    server.set_faults({"sub-01.zip": [silent], "training_images.zip": [silent]})
+    process = client(server, tmp_path / "a", ["sub-01"], replace(QUICK, silence=60))
+    wait_until(lambda: cache.exists() and len(list(cache.glob("*.part"))) == 2 and cached(cache) > 400_000)
+    process.send_signal(signal.SIGINT)
+    start = time.monotonic()
+    process.communicate()
+    assert process.returncode != 0 and time.monotonic() - start < 5
+    kept = cached(cache)
+    server.set_faults({})
+    server.log()
+    server.clear_log()
+    get(server, tmp_path / "a")
+    check(published, tmp_path / "a")
+    assert sum(server.sent().values()) == sum(sizes(published, "sub-01.zip", *REST).values()) - kept
+
+
+def test_killed_between_the_last_byte_and_the_name(
+    server: Server, published: Path, tmp_path: Path, cache: Path
+) -> None:
+    get(server, tmp_path / "a")
+    for entry in [path for path in cache.iterdir() if path.suffix == ""]:
+        entry.rename(f"{entry}.part")
+    server.clear_log()
+    get(server, tmp_path / "b")
+    check(published, tmp_path / "b")
+    assert server.sent() == {}
+
+
+def test_two_runs_at_once_fetch_each_file_once(server: Server, published: Path, tmp_path: Path) -> None:
+    names = [f"{subject}.zip" for subject in SUBJECTS] + list(REST)
+    server.set_faults({name: [fault("trickle", -1, rate=1_000_000)] for name in names})
+    processes = [client(server, tmp_path / where, SUBJECTS) for where in ("a", "b")]
+    outputs = [process.communicate(timeout=60) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    assert any("another run is fetching it" in error for _, error in outputs)
+    for where in ("a", "b"):
+        check(published, tmp_path / where, SUBJECTS)
+    assert server.sent() == sizes(published, *names)
+
+
+def test_a_file_that_cannot_grow_is_kept_and_finished_later(server: Server, published: Path, tmp_path: Path) -> None:
+    process = client(server, tmp_path / "a", ["sub-01"], largest_file=250_000)
+    error = process.communicate()[1]
+    assert process.returncode == 1 and error.count("InputError") == 1, error
+    assert "File too large" in error and "250000 of 400" in error
+    assert "Traceback" not in error
+    server.clear_log()
+    get(server, tmp_path / "a")
+    check(published, tmp_path / "a")
+    expected = {name: size - 250_000 for name, size in sizes(published, "sub-01.zip", "training_images.zip").items()}
+    assert server.sent() == expected
+
+
+def test_no_room_is_said_before_the_first_byte(server: Server, tmp_path: Path) -> None:
+    huge = fault("listed", -1, name="sub-01.zip", attributes={"size": 10**16})
+    server.set_faults({"anp5v": [huge]})
+    with pytest.raises(InputError, match=r"cache: the files need 10000000.* GB more and only .* GB are free"):
+        get(server, tmp_path / "a")
+    assert server.sent() == {}
+    assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "empty"])
+def test_damaged_cache_is_noticed(
+    damage: str, server: Server, published: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    server.set_faults({node: [fault("no_hashes", -1)] for node in ("anp5v", "y63gw")})
+    get(server, tmp_path / "a")
+    metadata = tmp_path / "a/image_metadata.npy"  # a hard link into the cache, as DVC holds one, read-only
+    data = metadata.read_bytes()
+    metadata.write_bytes({"flip": data[:50] + b"\x00\x01" + data[52:], "cut": data[:50], "empty": b""}[damage])
+    for path in (tmp_path / "a").rglob("*.*"):
+        path.chmod(0o444)
+    server.clear_log()
+    get(server, tmp_path / "b")
+    check(published, tmp_path / "b")
+    assert server.sent() == sizes(published, "image_metadata.npy")
+    assert "the copy in the cache is damaged (expected" in capfd.readouterr().err
+
+
+def test_damaged_partial_and_lost_records(server: Server, published: Path, tmp_path: Path, cache: Path) -> None:
+    server.set_faults({"sub-01.zip": [fault("drop", -1, at=150_000)]})
+    with pytest.raises(InputError):
+        get(server, tmp_path / "a")
+    (part,) = cache.glob("*.part")
+    part.write_bytes(bytes(150_000))
+    for record in cache.glob("*.json"):
+        record.write_text("{")
+    server.set_faults({})
+    server.log()
+    server.clear_log()
+    get(server, tmp_path / "a")
+    check(published, tmp_path / "a")
+    size = sizes(published, "sub-01.zip")["sub-01.zip"]
+    assert server.sent() == {"sub-01.zip": size - 150_000 + size}
+
+
+def test_copies_where_hard_links_cannot_be(
+    server: Server,
+    published: Path,
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    memory = Path("/dev/shm")
+    if not memory.is_dir() or memory.stat().st_dev == tmp_path.stat().st_dev:
+        pytest.skip("needs a second file system")
+    name = memory / f"test-{os.getpid()}"
+    monkeypatch.setenv("ALIGNED_EEG_CACHE", str(name))
+    try:
+        get(server, tmp_path / "a")
+        check(published, tmp_path / "a")
+        assert os.stat(tmp_path / "a/eeg/sub-01.zip").st_nlink == 1
+    finally:
+        for path in name.iterdir():
+            path.unlink()
+        name.rmdir()
+
+
+LISTINGS = {
+    "an HTML page": (fault("html", -1), "HTML page"),
+    "no JSON": (fault("text", -1, body="{"), "expected a file listing of OSF's API"),
+    "other JSON": (fault("text", -1, body='{"data": [{"id": 1}]}'), "expected a file listing of OSF's API"),
+    "nothing": (fault("text", -1, body='{"data": [], "links": {"next": null}}'), "no subject sub-01.*there are none"),
+    "5xx": (fault("api_status", -1, code=502), "answered 502"),
+    "404": (fault("api_status", -1, code=404), "answered 404"),
+    "no size": (fault("listed", -1, name="sub-01.zip", attributes={"size": None}), "with a size and a download link"),
+    "a strange hash": (
+        fault("listed", -1, name="sub-01.zip", attributes={"extra": {"hashes": {"sha256": "../../x"}}}),
+        "expected a file listing of OSF's API",
+    ),
+    "two of a name": (fault("listed", -1, name="sub-02.zip", attributes={"name": "sub-01.zip"}), "got 2 by that name"),
+}
+
+
+@pytest.mark.parametrize("name", LISTINGS)
+def test_listing_that_is_none(name: str, server: Server, tmp_path: Path) -> None:
+    bad, message = LISTINGS[name]
+    server.set_faults({"anp5v": [bad]})
+    with pytest.raises(InputError, match=message):
+        get(server, tmp_path / "a")
+    assert server.sent() == {}
+
+
+def test_listing_faults_that_pass_and_a_page_that_names_itself(server: Server, published: Path, tmp_path: Path) -> None:
+    passing = [fault("api_status", code=429, retry_after="0"), fault("html"), fault("api_status", code=503)]
+    server.set_faults({"anp5v": passing[:2], "y63gw": passing[2:]})
+    get(server, tmp_path / "a")
+    check(published, tmp_path / "a")
+    server.set_faults({"anp5v": [fault("page_loop", -1)]})
+    with pytest.raises(InputError, match="sub-05"):
+        get(server, tmp_path / "a", ["sub-05"])
+
+
+def test_only_an_md5(server: Server, published: Path, tmp_path: Path) -> None:
+    wrong = {"extra": {"hashes": {"md5": "0" * 32, "sha256": None}}}
+    server.set_faults({"anp5v": [fault("listed", -1, name="sub-01.zip", attributes=wrong)]})
+    with pytest.raises(InputError, match=f"expected md5 {'0' * 32}, got "):
+        get(server, tmp_path / "a")
+    server.set_faults({})
+    get(server, tmp_path / "a")
+    check(published, tmp_path / "a")
+
+
+def test_subjects_that_are_not_there(server: Server, tmp_path: Path) -> None:
+    message = "no subject sub-17, ../x; there are sub-01, sub-02, sub-03, sub-04, sub-05"
+    with pytest.raises(InputError, match=message):
+        get(server, tmp_path / "a", ["sub-01", "sub-17", "../x"])
+    with pytest.raises(InputError, match="no subject was chosen"):
+        get(server, tmp_path / "a", [])
+
+
+def test_addresses_and_folders_that_cannot_be(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for api in ("api.osf.io/v2", "ftp://127.0.0.1/v2", "http://[", "", "http://127.0.0.1:1/v2"):
+        with pytest.raises(InputError):
+            get(replace(server, api=api), tmp_path / "a")
+    (tmp_path / "file").write_text("")
+    for folder in ("here", str(tmp_path / "file"), str(tmp_path / "file/below")):
+        monkeypatch.setenv("ALIGNED_EEG_CACHE", folder)
+        with pytest.raises(InputError, match="ALIGNED_EEG_CACHE"):
+            get(server, tmp_path / "a")
+
+
+def test_dreamsim(server: Server, published: Path, tmp_path: Path) -> None:
+    whole = originals(published)[CHECKPOINT]
+    server.set_faults({CHECKPOINT: [fault("html"), fault("expired"), DROP, DROP, fault("flip", at=200_000)]})
+    fetch_dreamsim(server.releases, "synclr_vitb16", tmp_path / "a", QUICK)
+    assert (tmp_path / "a" / CHECKPOINT).read_bytes() == whole.read_bytes()
+    server.clear_log()
+    fetch_dreamsim(server.releases + "/", "synclr_vitb16", tmp_path / "b", QUICK)
+    assert (tmp_path / "b" / CHECKPOINT).read_bytes() == whole.read_bytes()
+    assert server.log() == []
+    with pytest.raises(InputError, match="'vgg'; there are synclr_vitb16, dinov2_vitb14, "):
+        fetch_dreamsim(server.releases, "vgg", tmp_path / "a", QUICK)
+    with pytest.raises(InputError, match="answered 404.*check the address"):
+        fetch_dreamsim(server.releases, "ensemble", tmp_path / "a", QUICK)
+
+
+def test_dreamsim_resumes(server: Server, published: Path, tmp_path: Path) -> None:
+    size = originals(published)[CHECKPOINT].stat().st_size
+    server.set_faults({CHECKPOINT: [fault("drop", -1, at=150_000)]})
+    with pytest.raises(InputError, match=f"150000 of {size} bytes are kept"):
+        fetch_dreamsim(server.releases, "synclr_vitb16", tmp_path / "a", QUICK)
+    server.set_faults({})
+    server.log()
+    server.clear_log()
+    fetch_dreamsim(server.releases, "synclr_vitb16", tmp_path / "a", QUICK)
+    assert server.sent() == {CHECKPOINT: 64 + size - 150_000}
+    assert (tmp_path / "a" / CHECKPOINT).read_bytes() == originals(published)[CHECKPOINT].read_bytes()

@@ -1,0 +1,237 @@
+"""Preprocessing: the values are those of numpy, the bytes are the same each time, memory stays bounded."""
+
+import resource
+import subprocess
+import sys
+import time
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from pipeline.eeg import _picks, _samples, preprocess
+from pipeline.errors import InputError
+from pipeline.recordings import read_split
+from pipeline.things_eeg2 import Layout
+from tests.test_things_eeg2 import CH_NAMES, SHAPES, TIMES, make_metadata, make_recording, write_eeg, write_metadata
+
+REFERENCE = {
+    "average_repetitions": True,
+    "channels": "all",
+    "window": [-0.2, 0.79],
+    "normalise": "none",
+    "dtype": "float32",
+    "workers": 2,
+}
+
+
+@pytest.fixture(scope="module")
+def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two subjects and the metadata."""
+    folder = tmp_path_factory.mktemp("raw")
+    for seed, subject in enumerate(("sub-01", "sub-02")):
+        recordings = {split: make_recording(split, seed) for split in SHAPES}
+        recordings["train"]["preprocessed_eeg_data"][0, 1, 2] = 0  # a channel that was switched off
+        recordings["train"]["preprocessed_eeg_data"][1, 1, 2] = -329
+        write_eeg(folder / f"{subject}.zip", recordings)
+    write_metadata(folder / "image_metadata.npy", make_metadata())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def prepared(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return run(raw, tmp_path_factory.mktemp("eeg"))
+
+
+def run(raw: Path, out: Path, **changes: object) -> Path:
+    preprocess(raw, raw / "image_metadata.npy", out, **(REFERENCE | changes))
+    return out
+
+
+def released(raw: Path, subject: str, split: str) -> np.ndarray:
+    """The EEG as plain numpy reads it."""
+    name = {"train": "training", "test": "test"}[split]
+    with (
+        zipfile.ZipFile(raw / f"{subject}.zip") as archive,
+        archive.open(f"{subject}/preprocessed_eeg_{name}.npy") as file,
+    ):
+        return np.load(file, allow_pickle=True).item()["preprocessed_eeg_data"]
+
+
+def test_values_names_and_ids(raw: Path, prepared: Path) -> None:
+    assert sorted(path.name for path in prepared.iterdir()) == ["sub-01.h5", "sub-02.h5"]
+    metadata = make_metadata()
+    for subject in ("sub-01", "sub-02"):
+        train = read_split(prepared / f"{subject}.h5", "train", average=True)
+        test = read_split(prepared / f"{subject}.h5", "test", average=False)
+        assert np.array_equal(train.eeg, released(raw, subject, "train").mean(axis=1).astype(np.float32))
+        assert np.array_equal(test.eeg, released(raw, subject, "test").astype(np.float32))
+        for recording, split, folder in ((train, "train", "training_images"), (test, "test", "test_images")):
+            assert (recording.subject, recording.ch_names, recording.sfreq) == (subject, tuple(CH_NAMES), 100.0)
+            assert np.array_equal(recording.times, TIMES)
+            names = zip(metadata[f"{split}_img_concepts"], metadata[f"{split}_img_files"], strict=True)
+            assert list(recording.image_ids) == [f"{folder}/{concept}/{file}" for concept, file in names]
+            assert list(recording.concept) == metadata[f"{split}_img_concepts"]
+            assert list(recording.things_concept) == metadata[f"{split}_img_concepts_THINGS"]
+
+
+def test_average_of_stored_repetitions(prepared: Path) -> None:
+    every = read_split(prepared / "sub-01.h5", "test", average=False).eeg
+    mean = read_split(prepared / "sub-01.h5", "test", average=True).eeg
+    assert mean.dtype == np.float32
+    np.testing.assert_allclose(mean, every.mean(axis=1, dtype=np.float64), rtol=1e-6)
+
+
+def test_a_neuroscientist_opens_it_without_us(prepared: Path) -> None:
+    with h5py.File(prepared / "sub-01.h5") as file:
+        assert [axis.label for axis in file["train/eeg"].dims] == ["condition", "channel", "time"]
+        assert [axis.label for axis in file["test/eeg"].dims] == ["condition", "repetition", "channel", "time"]
+        for split in SHAPES:
+            condition, *_, channel, moment = file[split]["eeg"].dims
+            scales = [condition[0], channel[0], moment[0]]
+            assert [scale.name for scale in scales] == [f"/{split}/image_ids", "/ch_names", "/times"]
+        assert file["times"].attrs["units"] == "s"
+        assert "no physical unit" in file["train/eeg"].attrs["units"]
+        attributes = dict(file.attrs)
+    assert attributes["window"].tolist() == [-0.2, 0.79]
+    for name in ("average_repetitions", "channels", "normalise", "dtype"):
+        assert attributes[name] == REFERENCE[name]
+    assert (attributes["source"], len(attributes["source_sha256"])) == ("sub-01.zip", 64)
+    assert attributes["h5py_version"] == h5py.__version__
+    assert attributes["numpy_version"] == np.__version__
+
+
+def test_same_bytes_each_time(raw: Path, prepared: Path, tmp_path: Path) -> None:
+    time.sleep(1.1)  # HDF5 time stamps have whole seconds
+    again = run(raw, tmp_path, workers=1)
+    for name in ("sub-01.h5", "sub-02.h5"):
+        assert (again / name).read_bytes() == (prepared / name).read_bytes()
+
+
+def test_channels_window_and_repetitions(raw: Path, tmp_path: Path) -> None:
+    run(raw, tmp_path, channels=["Oz", "Pz"], window=[0.1, 0.3], average_repetitions=False, dtype="float64")
+    for split in SHAPES:
+        recording = read_split(tmp_path / "sub-02.h5", split, average=False)
+        expected = released(raw, "sub-02", split)[:, :, [CH_NAMES.index("Oz"), CH_NAMES.index("Pz")], 30:51]
+        assert recording.eeg.dtype == np.float64
+        assert np.array_equal(recording.eeg, expected)
+        assert recording.ch_names == ("Oz", "Pz")
+        assert (recording.times[0], recording.times[-1], recording.sfreq) == (0.1, 0.3, 100.0)
+        mean = read_split(tmp_path / "sub-02.h5", split, average=True)
+        np.testing.assert_allclose(mean.eeg, expected.mean(axis=1), rtol=1e-9, atol=1e-12)
+    with h5py.File(tmp_path / "sub-02.h5") as file:
+        assert list(file.attrs["channels"]) == ["Oz", "Pz"]
+
+
+def test_trial_normalisation(raw: Path, tmp_path: Path) -> None:
+    run(raw, tmp_path, normalise="trial", window=[0, 0.79], dtype="float64")
+    x = released(raw, "sub-01", "train")[..., 20:]
+    x[0, 1, 2] = 1  # any constant: centred it is zero, as the switched-off channel stays
+    by_hand = np.zeros_like(x)
+    for trace in np.ndindex(x.shape[:3]):
+        by_hand[trace] = (x[trace] - x[trace].sum() / 80) / np.sqrt((x[trace] ** 2).sum())
+    eeg = read_split(tmp_path / "sub-01.h5", "train", average=True).eeg
+    np.testing.assert_allclose(eeg, by_hand.mean(axis=1), atol=1e-12)
+
+
+def test_refuses_a_channel_that_is_not_there(raw: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="sub-0[12].zip: has no channel 'Cz' .*it has Pz O1 Oz"):
+        run(raw, tmp_path, channels=["Pz", "Cz"])
+    assert not list(tmp_path.iterdir()), "something half-written is left"
+
+
+@pytest.mark.parametrize(
+    ("choose", "wanted", "message"),
+    [
+        (_picks, ["Pz", "Pz"], "name each wanted channel once"),
+        (_picks, [], "is empty"),
+        (_samples, [-0.5, 0.79], "window -0.5 .. 0.79 s is no part of the recorded -0.2 .. 0.79 s"),
+        (_samples, [0.3, 0.1], "is no part"),
+        (_samples, [0.104, 0.106], "no sample lies in"),
+    ],
+)
+def test_refuses_parameters_that_do_not_fit(choose: Callable, wanted: list, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        choose(Layout(tuple(CH_NAMES), TIMES), wanted, Path("sub-01.zip"))
+
+
+@pytest.mark.parametrize("window", ([-0.2, 0.79], [-0.1999999, 0.7900001], [0.0, 0.0], [0.1, 0.3]))
+def test_window_includes_both_ends(window: list[float]) -> None:
+    times = np.arange(-20, 80) * 0.01 + 1e-9 * (-1) ** np.arange(100)  # steps of 0.01 with the noise of arithmetic
+    kept = times[_samples(Layout(("Pz",), times), window, Path("sub-01.zip"))]
+    assert np.array_equal(np.round(kept, 2), np.arange(round(window[0] * 100), round(window[1] * 100) + 1) / 100)
+
+
+def test_leaves_nothing_half_written(tmp_path: Path) -> None:
+    (tmp_path / "raw").mkdir()
+    recordings = {split: make_recording(split) for split in SHAPES}
+    recordings["test"]["preprocessed_eeg_data"][-1, -1, -1, -1] = 1e300
+    write_eeg(tmp_path / "raw" / "sub-01.zip", recordings)
+    write_metadata(tmp_path / "raw" / "image_metadata.npy", make_metadata())
+    with pytest.raises(InputError, match="sub-01.zip: EEG values near condition 0 are too large for float32"):
+        run(tmp_path / "raw", tmp_path / "eeg")
+    assert not list((tmp_path / "eeg").iterdir())
+    (tmp_path / "raw" / "sub-01.zip").unlink()
+    with pytest.raises(InputError, match="holds no sub-XX.zip; run the download"):
+        run(tmp_path / "raw", tmp_path / "eeg")
+
+
+def test_refuses_foreign_and_damaged_files(prepared: Path, tmp_path: Path) -> None:
+    path = tmp_path / "sub-01.h5"
+    whole = (prepared / "sub-01.h5").read_bytes()
+    for data in (b"", b"no HDF5", whole[: len(whole) // 2], whole[:-1]):
+        path.write_bytes(data)
+        with pytest.raises(InputError, match="sub-01.h5: is not a whole EEG file"):
+            read_split(path, "train", average=True)
+    for change, message in (
+        (lambda file: file.pop("times"), "is not a whole EEG file"),
+        (lambda file: file.pop("train"), "is not a whole EEG file"),
+        (lambda file: file.attrs.pop("sfreq"), "is not a whole EEG file"),
+        (lambda file: file["train"]["image_ids"].__setitem__(0, file["train"]["image_ids"][1]), "are not unique"),
+        (
+            lambda file: (file.pop("ch_names"), file.create_dataset("ch_names", data=["Pz"])),
+            "expected floating point with",
+        ),
+    ):
+        path.write_bytes(whole)
+        with h5py.File(path, "r+") as file:
+            change(file)
+        with pytest.raises(InputError, match=message):
+            read_split(path, "train", average=True)
+    with pytest.raises(InputError, match="absent.h5"):
+        read_split(tmp_path / "absent.h5", "train", average=True)
+
+
+def test_memory_does_not_grow_with_the_data(tmp_path: Path) -> None:
+    """A process that is hardly larger than its imports (120 MB) reads 270 MB of training EEG."""
+    (tmp_path / "raw").mkdir()
+    big, small = (5000, 4, 17, 100), (8, 5, 17, 100)
+    ch_names = [f"P{i}" for i in range(17)]
+    recordings = {
+        split: {"preprocessed_eeg_data": np.zeros(shape), "ch_names": ch_names, "times": TIMES}
+        for split, shape in (("train", big), ("test", small))
+    }
+    write_eeg(tmp_path / "raw" / "sub-01.zip", recordings)
+    metadata = make_metadata()
+    metadata["train_img_files"] = [f"{i}.jpg" for i in range(big[0])]
+    metadata["train_img_concepts"] = metadata["train_img_concepts_THINGS"] = ["thing"] * big[0]
+    write_metadata(tmp_path / "raw" / "image_metadata.npy", metadata)
+    script = (
+        "import resource, sys; from pathlib import Path; from tests.test_eeg import run, peak_mb\n"
+        "if __name__ == '__main__':\n"
+        "    run(Path(sys.argv[1]), Path(sys.argv[2]))\n"
+        "    print(peak_mb(resource.RUSAGE_CHILDREN))\n"
+    )
+    (tmp_path / "script.py").write_text(script)
+    command = [sys.executable, str(tmp_path / "script.py"), str(tmp_path / "raw"), str(tmp_path / "eeg")]
+    root = Path(__file__).parents[1]
+    out = subprocess.run(command, check=True, capture_output=True, text=True, env={"PYTHONPATH": str(root)}).stdout
+    assert float(out) < 220
+    assert read_split(tmp_path / "eeg" / "sub-01.h5", "train", average=True).eeg.shape == (5000, 17, 100)
+
+
+def peak_mb(who: int) -> float:
+    return resource.getrusage(who).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6

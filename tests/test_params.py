@@ -1,0 +1,67 @@
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipeline.errors import InputError
+from pipeline.params import read_params
+
+SHIPPED = Path("params.yaml")
+
+
+def changed(tmp_path: Path, key: str, value: object) -> Path:
+    """A copy of params.yaml with one key set, or removed where the value is None."""
+    values = yaml.safe_load(SHIPPED.read_text())
+    *sections, last = key.split(".")
+    section = values
+    for name in sections:
+        section = section[name]
+    if value is None:
+        del section[last]
+    else:
+        section[last] = value
+    path = tmp_path / "params.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+def test_the_shipped_file_is_valid():
+    assert read_params(SHIPPED).dataset == "sample"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("dataset", "things", "dataset is 'things': input should be 'sample' or 'things-eeg2'"),
+        ("encoder", "align", "encoder is 'align': input should be 'unaligned' or 'aligned'"),
+        ("backbone", "resnet50", "backbone is 'resnet50'"),
+        ("subjects", "sub-01", "subjects is 'sub-01': input should be 'all', or input should be a valid list"),
+        ("subjects", [], "subjects is []"),
+        ("seed", "42", "seed is '42': input should be a valid integer"),
+        ("train.epochs", 0, "train.epochs is 0: input should be greater than 0"),
+        ("train.learning_rate", float("nan"), "train.learning_rate is nan: input should be a finite number"),
+        ("train.epocs", 10, "unknown key train.epocs"),
+        ("encder", "aligned", "unknown key encder"),
+        ("train.epochs", None, "the key train.epochs is missing"),
+        ("embed", None, "the key embed is missing"),
+    ],
+)
+def test_a_wrong_value_is_told_in_one_sentence(tmp_path, key, value, message):
+    with pytest.raises(InputError, match=re.escape(message)) as error:
+        read_params(changed(tmp_path, key, value))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["train: [", "", "just words", "\t"])
+def test_a_damaged_file_is_told_in_one_sentence(tmp_path, text):
+    path = tmp_path / "params.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError, match="params.yaml") as error:
+        read_params(path)
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_file_is_told(tmp_path):
+    with pytest.raises(InputError, match="cannot be read"):
+        read_params(tmp_path / "params.yaml")

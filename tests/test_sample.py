@@ -1,0 +1,199 @@
+import io
+import json
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import dreamsim
+import numpy as np
+import peft
+import pytest
+import safetensors.torch
+import torch
+from dreamsim import PerceptualModel
+from dreamsim.feature_extraction import load_synclr_as_dino, vision_transformer
+from PIL import Image
+
+from pipeline import sample
+from pipeline.errors import InputError
+
+TINY = sample.Size(train_concepts=6, images_per_concept=2, test_concepts=3, train_repetitions=2, test_repetitions=3)
+CONFIG = {"model_type": "synclr_vitb16", "feat_type": "cls", "stride": "16"}  # what dreamsim uses for this backbone
+
+
+def make(directory: Path, subjects: list[str] | str = "all") -> Path:
+    sample.make_raw(subjects, directory / "eeg", directory / "images", directory / "image_metadata.npy", TINY)
+    return directory
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+
+
+def unpickled(file: Path | io.BytesIO) -> dict:
+    array = np.load(file, allow_pickle=True)  # made by this very test
+    assert array.shape == ()
+    assert array.dtype == object
+    return array.item()
+
+
+@pytest.fixture(scope="module")
+def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make(tmp_path_factory.mktemp("raw"))
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The checkpoint archive, unpacked as dreamsim does it."""
+    directory = tmp_path_factory.mktemp("weights")
+    sample.make_checkpoint("synclr_vitb16", directory)
+    with zipfile.ZipFile(directory / "dreamsim_synclr_vitb16_checkpoint.zip") as archive:
+        archive.extractall(directory / "unpacked")
+    return directory
+
+
+def test_metadata_is_as_published(raw: Path) -> None:
+    metadata = unpickled(raw / "image_metadata.npy")
+    columns = ("img_concepts", "img_files", "img_concepts_THINGS")
+    assert set(metadata) == {f"{split}_{column}" for split in ("train", "test") for column in columns}
+    for split, n_concepts, n_images in (("train", 6, 12), ("test", 3, 3)):
+        concepts, files, things = (metadata[f"{split}_{column}"] for column in columns)
+        assert len(concepts) == len(files) == len(things) == n_images
+        assert sorted(set(concepts)) == list(dict.fromkeys(concepts))
+        assert sorted({int(name[:5]) for name in concepts}) == list(range(1, n_concepts + 1))  # restarts in each split
+        assert [name[6:] for name in concepts] == [name[6:] for name in things] == [name[:12] for name in files]
+    assert not set(metadata["train_img_concepts_THINGS"]) & set(metadata["test_img_concepts_THINGS"])
+    both = metadata["train_img_concepts_THINGS"] + metadata["test_img_concepts_THINGS"]
+    assert sorted({int(name[:5]) for name in both}) == list(range(1, 10))
+
+
+def test_image_archives_hold_a_picture_for_each_row(raw: Path) -> None:
+    metadata = unpickled(raw / "image_metadata.npy")
+    sizes = set()
+    for folder, split in (("training_images", "train"), ("test_images", "test")):
+        rows = zip(metadata[f"{split}_img_concepts"], metadata[f"{split}_img_files"], strict=True)
+        with zipfile.ZipFile(raw / "images" / f"{folder}.zip") as archive:
+            assert archive.namelist() == [f"{folder}/{concept}/{file}" for concept, file in rows]
+            for name in archive.namelist():
+                with Image.open(io.BytesIO(archive.read(name))) as picture:
+                    assert (picture.format, picture.mode) == ("JPEG", "RGB")
+                    assert all(480 <= length <= 520 for length in picture.size)
+                    sizes.add(picture.size)
+    assert len(sizes) > 1
+
+
+@pytest.mark.parametrize("subject", sample.SUBJECTS)
+def test_eeg_archive_is_as_published(raw: Path, subject: str) -> None:
+    with zipfile.ZipFile(raw / "eeg" / f"{subject}.zip") as archive:
+        assert archive.namelist() == [f"{subject}/preprocessed_eeg_{split}.npy" for split in ("training", "test")]
+        assert {entry.compress_type for entry in archive.infolist()} == {zipfile.ZIP_DEFLATED}
+        for split, shape in (("training", (12, 2, 17, 100)), ("test", (3, 3, 17, 100))):
+            arrays = unpickled(io.BytesIO(archive.read(f"{subject}/preprocessed_eeg_{split}.npy")))
+            assert list(arrays) == ["preprocessed_eeg_data", "ch_names", "times"]
+            assert " ".join(arrays["ch_names"]) == "Pz P3 P7 O1 Oz O2 P4 P8 P1 P5 PO7 PO3 POz PO4 PO8 P6 P2"
+            assert type(arrays["ch_names"]) is list
+            assert arrays["times"].dtype == arrays["preprocessed_eeg_data"].dtype == np.float64
+            np.testing.assert_allclose(arrays["times"], np.linspace(-0.20, 0.79, 100), atol=1e-12)
+            assert arrays["preprocessed_eeg_data"].shape == shape
+            assert 0.5 < arrays["preprocessed_eeg_data"].std() < 2
+
+
+def test_responses_follow_the_stimulus_and_differ_between_images() -> None:
+    features = np.random.default_rng(0).standard_normal((4, 60))
+    kernel = sample._kernel(np.random.default_rng(1))
+    eeg = sample._simulate_eeg(features, kernel, 400, np.random.default_rng(2))
+    noise = eeg.std(axis=1, keepdims=True).mean() / 20  # of a mean over 400 repetitions
+    evoked = eeg.mean(axis=1)
+    before, after = evoked[..., sample.TIMES < 0.08], evoked[..., sample.TIMES > 0.15]
+    assert before.std() == pytest.approx(noise, rel=0.3)
+    assert after.std() > 3 * noise
+    assert abs(np.corrcoef(after.reshape(4, -1))[np.triu_indices(4, 1)]).max() < 0.6
+
+
+def test_noise_is_pink() -> None:
+    eeg = sample._simulate_eeg(np.zeros((20, 60)), np.zeros((60, 17, 100)), 20, np.random.default_rng(0))
+    power = (np.abs(np.fft.rfft(eeg)) ** 2).mean(axis=(0, 1, 2))
+    slope = np.polyfit(np.log(np.arange(1, 50)), np.log(power[1:50]), 1)[0]
+    assert slope == pytest.approx(-1, abs=0.05)
+    assert eeg.mean(axis=-1).std() < 1e-3
+
+
+def test_bytes_are_the_same_in_another_process_with_another_number_of_threads(
+    raw: Path, weights: Path, tmp_path: Path
+) -> None:
+    program = (
+        "import sys; from pathlib import Path; from pipeline import sample; d = Path(sys.argv[1])\n"
+        f"sample.make_raw('all', d / 'eeg', d / 'images', d / 'image_metadata.npy', sample.{TINY!r})\n"
+        "sample.make_checkpoint('synclr_vitb16', d)\n"
+    )
+    environment = {"PYTHONPATH": ".", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONHASHSEED": "7"}
+    subprocess.run([sys.executable, "-c", program, tmp_path], check=True, env=environment)
+    again = contents(tmp_path)
+    name = "dreamsim_synclr_vitb16_checkpoint.zip"
+    assert again.pop(name) == (weights / name).read_bytes()
+    assert again == contents(raw)
+
+
+def test_one_subject_alone_has_the_same_bytes(raw: Path, tmp_path: Path) -> None:
+    alone, both = contents(make(tmp_path, ["sub-02"])), contents(raw)
+    assert set(both) - set(alone) == {"eeg/sub-01.zip"}
+    assert all(both[name] == data for name, data in alone.items())
+    assert both["eeg/sub-01.zip"] != both["eeg/sub-02.zip"]
+
+
+def test_an_unknown_subject_or_backbone_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="sub-01, sub-02.*'sub-03'"):
+        make(tmp_path, ["sub-01", "sub-03"])
+    with pytest.raises(InputError, match="synclr_vitb16.*'clip_vitb32'"):
+        sample.make_checkpoint("clip_vitb32", tmp_path)
+    assert contents(tmp_path) == {}
+
+
+def test_adapter_names_are_those_that_peft_saves(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(load_synclr_as_dino, "vit_base", vision_transformer.vit_tiny)
+    model = PerceptualModel(load_dir=str(weights / "unpacked"), **CONFIG, lora=True, device="cpu")
+    folder = weights / "unpacked" / "synclr_vitb16_single_lora"
+    config = json.loads((folder / "adapter_config.json").read_text())
+    keys = ("r", "lora_alpha", "lora_dropout", "bias", "target_modules")
+    peft.get_peft_model(model, peft.LoraConfig(**{key: config[key] for key in keys})).save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert {key: saved[key] for key in config if key in saved} == config
+    theirs = safetensors.torch.load_file(tmp_path / "adapter_model.safetensors")
+    ours = safetensors.torch.load_file(folder / "adapter_model.safetensors")
+    assert {k: (v.shape, v.dtype) for k, v in ours.items()} == {k: (v.shape, v.dtype) for k, v in theirs.items()}
+
+
+def test_dreamsim_loads_both_models_and_images_differ(
+    raw: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(load_synclr_as_dino, "vit_base", vision_transformer.vit_tiny)
+    directory = str(weights / "unpacked")
+    base = PerceptualModel(**CONFIG, baseline=True, load_dir=directory, device="cpu").eval()
+    aligned, preprocess = dreamsim.dreamsim(
+        dreamsim_type="synclr_vitb16", cache_dir=directory, normalize_embeds=False, device="cpu"
+    )
+    with zipfile.ZipFile(raw / "images" / "training_images.zip") as archive:
+        pictures = [Image.open(io.BytesIO(archive.read(name))) for name in archive.namelist()]
+    images = torch.cat([preprocess(picture) for picture in pictures])
+    concept = np.arange(12) // 2
+    same = (concept[:, None] == concept) & ~np.eye(12, dtype=bool)
+    unit = {}
+    for name, model in (("base", base), ("aligned", aligned)):
+        with torch.inference_mode():
+            embeddings = model.embed(images).numpy()
+        assert embeddings.shape == (12, 192)
+        unit[name] = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
+        cosines = unit[name] @ unit[name].T
+        assert np.median(cosines[concept[:, None] != concept]) < 0.6
+        assert np.median(cosines[same]) > np.median(cosines[concept[:, None] != concept]) + 0.2
+    assert 0.3 < (unit["base"] * unit["aligned"]).sum(1).mean() < 0.9
+
+
+def test_a_checkpoint_of_full_width_has_the_shapes_of_vit_base() -> None:
+    ours = sample._vit_weights(768, np.random.default_rng(0))
+    theirs = vision_transformer.vit_base().state_dict()
+    assert {name: value.shape for name, value in ours.items()} == {name: value.shape for name, value in theirs.items()}
+    assert {value.dtype for value in ours.values()} == {np.dtype(np.float32)}

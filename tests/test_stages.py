@@ -1,0 +1,196 @@
+"""The whole pipeline as a user runs it, through DVC, on a tiny dataset that a look-alike of OSF serves on loopback."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipeline.sample import Size, make_checkpoint, make_raw
+from tests.osf_server import serve
+
+ROOT = Path(__file__).parent.parent
+TINY = Size(train_concepts=12, images_per_concept=2, test_concepts=6, train_repetitions=2, test_repetitions=3)
+CODE = ["stages", "pipeline", "dvc.yaml", "params.yaml", ".gitignore", ".dvcignore", ".dvc/config", ".dvc/.gitignore"]
+
+
+@dataclass(frozen=True)
+class Project:
+    """A clone with a cache of its own."""
+
+    folder: Path
+    environment: dict[str, str]
+
+    def run(self, *command: str, fails: bool = False) -> str:
+        """Standard output and error together; checks the exit status."""
+        done = subprocess.run(
+            command, cwd=self.folder, env=self.environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+        assert (done.returncode != 0) == fails, done.stdout
+        return done.stdout
+
+    def stage(self, name: str, *arguments: str, fails: bool = False) -> str:
+        return self.run(sys.executable, "-m", f"stages.{name}", "params.yaml", *arguments, fails=fails)
+
+    def metrics(self) -> dict:
+        return json.loads((self.folder / "metrics/evaluation.json").read_text())
+
+    def set(self, **values: object) -> None:
+        path = self.folder / "params.yaml"
+        params = yaml.safe_load(path.read_text())
+        for key, value in values.items():
+            section, _, name = key.rpartition("__")
+            (params[section] if section else params)[name] = value
+        path.write_text(yaml.safe_dump(params))
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory) -> Iterator[Project]:
+    base = tmp_path_factory.mktemp("clone")
+    folder, published = base / "project", base / "published"
+    make_raw("all", published / "anp5v", published / "y63gw", published / "y63gw/image_metadata.npy", TINY)
+    release = published / "releases/v0.2.1-checkpoints"
+    make_checkpoint("synclr_vitb16", release)
+    for name in CODE:
+        source, target = ROOT / name, folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if source.is_dir():
+            shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(source, target)
+    environment = {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "ALIGNED_EEG_CACHE": str(base / "cache"),
+        "OMP_NUM_THREADS": "1",
+        "GIT_CONFIG_GLOBAL": "/dev/null",
+        **{f"GIT_{who}_{what}": "tests@localhost" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")},
+    }
+    clone = Project(folder, environment)
+    with serve({"anp5v": published / "anp5v", "y63gw": published / "y63gw"}, published / "releases") as server:
+        clone.set(
+            dataset="things-eeg2",
+            download__osf_api=server.api,
+            download__dreamsim_releases=server.releases,
+            train__epochs=3,
+            train__batch_size=16,
+        )
+        for command in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "code"]):
+            clone.run("git", *command)
+        clone.run("dvc", "repro")
+    clone.run("git", "add", "-A")
+    clone.run("git", "commit", "-qm", "first run")
+    yield clone
+    subprocess.run(["chmod", "-R", "u+w", str(base)], check=True)
+    shutil.rmtree(base)
+
+
+def ran(output: str) -> list[str]:
+    return [line.split("'")[1] for line in output.splitlines() if line.startswith("Running stage")]
+
+
+def test_the_pipeline_runs_from_the_published_archives_to_metrics(project):
+    metrics = project.metrics()
+    assert (metrics["n_way"], metrics["n_subjects"], metrics["seed"]) == (6, 2, 42)
+    assert (metrics["synthetic"], metrics["selected_on"], metrics["encoder"]) == (False, "validation", "unaligned")
+    assert {"nice_loss", "top1_acc", "top3_acc", "top5_acc", "matched_cosine", "mismatched_cosine"} <= metrics.keys()
+    assert len((project.folder / "metrics/per_subject.csv").read_text().splitlines()) == 1 + 2
+    assert project.run("git", "status", "--porcelain") == ""  # no out is left for git to see
+
+
+def test_a_rerun_costs_only_what_changed(project):
+    """The server is gone by now: nothing of this needs the network."""
+    assert ran(project.run("dvc", "repro")) == []
+    before = project.metrics()
+    assert ran(project.run("dvc", "exp", "run", "-S", "encoder=aligned")) == ["train", "evaluate"]
+    assert project.metrics()["encoder"] == "aligned"
+    difference = project.run("dvc", "metrics", "diff")
+    for name in ("nice_loss", "top1_acc", "top3_acc", "top5_acc", "matched_cosine", "mismatched_cosine"):
+        assert name in difference or project.metrics()[name] == before[name]
+    assert ran(project.run("dvc", "exp", "run", "-S", "encoder=aligned", "-S", "seed=7")) == ["train", "evaluate"]
+    assert project.metrics()["nice_loss"] != before["nice_loss"]
+    back = project.run("dvc", "exp", "run", "-S", "encoder=unaligned", "-S", "seed=42")
+    assert ran(back) == [] and project.metrics() == before
+
+
+def test_a_run_is_repeated_to_the_last_bit(project):
+    """Every stage anew, downloads from the cache: dvc.lock, with the hash of each out, stays as it was."""
+    before = (project.folder / "dvc.lock").read_bytes()
+    output = project.run("dvc", "repro", "--force", "--no-run-cache")
+    assert len(ran(output)) == 7
+    assert (project.folder / "dvc.lock").read_bytes() == before
+
+
+def without_an_image(project: Project, tmp_path: Path) -> list[str]:
+    shutil.copytree(project.folder / "data/raw/images", tmp_path / "images")
+    damaged = tmp_path / "images/test_images.zip"
+    damaged.unlink()
+    with (
+        zipfile.ZipFile(project.folder / "data/raw/images/test_images.zip") as old,
+        zipfile.ZipFile(damaged, "w") as new,
+    ):
+        for name in [name for name in old.namelist() if not name.endswith("/")][1:]:
+            new.writestr(name, old.read(name))
+    out = tmp_path / "unaligned.h5"
+    return ["embed", "unaligned", str(tmp_path / "images"), "data/raw/image_metadata.npy", "data/weights", str(out)]
+
+
+def truncated(project: Project, tmp_path: Path) -> list[str]:
+    (tmp_path / "eeg").mkdir()
+    whole = (project.folder / "data/raw/eeg/sub-01.zip").read_bytes()
+    (tmp_path / "eeg/sub-01.zip").write_bytes(whole[: len(whole) // 2])
+    return ["preprocess", str(tmp_path / "eeg"), "data/raw/image_metadata.npy", str(tmp_path / "out")]
+
+
+def metadata_of_others(project: Project, tmp_path: Path) -> list[str]:
+    other = Size(train_concepts=11, images_per_concept=2, test_concepts=6, train_repetitions=2, test_repetitions=3)
+    make_raw([], tmp_path / "eeg", tmp_path / "images", tmp_path / "image_metadata.npy", other)
+    return ["preprocess", "data/raw/eeg", str(tmp_path / "image_metadata.npy"), str(tmp_path / "out")]
+
+
+def other_subject(project: Project, tmp_path: Path) -> list[str]:
+    project.set(dataset="sample", subjects=["sub-77"])
+    return ["download", *(str(tmp_path / name) for name in ("eeg", "images", "image_metadata.npy"))]
+
+
+def misspelt_key(project: Project, tmp_path: Path) -> list[str]:
+    project.set(encder="aligned")
+    return ["train", "data/eeg", "data/embeddings/unaligned.h5", str(tmp_path / "model")]
+
+
+def embeddings_of_others(project: Project, tmp_path: Path) -> list[str]:
+    (tmp_path / "unaligned.h5").write_bytes(b"no HDF5")
+    return ["train", "data/eeg", str(tmp_path / "unaligned.h5"), str(tmp_path / "model")]
+
+
+@pytest.mark.parametrize(
+    ("prepare", "message"),
+    [
+        (without_an_image, "1 of 6 images are missing, the first is test_images/"),
+        (truncated, "sub-01.zip"),
+        (metadata_of_others, "22"),
+        (other_subject, "sub-77"),
+        (misspelt_key, "unknown key encder"),
+        (embeddings_of_others, "is no embedding cache"),
+    ],
+)
+def test_bad_input_gets_one_sentence(project, tmp_path, prepare: Callable[[Project, Path], list[str]], message):
+    params = project.folder / "params.yaml"
+    shipped = params.read_bytes()
+    try:
+        command = prepare(project, tmp_path)
+        before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
+        output = project.stage(*command, fails=True)
+    finally:
+        params.write_bytes(shipped)
+    errors = [line for line in output.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1 and message in errors[0], output
+    assert "Traceback" not in output
+    assert {path for path in tmp_path.rglob("*") if path.is_file()} == before.keys()  # nothing half-written
