@@ -111,20 +111,18 @@ def test_a_rerun_costs_only_what_changed(project):
     before = project.metrics()
     assert ran(project.run("dvc", "exp", "run", "-S", "encoder=aligned")) == ["train", "evaluate"]
     assert project.metrics()["encoder"] == "aligned"
-    difference = project.run("dvc", "metrics", "diff")
+    difference, after = project.run("dvc", "metrics", "diff"), project.metrics()
     for name in ("nice_loss", "top1_acc", "top3_acc", "top5_acc", "matched_cosine", "mismatched_cosine"):
-        assert name in difference or project.metrics()[name] == before[name]
-    assert ran(project.run("dvc", "exp", "run", "-S", "encoder=aligned", "-S", "seed=7")) == ["train", "evaluate"]
-    assert project.metrics()["nice_loss"] != before["nice_loss"]
-    back = project.run("dvc", "exp", "run", "-S", "encoder=unaligned", "-S", "seed=42")
+        assert name in difference or after[name] == before[name]
+    back = project.run("dvc", "exp", "run", "-S", "encoder=unaligned")
     assert ran(back) == [] and project.metrics() == before
 
 
 def test_a_run_is_repeated_to_the_last_bit(project):
-    """Every stage anew, downloads from the cache: dvc.lock, with the hash of each out, stays as it was."""
+    """dvc.lock, with the hash of each out, stays as it was; the server is gone, the downloads come from the cache."""
     before = (project.folder / "dvc.lock").read_bytes()
-    output = project.run("dvc", "repro", "--force", "--no-run-cache")
-    assert len(ran(output)) == 7
+    stages = ["download", "weights", "embed@aligned", "train"]
+    assert ran(project.run("dvc", "repro", "--force", "--no-run-cache", "--single-item", *stages)) == stages
     assert (project.folder / "dvc.lock").read_bytes() == before
 
 
