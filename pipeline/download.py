@@ -15,8 +15,8 @@ from typing import Annotated, Literal
 from pydantic import AliasPath, BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError
 
 from pipeline.errors import InputError
-from pipeline.files import replacing
-from pipeline.transfer import Remote, cache_folder, cached_size, fetch, is_cached
+from pipeline.files import cache_folder, replacing
+from pipeline.transfer import Remote, cached_size, fetch, is_cached
 from pipeline.web import PATIENCE, Patience, read, remote_size
 
 EEG_NODE = "anp5v"

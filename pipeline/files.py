@@ -1,10 +1,14 @@
-"""Files that appear whole or not at all, and their hashes."""
+"""Files that appear whole or not at all, their hashes, and the folder for what outlives a run."""
 
 import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+import platformdirs
+
+from pipeline.errors import InputError
 
 
 @contextmanager
@@ -24,3 +28,18 @@ def replacing(path: Path) -> Iterator[Path]:
 def sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def cache_folder() -> Path:
+    """The platform's user cache folder, or what the environment variable ALIGNED_EEG_CACHE says; made if need be."""
+    override = os.environ.get("ALIGNED_EEG_CACHE")
+    folder = Path(override).expanduser() if override else platformdirs.user_cache_path("aligned-eeg")
+    if not folder.is_absolute():  # an experiment of DVC runs in another working directory
+        raise InputError(f"ALIGNED_EEG_CACHE must be an absolute path, got {override!r}")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"{folder}: cannot be the cache ({error.strerror}); let ALIGNED_EEG_CACHE name another folder"
+        ) from error
+    return folder

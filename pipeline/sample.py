@@ -31,6 +31,8 @@ TIMES = np.arange(-20, 80) / 100  # s, stimulus onset at 0
 
 @dataclass(frozen=True)
 class Size:
+    """The counts of a dataset; those of the sample unless a test wants fewer."""
+
     train_concepts: int = 100
     images_per_concept: int = 4
     test_concepts: int = 50  # one image each
@@ -48,7 +50,7 @@ def make_raw(
     chosen = SUBJECTS if subjects == "all" else subjects
     for subject in chosen:
         if subject not in SUBJECTS:
-            raise InputError(f"subjects: the sample dataset has {', '.join(SUBJECTS)}, but not {subject!r}.")
+            raise InputError(f"subjects: the sample dataset has {', '.join(SUBJECTS)}, not {subject!r}; name those.")
     size = size or Size()
     catalogue = _catalogue(size)
     train_latents, test_latents = _latents(size)
@@ -78,7 +80,7 @@ def make_checkpoint(backbone: str, directory: Path, embed_dim: int = 192) -> Non
     has 768. Raises InputError for a backbone other than synclr_vitb16.
     """
     if backbone != BACKBONE:
-        raise InputError(f"backbone: the sample dataset has random weights for {BACKBONE} only, but not {backbone!r}.")
+        raise InputError(f"backbone: the sample has random weights for {BACKBONE}, not {backbone!r}; name that.")
     rng = _rng("weights")
     model = {f"module.visual.{name}": torch.from_numpy(value) for name, value in _vit_weights(embed_dim, rng).items()}
     config, adapter = _lora_adapter(embed_dim, rng)

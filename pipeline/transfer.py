@@ -24,13 +24,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import httpx
-import platformdirs
 from filelock import AsyncFileLock, Timeout
 from pydantic import BaseModel, ValidationError
 from tqdm import tqdm
 
 from pipeline.errors import InputError
-from pipeline.files import replacing
+from pipeline.files import cache_folder, replacing
 from pipeline.web import PATIENCE, Patience, TryAgain, open_client, refuse, retry, tell_user
 
 FILES_AT_ONCE = 3
@@ -57,21 +56,6 @@ class _Record(BaseModel):
 
 class _Wrong(Exception):
     """A file is not what was published; the text says expected and got."""
-
-
-def cache_folder() -> Path:
-    """The platform's user cache folder, or what the environment variable ALIGNED_EEG_CACHE says; made if need be."""
-    override = os.environ.get("ALIGNED_EEG_CACHE")
-    folder = Path(override).expanduser() if override else platformdirs.user_cache_path("aligned-eeg")
-    if not folder.is_absolute():  # an experiment of DVC runs in another working directory
-        raise InputError(f"ALIGNED_EEG_CACHE must be an absolute path, got {override!r}")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(
-            f"{folder}: cannot be the download cache ({error.strerror}); let ALIGNED_EEG_CACHE name another folder"
-        ) from error
-    return folder
 
 
 def fetch(wanted: Mapping[Path, Remote], patience: Patience = PATIENCE) -> None:
