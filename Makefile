@@ -35,6 +35,8 @@ check: setup  ## lint, format, the DAG, and that dvc.yaml, params.yaml and the c
 
 bench: setup  ## ratios against the plain way of doing the same, in one run
 	python -m benchmarks.preprocess
+	python -m benchmarks.train
+	python -m benchmarks.train parity
 
 fuzz: setup  ## ten thousand damaged and hostile files for the readers
 	python -m tests.fuzz 10000

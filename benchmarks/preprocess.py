@@ -4,7 +4,6 @@ Run as `python -m benchmarks.preprocess`; needs about 5 GB of disk in the tempor
 of its own; a figure is the better one of two rounds.
 """
 
-import json
 import resource
 import subprocess
 import sys
@@ -13,7 +12,8 @@ import time
 import zipfile
 from pathlib import Path
 
-LATEST = Path(__file__).parent / "latest.json"
+from benchmarks import write_latest
+
 ROUNDS = 2
 SHAPES = {"training": (16540, 4, 17, 100), "test": (200, 80, 17, 100)}
 CH_NAMES = [f"channel {i}" for i in range(17)]
@@ -88,14 +88,14 @@ def main() -> None:
     print(f"preprocess   {ours_s:6.1f} s  {ours_mb:6.0f} MB peak")
     print(f"plain numpy  {plain_s:6.1f} s  {plain_mb:6.0f} MB peak")
     print(f"ratio        {ours_s / plain_s:6.2f}    {ours_mb / plain_mb:6.2f}")
-    latest = json.loads(LATEST.read_text()) if LATEST.exists() else {}
-    latest |= {
-        "preprocess_peak_rss_mb": round(ours_mb),
-        "preprocess_seconds": round(ours_s, 2),
-        "preprocess_vs_numpy_time": round(ours_s / plain_s, 3),
-        "preprocess_vs_numpy_memory": round(ours_mb / plain_mb, 3),
-    }
-    LATEST.write_text(json.dumps(latest, indent=2, sort_keys=True) + "\n")
+    write_latest(
+        {
+            "preprocess_peak_rss_mb": round(ours_mb),
+            "preprocess_seconds": round(ours_s, 2),
+            "preprocess_vs_numpy_time": round(ours_s / plain_s, 3),
+            "preprocess_vs_numpy_memory": round(ours_mb / plain_mb, 3),
+        }
+    )
 
 
 if __name__ == "__main__":

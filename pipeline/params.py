@@ -40,6 +40,17 @@ class Embed(_Section):
 
 
 class Train(_Section):
+    protocol: Literal["pooled", "within-subject", "leave-one-subject-out"]
+    select_on: Literal["validation", "last", "test"]
+    validation_concepts: Share
+    workers: Count
+    eeg_encoder: Literal["nice-seed", "nice", "atm-s", "eegnet", "shallow", "deep4", "eegconformer"]
+    image_projector: bool
+    temperature: Literal["learned"] | Rate
+    normalise_embeddings: bool
+    optimizer: Literal["adam", "adamw"]
+    weight_decay: Annotated[float, Field(ge=0)]
+    gradient_clip: Rate | None
     epochs: Count
     batch_size: Annotated[int, Field(gt=1)]
     learning_rate: Rate
@@ -50,9 +61,9 @@ class Train(_Section):
     warmup_epochs_projectors: Annotated[int, Field(ge=0)]
     dropout: Annotated[float, Field(ge=0, lt=1)]
     projection_size: Count
-    temperature: Rate
-    validation_concepts: Share
+    precision: Literal["float32", "bfloat16"]
     device: Device
+    seeds: Count | Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
 
 
 class Evaluate(_Section):

@@ -1,107 +1,78 @@
-"""Train an EEG encoder against cached image embeddings; the epoch is chosen on held-out training concepts.
+"""Train one EEG encoder against cached image embeddings, from a fresh initialisation to its selected epoch.
 
-Source: the reference recipe in the README. Deliberate differences: part of the training concepts is held out and
-chooses the epoch (the recipe chose it on the test set), and everything random follows from one seed.
+Source: the reference recipe in the README. Deliberate differences: by default part of the training concepts is held out
+and selects the epoch (the recipe selected it on the test set), and everything random follows from one seed.
+EEG and embeddings lie on the device once; an epoch is a permutation of their rows, and waits for the device at its end.
 """
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from pipeline.embeddings import Embeddings
 from pipeline.errors import InputError
-from pipeline.model import ContrastiveModel
+from pipeline.files import replacing
+from pipeline.model import ContrastiveModel, ModelSizes
 from pipeline.params import Train
 from pipeline.recordings import read_split
 from pipeline.retrieval import retrieval_metrics, symmetric_cross_entropy
 
 EVALUATION_BATCH = 512  # EEG samples in one pass without gradient; limits memory
+PROBED = 256  # samples whose embeddings tell whether a model has collapsed
+COLLAPSED_SPREAD = 1e-3  # see `spread`; healthy models have more than 0.5
+EXPLODED = 10  # times the loss of chance
 
 
 @dataclass(frozen=True)
-class TrainingSet:
-    """Training EEG (M, C, T), and for each sample its row of `embeddings` (N, D), its subject and its concept."""
+class Samples:
+    """EEG (M, C, T), and of each sample the row of its image in the embeddings, its subject and its concept."""
 
     eeg: Tensor
     target: Tensor
-    embeddings: Tensor
     subject: np.ndarray
     concept: np.ndarray
+    sfreq: float
+
+    def take(self, rows: np.ndarray) -> "Samples":
+        return Samples(self.eeg[rows], self.target[rows], self.subject[rows], self.concept[rows], self.sfreq)
 
 
 @dataclass(frozen=True)
 class Trained:
-    """The model with the weights of the chosen epoch, how it got there (one row an epoch) and that epoch."""
+    """The model with the weights of the selected epoch, one row of history an epoch, and whether it collapsed."""
 
     model: ContrastiveModel
     history: pd.DataFrame
     epoch: int
+    collapsed: bool
 
 
-def read_training_set(eeg_dir: Path, embeddings: Embeddings) -> TrainingSet:
-    """The training EEG of every subject in the folder, joined to the embeddings on the image ids.
+def read_samples(paths: Sequence[Path], split: Literal["train", "test"], embeddings: Embeddings) -> Samples:
+    """One split of these subjects, joined to the embeddings on image ids.
 
-    Where the repetitions were kept, each is a sample of its own.
+    Where the training repetitions were kept, each is a sample; those of the test are averaged. In memory once.
     """
-    recordings = [read_split(path, "train", average=False) for path in sorted(eeg_dir.glob("*.h5"))]
+    recordings = [read_split(path, split, average=split == "test") for path in paths]
     if len({(recording.ch_names, len(recording.times)) for recording in recordings}) != 1:
-        raise InputError(f"{eeg_dir}: expected subjects with the same channels and samples; run `dvc repro preprocess`")
-    eeg, target, subject, concept = [], [], [], []
-    for recording in recordings:
-        repetitions = recording.eeg.shape[1] if recording.eeg.ndim == 4 else 1
-        eeg.append(torch.from_numpy(recording.eeg).float().reshape(-1, *recording.eeg.shape[-2:]))
-        target.append(torch.from_numpy(embeddings.rows(recording.image_ids).repeat(repetitions)))
-        subject.append(np.repeat(recording.subject, len(target[-1])))
-        concept.append(recording.things_concept.repeat(repetitions))
-    return TrainingSet(
-        torch.cat(eeg),
-        torch.cat(target),
-        torch.from_numpy(embeddings.values),
-        np.concatenate(subject),
-        np.concatenate(concept),
-    )
-
-
-def train(data: TrainingSet, parameters: Train, seed: int, device: torch.device) -> Trained:
-    """Train one model; the same inputs, seed, device and number of threads give the same weights to the last bit."""
-    torch.manual_seed(seed)
-    validation = held_out(data.concept, parameters.validation_concepts, seed)
-    galleries = make_galleries(data.subject[validation], data.concept[validation])
-    validation_rows = torch.from_numpy(np.flatnonzero(validation)).to(device)
-    training_rows = torch.from_numpy(np.flatnonzero(~validation)).to(device)
-    eeg, target, embeddings = data.eeg.to(device), data.target.to(device), data.embeddings.to(device)
-    model = ContrastiveModel(
-        *eeg.shape[1:], embeddings.shape[1], parameters.projection_size, parameters.dropout, parameters.temperature
-    ).to(device)
-    optimizer, schedule = make_optimizer(model, parameters)
-    shuffle = torch.Generator().manual_seed(seed)
-
-    history, best, best_epoch = [], {}, 0
-    with tqdm(range(1, parameters.epochs + 1), unit="epoch", desc="train", disable=None) as bar:
-        for epoch in bar:
-            order = training_rows[torch.randperm(len(training_rows), generator=shuffle).to(device)]
-            train_loss = _train_epoch(model, optimizer, eeg, target, embeddings, order.split(parameters.batch_size))
-            schedule.step()
-            row = {"epoch": epoch, "train_loss": train_loss}
-            row |= _validate(model, eeg[validation_rows], embeddings[target[validation_rows]], galleries)
-            if not math.isfinite(train_loss + row["validation_loss"]):
-                raise InputError(
-                    f"training diverged in epoch {epoch} (the loss is not finite): lower train.learning_rate"
-                )
-            history.append(row)
-            if row["validation_loss"] <= min(past["validation_loss"] for past in history):
-                best, best_epoch = copy.deepcopy(model.state_dict()), epoch
-            bar.set_postfix(loss=f"{train_loss:.3f}", validation_top1=f"{row['validation_top1']:.3f}")
-    model.load_state_dict(best)
-    return Trained(model.eval(), pd.DataFrame(history), best_epoch)
+        raise InputError(f"{paths[0].parent}: the subjects' channels or times differ; run `dvc repro preprocess`")
+    n = [recording.eeg.shape[1] if recording.eeg.ndim == 4 else 1 for recording in recordings]  # repetitions
+    size = [len(recording.eeg) * r for recording, r in zip(recordings, n, strict=True)]
+    subject = np.repeat([recording.subject for recording in recordings], size)
+    target = [embeddings.rows(recording.image_ids).repeat(r) for recording, r in zip(recordings, n, strict=True)]
+    concept = [recording.things_concept.repeat(r) for recording, r in zip(recordings, n, strict=True)]
+    sfreq, shape = recordings[0].sfreq, recordings[0].eeg.shape[-2:]
+    eeg = torch.empty(sum(size), *shape)
+    for part in eeg.split(size):
+        part.copy_(torch.from_numpy(recordings.pop(0).eeg).reshape(-1, *shape))
+    return Samples(eeg, torch.from_numpy(np.concatenate(target)), subject, np.concatenate(concept), sfreq)
 
 
 def held_out(concept: np.ndarray, share: float, seed: int) -> np.ndarray:
@@ -109,9 +80,7 @@ def held_out(concept: np.ndarray, share: float, seed: int) -> np.ndarray:
     concepts = np.unique(concept)
     n = max(2, round(share * len(concepts)))
     if n > len(concepts) - 2:
-        raise InputError(
-            f"train.validation_concepts = {share} holds out {n} of {len(concepts)} training concepts: lower it"
-        )
+        raise InputError(f"train.validation_concepts = {share} holds out {n} of {len(concepts)} concepts: lower it")
     return np.isin(concept, np.random.default_rng(seed).choice(concepts, n, replace=False))
 
 
@@ -126,14 +95,71 @@ def make_galleries(subject: np.ndarray, concept: np.ndarray) -> list[np.ndarray]
     return [group.index.to_numpy(copy=True) for _, group in frame[complete].groupby(["subject", "image"])]
 
 
+def train(
+    samples: Samples,
+    rows: np.ndarray,
+    selection: Samples | None,
+    embeddings: Tensor,
+    parameters: Train,
+    seed: int,
+    device: torch.device,
+    resume: Path | None = None,
+    progress: Callable[[], None] = lambda: None,
+) -> Trained:
+    """Train on these rows of `samples`; keep the epoch with the lowest loss on `selection`, the last if that is None.
+
+    The same inputs, seed, device and number of threads give the same weights to the last bit, also if the run was
+    interrupted: after each epoch its state is written to `resume`, and a later call goes on from there. `progress` is
+    called once an epoch. InputError where the loss explodes; the state of the epoch before it stays in `resume`.
+    """
+    torch.manual_seed(seed)
+    sizes = ModelSizes(*samples.eeg.shape[1:], samples.sfreq, embeddings.shape[1])
+    model = ContrastiveModel(sizes, parameters).to(device)
+    optimizer, schedule = make_optimizer(model, parameters)
+    shuffle = torch.Generator().manual_seed(seed)
+    state = {"history": [], "best": {}, "epoch": 0}
+    if resume is not None and resume.exists():
+        saved = torch.load(resume, map_location=device, weights_only=True)
+        state = _restore(saved, model, optimizer, schedule, shuffle)
+        for _ in state["history"]:
+            progress()
+
+    eeg, target, embeddings = samples.eeg.to(device), samples.target.to(device), embeddings.to(device)
+    rows = torch.from_numpy(rows).to(device)
+    probe = eeg[rows[:PROBED]]
+    galleries = [] if selection is None else make_galleries(selection.subject, selection.concept)
+    while len(state["history"]) < parameters.epochs:
+        epoch = len(state["history"]) + 1
+        order = rows[torch.randperm(len(rows), generator=shuffle).to(device)]
+        loss = _train_epoch(model, optimizer, eeg, target, embeddings, order.split(parameters.batch_size), parameters)
+        schedule.step()
+        row = {"epoch": epoch, "train_loss": loss, "spread": spread(model, probe)}
+        row |= _score(model, selection, embeddings, galleries, device)
+        _check(loss, epoch, parameters, resume)
+        state["history"].append(row)
+        if selection is None or row["selection_loss"] <= min(past["selection_loss"] for past in state["history"]):
+            state["best"], state["epoch"] = copy.deepcopy(model.state_dict()), epoch
+        if resume is not None:
+            _save(resume, state, model, optimizer, schedule, shuffle)
+        progress()
+    model.load_state_dict(state["best"])
+    history = pd.DataFrame(state["history"])
+    return Trained(model.eval(), history, state["epoch"], spread(model, probe) < COLLAPSED_SPREAD)
+
+
 def make_optimizer(
     model: ContrastiveModel, parameters: Train
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LambdaLR]:
-    """Adam over two groups, the EEG encoder and the rest, each with its own warm-up before the cosine."""
+    """Adam or AdamW over two groups, the EEG encoder and the rest, each with its own warm-up before the cosine."""
     encoder = list(model.eeg_encoder.parameters())
     rest = [p for name, p in model.named_parameters() if not name.startswith("eeg_encoder.")]
-    groups = [{"params": encoder}, {"params": rest}]
-    optimizer = torch.optim.Adam(groups, lr=parameters.learning_rate, betas=tuple(parameters.betas), fused=True)
+    optimizer = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[parameters.optimizer](
+        [{"params": encoder}, {"params": rest}],
+        lr=parameters.learning_rate,
+        betas=tuple(parameters.betas),
+        weight_decay=parameters.weight_decay,
+        fused=True,
+    )
     warmups = parameters.warmup_epochs_encoder, parameters.warmup_epochs_projectors
     return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, [_rate(parameters, warmup) for warmup in warmups])
 
@@ -158,6 +184,7 @@ def _train_epoch(
     target: Tensor,
     embeddings: Tensor,
     batches: tuple[Tensor, ...],
+    parameters: Train,
 ) -> float:
     """One pass over the batches of rows; the mean loss."""
     model.train()
@@ -165,10 +192,13 @@ def _train_epoch(
     for rows in batches:
         if len(rows) < 2:  # a last batch of one has no other to differ from, and no variance
             continue
-        logits = model.logit_scale * model.embed_eeg(eeg[rows]) @ model.embed_image(embeddings[target[rows]]).T
-        loss = symmetric_cross_entropy(logits)
+        with torch.autocast(eeg.device.type, torch.bfloat16, enabled=parameters.precision == "bfloat16"):
+            eeg_side, image_side = model.embed_eeg(eeg[rows]), model.embed_image(embeddings[target[rows]])
+        loss = symmetric_cross_entropy(model.logit_scale * eeg_side.float() @ image_side.float().T)
         optimizer.zero_grad()
         loss.backward()
+        if parameters.gradient_clip is not None:
+            torch.nn.utils.clip_grad_norm_(model.parameters(), parameters.gradient_clip)
         optimizer.step()
         losses.append(loss.detach())
     return torch.stack(losses).mean().item()
@@ -178,20 +208,74 @@ def _train_epoch(
 def project(model: ContrastiveModel, eeg: Tensor, embeddings: Tensor) -> tuple[Tensor, Tensor]:
     """EEG (M, C, T) and embeddings (M, D) as unit vectors (M, P), in evaluation mode and in bounded memory."""
     model.eval()
-    eeg_side = torch.cat([model.embed_eeg(part) for part in eeg.split(EVALUATION_BATCH)])
-    return eeg_side, model.embed_image(embeddings)
+    return torch.cat([model.embed_eeg(part) for part in eeg.split(EVALUATION_BATCH)]), model.embed_image(embeddings)
 
 
-def _validate(
-    model: ContrastiveModel, eeg: Tensor, embeddings: Tensor, galleries: list[np.ndarray]
+@torch.inference_mode()
+def spread(model: ContrastiveModel, eeg: Tensor) -> float:
+    """How far EEG embeddings lie from their mean: 1 for directions all over, 0 where all are the same."""
+    model.eval()
+    embedded = model.embed_eeg(eeg)
+    return (embedded - embedded.mean(0)).square().sum(1).mean().sqrt().item()
+
+
+def _score(
+    model: ContrastiveModel,
+    selection: Samples | None,
+    embeddings: Tensor,
+    galleries: list[np.ndarray],
+    device: torch.device,
 ) -> dict[str, float]:
-    """Mean loss and top-1 accuracy over the galleries, scored as the test is."""
-    eeg_side, image_side = project(model, eeg, embeddings)
-    scores = [
-        retrieval_metrics(eeg_side[rows] @ image_side[rows].T, model.logit_scale.item(), top_k=[1])
-        for rows in galleries
-    ]
+    """Mean loss and top-1 accuracy over the galleries, scored as the test is; NaN where nothing selects."""
+    if selection is None:
+        return {"selection_loss": math.nan, "selection_top1": math.nan}
+    eeg_side, image_side = project(model, selection.eeg.to(device), embeddings[selection.target.to(device)])
+    scale = model.logit_scale.item()
+    scores = [retrieval_metrics(eeg_side[rows] @ image_side[rows].T, scale, top_k=[1]) for rows in galleries]
     return {
-        "validation_loss": float(np.mean([score["nice_loss"] for score in scores])),
-        "validation_top1": float(np.mean([score["top1_acc"] for score in scores])),
+        "selection_loss": float(np.mean([score["nice_loss"] for score in scores])),
+        "selection_top1": float(np.mean([score["top1_acc"] for score in scores])),
     }
+
+
+def _check(loss: float, epoch: int, parameters: Train, resume: Path | None) -> None:
+    chance = math.log(parameters.batch_size)
+    if not loss <= EXPLODED * chance:  # NaN too
+        kept = f"; the state after epoch {epoch - 1} is kept in {resume}" if resume and resume.exists() else ""
+        raise InputError(
+            f"training diverged in epoch {epoch} (loss {loss:.3g}, chance is {chance:.3g}): "
+            f"lower train.learning_rate or set train.gradient_clip{kept}"
+        )
+
+
+def _save(
+    path: Path,
+    state: dict,
+    model: ContrastiveModel,
+    optimizer: torch.optim.Optimizer,
+    schedule: torch.optim.lr_scheduler.LambdaLR,
+    shuffle: torch.Generator,
+) -> None:
+    random = {"cpu": torch.get_rng_state(), "shuffle": shuffle.get_state()}
+    if torch.cuda.is_available():
+        random["cuda"] = torch.cuda.get_rng_state()
+    parts = {"model": model, "optimizer": optimizer, "schedule": schedule}
+    with replacing(path) as temporary:
+        torch.save(state | {"random": random} | {name: part.state_dict() for name, part in parts.items()}, temporary)
+
+
+def _restore(
+    saved: dict,
+    model: ContrastiveModel,
+    optimizer: torch.optim.Optimizer,
+    schedule: torch.optim.lr_scheduler.LambdaLR,
+    shuffle: torch.Generator,
+) -> dict:
+    model.load_state_dict(saved["model"])
+    optimizer.load_state_dict(saved["optimizer"])
+    schedule.load_state_dict(saved["schedule"])
+    torch.set_rng_state(saved["random"]["cpu"].cpu())
+    shuffle.set_state(saved["random"]["shuffle"].cpu())
+    if "cuda" in saved["random"]:
+        torch.cuda.set_rng_state(saved["random"]["cuda"].cpu())
+    return {name: saved[name] for name in ("history", "best", "epoch")}

@@ -1,13 +1,16 @@
 import dataclasses
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
 from pipeline.embeddings import Embeddings
 from pipeline.errors import InputError
-from pipeline.evaluation import evaluate
-from pipeline.model import ContrastiveModel
+from pipeline.evaluation import evaluate, summarise
+from pipeline.model import ContrastiveModel, ModelSizes
+from pipeline.params import read_params
 from pipeline.recordings import Recording
 
 
@@ -23,7 +26,8 @@ def scene() -> tuple[ContrastiveModel, list[Recording], Embeddings]:
         for subject in ("sub-01", "sub-02")
     ]
     embeddings = Embeddings(rng.standard_normal((12, 6)).astype(np.float32), ids)
-    return ContrastiveModel(n_chans=3, n_times=70, embedding_size=6, projection_size=5), recordings, embeddings
+    recipe = read_params(Path("params.yaml")).train
+    return ContrastiveModel(ModelSizes(3, 70, 100.0, 6), recipe), recordings, embeddings
 
 
 def test_the_order_of_rows_changes_nothing(scene):
@@ -38,14 +42,14 @@ def test_the_order_of_rows_changes_nothing(scene):
     reversed_rows = Embeddings(embeddings.values[::-1].copy(), embeddings.image_ids[::-1])
     again, curve_again = evaluate(model, shuffled, reversed_rows, [1, 3, 5])
     assert table.drop(columns="subject").to_numpy() == pytest.approx(again.drop(columns="subject").to_numpy(), abs=1e-6)
-    assert curve.to_numpy() == pytest.approx(curve_again.to_numpy())
+    assert curve == pytest.approx(curve_again)
 
 
 def test_the_curve_ends_at_one_and_starts_at_the_mean_top1(scene):
     table, curve = evaluate(*scene, [1, 3, 5])
-    assert curve["top_k_acc"].iloc[-1] == 1.0
-    assert curve["top_k_acc"].iloc[0] == pytest.approx(table["top1_acc"].mean())
-    assert curve["chance"].iloc[0] == pytest.approx(1 / 12)
+    assert curve.shape == (2, 12)
+    assert (curve[:, -1] == 1).all()
+    assert curve[:, 0] == pytest.approx(table["top1_acc"].to_numpy())
 
 
 def test_ids_without_embedding_are_named(scene):
@@ -66,3 +70,30 @@ def test_a_model_of_other_embeddings_is_refused(scene):
     model, recordings, embeddings = scene
     with pytest.raises(InputError, match="embeddings of 6 dimensions and these have 4"):
         evaluate(model, recordings, Embeddings(embeddings.values[:, :4], embeddings.image_ids), [1])
+
+
+def table_of(rows: list[tuple[str, int, str, bool, float]]) -> pd.DataFrame:
+    return pd.DataFrame(rows, columns=["fold", "seed", "subject", "collapsed", "top1_acc"])
+
+
+def test_means_and_spread_by_hand():
+    rows = [("pooled", 1, "a", False, 0.2), ("pooled", 1, "b", False, 0.4)]
+    rows += [("pooled", 2, "a", False, 0.4), ("pooled", 2, "b", False, 0.6)]
+    summary = summarise(table_of(rows))
+    assert summary["top1_acc"] == pytest.approx(0.4)
+    assert summary["sd_over_subjects"]["top1_acc"] == pytest.approx(0.2 / 2**0.5)  # of 0.3 and 0.5
+    assert summary["sd_over_seeds"]["top1_acc"] == pytest.approx(0.2 / 2**0.5)
+    assert (summary["n_subjects"], summary["n_runs"], summary["collapsed"]) == (2, 2, False)
+
+
+def test_collapsed_runs_are_counted_and_not_averaged():
+    rows = [("pooled", 1, "a", False, 0.5), ("pooled", 2, "a", True, 0.01)]
+    summary = summarise(table_of(rows))
+    assert summary["top1_acc"] == 0.5 and summary["collapsed"] is True
+    assert (summary["n_runs"], summary["n_collapsed"]) == (2, 1)
+    assert "sd_over_seeds" not in summary
+
+
+def test_where_all_collapsed_their_figures_stand_and_say_so():
+    summary = summarise(table_of([("pooled", 1, "a", True, 0.02), ("pooled", 1, "b", True, 0.04)]))
+    assert summary["top1_acc"] == pytest.approx(0.03) and summary["collapsed"] is True

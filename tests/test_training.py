@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from pipeline.errors import InputError
-from pipeline.model import ContrastiveModel
+from pipeline.model import ContrastiveModel, ModelSizes
 from pipeline.params import Train, read_params
-from pipeline.training import TrainingSet, held_out, make_galleries, make_optimizer, train
+from pipeline.training import Samples, Trained, held_out, make_galleries, make_optimizer, train
 
 CPU = torch.device("cpu")
 
@@ -18,21 +18,23 @@ def recipe() -> Train:
     return read_params(Path("params.yaml")).train
 
 
-def planted(n_concepts: int = 40, images: int = 2, subjects: int = 2, noise: float = 0.5) -> TrainingSet:
+def planted(noise: float = 0.5) -> tuple[Samples, torch.Tensor]:
     """EEG (C = 4, T = 70): a fixed smooth mixture of the 16-dimensional embedding of the image seen, plus noise."""
+    n_concepts, images, subjects = 40, 2, 2
     rng = np.random.default_rng(0)
     n = n_concepts * images
     embeddings = rng.standard_normal((n, 16))
     response = np.cumsum(rng.standard_normal((16, 4, 70)), axis=2) / 8
     eeg = np.concatenate([np.einsum("nd,dct->nct", embeddings, response) for _ in range(subjects)])
     eeg += noise * rng.standard_normal(eeg.shape)
-    return TrainingSet(
+    samples = Samples(
         eeg=torch.from_numpy(eeg).float(),
         target=torch.arange(n).repeat(subjects),
-        embeddings=torch.from_numpy(embeddings).float(),
         subject=np.repeat([f"sub-{s:02}" for s in range(subjects)], n),
         concept=np.tile(np.repeat([f"concept-{c:02}" for c in range(n_concepts)], images), subjects),
+        sfreq=100.0,
     )
+    return samples, torch.from_numpy(embeddings).float()
 
 
 def test_held_out_concepts_are_whole_concepts_chosen_by_the_seed():
@@ -57,7 +59,7 @@ def test_a_gallery_is_one_response_to_each_concept():
 
 
 def test_the_schedule_is_the_recipes(recipe):
-    model = ContrastiveModel(n_chans=2, n_times=65, embedding_size=4, projection_size=4)
+    model = ContrastiveModel(ModelSizes(2, 65, 100.0, 4), recipe)
     optimizer, schedule = make_optimizer(model, recipe)
     rates = []
     for _ in range(recipe.epochs + 1):
@@ -74,28 +76,70 @@ def test_the_schedule_is_the_recipes(recipe):
     assert {id(p) for p in parameters} == {id(p) for p in model.parameters()}
 
 
+def run(data: tuple[Samples, torch.Tensor], parameters: Train, seed: int = 0, **options: object) -> Trained:
+    """Train with a fifth of the concepts held out."""
+    samples, embeddings = data
+    mask = held_out(samples.concept, 0.2, seed)
+    rows = np.arange(len(mask))
+    return train(samples, rows[~mask], samples.take(rows[mask]), embeddings, parameters, seed, CPU, **options)
+
+
+def same_weights(one: Trained, other: Trained) -> bool:
+    weights = other.model.state_dict()
+    return all(torch.equal(value, weights[name]) for name, value in one.model.state_dict().items())
+
+
 def test_it_learns_what_was_planted_and_the_seed_decides_everything(recipe):
     parameters = recipe.model_copy(update={"epochs": 20, "batch_size": 64, "learning_rate": 0.003})
-    data = planted()
-    first, again, other = (train(data, parameters, seed, CPU) for seed in (1, 1, 2))
-    assert first.history["validation_top1"].iloc[-1] >= 0.6  # of 4 concepts, chance 0.25
+    first, again, other = (run(planted(), parameters, seed) for seed in (1, 1, 2))
+    assert first.history["selection_top1"].iloc[-1] >= 0.5  # of 8 concepts, chance 0.125
+    assert not first.collapsed
     pd.testing.assert_frame_equal(first.history, again.history, check_exact=True)
-    weights, same, different = (run.model.state_dict() for run in (first, again, other))
-    assert all(torch.equal(weights[name], same[name]) for name in weights)
-    assert not torch.equal(weights["log_scale"], different["log_scale"])
+    assert same_weights(first, again) and not same_weights(first, other)
 
 
-def test_the_epoch_with_the_lowest_validation_loss_is_kept(recipe):
+def test_the_epoch_with_the_lowest_loss_is_kept(recipe):
     parameters = recipe.model_copy(update={"epochs": 8, "batch_size": 32, "learning_rate": 0.01})
     data = planted(noise=3.0)
-    trained = train(data, parameters, 0, CPU)
-    assert trained.epoch == trained.history.set_index("epoch")["validation_loss"].idxmin()
-    shorter = train(data, parameters.model_copy(update={"epochs": 8}), 0, CPU)
-    assert trained.epoch == shorter.epoch
+    trained = run(data, parameters)
+    assert trained.epoch == trained.history.set_index("epoch")["selection_loss"].idxmin()
+    samples, embeddings = data
+    last = train(samples, np.arange(len(samples.eeg)), None, embeddings, parameters, 0, CPU)
+    assert last.epoch == 8 and last.history["selection_loss"].isna().all()
 
 
-def test_divergence_is_told(recipe):
-    data = planted()
-    data.eeg[5, 1, 3] = float("inf")
-    with pytest.raises(InputError, match="diverged in epoch 1"):
-        train(data, recipe.model_copy(update={"epochs": 2}), 0, CPU)
+def test_an_interrupted_run_ends_as_if_it_had_not_been(recipe, tmp_path):
+    """Interrupted after the first epoch, and again after the third."""
+    parameters = recipe.model_copy(update={"epochs": 5, "batch_size": 32})
+    whole = run(planted(), parameters)
+    for epochs in (1, 3):
+        left = iter(range(epochs - 1))
+
+        def interrupt(left=left) -> None:
+            if next(left, None) is None:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            run(planted(), parameters, resume=tmp_path / "state.pt", progress=interrupt)
+        assert len(torch.load(tmp_path / "state.pt", weights_only=True)["history"]) == epochs
+    resumed = run(planted(), parameters, resume=tmp_path / "state.pt")
+    assert same_weights(whole, resumed) and whole.epoch == resumed.epoch
+    pd.testing.assert_frame_equal(whole.history, resumed.history, check_exact=True)
+
+
+def test_divergence_is_told_and_the_good_state_kept(recipe, tmp_path):
+    parameters = recipe.model_copy(update={"epochs": 4, "batch_size": 64})
+    samples, embeddings = planted()
+    run((samples, embeddings), parameters.model_copy(update={"epochs": 1}), resume=tmp_path / "state.pt")
+    samples.eeg[:] = float("inf")
+    with pytest.raises(InputError, match="diverged in epoch 2 .* the state after epoch 1 is kept in .*state.pt"):
+        run((samples, embeddings), parameters, resume=tmp_path / "state.pt")
+    assert len(torch.load(tmp_path / "state.pt", weights_only=True)["history"]) == 1
+
+
+def test_a_constant_embedding_is_a_collapse(recipe):
+    samples, embeddings = planted()
+    samples.eeg[:] = 0
+    trained = run((samples, embeddings), recipe.model_copy(update={"epochs": 2, "batch_size": 32}))
+    assert trained.collapsed
+    assert trained.history["spread"].iloc[-1] < 1e-3

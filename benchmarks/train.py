@@ -1,0 +1,177 @@
+"""Training against the recipe written plainly, in one run: samples a second, where time goes, an epoch at full size.
+
+    python -m benchmarks.train            # speed
+    python -m benchmarks.train parity     # the same validation curve? plain and ours, several seeds each
+
+EEG of the published shape (17 channels x 100 samples, 768-dimensional embeddings), simulated. A speed is the median of
+rounds in which plain and ours alternate, so that whatever disturbs the machine disturbs both.
+"""
+
+import os
+import platform
+import resource
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from benchmarks import write_latest
+from benchmarks.plain import PlainModel, optimizers, train_epoch
+from pipeline.model import ContrastiveModel, ModelSizes
+from pipeline.params import Train, read_params
+from pipeline.retrieval import retrieval_metrics
+from pipeline.training import Samples, _train_epoch, held_out, make_galleries, make_optimizer, train
+
+CPU = torch.device("cpu")
+SIZES = ModelSizes(n_chans=17, n_times=100, sfreq=100.0, embedding_size=768)
+PART = 4 * 256  # samples of a round, for both
+ROUNDS = 5
+FULL = 165_400  # 10 subjects x 16,540 images
+# The operations that are convolution, matrix product, normalisation and activation, with what happens inside them.
+MATHEMATICS = ("mm", "matmul", "conv", "linear", "norm", "elu")
+
+
+def simulated(n: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(n, 17, 100, generator=generator), torch.randn(n, 768, generator=generator)
+
+
+def recipe(**changes: object) -> Train:
+    return Train(**read_params(Path("params.yaml")).train.model_dump() | {"eeg_encoder": "nice-seed"} | changes)
+
+
+def speed() -> dict[str, float]:
+    """Samples a second of both on the same part of an epoch, and our shares of time."""
+    parameters, (eeg, embeddings) = recipe(), simulated(PART)
+    target = torch.arange(PART)
+    model = ContrastiveModel(SIZES, parameters)
+    optimizer, _ = make_optimizer(model, parameters)
+    plain = PlainModel(17, 100, 768)
+    made = optimizers(plain, parameters.learning_rate, (4, 2), 100)
+
+    def ours() -> None:
+        batches = torch.randperm(PART).split(parameters.batch_size)
+        _train_epoch(model, optimizer, eeg, target, embeddings, batches, parameters)
+
+    def plainly() -> None:
+        list(train_epoch(plain, made, eeg, embeddings, parameters.batch_size))
+
+    times: dict[str, list[float]] = {"plain": [], "ours": []}
+    ours(), plainly()  # warm up
+    for _ in range(ROUNDS):
+        for name, run in (("plain", plainly), ("ours", ours)):
+            start = time.perf_counter()
+            run()
+            times[name].append(time.perf_counter() - start)
+    rates = {name: PART / statistics.median(seconds) for name, seconds in times.items()}
+    print(f"plain layers, DataLoader: {rates['plain']:7.0f} samples/s\nours:{rates['ours']:28.0f} samples/s")
+    print(f"ratio:{rates['ours'] / rates['plain']:27.1f} x")
+    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+        ours()
+    shares = _shares(profiler)
+    for name, share in sorted(shares.items(), key=lambda item: -item[1])[:12]:
+        print(f"  {share:6.1%} {name}")
+    other = sum(share for name, share in shares.items() if not any(word in name.lower() for word in MATHEMATICS))
+    print(f"outside convolution, matrix product, normalisation and activation: {other:.1%}")
+    return {"train_vs_plain": rates["ours"] / rates["plain"], "train_overhead_share": other}
+
+
+def _shares(profiler: profile) -> dict[str, float]:
+    """Shares of time by outermost operation: a bias is copied, and a gradient summed, by the operation that needs it."""
+    shares: dict[str, float] = {}
+    for event in profiler.events():
+        parent = event
+        while parent.cpu_parent is not None and not parent.cpu_parent.name.startswith(("Optimizer", "autograd::")):
+            parent = parent.cpu_parent
+        shares[parent.name] = shares.get(parent.name, 0) + event.self_cpu_time_total
+    total = sum(shares.values())
+    return {name: time / total for name, time in shares.items()}
+
+
+def full_size() -> dict[str, float]:
+    """One epoch of 165,400 samples, its peak memory, and what the whole recipe would take."""
+    parameters = recipe()
+    eeg, _ = simulated(FULL)
+    embeddings, target = torch.randn(16_540, 768), torch.arange(16_540).repeat(10)
+    model = ContrastiveModel(SIZES, parameters)
+    optimizer, _ = make_optimizer(model, parameters)
+    start = time.perf_counter()
+    _train_epoch(model, optimizer, eeg, target, embeddings, torch.randperm(FULL).split(256), parameters)
+    seconds = time.perf_counter() - start
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(f"an epoch of {FULL} samples: {seconds:.1f} s, {FULL / seconds:.0f} samples/s, peak {peak:.0f} MB")
+    print(f"the recipe of {parameters.epochs} epochs: {parameters.epochs * seconds / 60:.0f} minutes")
+    return {"train_epoch_full_size_s": seconds, "train_full_size_peak_rss_mb": peak}
+
+
+def planted(noise: float) -> tuple[Samples, torch.Tensor]:
+    """1500 images x 2 subjects: the EEG is a smooth mixture of 20 latents of the image, and so is its embedding."""
+    rng = np.random.default_rng(0)
+    latents = rng.standard_normal((1500, 20))
+    embeddings = latents @ rng.standard_normal((20, 768)) + 0.5 * rng.standard_normal((1500, 768))
+    response = np.cumsum(rng.standard_normal((2, 20, 17, 100)), axis=3) / 30
+    eeg = np.concatenate([np.einsum("nd,dct->nct", latents, response[subject]) for subject in range(2)])
+    eeg += noise * rng.standard_normal(eeg.shape)
+    samples = Samples(
+        eeg=torch.from_numpy(eeg).float(),
+        target=torch.arange(1500).repeat(2),
+        subject=np.repeat(["sub-01", "sub-02"], 1500),
+        concept=np.tile(np.repeat(np.arange(300).astype(str), 5), 2),
+        sfreq=100.0,
+    )
+    return samples, torch.from_numpy(embeddings).float()
+
+
+def parity(epochs: int = 12, seeds: int = 5, noise: float = 3.0) -> None:
+    """Validation loss and top-1 of both after each epoch: mean over seeds, and the difference in standard errors."""
+    parameters = recipe(epochs=epochs, learning_rate=0.002, optimizer="adam", temperature="learned", gradient_clip=None)
+    samples, embeddings = planted(noise)
+    mask = held_out(samples.concept, 0.2, seed=0)
+    rows, selection = np.flatnonzero(~mask), samples.take(np.flatnonzero(mask))
+    galleries = make_galleries(selection.subject, selection.concept)
+    curves: dict[str, list[np.ndarray]] = {"plain": [], "ours": []}
+    for seed in range(seeds):
+        history = train(samples, rows, selection, embeddings, parameters, seed, CPU).history
+        curves["ours"].append(history[["selection_loss", "selection_top1"]].to_numpy())
+        torch.manual_seed(1000 + seed)
+        model = PlainModel(17, 100, 768)
+        made = optimizers(model, parameters.learning_rate, (4, 2), epochs)
+        curve = []
+        for _ in range(epochs):
+            list(train_epoch(model, made, samples.eeg[rows], embeddings[samples.target[rows]], parameters.batch_size))
+            model.eval()
+            with torch.inference_mode():
+                logits = [model(selection.eeg[g], embeddings[selection.target[g]]) for g in galleries]
+            scale = model.log_scale.exp().item()
+            scores = [retrieval_metrics(gallery / scale, scale, top_k=[1]) for gallery in logits]
+            curve.append([np.mean([score[name] for score in scores]) for name in ("nice_loss", "top1_acc")])
+        curves["plain"].append(np.array(curve))
+        print(
+            f"seed {seed}: plain {curves['plain'][-1][-1].round(3)}, ours {curves['ours'][-1][-1].round(3)}", flush=True
+        )
+    plain, ours = (np.stack(curves[name]) for name in ("plain", "ours"))  # (seeds, epochs, 2)
+    errors = np.sqrt(plain.var(0, ddof=1) / seeds + ours.var(0, ddof=1) / seeds)
+    print(
+        f"{'epoch':>5}  {'loss plain':>10} {'ours':>7} {'diff/se':>7}   {'top-1 plain':>11} {'ours':>7} {'diff/se':>7}"
+    )
+    for epoch in range(epochs):
+        means = plain[:, epoch].mean(0), ours[:, epoch].mean(0)
+        z = (means[1] - means[0]) / errors[epoch]
+        columns = [f"{means[0][i]:{w}.3f} {means[1][i]:7.3f} {z[i]:7.2f}" for i, w in ((0, 10), (1, 11))]
+        print(f"{epoch + 1:5}  {'   '.join(columns)}")
+
+
+def main() -> None:
+    print(f"torch {torch.__version__}, {platform.processor() or platform.machine()}, {os.cpu_count()} cores, CPU")
+    if sys.argv[1:] == ["parity"]:
+        parity()
+        return
+    write_latest(speed() | full_size())
+
+
+if __name__ == "__main__":
+    main()

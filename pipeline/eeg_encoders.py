@@ -1,0 +1,295 @@
+"""The EEG encoders: each turns EEG (B, C, T) into features (B, output_size), which a projector then maps further.
+
+* `nice-seed`: the encoder of the reference recipe in the README, a public re-implementation of arXiv 2502.03081.
+* `nice`: NICE, arXiv 2308.13234, layers as in https://github.com/eeyhsong/NICE-EEG (nice_stand.py).
+* `atm-s`: ATM with the ShallowNet-like convolution, arXiv 2403.07721, layers as in
+  https://github.com/dongyangli-del/EEG_Image_decode (models/atms.py). Deliberate differences: see `AtmS`.
+* `eegnet`, `shallow`, `deep4`, `eegconformer`: braindecode's networks without their classification heads.
+
+Layers, initialisation and mathematics of the first three are the published ones; `forward` of `nice-seed` and `nice`
+reorders the operations. Sizes follow from the channels and samples; spatial filters span all channels.
+"""
+
+import math
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pipeline.errors import InputError
+
+CHUNK = 32  # samples whose activations fit in a processor's cache; any number computes the same
+
+EEG_ENCODERS = ("nice-seed", "nice", "atm-s", "eegnet", "shallow", "deep4", "eegconformer")
+
+
+def make_eeg_encoder(name: str, *, n_chans: int, n_times: int, sfreq: float, dropout: float) -> nn.Module:
+    """A freshly initialised encoder: EEG (B, n_chans, n_times) float32 -> features (B, encoder.output_size).
+
+    `sfreq` (Hz) sets the width of EEGNet's temporal filters. Raises InputError for an unknown name, for too few samples
+    and, for the last four names, where braindecode is not installed.
+    """
+    if name == "nice-seed":
+        return _initialise(NiceSeed(n_chans, n_times, dropout))
+    if name == "nice":
+        return _initialise(Nice(n_chans, n_times, dropout))
+    if name == "atm-s":
+        return AtmS(n_chans, n_times, dropout)
+    if name in EEG_ENCODERS:
+        return BraindecodeEncoder(name, n_chans, n_times, sfreq, dropout)
+    raise InputError(f"train.eeg_encoder = {name} is not known: choose one of {', '.join(EEG_ENCODERS)}")
+
+
+def _initialise(encoder: nn.Module) -> nn.Module:
+    """Weights as NICE and the recipe draw them."""
+    for module in encoder.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.normal_(module.weight, 0.0, 0.02)
+        elif isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.weight, 1.0, 0.02)
+    return encoder
+
+
+def _require_samples(name: str, n_times: int, least: int) -> None:
+    if n_times < least:
+        raise InputError(
+            f"train.eeg_encoder = {name} needs at least {least} samples, not {n_times}: "
+            "widen preprocess.window or choose another encoder"
+        )
+
+
+class _Composed(nn.Module, ABC):
+    """A temporal part, BatchNorm, ELU, a spatial convolution, BatchNorm, ELU, dropout, a pointwise convolution.
+
+    `plain` runs the layers as they are written down. `forward` computes the same with far fewer operations:
+
+    * The layers of the temporal part have nothing between them, so that they are one convolution, 1 -> F filters of
+      width `WINDOW` every `STEP` samples, whose weights are composed from theirs at every step (`composed`); the
+      gradient flows through the composition.
+    * That convolution is linear in the EEG, so that the first BatchNorm needs no pass over its output: filter w has
+      the mean w.m and the variance w.Vw, where m and V are mean and covariance of the windows of the EEG
+      (`_window_moments`). The normalisation becomes a scale and a shift of the filters.
+    * The windows are a view of the EEG, and each layer writes what the next one reads: time outermost, filters
+      innermost.
+    """
+
+    NAME: str
+    WINDOW: int
+    STEP: int
+
+    def __init__(self, n_chans: int, n_times: int, dropout: float, n_filters: int, spatial_bias: bool) -> None:
+        super().__init__()
+        _require_samples(self.NAME, n_times, self.WINDOW)
+        self.norm = nn.BatchNorm2d(n_filters)
+        self.spatial = nn.Conv2d(n_filters, n_filters, (n_chans, 1), bias=spatial_bias)
+        self.norm_2 = nn.BatchNorm2d(n_filters)
+        self.dropout = nn.Dropout(dropout)
+        self.pointwise = nn.Conv2d(n_filters, n_filters, (1, 1))
+        self.output_size = ((n_times - self.WINDOW) // self.STEP + 1) * n_filters
+
+    @abstractmethod
+    def plain_temporal(self, eeg: Tensor) -> Tensor:
+        """The temporal part as written down: (B, 1, C, T) -> (B, F, C, T')."""
+
+    @abstractmethod
+    def composed(self) -> tuple[Tensor, Tensor]:
+        """Filters (WINDOW, F) and bias (F,) of the one convolution that equals the temporal part."""
+
+    def plain(self, eeg: Tensor) -> Tensor:
+        """The layers one after the other: what `forward` must equal."""
+        x = self.spatial(F.elu(self.norm(self.plain_temporal(eeg[:, None]))))  # (B, F, 1, T')
+        x = self.pointwise(self.dropout(F.elu(self.norm_2(x))))
+        return x.squeeze(2).transpose(1, 2).flatten(1)
+
+    def forward(self, eeg: Tensor) -> Tensor:
+        with torch.autocast(eeg.device.type, enabled=False):  # a covariance in half precision is none
+            filters, bias = self._normalised(eeg.to(self.norm.weight.dtype), *self.composed())  # (WINDOW, F), (F,)
+        spatial = self.spatial.weight.squeeze(3).permute(2, 1, 0).flatten(0, 1)  # (C * F, F)
+        x = torch.cat([self._convolve(chunk, filters, bias, spatial) for chunk in eeg.split(CHUNK)], dim=1)
+        if self.spatial.bias is not None:
+            x = x + self.spatial.bias
+        x = F.elu(self.norm_2(x.flatten(0, 1)[..., None, None])).view_as(x)  # (T', B, F)
+        x = F.linear(self.dropout(x), self.pointwise.weight.flatten(1), self.pointwise.bias)
+        return x.transpose(0, 1).flatten(1)
+
+    def _normalised(self, eeg: Tensor, filters: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        """Filters and bias with the first BatchNorm folded in; in training its running statistics move on."""
+        norm = self.norm
+        if self.training:
+            window_mean, covariance = _window_moments(eeg, self.WINDOW, self.STEP)
+            mean = window_mean @ filters + bias
+            variance = (filters * (covariance @ filters)).sum(0)
+            n = eeg.shape[0] * eeg.shape[1] * ((eeg.shape[2] - self.WINDOW) // self.STEP + 1)
+            norm.running_mean.lerp_(mean.detach(), norm.momentum)
+            norm.running_var.lerp_(variance.detach() * n / (n - 1), norm.momentum)
+            norm.num_batches_tracked.add_(1)
+        else:
+            mean, variance = norm.running_mean, norm.running_var
+        scale = norm.weight / (variance + norm.eps).sqrt()
+        return filters * scale, (bias - mean) * scale + norm.bias
+
+    def _convolve(self, eeg: Tensor, filters: Tensor, bias: Tensor, spatial: Tensor) -> Tensor:
+        """The temporal convolution, ELU and the spatial convolution: (B, C, T) -> (T', B, F)."""
+        windows = eeg.unfold(2, self.WINDOW, self.STEP).permute(2, 0, 1, 3).flatten(1, 2)  # a view (T', B * C, WINDOW)
+        x = F.elu(torch.baddbmm(bias, windows, filters.expand(len(windows), -1, -1)), inplace=True)
+        return x.view(len(windows), len(eeg), -1) @ spatial
+
+
+def _window_moments(eeg: Tensor, width: int, step: int) -> tuple[Tensor, Tensor]:
+    """Mean (width,) and covariance (width, width) of the windows that start every `step` samples of EEG (B, C, T)."""
+    offset = eeg.mean()  # taken out first: the covariance does not change, and large offsets cost no digits
+    x = eeg.flatten(0, 1) - offset
+    mean = x.mean(0).unfold(0, width, step).mean(0)
+    second = (x.T @ x / len(x)).unfold(0, width, step).unfold(1, width, step)  # (T', T', width, width), wanted: t = t'
+    return mean + offset, second.diagonal(dim1=0, dim2=1).mean(2) - mean.outer(mean)
+
+
+class NiceSeed(_Composed):
+    """EEG (B, C, T) -> features (B, (T - 64) * 40): two temporal convolutions, a spatial and a pointwise one."""
+
+    NAME = "nice-seed"
+    WIDTHS = (25, 41)
+    WINDOW = sum(WIDTHS) - 1
+    STEP = 1
+
+    def __init__(self, n_chans: int, n_times: int, dropout: float, n_filters: int = 40) -> None:
+        super().__init__(n_chans, n_times, dropout, n_filters, spatial_bias=False)
+        self.temporal = nn.Conv2d(1, n_filters, (1, self.WIDTHS[0]))
+        self.temporal_2 = nn.Conv2d(n_filters, n_filters, (1, self.WIDTHS[1]), bias=False)
+
+    def plain_temporal(self, eeg: Tensor) -> Tensor:
+        return self.temporal_2(self.temporal(eeg))
+
+    def composed(self) -> tuple[Tensor, Tensor]:
+        first, second = self.temporal.weight.squeeze(2).transpose(0, 1), self.temporal_2.weight.squeeze(2)
+        filters = F.conv1d(F.pad(first, (self.WIDTHS[1] - 1,) * 2), second.flip(2))  # (1, F, 65)
+        return filters.squeeze(0).T, second.sum(2) @ self.temporal.bias
+
+
+class Nice(_Composed):
+    """EEG (B, C, T) -> features (B, ((T - 75) // 5 + 1) * 40): a temporal convolution whose output is averaged."""
+
+    NAME = "nice"
+    WIDTH, POOL = 25, 51
+    WINDOW = WIDTH + POOL - 1
+    STEP = 5
+
+    def __init__(self, n_chans: int, n_times: int, dropout: float, n_filters: int = 40) -> None:
+        super().__init__(n_chans, n_times, dropout, n_filters, spatial_bias=True)
+        self.temporal = nn.Conv2d(1, n_filters, (1, self.WIDTH))
+
+    def plain_temporal(self, eeg: Tensor) -> Tensor:
+        return F.avg_pool2d(self.temporal(eeg), (1, self.POOL), (1, self.STEP))
+
+    def composed(self) -> tuple[Tensor, Tensor]:
+        weight = self.temporal.weight.flatten(1)  # (F, 25)
+        filters = F.avg_pool1d(F.pad(weight, (self.POOL - 1,) * 2), self.POOL, stride=1)  # (F, 75)
+        return filters.T, self.temporal.bias
+
+
+class AtmS(nn.Module):
+    """EEG (B, C, T) -> features: one transformer layer whose tokens are the channels, then NICE's convolutions.
+
+    Deliberate differences from the published code, whose MLP projector is not part of this encoder:
+
+    * Nothing belongs to one subject (no subject token, no subject-wise layers), so that the encoder can be applied to
+      a subject who was not in training.
+    * The position of the channel is added to each token, a fixed sinusoid, as in the paper; the code leaves it out.
+    * The width of the tokens is the number of samples, rounded up to a multiple of the heads (published: 250 for 250
+      samples, with heads of 62).
+    * `dropout` is that of the convolutions; in the transformer it is half of it (published: 0.5 and 0.25).
+    """
+
+    HEADS = 4
+    HIDDEN = 256
+
+    def __init__(self, n_chans: int, n_times: int, dropout: float) -> None:
+        super().__init__()
+        _require_samples("atm-s", n_times, Nice.WINDOW)
+        width = math.ceil(n_times / self.HEADS) * self.HEADS
+        self.embed = nn.Linear(n_times, width)
+        self.register_buffer("positions", _sinusoids(n_chans, width), persistent=False)
+        self.dropout = nn.Dropout(dropout / 2)
+        self.attend = nn.TransformerEncoderLayer(
+            width, self.HEADS, self.HIDDEN, dropout / 2, activation="gelu", batch_first=True
+        )
+        self.norm = nn.LayerNorm(width)
+        self.convolutions = Nice(n_chans, width, dropout)
+        self.output_size = self.convolutions.output_size
+
+    def plain(self, eeg: Tensor) -> Tensor:
+        """The layers one after the other: what `forward` must equal."""
+        return self.convolutions.plain(self._attended(eeg))
+
+    def forward(self, eeg: Tensor) -> Tensor:
+        return self.convolutions(self._attended(eeg))
+
+    def _attended(self, eeg: Tensor) -> Tensor:
+        """(B, C, T) -> (B, C, width)."""
+        return self.norm(self.attend(self.dropout(self.embed(eeg) + self.positions)))
+
+
+def _sinusoids(n_positions: int, width: int) -> Tensor:
+    """Sines (even columns) and cosines (odd columns) of falling frequency: (n_positions, width), as in 1706.03762."""
+    rate = 10000.0 ** (-torch.arange(0, width, 2) / width)
+    angle = torch.arange(n_positions)[:, None] * rate
+    return torch.stack([angle.sin(), angle.cos()], dim=2).flatten(1)
+
+
+class BraindecodeEncoder(nn.Module):
+    """One of braindecode's networks up to its classification head, the output flattened.
+
+    EEGNet, doi 10.1088/1741-2552/aace8c, with temporal filters of half a second as in that paper; ShallowFBCSPNet and
+    Deep4Net, doi 10.1002/hbm.23730; EEGConformer, doi 10.1109/TNSRE.2022.3230250. Deep4Net is built for 441 samples or
+    more; with less, its kernels are 5 and its pools 2 samples long, as in the EEGNet paper, which so adapted it to
+    128 Hz (braindecode would shrink them until no pooling is left).
+    """
+
+    def __init__(self, name: str, n_chans: int, n_times: int, sfreq: float, dropout: float) -> None:
+        super().__init__()
+        _require_samples(name, n_times, LEAST_SAMPLES[name])
+        if n_chans < 2 and name in ("shallow", "deep4"):  # braindecode merges two layers and fails for one channel
+            raise InputError(f"train.eeg_encoder = {name} needs at least 2 channels: add to preprocess.channels")
+        self.network = _headless_network(name, n_chans, n_times, sfreq, dropout).eval()
+        with torch.no_grad():
+            self.output_size = self(torch.zeros(1, n_chans, n_times)).shape[1]
+        self.train()
+
+    def forward(self, eeg: Tensor) -> Tensor:
+        return self.network(eeg).flatten(1)
+
+
+LEAST_SAMPLES = {"eegnet": 32, "shallow": 99, "deep4": 76, "eegconformer": 99}  # one sample is left at the end
+DEEP4_SAMPLES = 441
+DEEP4_SHORT = {
+    "filter_time_length": 5,
+    "filter_length_2": 5,
+    "filter_length_3": 5,
+    "filter_length_4": 5,
+    "pool_time_length": 2,
+    "pool_time_stride": 2,
+}
+
+
+def _headless_network(name: str, n_chans: int, n_times: int, sfreq: float, dropout: float) -> nn.Module:
+    """braindecode's network, its classification head replaced by nothing."""
+    try:
+        from braindecode import models
+    except ImportError as error:
+        raise InputError(
+            f"train.eeg_encoder = {name} needs braindecode ({error}): "
+            "pip install -r requirements-braindecode.txt -c constraints.txt"
+        ) from error
+    common = {"n_chans": n_chans, "n_times": n_times, "sfreq": sfreq, "drop_prob": dropout, "n_outputs": 1}
+    if name == "eegnet":
+        network = models.EEGNet(**common, kernel_length=round(sfreq / 2), final_layer_with_constraint=True)
+    elif name == "shallow":
+        network = models.ShallowFBCSPNet(**common)
+    elif name == "deep4":
+        network = models.Deep4Net(**common, **({} if n_times >= DEEP4_SAMPLES else DEEP4_SHORT))
+    else:
+        network = models.EEGConformer(**common, att_drop_prob=dropout)
+        network.fc = nn.Identity()  # the first layers of its head
+    network.final_layer = nn.Identity()
+    return network

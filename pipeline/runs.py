@@ -1,0 +1,162 @@
+"""The runs of a protocol: which subjects each trains on, which it is tested on, and all of them side by side.
+
+Every run starts from a fresh initialisation; there is one for each fold of the protocol and each seed. Nothing but
+`select_on: test` ever opens the test split.
+"""
+
+import hashlib
+import os
+import shutil
+from collections.abc import Callable
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass
+from functools import partial
+from multiprocessing import get_context
+from multiprocessing.queues import Queue
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from tqdm import tqdm
+
+from pipeline.devices import pick_device
+from pipeline.embeddings import read_embeddings
+from pipeline.errors import InputError
+from pipeline.files import cache_folder, replacing, sha256
+from pipeline.model import save_model
+from pipeline.params import Train
+from pipeline.training import held_out, read_samples, train
+
+
+@dataclass(frozen=True)
+class Run:
+    """One model: the fold of the protocol, the seed, and the subjects it is trained and tested on."""
+
+    fold: str
+    seed: int
+    trained_on: tuple[str, ...]
+    tested_on: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        return f"{self.fold}-seed-{self.seed}"
+
+
+def plan(protocol: str, subjects: list[str], seeds: list[int]) -> list[Run]:
+    """The runs of a protocol: `pooled`, `within-subject` or `leave-one-subject-out`."""
+    if protocol == "pooled":
+        folds = [("pooled", subjects, subjects)]
+    elif protocol == "within-subject":
+        folds = [(subject, [subject], [subject]) for subject in subjects]
+    else:
+        if len(subjects) < 2:
+            raise InputError(f"leave-one-subject-out needs two subjects or more and has {len(subjects)}: set subjects")
+        folds = [(f"without-{left}", [s for s in subjects if s != left], [left]) for left in subjects]
+    return [Run(fold, seed, tuple(on), tuple(tested)) for fold, on, tested in folds for seed in seeds]
+
+
+def seeds_of(seed: int, seeds: int | list[int]) -> list[int]:
+    """A number of seeds counts from `seed`; a list is taken as it is."""
+    return list(range(seed, seed + seeds)) if isinstance(seeds, int) else seeds
+
+
+def train_all(eeg_dir: Path, embeddings: Path, out: Path, parameters: Train, seed: int) -> list[dict]:
+    """Train every run of the protocol, `parameters.workers` side by side: a folder of `out` each, and the mean history.
+
+    Returns the notes of each run, as in its model.json. After an interruption finished runs are not repeated and
+    the others go on from their last epoch: states are kept in the cache folder, keyed by a hash of data, parameters and
+    code, until all runs are done. A worker holds the EEG of its run once and about 0.5 GB besides.
+    """
+    files = {path.stem: path for path in sorted(eeg_dir.glob("*.h5"))}
+    if not files:
+        raise InputError(f"{eeg_dir}: holds no subject's EEG; run `dvc repro preprocess`")
+    runs = plan(parameters.protocol, list(files), seeds_of(seed, parameters.seeds))
+    workers = min(parameters.workers, len(runs))
+    threads = max(1, (os.cpu_count() or 1) // workers)
+    states = cache_folder() / "training" / _key([*files.values(), embeddings], parameters, threads)
+    task = partial(_train_run, files, embeddings, out, parameters, states, threads)
+    with tqdm(total=len(runs) * parameters.epochs, unit="epoch", desc=f"train {len(runs)} x", disable=None) as bar:
+        notes = [task(run, bar.update) for run in runs] if workers == 1 else _side_by_side(task, runs, workers, bar)
+    shutil.rmtree(states, ignore_errors=True)
+    histories = pd.concat(pd.read_csv(out / run.name / "history.csv") for run in runs)
+    with replacing(out / "history.csv") as temporary:
+        histories.groupby("epoch", as_index=False).mean().to_csv(temporary, index=False)
+    return notes
+
+
+def _train_run(
+    files: dict[str, Path],
+    embeddings: Path,
+    out: Path,
+    parameters: Train,
+    states: Path,
+    threads: int,
+    run: Run,
+    progress: Callable[[], None],
+) -> dict:
+    """Train one run and write its folder; what it is given decides what it can see."""
+    torch.set_num_threads(threads)
+    cache = read_embeddings(embeddings)
+    samples = read_samples([files[subject] for subject in run.trained_on], "train", cache)
+    rows, selection = np.arange(len(samples.eeg)), None
+    if parameters.select_on == "validation":
+        mask = held_out(samples.concept, parameters.validation_concepts, run.seed)
+        rows, selection = rows[~mask], samples.take(rows[mask])
+    elif parameters.select_on == "test":
+        selection = read_samples([files[subject] for subject in run.tested_on], "test", cache)
+    device, values = pick_device(parameters.device), torch.from_numpy(cache.values)
+    state = states / f"{run.name}.pt"
+    trained = train(samples, rows, selection, values, parameters, run.seed, device, state, progress)
+    notes = asdict(run) | {
+        "protocol": parameters.protocol,
+        "selected_on": parameters.select_on,
+        "selected_epoch": trained.epoch,
+        "collapsed": trained.collapsed,
+    }
+    save_model(trained.model.cpu(), out / run.name, notes)
+    with replacing(out / run.name / "history.csv") as temporary:
+        trained.history.to_csv(temporary, index=False)
+    return notes
+
+
+def _side_by_side(task: Callable[..., dict], runs: list[Run], workers: int, bar: tqdm) -> list[dict]:
+    """The runs in processes of their own; each epoch of each moves the one bar on."""
+    context = get_context("spawn")  # a forked copy of torch's threads can hang
+    epochs = context.Queue()
+    with ProcessPoolExecutor(workers, context, _report_to, (epochs,)) as pool:
+        futures = [pool.submit(_in_process, task, run) for run in runs]
+        try:
+            pending = set(futures)
+            while pending:
+                done, pending = wait(pending, timeout=0.5, return_when=FIRST_COMPLETED)
+                for future in done:
+                    future.result()
+                while not epochs.empty():
+                    bar.update(epochs.get())
+        except BrokenProcessPool as error:
+            raise InputError("a run was killed, most likely for want of memory: lower train.workers") from error
+        finally:
+            pool.shutdown(cancel_futures=True)
+    return [future.result() for future in futures]
+
+
+_epochs: Queue | None = None  # of a worker: where it tells that an epoch is over
+
+
+def _report_to(epochs: Queue) -> None:
+    global _epochs
+    _epochs = epochs
+
+
+def _in_process(task: Callable[..., dict], run: Run) -> dict:
+    return task(run, lambda: _epochs.put(1))
+
+
+def _key(inputs: list[Path], parameters: Train, threads: int) -> str:
+    """A hash of all that decides the weights: data, parameters, code, versions and the number of threads."""
+    code = [Path(__file__).with_name(f"{name}.py") for name in ("eeg_encoders", "model", "retrieval", "training")]
+    parts = [sha256(path) for path in [*inputs, *code]]
+    parts += [parameters.model_dump_json(exclude={"workers"}), torch.__version__, str(threads)]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]

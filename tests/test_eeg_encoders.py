@@ -1,0 +1,214 @@
+import copy
+import sys
+
+import pytest
+import safetensors.torch
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pipeline.eeg_encoders import EEG_ENCODERS, LEAST_SAMPLES, AtmS, Nice, NiceSeed, _sinusoids, make_eeg_encoder
+from pipeline.errors import InputError
+from pipeline.model import Projector
+from pipeline.retrieval import symmetric_cross_entropy
+
+OWN = ("nice-seed", "nice", "atm-s")
+SHAPES = st.tuples(st.integers(8, 40), st.integers(1, 4), st.integers(75, 100))  # batch (chunks are of 32), C, T
+
+
+def make(name: str, n_chans: int, n_times: int, sfreq: float = 100.0, dropout: float = 0.5) -> nn.Module:
+    if name in LEAST_SAMPLES:
+        pytest.importorskip("braindecode")
+    return make_eeg_encoder(name, n_chans=n_chans, n_times=n_times, sfreq=sfreq, dropout=dropout)
+
+
+def with_large_weights(encoder: nn.Module) -> nn.Module:
+    """Weights large enough that a wrong layer would show in the outputs."""
+    for module in encoder.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.normal_(module.weight, 0.0, 0.1)
+        elif isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.weight, 1.0, 0.3)
+            nn.init.normal_(module.bias, 0.0, 0.3)
+    return encoder
+
+
+def contrastive_loss(features: Tensor, targets: Tensor) -> Tensor:
+    return symmetric_cross_entropy(5 * F.normalize(features, dim=1) @ F.normalize(targets, dim=1).T)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 2e-3)])
+@pytest.mark.parametrize("name", OWN)
+@settings(max_examples=5, deadline=None)
+@given(SHAPES, st.floats(-20, 20), st.integers(0, 2**31))
+def test_the_composed_encoder_equals_the_plain_layers(name, dtype, tolerance, shape, offset, seed):
+    """Outputs, loss, gradients and running statistics, against the plain layers in double precision."""
+    torch.manual_seed(seed)
+    batch, n_chans, n_times = shape
+    fast = with_large_weights(make(name, n_chans, n_times, dropout=0.0)).to(dtype)
+    plain = copy.deepcopy(fast).double()
+    eeg = (torch.randn(batch, n_chans, n_times) + offset).to(dtype)
+    targets = torch.randn(batch, fast.output_size)
+    for training in (True, False):
+        fast.train(training), plain.train(training)
+        got, expected = fast(eeg), plain.plain(eeg.double())
+        torch.testing.assert_close(got.double(), expected, rtol=tolerance, atol=tolerance)
+        loss, expected_loss = contrastive_loss(got, targets.to(dtype)), contrastive_loss(expected, targets.double())
+        torch.testing.assert_close(loss.double(), expected_loss, rtol=tolerance, atol=tolerance)
+        if training:
+            loss.backward(), expected_loss.backward()
+    for (parameter, p), q in zip(fast.named_parameters(), plain.parameters(), strict=True):
+        # The second term is for those that a BatchNorm takes out: their true gradient is zero.
+        assert (p.grad - q.grad).norm() <= tolerance * (q.grad.norm() + 0.01), parameter
+    for buffer, value in fast.named_buffers():
+        torch.testing.assert_close(value.double(), plain.get_buffer(buffer).double(), rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_the_gradient_reaches_the_eeg_as_through_the_plain_layers(name):
+    """In atm-s the transformer is trained through the composed convolution and its moments."""
+    fast = with_large_weights(make(name, 3, 90, dropout=0.0)).double()
+    plain = copy.deepcopy(fast)
+    eeg = torch.randn(8, 3, 90, dtype=torch.float64)
+    targets = torch.randn(8, fast.output_size, dtype=torch.float64)
+    a, b = (eeg.clone().requires_grad_() for _ in range(2))
+    contrastive_loss(fast(a), targets).backward()
+    contrastive_loss(plain.plain(b), targets).backward()
+    torch.testing.assert_close(a.grad, b.grad, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(17, 100), (63, 250), (271, 201), (2, 99)])
+@pytest.mark.parametrize("name", EEG_ENCODERS)
+def test_every_encoder_takes_any_channels_and_samples(name, shape):
+    encoder = make(name, *shape)
+    features = encoder(torch.randn(3, *shape))
+    assert features.shape == (3, encoder.output_size)
+    assert features.isfinite().all()
+    features.square().sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in encoder.parameters())
+
+
+@pytest.mark.parametrize("name", [name for name in EEG_ENCODERS if name not in ("shallow", "deep4")])
+def test_one_channel_is_enough(name):
+    encoder = make(name, 1, 100)
+    assert encoder(torch.randn(3, 1, 100)).shape == (3, encoder.output_size)
+
+
+@pytest.mark.parametrize("name", EEG_ENCODERS)
+def test_the_least_number_of_samples_works_and_one_less_is_refused(name):
+    least = {"nice-seed": 65, "nice": 75, "atm-s": 75, **LEAST_SAMPLES}[name]
+    encoder = make(name, 4, least)
+    assert encoder(torch.randn(2, 4, least)).shape == (2, encoder.output_size)
+    with pytest.raises(InputError, match=f"{name} needs at least {least} samples, not {least - 1}: widen"):
+        make(name, 4, least - 1)
+
+
+@pytest.mark.parametrize("name", EEG_ENCODERS)
+def test_dropout_is_applied_in_training_only_and_a_state_comes_back(name, tmp_path):
+    torch.manual_seed(0)
+    encoder, other = make(name, 4, 120), make(name, 4, 120)
+    eeg = torch.randn(8, 4, 120)
+    assert not torch.equal(encoder(eeg), encoder(eeg))
+    encoder.eval(), other.eval()
+    assert not torch.equal(encoder(eeg), other(eeg))
+    safetensors.torch.save_file(encoder.state_dict(), tmp_path / "state.safetensors")
+    other.load_state_dict(safetensors.torch.load_file(tmp_path / "state.safetensors"))
+    assert torch.equal(encoder(eeg), other(eeg))
+
+
+@pytest.mark.parametrize("name", EEG_ENCODERS)
+def test_the_seed_decides_the_weights(name):
+    states = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        states.append(torch.cat([p.detach().flatten() for p in make(name, 4, 120).parameters()]))
+    assert torch.equal(states[0], states[1])
+    assert not torch.equal(states[0], states[2])
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_half_precision_changes_the_features_little(name):
+    encoder = with_large_weights(make(name, 5, 110, dropout=0.0))
+    eeg = torch.randn(16, 5, 110)
+    expected = encoder(eeg)
+    with torch.autocast("cpu", torch.bfloat16):
+        got = encoder(eeg)
+    assert F.cosine_similarity(got.float(), expected).min() > 0.99
+
+
+def test_the_recipe_has_794_thousand_parameters():
+    encoder = make("nice-seed", 17, 100)
+    assert encoder.output_size == 1440
+    modules = [encoder, Projector(encoder.output_size, 256, 0.5), Projector(768, 256, 0.5)]
+    assert round(sum(p.numel() for module in modules for p in module.parameters()) / 1000) == 794
+
+
+def test_nice_and_atm_s_have_the_published_number_of_features():
+    """1440 for 63 channels and 250 samples: the input of the published projectors."""
+    assert make("nice", 63, 250).output_size == make("atm-s", 63, 250).output_size == 1440
+
+
+@pytest.mark.parametrize(
+    ("name", "n_times", "sfreq", "published", "head"),
+    [
+        ("eegnet", 512, 128, 2_484, 16 * 16 * 4 + 4),
+        ("shallow", 1000, 250, 46_084, 40 * 61 * 4 + 4),
+        ("deep4", 1000, 250, 282_879, 200 * 7 * 4 + 4),
+        ("eegconformer", 1000, 250, 789_572, (40 * 61 + 1) * 256 + (256 + 1) * 32 + (32 + 1) * 4),
+    ],
+)
+def test_braindecodes_networks_keep_all_but_their_head(name, n_times, sfreq, published, head):
+    """Against the counts in braindecode's table of models, for 22 channels and 4 classes."""
+    encoder = make(name, 22, n_times, sfreq)
+    assert sum(p.numel() for p in encoder.parameters()) == published - head
+
+
+def test_deep4_keeps_its_pools_where_the_eeg_is_short():
+    """Kernels of 5 and pools of 2: 100 -> 96 -> 48 -> 44 -> 22 -> 18 -> 9 -> 5 -> 2, with 200 filters."""
+    assert make("deep4", 17, 100).output_size == 2 * 200
+
+
+def test_nice_weights_are_drawn_as_published():
+    torch.manual_seed(0)
+    for encoder in (make("nice-seed", 17, 100), make("nice", 17, 100)):
+        assert isinstance(encoder, NiceSeed | Nice)
+        assert encoder.spatial.weight.std().item() == pytest.approx(0.02, rel=0.05)
+        assert encoder.norm.weight.mean().item() == pytest.approx(1.0, abs=0.02)
+        assert encoder.norm.bias.abs().max() == 0
+
+
+def test_atm_s_knows_which_channel_is_which():
+    """A transformer without positions would permute its tokens with the channels."""
+    encoder = AtmS(6, 80, 0.5).eval()
+    eeg = torch.randn(2, 6, 80)
+    swapped = encoder._attended(eeg.flip(1)).flip(1)
+    assert not torch.allclose(encoder._attended(eeg), swapped, atol=1e-2)
+    encoder.positions.zero_()
+    torch.testing.assert_close(encoder._attended(eeg), encoder._attended(eeg.flip(1)).flip(1), rtol=1e-4, atol=1e-5)
+
+
+def test_positions_are_sines_and_cosines():
+    positions = _sinusoids(3, 4)
+    angles = torch.tensor([1.0, 1.0, 0.01, 0.01]) * torch.arange(3.0)[:, None]
+    torch.testing.assert_close(positions[:, 0::2], angles[:, 0::2].sin())
+    torch.testing.assert_close(positions[:, 1::2], angles[:, 1::2].cos())
+
+
+def test_an_unknown_encoder_is_refused():
+    with pytest.raises(InputError, match="nonsense is not known: choose one of nice-seed, nice"):
+        make("nonsense", 17, 100)
+
+
+@pytest.mark.parametrize("name", ["shallow", "deep4"])
+def test_what_cannot_take_one_channel_says_so(name):
+    with pytest.raises(InputError, match="at least 2 channels"):
+        make(name, 1, 100)
+
+
+@pytest.mark.parametrize("name", LEAST_SAMPLES)
+def test_without_braindecode_the_command_that_installs_it_is_named(name, monkeypatch):
+    monkeypatch.setitem(sys.modules, "braindecode", None)
+    with pytest.raises(InputError, match="pip install -r requirements-braindecode.txt -c constraints.txt"):
+        make_eeg_encoder(name, n_chans=17, n_times=100, sfreq=100.0, dropout=0.5)

@@ -1,0 +1,160 @@
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+from pipeline.eeg import preprocess
+from pipeline.embeddings import Embeddings, write_embeddings
+from pipeline.errors import InputError
+from pipeline.params import Train, read_params
+from pipeline.runs import Run, plan, seeds_of, train_all
+from pipeline.sample import Size, make_raw
+from pipeline.things_eeg2 import read_metadata
+
+TINY = Size(train_concepts=12, images_per_concept=2, test_concepts=6, train_repetitions=2, test_repetitions=3)
+SUBJECTS = ["sub-01", "sub-02"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    """A folder with eeg/ of two subjects and embeddings.h5 of random vectors."""
+    base = tmp_path_factory.mktemp("runs")
+    make_raw("all", base / "raw", base / "images", base / "image_metadata.npy", TINY)
+    options = {"average_repetitions": True, "channels": ["O1", "Oz", "O2"], "window": [-0.2, 0.79]}
+    preprocess(
+        base / "raw", base / "image_metadata.npy", base / "eeg", **options, normalise="none", dtype="float32", workers=1
+    )
+    images = read_metadata(base / "image_metadata.npy")
+    ids = np.array([image_id for split in images.values() for image_id in split["image_ids"]], dtype=object)
+    values = np.random.default_rng(0).standard_normal((len(ids), 20)).astype(np.float32)
+    write_embeddings(base / "embeddings.h5", Embeddings(values, ids), {})
+    return base
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch) -> Path:
+    monkeypatch.setenv("ALIGNED_EEG_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def recipe(**changes: object) -> Train:
+    quick = {"epochs": 3, "batch_size": 12, "projection_size": 16, "validation_concepts": 0.25}
+    return Train(**read_params(Path("params.yaml")).train.model_dump() | quick | changes)
+
+
+def weights(out: Path) -> dict[str, bytes]:
+    return {path.parent.name: path.read_bytes() for path in sorted(out.glob("*/model.safetensors"))}
+
+
+def changed(data: Path, target: Path, subjects: list[str], split: str) -> Path:
+    """A copy of the EEG in which one split of these subjects is noise."""
+    shutil.copytree(data / "eeg", target)
+    for subject in subjects:
+        with h5py.File(target / f"{subject}.h5", "r+") as file:
+            eeg = file[split]["eeg"]
+            eeg[:] = np.random.default_rng(1).standard_normal(eeg.shape)
+    return target
+
+
+def test_the_runs_of_each_protocol():
+    three = ["a", "b", "c"]
+    assert plan("pooled", three, [1]) == [Run("pooled", 1, ("a", "b", "c"), ("a", "b", "c"))]
+    assert plan("within-subject", three, [1, 2])[:3] == [
+        Run("a", 1, ("a",), ("a",)),
+        Run("a", 2, ("a",), ("a",)),
+        Run("b", 1, ("b",), ("b",)),
+    ]
+    for run in plan("leave-one-subject-out", three, [5]):
+        assert not set(run.trained_on) & set(run.tested_on) and len(run.trained_on) == 2
+    with pytest.raises(InputError, match="needs two subjects or more and has 1"):
+        plan("leave-one-subject-out", ["a"], [1])
+
+
+def test_seeds_are_counted_or_listed():
+    assert seeds_of(42, 3) == [42, 43, 44]
+    assert seeds_of(42, [7, 191]) == [7, 191]
+
+
+@pytest.mark.parametrize("protocol", ["pooled", "within-subject", "leave-one-subject-out"])
+@pytest.mark.parametrize("select_on", ["validation", "last"])
+def test_the_test_split_decides_nothing(data, tmp_path, protocol, select_on):
+    parameters = recipe(protocol=protocol, select_on=select_on)
+    other = changed(data, tmp_path / "eeg", SUBJECTS, "test")
+    train_all(data / "eeg", data / "embeddings.h5", tmp_path / "a", parameters, seed=1)
+    train_all(other, data / "embeddings.h5", tmp_path / "b", parameters, seed=1)
+    assert len(weights(tmp_path / "a")) == (1 if protocol == "pooled" else 2)
+    assert weights(tmp_path / "a") == weights(tmp_path / "b")
+
+
+def test_selection_on_the_test_split_says_so_and_depends_on_it(data, tmp_path):
+    parameters = recipe(select_on="test")
+    other = changed(data, tmp_path / "eeg", SUBJECTS, "test")
+    [notes] = train_all(data / "eeg", data / "embeddings.h5", tmp_path / "a", parameters, seed=1)
+    train_all(other, data / "embeddings.h5", tmp_path / "b", parameters, seed=1)
+    assert notes["selected_on"] == "test"
+    first, second = (pd.read_csv(tmp_path / name / "history.csv") for name in ("a", "b"))
+    assert (first["train_loss"] == second["train_loss"]).all()
+    assert (first["selection_loss"] != second["selection_loss"]).all()
+
+
+def test_nothing_of_the_left_out_subject_is_used(data, tmp_path):
+    parameters = recipe(protocol="leave-one-subject-out")
+    other = changed(data, tmp_path / "eeg", ["sub-02"], "train")
+    train_all(data / "eeg", data / "embeddings.h5", tmp_path / "a", parameters, seed=1)
+    train_all(other, data / "embeddings.h5", tmp_path / "b", parameters, seed=1)
+    before, after = weights(tmp_path / "a"), weights(tmp_path / "b")
+    assert before["without-sub-02-seed-1"] == after["without-sub-02-seed-1"]
+    assert before["without-sub-01-seed-1"] != after["without-sub-01-seed-1"]
+
+
+def test_side_by_side_gives_the_same_models(data, tmp_path):
+    """But for the last bits, which depend on the number of threads a run gets."""
+    parameters = recipe(protocol="within-subject", seeds=[3, 9])
+    names = [
+        (notes["fold"], notes["seed"])
+        for notes in train_all(
+            data / "eeg", data / "embeddings.h5", tmp_path / "b", parameters.model_copy(update={"workers": 2}), seed=1
+        )
+    ]
+    train_all(data / "eeg", data / "embeddings.h5", tmp_path / "a", parameters, seed=1)
+    assert names == [("sub-01", 3), ("sub-01", 9), ("sub-02", 3), ("sub-02", 9)]
+    one, two = (pd.read_csv(tmp_path / name / "history.csv") for name in ("a", "b"))
+    np.testing.assert_allclose(one.to_numpy(), two.to_numpy(), rtol=0.02, atol=1e-3)
+
+
+def test_a_killed_stage_goes_on_where_it_was(data, tmp_path, cache):
+    """SIGKILL in the second of two runs; then the same command ends with the very bytes of an undisturbed run."""
+    values = yaml.safe_load(Path("params.yaml").read_text())
+    values["train"] |= recipe(epochs=12, seeds=2).model_dump()
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(values))
+
+    def command(out: str) -> list[str]:
+        paths = [tmp_path / "params.yaml", data / "eeg", data / "embeddings.h5", tmp_path / out]
+        return [sys.executable, "-m", "stages.train", *map(str, paths)]
+
+    process = subprocess.Popen(command("killed"), stdout=subprocess.DEVNULL)
+    while process.poll() is None and not list(cache.glob("training/*/pooled-seed-43.pt")):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert list(cache.glob("training/*/pooled-seed-42.pt"))
+    shutil.rmtree(tmp_path / "killed")  # as DVC does before it runs a stage again
+    subprocess.run(command("killed"), check=True, stdout=subprocess.DEVNULL)
+    assert not list(cache.glob("training/*")), "the states are kept until all runs are done, and no longer"
+    environment = {**os.environ, "ALIGNED_EEG_CACHE": str(tmp_path / "other")}
+    subprocess.run(command("whole"), check=True, stdout=subprocess.DEVNULL, env=environment)
+    assert weights(tmp_path / "killed") == weights(tmp_path / "whole")
+
+
+def test_an_empty_folder_is_told(data, tmp_path):
+    with pytest.raises(InputError, match="holds no subject's EEG"):
+        train_all(tmp_path, data / "embeddings.h5", tmp_path / "out", recipe(), seed=1)
