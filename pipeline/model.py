@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.eeg_encoders import make_eeg_encoder
+from pipeline.eeg_encoders import Dropout, make_eeg_encoder
 from pipeline.errors import InputError
 from pipeline.files import replacing
 from pipeline.params import Train
@@ -28,7 +28,7 @@ class Projector(nn.Module):
     def __init__(self, n_inputs: int, n_outputs: int, dropout: float) -> None:
         super().__init__()
         self.project = nn.Linear(n_inputs, n_outputs)
-        self.residual = nn.Sequential(nn.GELU(), nn.Linear(n_outputs, n_outputs), nn.Dropout(dropout))
+        self.residual = nn.Sequential(nn.GELU(), nn.Linear(n_outputs, n_outputs), Dropout(dropout))
         self.norm = nn.LayerNorm(n_outputs)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -91,6 +91,18 @@ def test_every_path_in_a_command_is_declared(name):
     assert all("/" not in out or out in stage["cmd"] for out in listed if out.startswith(("data/", "metrics/")))
 
 
+@pytest.mark.parametrize("recipe", sorted(Path("params").iterdir()), ids=lambda path: path.name)
+def test_a_published_recipe_sets_keys_that_there_are(recipe):
+    values = yaml.safe_load(Path("params.yaml").read_text())
+    words = recipe.read_text().split()
+    assert set(words[::2]) == {"-S"}
+    for assignment in words[1::2]:
+        key, value = assignment.split("=")
+        section, name = key.split(".")
+        values[section][name] = yaml.safe_load(value)
+    Params.model_validate(values)
+
+
 def test_the_library_knows_no_stage():
     for path in Path("pipeline").glob("*.py"):
         assert "stages" not in imported_packages(path), path

@@ -9,7 +9,16 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.eeg_encoders import EEG_ENCODERS, LEAST_SAMPLES, AtmS, Nice, NiceSeed, _sinusoids, make_eeg_encoder
+from pipeline.eeg_encoders import (
+    EEG_ENCODERS,
+    LEAST_SAMPLES,
+    AtmS,
+    Dropout,
+    Nice,
+    NiceSeed,
+    _sinusoids,
+    make_eeg_encoder,
+)
 from pipeline.errors import InputError
 from pipeline.model import Projector
 from pipeline.retrieval import symmetric_cross_entropy
@@ -212,3 +221,16 @@ def test_without_braindecode_the_command_that_installs_it_is_named(name, monkeyp
     monkeypatch.setitem(sys.modules, "braindecode", None)
     with pytest.raises(InputError, match="pip install -r requirements-braindecode.txt -c constraints.txt"):
         make_eeg_encoder(name, n_chans=17, n_times=100, sfreq=100.0, dropout=0.5)
+
+
+@pytest.mark.parametrize("p", [0.0, 0.25, 0.5, 0.9])
+def test_dropout_drops_the_share_asked_for_and_keeps_the_mean(p):
+    torch.manual_seed(0)
+    dropout, x = Dropout(p), torch.ones(101, 333, requires_grad=True)  # a number of elements that 4 does not divide
+    dropped = dropout(x)
+    assert {round(value, 4) for value in dropped.unique().tolist()} <= {0.0, round(1 / (1 - p), 4)}
+    assert (dropped == 0).float().mean().item() == pytest.approx(p, abs=0.01)
+    dropped.sum().backward()
+    assert torch.equal(x.grad, dropped.detach())
+    assert not torch.equal(dropout(x), dropped) or p == 0
+    assert torch.equal(dropout.eval()(x), x)
