@@ -19,8 +19,6 @@ from pipeline.errors import InputError
 from pipeline.files import replacing
 from pipeline.params import Train
 
-START_TEMPERATURE = 0.07  # of a learned temperature (CLIP, arXiv 2103.00020)
-
 
 class Projector(nn.Module):
     """Linear, a residual of [GELU, Linear, Dropout], LayerNorm: (B, n_inputs) -> (B, n_outputs)."""
@@ -68,7 +66,7 @@ class ContrastiveModel(nn.Module):
         if recipe.image_projector:
             self.image_projector = Projector(sizes.embedding_size, projection_size, dropout)
         learned = recipe.temperature == "learned"
-        log_scale = torch.tensor(math.log(1 / (START_TEMPERATURE if learned else recipe.temperature)))
+        log_scale = torch.tensor(math.log(1 / (recipe.start_temperature if learned else recipe.temperature)))
         self.log_scale = nn.Parameter(log_scale, requires_grad=learned)
 
     def embed_eeg(self, eeg: Tensor) -> Tensor:

@@ -47,10 +47,11 @@ class Train(_Section):
     eeg_encoder: Literal["nice-seed", "nice", "atm-s", "eegnet", "shallow", "deep4", "eegconformer"]
     image_projector: bool
     temperature: Literal["learned"] | Rate
+    start_temperature: Rate
     normalise_embeddings: bool
     optimizer: Literal["adam", "adamw"]
     weight_decay: Annotated[float, Field(ge=0)]
-    gradient_clip: Rate | None
+    gradient_clip: Literal["none"] | Rate
     epochs: Count
     batch_size: Annotated[int, Field(gt=1)]
     learning_rate: Rate

@@ -52,4 +52,4 @@ def test_without_image_projector_the_eeg_is_projected_onto_the_normalised_embedd
 def test_a_fixed_temperature_is_not_learned():
     fixed, learned = make_model(temperature=0.04), make_model()
     assert fixed.logit_scale.item() == pytest.approx(25) and not fixed.log_scale.requires_grad
-    assert learned.logit_scale.item() == pytest.approx(1 / 0.07) and learned.log_scale.requires_grad
+    assert learned.logit_scale.item() == pytest.approx(1 / RECIPE.start_temperature) and learned.log_scale.requires_grad
