@@ -25,7 +25,7 @@ repro: setup  ## run the pipeline (what changed of it) and print the metrics
 		'  dvc exp run -S dataset=things-eeg2   the published data (about 12 GB to download)'
 
 test: setup  ## the test suite
-	python -m pytest -n auto --dist loadfile
+	python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 check: setup  ## lint, format, the DAG, and that dvc.yaml, params.yaml and the code agree
 	ruff check .

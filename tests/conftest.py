@@ -8,6 +8,11 @@ importlib.import_module("stages")
 torch = importlib.import_module("torch")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest file first, so that it is not what all other processes wait for at the end."""
+    items.sort(key=lambda item: item.path.name != "test_stages.py")
+
+
 @pytest.fixture(autouse=True)
 def one_thread() -> None:
     """The tensors here are small: threads that wait for each other on a busy machine cost more than they save."""
