@@ -22,7 +22,7 @@ repro: setup  ## run the pipeline (what changed of it) and print the metrics
 	@echo && dvc metrics show && printf '%s\n' '' 'Next, after `source $(VENV)/bin/activate`:' \
 		'  dvc exp run -S encoder=aligned       the human-aligned image encoder instead' \
 		'  dvc metrics diff                     what that changed' \
-		'  dvc exp run -S dataset=things-eeg2   the published data (about 12 GB to download)'
+		'  dvc exp run -S dataset=things-eeg2   the published data (ten archives of a gigabyte, and the images)'
 
 test: setup  ## the test suite
 	python -m pytest -n auto --dist loadfile --no-loadscope-reorder

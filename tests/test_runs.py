@@ -134,7 +134,7 @@ def test_side_by_side_gives_the_same_models(data, tmp_path):
 def test_a_killed_stage_goes_on_where_it_was(data, tmp_path, cache):
     """SIGKILL in the second of two runs; then the same command ends with the very bytes of an undisturbed run."""
     values = yaml.safe_load(Path("params.yaml").read_text())
-    values["train"] |= recipe(epochs=12, seeds=2).model_dump()
+    values["train"] |= recipe(epochs=30, seeds=2).model_dump()
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(values))
 
     def command(out: str) -> list[str]:
