@@ -49,7 +49,9 @@ def main(params: Path, eeg: Path, embeddings: Path, model: Path, metrics: Path, 
     if summary["synthetic"]:
         print("synthetic data: these figures show that the pipeline works and mean nothing about brains")
     if summary["collapsed"]:
-        print(f"{summary['n_collapsed']} of {summary['n_runs']} runs collapsed and are left out of the means")
+        left_out = summary["n_collapsed"] < summary["n_runs"]
+        consequence = "are left out of the means" if left_out else "are no result"
+        print(f"{summary['n_collapsed']} of {summary['n_runs']} runs collapsed: they {consequence}")
     shown = ", ".join(f"{name} {value:.3f}" for name, value in summary.items() if name.endswith(("_loss", "_acc")))
     print(f"{p.encoder}: {shown} ({n_way}-way, chance {1 / n_way:.3f}, {summary['n_subjects']} subjects)")
     return str(metrics)

@@ -12,7 +12,7 @@ def main(params: Path, eeg: Path, embeddings: Path, model: Path) -> str:
     runs = train_all(eeg, embeddings, model, p.train, p.seed)
     for notes in runs:
         if notes["collapsed"]:
-            print(f"{notes['fold']}, seed {notes['seed']}: collapsed: all EEG has one embedding; this is no result")
+            print(f"{notes['fold']}, seed {notes['seed']}: collapsed to nearly one embedding; this is no result")
     epochs = ", ".join(str(notes["selected_epoch"]) for notes in runs)
     return f"{len(runs)} models (epoch {epochs} of {p.train.epochs}) to {model}"
 
