@@ -12,14 +12,16 @@ reorders the operations. Sizes follow from the channels and samples; spatial fil
 
 import math
 from abc import ABC, abstractmethod
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from pipeline.errors import InputError
 
-CHUNK = 32  # samples whose activations fit in a processor's cache; any number computes the same
+CHUNK = 16  # samples whose activations fit in a processor's cache; any number computes the same
 
 EEG_ENCODERS = ("nice-seed", "nice", "atm-s", "eegnet", "shallow", "deep4", "eegconformer")
 
@@ -82,7 +84,7 @@ class _Composed(nn.Module, ABC):
       the mean w.m and the variance w.Vw, where m and V are mean and covariance of the windows of the EEG
       (`_window_moments`). The normalisation becomes a scale and a shift of the filters.
     * The windows are a view of the EEG, and each layer writes what the next one reads: time outermost, filters
-      innermost.
+      innermost. The two convolutions and the ELU between them go through the batch in chunks (`_Convolutions`).
     """
 
     NAME: str
@@ -114,10 +116,13 @@ class _Composed(nn.Module, ABC):
         return x.squeeze(2).transpose(1, 2).flatten(1)
 
     def forward(self, eeg: Tensor) -> Tensor:
-        with torch.autocast(eeg.device.type, enabled=False):  # a covariance in half precision is none
+        device = eeg.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else eeg.dtype
+        with torch.autocast(device, enabled=False):  # a covariance in half precision is none
             filters, bias = self._normalised(eeg.to(self.norm.weight.dtype), *self.composed())  # (WINDOW, F), (F,)
-        spatial = self.spatial.weight.squeeze(3).permute(2, 1, 0).flatten(0, 1)  # (C * F, F)
-        x = torch.cat([self._convolve(chunk, filters, bias, spatial) for chunk in eeg.split(CHUNK)], dim=1)
+            spatial = self.spatial.weight.squeeze(3).permute(2, 1, 0).flatten(0, 1)  # (C * F, F)
+            inputs = (x.to(dtype) for x in (eeg, filters, bias, spatial))
+            x = _Convolutions.apply(*inputs, self.STEP, torch.is_grad_enabled())  # (T', B, F)
         if self.spatial.bias is not None:
             x = x + self.spatial.bias
         x = F.elu(self.norm_2(x.flatten(0, 1)[..., None, None])).view_as(x)  # (T', B, F)
@@ -140,11 +145,57 @@ class _Composed(nn.Module, ABC):
         scale = norm.weight / (variance + norm.eps).sqrt()
         return filters * scale, (bias - mean) * scale + norm.bias
 
-    def _convolve(self, eeg: Tensor, filters: Tensor, bias: Tensor, spatial: Tensor) -> Tensor:
-        """The temporal convolution, ELU and the spatial convolution: (B, C, T) -> (T', B, F)."""
-        windows = eeg.unfold(2, self.WINDOW, self.STEP).permute(2, 0, 1, 3).flatten(1, 2)  # a view (T', B * C, WINDOW)
-        x = F.elu(torch.baddbmm(bias, windows, filters.expand(len(windows), -1, -1)), inplace=True)
-        return x.view(len(windows), len(eeg), -1) @ spatial
+
+class _Convolutions(torch.autograd.Function):
+    """The temporal convolution, ELU and the spatial convolution: EEG (B, C, T) -> (T', B, F).
+
+    `filters` (width, F) and `bias` (F,) are those of the temporal, `spatial` (C * F, F) of the other; `step` is the
+    stride of the temporal one. On a CPU a chunk of samples at a time, so that what one layer writes is still in the
+    cache when the next reads it; its activations are kept for the backward pass if `differentiate`. The ELU is
+    max(x, exp(min(x, 0)) - 1): within one rounding of 1 of the expm1 that torch takes, which some processors compute
+    ten times slower than exp.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, eeg: Tensor, filters: Tensor, bias: Tensor, spatial: Tensor, step: int, differentiate: bool
+    ) -> Tensor:
+        ctx.chunk, ctx.step, ctx.activations = CHUNK if eeg.device.type == "cpu" else len(eeg), step, []
+        ctx.save_for_backward(eeg, filters, spatial)
+        outputs = []
+        for chunk in eeg.split(ctx.chunk):
+            windows = _windows(chunk, len(filters), step)
+            x = torch.baddbmm(bias, windows, filters.expand(len(windows), -1, -1))
+            x = torch.maximum(x, x.clamp(max=0).exp_().sub_(1), out=x)
+            outputs.append(x.view(len(windows), len(chunk), -1) @ spatial)
+            if differentiate:
+                ctx.activations.append(x)
+        return torch.cat(outputs, dim=1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        eeg, filters, spatial = ctx.saved_tensors
+        of_filters, of_spatial = torch.zeros_like(filters), torch.zeros_like(spatial)
+        of_bias, of_eeg = filters.new_zeros(filters.shape[1]), []
+        chunks = zip(eeg.split(ctx.chunk), gradient.split(ctx.chunk, dim=1), ctx.activations, strict=True)
+        for chunk, of_output, activation in chunks:
+            x, of_output = activation.view(-1, len(spatial)), of_output.flatten(0, 1)  # (T' * B, C * F), (T' * B, F)
+            of_spatial.addmm_(x.T, of_output)
+            of_x = of_output @ spatial.T
+            of_x = of_x.addcmul_(of_x, x.clamp(max=0)).view_as(activation)  # ELU' = ELU + 1 where ELU < 0, else 1
+            of_bias += of_x.sum((0, 1))
+            of_filters += (_windows(chunk, len(filters), ctx.step).transpose(1, 2) @ of_x).sum(0)
+            if ctx.needs_input_grad[0]:
+                rest = (chunk.shape[2] - len(filters)) % ctx.step  # samples after the last window
+                of_windows = of_x.permute(1, 2, 0), filters.T[:, None]  # (B * C, F, T'), (F, 1, width)
+                of_eeg.append(F.conv_transpose1d(*of_windows, stride=ctx.step, output_padding=rest).view_as(chunk))
+        return torch.cat(of_eeg) if of_eeg else None, of_filters, of_bias, of_spatial, None, None
+
+
+def _windows(eeg: Tensor, width: int, step: int) -> Tensor:
+    """The windows that start every `step` samples of EEG (B, C, T): a view (T', B * C, width)."""
+    return eeg.unfold(2, width, step).permute(2, 0, 1, 3).flatten(1, 2)
 
 
 def _window_moments(eeg: Tensor, width: int, step: int) -> tuple[Tensor, Tensor]:
