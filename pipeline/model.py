@@ -19,6 +19,8 @@ from pipeline.errors import InputError
 from pipeline.files import replacing
 from pipeline.params import Train
 
+STANDARDISED_AT_ONCE = 4096  # EEG samples copied together; limits memory
+
 
 class Projector(nn.Module):
     """Linear, a residual of [GELU, Linear, Dropout], LayerNorm: (B, n_inputs) -> (B, n_outputs)."""
@@ -49,7 +51,8 @@ class ContrastiveModel(nn.Module):
 
     With an image projector P is `projection_size`; without one the EEG is projected onto the embeddings, P = D. With
     `normalise_embeddings` the embeddings are centred over features and scaled to unit length first, as dreamsim does
-    with `normalize_embeds`; without image projector the EEG side is centred too, as the paper does.
+    with `normalize_embeds`; without image projector the EEG side is centred too, as the paper does. The EEG is first
+    centred by `eeg_mean` (C, T) and divided by `eeg_sd` (C, 1): 0 and 1, unless `standardise` takes those of the data.
     """
 
     def __init__(self, sizes: ModelSizes, recipe: Train) -> None:
@@ -68,9 +71,22 @@ class ContrastiveModel(nn.Module):
         learned = recipe.temperature == "learned"
         log_scale = torch.tensor(math.log(1 / (recipe.start_temperature if learned else recipe.temperature)))
         self.log_scale = nn.Parameter(log_scale, requires_grad=learned)
+        self.register_buffer("eeg_mean", torch.zeros(sizes.n_chans, sizes.n_times))
+        self.register_buffer("eeg_sd", torch.ones(sizes.n_chans, 1))
+
+    def standardise(self, eeg: Tensor, rows: Tensor) -> None:
+        """From now on take out the mean response to these rows of EEG (M, C, T), and divide by the channels' spread.
+
+        What all responses share outweighs what differs between them, and tells no image from another.
+        """
+        parts = rows.split(STANDARDISED_AT_ONCE)
+        mean = sum(eeg[part].double().sum(0) for part in parts) / len(rows)  # (C, T)
+        variance = sum((eeg[part] - mean).square().sum(0) for part in parts).mean(1, keepdim=True) / len(rows)  # (C, 1)
+        self.eeg_mean.copy_(mean)
+        self.eeg_sd.copy_(variance.sqrt().where(variance > 0, 1))  # a flat channel is 0 by now and stays so
 
     def embed_eeg(self, eeg: Tensor) -> Tensor:
-        projected = self.eeg_projector(self.eeg_encoder(eeg))
+        projected = self.eeg_projector(self.eeg_encoder((eeg - self.eeg_mean) / self.eeg_sd))
         if self.recipe.normalise_embeddings and not self.recipe.image_projector:
             projected = projected - projected.mean(1, keepdim=True)
         return F.normalize(projected, dim=1)

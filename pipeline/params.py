@@ -45,6 +45,7 @@ class Train(_Section):
     validation_concepts: Share
     workers: Count
     eeg_encoder: Literal["nice-seed", "nice", "atm-s", "eegnet", "shallow", "deep4", "eegconformer"]
+    standardise_eeg: bool
     image_projector: bool
     temperature: Literal["learned"] | Rate
     start_temperature: Rate

@@ -59,7 +59,11 @@ def plan(protocol: str, subjects: list[str], seeds: list[int]) -> list[Run]:
 
 def seeds_of(seed: int, seeds: int | list[int]) -> list[int]:
     """A number of seeds counts from `seed`; a list is taken as it is."""
-    return list(range(seed, seed + seeds)) if isinstance(seeds, int) else seeds
+    if isinstance(seeds, int):
+        return list(range(seed, seed + seeds))
+    if len(set(seeds)) != len(seeds):
+        raise InputError(f"train.seeds = {seeds} names a seed twice, which would count one run as two: name it once")
+    return seeds
 
 
 def train_all(eeg_dir: Path, embeddings: Path, out: Path, parameters: Train, seed: int) -> list[dict]:
@@ -107,6 +111,8 @@ def _train_run(
     elif parameters.select_on == "test":
         selection = read_samples([files[subject] for subject in run.tested_on], "test", cache)
     device, values = pick_device(parameters.device), torch.from_numpy(cache.values)
+    # Where an operation has no deterministic form torch warns. A CPU needs no switch: its operations all have one.
+    torch.use_deterministic_algorithms(device.type == "cuda", warn_only=True)
     state = states / f"{run.name}.pt"
     trained = train(samples, rows, selection, values, parameters, run.seed, device, state, progress)
     notes = asdict(run) | {

@@ -129,6 +129,8 @@ def train(
 
     eeg, target, embeddings = samples.eeg.to(device), samples.target.to(device), embeddings.to(device)
     rows = torch.from_numpy(rows).to(device)
+    if parameters.standardise_eeg:
+        model.standardise(eeg, rows)
     probe = eeg[rows[:PROBED]], embeddings[target[rows[:PROBED]]]
     galleries = [] if selection is None else make_galleries(selection.subject, selection.concept)
     while len(state["history"]) < parameters.epochs:

@@ -13,6 +13,9 @@ from pipeline.errors import InputError
 # Before torch is imported: threads that spin while they wait for each other made training five times slower on a
 # machine that others use too.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault(
+    "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
+)  # without it, a GPU's matrix products differ from run to run
 
 
 def run(main: Callable[..., str]) -> None:

@@ -32,6 +32,20 @@ def test_a_saved_model_comes_back(tmp_path):
         load_model(tmp_path)
 
 
+def test_standardised_eeg_has_no_mean_and_channels_of_one_spread():
+    """Of the rows named, however they are cut into parts; the buffers are saved with the model."""
+    eeg = torch.randn(9000, 5, 80) * torch.tensor([1.0, 2, 3, 40, 0])[:, None] + torch.randn(5, 80) * 100
+    rows = torch.arange(0, 9000, 2)
+    model = make_model()
+    model.standardise(eeg, rows)
+    seen = (eeg[rows] - model.eeg_mean) / model.eeg_sd
+    torch.testing.assert_close(seen.mean(0), torch.zeros(5, 80), atol=1e-4, rtol=0)
+    torch.testing.assert_close(seen.square().mean((0, 2)).sqrt(), torch.tensor([1.0, 1, 1, 1, 0]))
+    raw = make_model()
+    raw.load_state_dict(model.state_dict() | {"eeg_mean": raw.eeg_mean, "eeg_sd": raw.eeg_sd})
+    torch.testing.assert_close(model.embed_eeg(eeg[rows[:9]]), raw.embed_eeg(seen[:9]))
+
+
 def test_both_sides_are_unit_vectors_in_one_space():
     model = make_model()
     for side in (model.embed_eeg(torch.randn(3, 5, 80)), model.embed_image(torch.randn(3, 12))):

@@ -82,6 +82,8 @@ def test_the_runs_of_each_protocol():
 def test_seeds_are_counted_or_listed():
     assert seeds_of(42, 3) == [42, 43, 44]
     assert seeds_of(42, [7, 191]) == [7, 191]
+    with pytest.raises(InputError, match="names a seed twice"):
+        seeds_of(42, [7, 191, 7])
 
 
 @pytest.mark.parametrize("protocol", ["pooled", "within-subject", "leave-one-subject-out"])
