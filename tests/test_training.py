@@ -143,3 +143,16 @@ def test_a_constant_embedding_is_a_collapse(recipe):
     trained = run((samples, embeddings), recipe.model_copy(update={"epochs": 2, "batch_size": 32}))
     assert trained.collapsed
     assert trained.history["spread"].iloc[-1] == pytest.approx(0, abs=1e-3)
+
+
+def test_the_eeg_is_standardised_by_what_is_trained_on(recipe):
+    """Where the recipe says so, and by nothing of the concepts held out."""
+    parameters = recipe.model_copy(update={"epochs": 1, "batch_size": 32, "standardise_eeg": True})
+    samples, embeddings = planted()
+    mask = held_out(samples.concept, 0.2, seed=0)
+    expected = samples.eeg[~mask].mean(0)
+    samples.eeg[mask] += 100
+    model = run((samples, embeddings), parameters).model
+    torch.testing.assert_close(model.eeg_mean, expected)
+    unchanged = run((samples, embeddings), parameters.model_copy(update={"standardise_eeg": False})).model
+    assert not unchanged.eeg_mean.any() and unchanged.eeg_sd.eq(1).all()
