@@ -89,5 +89,5 @@ def _decoded(archives: dict[str, zipfile.ZipFile], image_ids: list[str], batch_s
 @torch.inference_mode()
 def _embed(encoder: ImageEncoder, images: Tensor, precision: str, device: torch.device) -> np.ndarray:
     with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
-        embedded = encoder(images.to(device).float() / 255)
+        [embedded] = encoder(images.to(device).float() / 255)
     return embedded.float().cpu().numpy()

@@ -15,6 +15,7 @@ import pickle
 import re
 import struct
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -34,6 +35,8 @@ HEAD_SIZE = 64  # of every ViT that DreamSim publishes; the weights do not tell 
 LAYER_NORM_EPS = 1e-6  # as in dreamsim's vit_base
 LARGEST_MEMBER = 2**31  # bytes; the weights of a ViT-B in float32 are a sixth of it
 
+Block = int | Literal["last"]
+
 # Inside the archive of a backbone: the base weights, the prefix of their names, the folder of the adapter.
 LAYOUT = {"synclr_vitb16": ("synclr_vit_b_16.pth", "module.visual.", "synclr_vitb16_single_lora")}
 
@@ -46,24 +49,42 @@ _ADAPTER_KEY = re.compile(r"base_model\.model\.extractor_list\.0\.model\.(?P<lay
 
 
 class ImageEncoder(nn.Module):
-    """Normalise with ImageNet's mean and std, run the ViT: (B, 3, 224, 224) in [0, 1] -> CLS token (B, D)."""
+    """Frozen ViTs: (B, 3, 224, 224) pixels in [0, 1] -> embeddings (B, D), those of several blocks from one pass."""
 
     def __init__(self, vit: VisionTransformer) -> None:
         super().__init__()
         self.vit = vit
+        self.n_blocks = len(vit.blocks)
         self.register_buffer("mean", torch.tensor(IMAGENET_DEFAULT_MEAN).view(3, 1, 1))
         self.register_buffer("std", torch.tensor(IMAGENET_DEFAULT_STD).view(3, 1, 1))
 
-    def forward(self, images: Tensor) -> Tensor:
-        [(_, prefix)] = self.vit.forward_intermediates(
+    def forward(
+        self, images: Tensor, blocks: Sequence[Block] = ("last",), tokens: Literal["cls", "mean"] = "cls"
+    ) -> list[Tensor]:
+        """One (B, D) for each of `blocks`.
+
+        "last" is what dreamsim returns. A number i in 1..n_blocks is the residual stream after block i, without norm or
+        projection. `tokens`: the CLS token, or the mean of the patch tokens, each read in the same way.
+        """
+        numbers = [self.n_blocks if block == "last" else block for block in blocks]
+        wrong = [number for number in numbers if not 1 <= number <= self.n_blocks]
+        if wrong:
+            raise InputError(f"blocks: this encoder has blocks 1 to {self.n_blocks} and last, got {wrong[0]}")
+        kept = sorted(set(numbers))
+        outputs = self.vit.forward_intermediates(
             (images - self.mean) / self.std,
-            indices=1,  # the last block
+            indices=[number - 1 for number in kept],
             norm=False,
+            stop_early=True,
             intermediates_only=True,
             return_prefix_tokens=True,
             output_fmt="NLC",
         )
-        return prefix[:, 0]  # (B, 1, D): the CLS token alone
+        pooled = {
+            number: prefix[:, 0] if tokens == "cls" else patches.mean(1)
+            for number, (patches, prefix) in zip(kept, outputs, strict=True)
+        }
+        return [pooled[number] for number in numbers]
 
 
 def load_encoder(

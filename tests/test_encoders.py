@@ -44,7 +44,8 @@ def small(tmp_path_factory) -> Path:
 
 def embed(checkpoint: Path, variant: str, pictures: list[Image.Image]) -> torch.Tensor:
     encoder, _ = load_encoder(checkpoint, "synclr_vitb16", variant)
-    return encoder(torch.stack([preprocess(picture) for picture in pictures]).float() / 255)
+    [embedded] = encoder(torch.stack([preprocess(picture) for picture in pictures]).float() / 255)
+    return embedded
 
 
 def test_both_variants_equal_dreamsim(full_size, pictures, tmp_path):
