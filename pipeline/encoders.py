@@ -1,28 +1,39 @@
 """The image encoders: DreamSim's published checkpoints, rebuilt in timm with the LoRA merged into the base weights.
 
-Source: DreamSim, arXiv 2306.09344, github.com/ssundaram21/dreamsim 0.2.1; SynCLR, arXiv 2312.17742.
 What is right is what `dreamsim.PerceptualModel.embed` returns with `normalize_embeds=False` (for the unaligned encoder
-with `baseline=True`): for a ViT the CLS token after the last block and before the last LayerNorm.
-Deliberate differences: the archive is read in place and runs no code; the sizes of the ViT come from the weights; the
-update of the LoRA, (alpha / r) B A, is added to the weights that it adapts, which leaves a plain ViT.
+with `baseline=True`) on the same files: of SynCLR, DINO and DINOv2 the CLS token after the last block and before the
+last LayerNorm, of CLIP and OpenCLIP the CLS token after it and projected, of the ensemble the three in a row.
+
+Sources: DreamSim, arXiv 2306.09344, github.com/ssundaram21/dreamsim 0.2.1; SynCLR, arXiv 2312.17742; DINO, arXiv
+2104.14294; DINOv2, arXiv 2304.07193; CLIP, arXiv 2103.00020; OpenCLIP, arXiv 2212.07143.
+
+Deliberate differences:
+- The archive is read in place and runs no code, and its files are all that is read. dreamsim fetches DINO and DINOv2
+  through torch.hub instead. For DINOv2 that is the file which the archive holds as well. For DINO it is the teacher's
+  backbone, which the archive holds as one of the two networks of `dino_vitb16_pretrain.pth`.
+- The LoRA's update, (alpha / r) B A, is added to the weights that it adapts, which leaves a plain ViT.
+- The width comes from the weights, so that a narrow ViT in the published layout loads too.
 """
 
 import argparse
 import functools
 import io
 import json
+import math
 import pickle
 import re
 import struct
 import zipfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import safetensors.torch
 import torch
 from PIL import Image
-from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+from timm.layers import QuickGELU
 from timm.models import VisionTransformer
 from torch import Tensor, nn
 from torchvision.transforms import functional as transforms
@@ -30,46 +41,79 @@ from torchvision.transforms import functional as transforms
 from pipeline.errors import InputError
 from pipeline.untrusted import open_zip, read_member
 
-IMAGE_SIZE = 224  # pixels a side, as in dreamsim.config
-HEAD_SIZE = 64  # of every ViT that DreamSim publishes; the weights do not tell it
-LAYER_NORM_EPS = 1e-6  # as in dreamsim's vit_base
-LARGEST_MEMBER = 2**31  # bytes; the weights of a ViT-B in float32 are a sixth of it
-
 Block = int | Literal["last"]
 
-# Inside the archive of a backbone: the base weights, the prefix of their names, the folder of the adapter.
-LAYOUT = {"synclr_vitb16": ("synclr_vit_b_16.pth", "module.visual.", "synclr_vitb16_single_lora")}
+IMAGE_SIZE = 224  # pixels a side, as in dreamsim.config
+N_BLOCKS = 12  # of every ViT that DreamSim publishes, as are the heads of 64 dimensions and an MLP of 4 x the width
+HEAD_SIZE = 64
+LARGEST_MEMBER = 2**31  # bytes; DINO's two networks with their heads are 0.9 GB
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the archive holds a ViT, under which names, and what its weights do not tell."""
+
+    member: str
+    patch_size: int
+    key: str | None = None  # of the weights in the saved dict; None: the dict itself
+    prefix: str = ""  # before each weight's name
+    ignored: str | None = None  # names that begin so are no weights of the ViT
+    trained_size: int = IMAGE_SIZE  # pixels a side: of what grid the positions are
+    layer_scale: bool = False
+    clip: bool = False  # a LayerNorm before the blocks, eps 1e-5, a projection at the end, CLIP's mean and std
+    activation: type[nn.Module] = nn.GELU
+
+
+def _clip(patch_size: int) -> Source:
+    return Source(f"clip_vitb{patch_size}_pretrain.pth.tar", patch_size, "state_dict", clip=True, activation=QuickGELU)
+
+
+def _open_clip(patch_size: int) -> Source:
+    return Source(f"open_clip_vitb{patch_size}_pretrain.pth.tar", patch_size, "state_dict", clip=True)
+
+
+_DINO = Source("dino_vitb16_pretrain.pth", 16, "teacher", "backbone.", ignored="head.")
+
+# By DreamSim's name: the folder of the LoRA and the ViTs, in the order in which dreamsim concatenates them.
+BACKBONES: dict[str, tuple[str, tuple[Source, ...]]] = {
+    "synclr_vitb16": (
+        "synclr_vitb16_single_lora",
+        (Source("synclr_vit_b_16.pth", 16, "model", "module.visual."),),
+    ),
+    "dinov2_vitb14": (
+        "dinov2_vitb14_single_lora",
+        (Source("dinov2_vitb14_pretrain.pth", 14, ignored="mask_token", trained_size=518, layer_scale=True),),
+    ),
+    "dino_vitb16": ("dino_vitb16_single_lora", (_DINO,)),
+    "clip_vitb32": ("clip_vitb32_single_lora", (_clip(32),)),
+    "open_clip_vitb32": ("open_clip_vitb32_single_lora", (_open_clip(32),)),
+    "ensemble": ("ensemble_lora", (_DINO, _clip(16), _open_clip(16))),
+}
 
 # What torch's unpickler raises when it meets bytes that are no pickle: it does not wrap what its parser stumbles over.
 _TORCH_FAULTS = (
     *(RuntimeError, ValueError, EOFError, OSError, TypeError, AttributeError, LookupError),
     *(pickle.UnpicklingError, struct.error),
 )
-_ADAPTER_KEY = re.compile(r"base_model\.model\.extractor_list\.0\.model\.(?P<layer>.+)\.lora_(?P<side>[AB])\.weight")
+_ADAPTER_KEY = re.compile(r"base_model\.model\.(?P<layer>extractor_list\.\d+\.model\..+)\.lora_(?P<side>[AB])\.weight")
 
 
-class ImageEncoder(nn.Module):
-    """Frozen ViTs: (B, 3, 224, 224) pixels in [0, 1] -> embeddings (B, D), those of several blocks from one pass."""
+class _ViT(nn.Module):
+    """One ViT with the normalisation before it and what dreamsim reads from it."""
 
-    def __init__(self, vit: VisionTransformer) -> None:
+    def __init__(self, vit: VisionTransformer, projection: Tensor | None) -> None:
+        """`projection`, (width, D), is CLIP's; None for the others."""
         super().__init__()
         self.vit = vit
-        self.n_blocks = len(vit.blocks)
-        self.register_buffer("mean", torch.tensor(IMAGENET_DEFAULT_MEAN).view(3, 1, 1))
-        self.register_buffer("std", torch.tensor(IMAGENET_DEFAULT_STD).view(3, 1, 1))
+        mean, std = (
+            (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD) if projection is None else (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD)
+        )
+        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(3, 1, 1))
+        self.register_buffer("projection", projection)
 
-    def forward(
-        self, images: Tensor, blocks: Sequence[Block] = ("last",), tokens: Literal["cls", "mean"] = "cls"
-    ) -> list[Tensor]:
-        """One (B, D) for each of `blocks`.
-
-        "last" is what dreamsim returns. A number i in 1..n_blocks is the residual stream after block i, without norm or
-        projection. `tokens`: the CLS token, or the mean of the patch tokens, each read in the same way.
-        """
-        numbers = [self.n_blocks if block == "last" else block for block in blocks]
-        wrong = [number for number in numbers if not 1 <= number <= self.n_blocks]
-        if wrong:
-            raise InputError(f"blocks: this encoder has blocks 1 to {self.n_blocks} and last, got {wrong[0]}")
+    def forward(self, images: Tensor, blocks: Sequence[Block], tokens: Literal["cls", "mean"]) -> list[Tensor]:
+        numbers = [N_BLOCKS if block == "last" else block for block in blocks]
         kept = sorted(set(numbers))
         outputs = self.vit.forward_intermediates(
             (images - self.mean) / self.std,
@@ -80,11 +124,53 @@ class ImageEncoder(nn.Module):
             return_prefix_tokens=True,
             output_fmt="NLC",
         )
-        pooled = {
-            number: prefix[:, 0] if tokens == "cls" else patches.mean(1)
-            for number, (patches, prefix) in zip(kept, outputs, strict=True)
+        after = {  # (B, 1, width) or (B, patches, width)
+            number: cls if tokens == "cls" else patches for number, (patches, cls) in zip(kept, outputs, strict=True)
         }
-        return [pooled[number] for number in numbers]
+        return [
+            (self._last(after[number]) if block == "last" else after[number]).mean(1)
+            for block, number in zip(blocks, numbers, strict=True)
+        ]
+
+    def _last(self, tokens: Tensor) -> Tensor:
+        return tokens if self.projection is None else self.vit.norm(tokens) @ self.projection
+
+
+class ImageEncoder(nn.Module):
+    """A frozen backbone: pixels (B, 3, 224, 224) in [0, 1] -> embeddings (B, D), those of several blocks from one pass.
+
+    `feature` and `preprocessing` say in words what "last" is and what is done to an image before the blocks.
+    """
+
+    n_blocks = N_BLOCKS
+
+    def __init__(self, vits: Sequence[_ViT]) -> None:
+        super().__init__()
+        self.vits = nn.ModuleList(vits)
+        self.feature = "; ".join(
+            "CLS token after the last LayerNorm, projected"
+            if vit.projection is not None
+            else "CLS token after the last block, before the last LayerNorm"
+            for vit in vits
+        )
+        self.preprocessing = "whole image resized to 224 x 224 (bicubic); mean and std of " + "; ".join(
+            "ImageNet" if vit.projection is None else "CLIP" for vit in vits
+        )
+
+    def forward(
+        self, images: Tensor, blocks: Sequence[Block] = ("last",), tokens: Literal["cls", "mean"] = "cls"
+    ) -> list[Tensor]:
+        """One (B, D) for each of `blocks`; InputError for a block that is not there.
+
+        "last" is what dreamsim returns. A number i in 1..n_blocks is the residual stream after block i, without norm or
+        projection. `tokens`: the CLS token, or the mean of the patch tokens; of "last" it is the mean of what the patch
+        tokens give when they are treated as the CLS token is. Of the ensemble, the three ViTs' in a row.
+        """
+        wrong = [block for block in blocks if block != "last" and not 1 <= block <= self.n_blocks]
+        if wrong:
+            raise InputError(f"blocks: this encoder has the blocks 1 to {self.n_blocks} and last, not {wrong[0]}")
+        each = [vit(images, blocks, tokens) for vit in self.vits]
+        return [torch.cat(parts, dim=-1) for parts in zip(*each, strict=True)]
 
 
 def load_encoder(
@@ -95,16 +181,15 @@ def load_encoder(
     InputError if the archive is damaged or another backbone's: every weight must be there in its shape, and no other;
     the adapter must cover every layer that it says it targets.
     """
-    weights_name, prefix, adapter_folder = LAYOUT[backbone]
+    adapter_folder, sources = BACKBONES[backbone]
     with open_zip(checkpoint, LARGEST_MEMBER) as archive:
-        weights = _read_weights(archive, weights_name, prefix, checkpoint)
-        config = _read_config(archive, f"{adapter_folder}/adapter_config.json", checkpoint)
-        adapter = _read_adapter(archive, adapter_folder, checkpoint)
-    vit = _build_vit(weights, checkpoint)
-    _check_targets(vit, adapter, config, checkpoint)
+        encoder = ImageEncoder([_build(_read_weights(archive, source), source, archive) for source in sources])
+        config = _read_config(archive, f"{adapter_folder}/adapter_config.json")
+        adapter = _read_adapter(archive, adapter_folder)
+    layers = _targets(encoder, adapter, config, checkpoint)
     if variant == "aligned":
-        _merge(vit, adapter, config, checkpoint)
-    return ImageEncoder(vit).eval().requires_grad_(False), config
+        _merge(layers, adapter, config, checkpoint)
+    return encoder.eval().requires_grad_(False), config
 
 
 def preprocess(image: Image.Image) -> Tensor:
@@ -113,117 +198,165 @@ def preprocess(image: Image.Image) -> Tensor:
     return transforms.pil_to_tensor(transforms.resize(image, size, transforms.InterpolationMode.BICUBIC))
 
 
-def _load(data: bytes, member: str, checkpoint: Path) -> dict:
+def _load(archive: zipfile.ZipFile, member: str) -> dict:
     """`torch.load` that runs no code; a training script's argparse.Namespace beside the weights is let through."""
+    data = io.BytesIO(read_member(archive, member))
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
-            loaded = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+            loaded = torch.load(data, map_location="cpu", weights_only=True)
     except _TORCH_FAULTS as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"{checkpoint}: {member} is not a torch file of weights ({reason}); fetch it again") from error
+        raise InputError(
+            f"{archive.filename}: {member} is not a torch file of weights ({reason}); fetch it again"
+        ) from error
     if not isinstance(loaded, dict):
-        raise InputError(f"{checkpoint}: {member} should hold a dict of weights and holds a {type(loaded).__name__}")
+        raise InputError(
+            f"{archive.filename}: {member} should hold a dict of weights and holds a {type(loaded).__name__}"
+        )
     return loaded
 
 
-def _read_weights(archive: zipfile.ZipFile, member: str, prefix: str, checkpoint: Path) -> dict[str, Tensor]:
-    """The base model's weights under timm's names, which are also those of dreamsim's own ViT."""
-    saved = _load(read_member(archive, member), member, checkpoint).get("model")
+def _read_weights(archive: zipfile.ZipFile, source: Source) -> dict[str, Tensor]:
+    """The base model's weights under timm's names, which are dreamsim's but for CLIP's first LayerNorm."""
+    where = f"{archive.filename}: {source.member}"
+    saved = _load(archive, source.member)
+    if source.key is not None:
+        saved = saved.get(source.key)
     if not isinstance(saved, dict) or not all(isinstance(value, Tensor) for value in saved.values()):
-        raise InputError(f"{checkpoint}: {member} should hold tensors by name under the key 'model'")
-    foreign = [name for name in saved if not name.startswith(prefix)]
-    if foreign:
-        raise InputError(
-            f"{checkpoint}: {member}: the name {foreign[0]} should start with {prefix}; is it another model's?"
-        )
-    return {name.removeprefix(prefix): value.float() for name, value in saved.items()}
+        under = f" under the key {source.key!r}" if source.key else ""
+        raise InputError(f"{where} should hold tensors by name{under}; is it another model's?")
+    weights = {}
+    for name, value in saved.items():
+        if source.ignored and name.startswith(source.ignored):
+            continue
+        if not name.startswith(source.prefix):
+            raise InputError(f"{where}: the name {name} should start with {source.prefix}; is it another model's?")
+        name = name.removeprefix(source.prefix)
+        weights[name.replace("pos_drop.", "norm_pre.") if source.clip else name] = value.float()
+    return weights
 
 
-def _read_config(archive: zipfile.ZipFile, member: str, checkpoint: Path) -> dict:
+def _build(weights: dict[str, Tensor], source: Source, archive: zipfile.ZipFile) -> _ViT:
+    """timm's ViT in the width that the weights have; each weight must fit and be used."""
+    where = f"{archive.filename}: {source.member}"
+    if "cls_token" not in weights:
+        raise InputError(f"{where}: the weights are not those of a ViT, there is no cls_token; is it another model's?")
+    width = weights["cls_token"].shape[-1]
+    norm = functools.partial(nn.LayerNorm, eps=1e-5 if source.clip else 1e-6)
+    vit = VisionTransformer(
+        img_size=IMAGE_SIZE,
+        patch_size=source.patch_size,
+        embed_dim=width,
+        depth=N_BLOCKS,
+        num_heads=max(1, width // HEAD_SIZE),
+        init_values=1.0 if source.layer_scale else None,
+        num_classes=0,
+        norm_layer=norm,
+        act_layer=source.activation,
+    )
+    if source.clip:
+        vit.norm_pre = norm(width)  # not pre_norm=True, which takes away a bias that the files have
+    expected = {name: tuple(value.shape) for name, value in vit.state_dict().items()}
+    expected["pos_embed"] = (1, 1 + (source.trained_size // source.patch_size) ** 2, width)
+    if source.clip:
+        expected["proj"] = (width, *weights.get("proj", torch.empty(1, 1)).shape[-1:])
+    got = {name: tuple(value.shape) for name, value in weights.items()}
+    for name in sorted(expected.keys() | got.keys()):
+        if expected.get(name) != got.get(name):
+            raise InputError(
+                f"{where}: the weight {name}: expected {expected.get(name, 'nothing')}, "
+                f"got {got.get(name, 'nothing')}; is it another model's?"
+            )
+    projection = weights.pop("proj", None)
+    if source.trained_size != IMAGE_SIZE:
+        weights["pos_embed"] = _interpolate(weights["pos_embed"], IMAGE_SIZE // source.patch_size)
+    vit.load_state_dict(weights)
+    return _ViT(vit, projection)
+
+
+def _interpolate(positions: Tensor, side: int) -> Tensor:
+    """The positions of a square grid for one of `side` x `side`, (1, 1 + side^2, width), as DINOv2's own model does it.
+
+    It names the scale and not the size, with 0.1 patches too many, and smooths nothing, all of which shows in the
+    result: an error of a part in a hundred against the common way.
+    """
+    cls, grid = positions[:, :1], positions[:, 1:]
+    trained = math.isqrt(grid.shape[1])
+    grid = grid.unflatten(1, (trained, trained)).permute(0, 3, 1, 2)
+    scale = (side + 0.1) / trained
+    grid = nn.functional.interpolate(grid, scale_factor=(scale, scale), mode="bicubic")
+    return torch.cat([cls, grid.permute(0, 2, 3, 1).flatten(1, 2)], dim=1)
+
+
+def _read_config(archive: zipfile.ZipFile, member: str) -> dict:
     """What the adapter is: r, lora_alpha, lora_dropout, bias, target_modules (the keys that dreamsim reads)."""
+    where = f"{archive.filename}: {member}"
     try:
         config = json.loads(read_member(archive, member))
         kept = {key: config[key] for key in ("r", "lora_alpha", "lora_dropout", "bias", "target_modules")}
     except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{checkpoint}: {member} is not the configuration of a LoRA adapter ({error!r})") from error
+        raise InputError(f"{where} is not the configuration of a LoRA adapter ({error!r})") from error
     for key in ("use_rslora", "use_dora", "rank_pattern", "alpha_pattern"):
         if config.get(key):
-            raise InputError(f"{checkpoint}: {member} sets {key}, which would change how the adapter is merged")
+            raise InputError(f"{where} sets {key}, which would change how the adapter is merged")
     if kept["bias"] != "none" or not isinstance(kept["target_modules"], list):
-        raise InputError(f"{checkpoint}: {member}: expected bias 'none' and a list of target_modules, got {kept}")
+        raise InputError(f"{where}: expected bias 'none' and a list of target_modules, got {kept}")
     return kept
 
 
-def _read_adapter(archive: zipfile.ZipFile, folder: str, checkpoint: Path) -> dict[str, dict[str, Tensor]]:
-    """For each adapted layer of the ViT its two factors: A (r, in) and B (out, r)."""
-    names = set(archive.namelist())
-    if f"{folder}/adapter_model.safetensors" in names:
-        member = f"{folder}/adapter_model.safetensors"
+def _read_adapter(archive: zipfile.ZipFile, folder: str) -> dict[str, dict[str, Tensor]]:
+    """For each adapted layer, by its name in dreamsim's model, its two factors: A (r, in) and B (out, r)."""
+    member = f"{folder}/adapter_model.safetensors"
+    if member in archive.namelist():
         try:
             saved = safetensors.torch.load(read_member(archive, member))
         except safetensors.SafetensorError as error:
-            raise InputError(f"{checkpoint}: {member} is not a safetensors file ({error}); fetch it again") from error
+            raise InputError(
+                f"{archive.filename}: {member} is not a safetensors file ({error}); fetch it again"
+            ) from error
     else:
         member = f"{folder}/adapter_model.bin"
-        saved = _load(read_member(archive, member), member, checkpoint)
+        saved = _load(archive, member)
     adapter: dict[str, dict[str, Tensor]] = {}
     for name, value in saved.items():
         match = _ADAPTER_KEY.fullmatch(name)
         if match is None:
-            raise InputError(
-                f"{checkpoint}: {member}: {name} is no factor of a LoRA on a single ViT; is it another backbone's?"
-            )
+            raise InputError(f"{archive.filename}: {member}: {name} is no factor of a LoRA on DreamSim's ViTs")
         adapter.setdefault(match["layer"], {})[match["side"]] = value.float()
     return adapter
 
 
-def _build_vit(weights: dict[str, Tensor], checkpoint: Path) -> VisionTransformer:
-    """timm's ViT in the sizes that the weights have; each weight must fit and be used."""
-    try:
-        embed_dim, patch_size = weights["cls_token"].shape[-1], weights["patch_embed.proj.weight"].shape[-1]
-        hidden = weights["blocks.0.mlp.fc1.weight"].shape[0]
-    except (KeyError, IndexError) as error:
-        raise InputError(f"{checkpoint}: the weights are not those of a ViT: no {error}") from error
-    vit = VisionTransformer(
-        img_size=IMAGE_SIZE,
-        patch_size=patch_size,
-        embed_dim=embed_dim,
-        depth=len({name.split(".")[1] for name in weights if name.startswith("blocks.")}),
-        num_heads=max(1, embed_dim // HEAD_SIZE),
-        mlp_ratio=hidden / embed_dim,
-        num_classes=0,
-        norm_layer=functools.partial(nn.LayerNorm, eps=LAYER_NORM_EPS),
-    )
-    wanted = vit.state_dict()
-    for name in sorted(wanted.keys() | weights.keys()):
-        expected, got = (tuple(table[name].shape) if name in table else "nothing" for table in (wanted, weights))
-        if expected != got:
-            raise InputError(f"{checkpoint}: the weight {name}: expected {expected}, got {got}; is it another model's?")
-    vit.load_state_dict(weights)
-    return vit
+def _targets(encoder: ImageEncoder, adapter: dict, config: dict, checkpoint: Path) -> dict[str, nn.Linear]:
+    """The layers to adapt, by peft's rule: those whose name, or its end after a dot, is a target.
 
-
-def _check_targets(vit: nn.Module, adapter: dict, config: dict, checkpoint: Path) -> None:
-    """A checkpoint that lost some blocks, or an adapter that lost some layers, shows here for both variants."""
+    An adapter that lost some layers, or is another backbone's, shows here for both variants.
+    """
     targets = set(config["target_modules"])
-    expected = {name for name, _ in vit.named_modules() if name in targets or name.rsplit(".", 1)[-1] in targets}
-    if not expected or adapter.keys() != expected or any(factors.keys() != {"A", "B"} for factors in adapter.values()):
-        differing = sorted(adapter.keys() ^ expected) or sorted(adapter)
+    layers = {
+        name: module
+        for index, vit in enumerate(encoder.vits)
+        for name, module in vit.vit.named_modules(prefix=f"extractor_list.{index}.model")
+        if any(f".{name}".endswith(f".{target}") for target in targets)
+    }
+    if not layers or adapter.keys() != layers.keys() or any(sides.keys() != {"A", "B"} for sides in adapter.values()):
+        differing = sorted(adapter.keys() ^ layers.keys()) or sorted(adapter)
         raise InputError(
-            f"{checkpoint}: the LoRA should adapt the {len(expected)} layers named {sorted(targets)} and has factors "
+            f"{checkpoint}: the LoRA should adapt the {len(layers)} layers named {sorted(targets)} and has factors "
             f"for {len(adapter)}; they differ at {differing[0] if differing else 'all'}"
         )
+    return layers
 
 
-def _merge(vit: nn.Module, adapter: dict[str, dict[str, Tensor]], config: dict, checkpoint: Path) -> None:
+def _merge(layers: dict[str, nn.Linear], adapter: dict[str, dict[str, Tensor]], config: dict, checkpoint: Path) -> None:
     """Add (alpha / r) B A to every adapted weight."""
-    for layer, factors in adapter.items():
-        weight = vit.get_submodule(layer).weight
-        a, b = factors["A"], factors["B"]
-        if a.shape != (config["r"], weight.shape[1]) or b.shape != (weight.shape[0], config["r"]):
+    rank = config["r"]
+    for name, layer in layers.items():
+        a, b = adapter[name]["A"], adapter[name]["B"]
+        n_out, n_in = layer.weight.shape
+        if a.shape != (rank, n_in) or b.shape != (n_out, rank):
             raise InputError(
-                f"{checkpoint}: the LoRA of {layer}: expected factors ({config['r']}, {weight.shape[1]}) and "
-                f"({weight.shape[0]}, {config['r']}), got {tuple(a.shape)} and {tuple(b.shape)}"
+                f"{checkpoint}: the LoRA of {name}: expected factors ({rank}, {n_in}) and ({n_out}, {rank}), "
+                f"got {tuple(a.shape)} and {tuple(b.shape)}; is it another backbone's?"
             )
         with torch.no_grad():
-            weight += config["lora_alpha"] / config["r"] * (b @ a)
+            layer.weight += config["lora_alpha"] / rank * (b @ a)

@@ -75,7 +75,7 @@ class Evaluate(_Section):
 class Params(_Section):
     dataset: Literal["sample", "things-eeg2"]
     encoder: Literal["unaligned", "aligned"]
-    backbone: Literal["synclr_vitb16"]
+    backbone: Literal["synclr_vitb16", "dinov2_vitb14", "dino_vitb16", "clip_vitb32", "open_clip_vitb32", "ensemble"]
     subjects: Literal["all"] | Annotated[list[str], Field(min_length=1)]
     seed: Annotated[int, Field(ge=0)]
     download: Download

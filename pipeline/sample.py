@@ -1,21 +1,18 @@
-"""The built-in miniature dataset: procedural pictures, simulated EEG and a random checkpoint in the published layouts.
+"""The built-in miniature dataset: procedural pictures and simulated EEG in the published layout.
 
-Layouts: THINGS-EEG2, Gifford et al. 2022, doi 10.1016/j.neuroimage.2022.119754 (osf.io/3jk45), and the checkpoints of
-DreamSim, arXiv 2306.09344. With it everything runs without the network; its results say nothing about brains.
+Layout: THINGS-EEG2, Gifford et al. 2022, doi 10.1016/j.neuroimage.2022.119754 (osf.io/3jk45). With it, and with the
+checkpoints of `sample_checkpoints`, everything runs without the network; its results say nothing about brains.
 Every number comes from one fixed seed. The arithmetic is float64 and what is written is rounded far more coarsely, so
 that neither the number of threads nor the vector width of a machine shows in the bytes.
 """
 
 import io
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 from zipfile import ZIP_DEFLATED, ZipFile, ZipInfo
 
 import numpy as np
-import safetensors.numpy
-import torch
 from PIL import Image
 from tqdm import tqdm
 
@@ -23,7 +20,6 @@ from pipeline.errors import InputError
 from pipeline.files import replacing
 
 SUBJECTS = ("sub-01", "sub-02")
-BACKBONE = "synclr_vitb16"
 CH_NAMES = ["Pz", "P3", "P7", "O1", "Oz", "O2", "P4", "P8", "P1", "P5"]  # in the released order
 CH_NAMES += ["PO7", "PO3", "POz", "PO4", "PO8", "P6", "P2"]
 TIMES = np.arange(-20, 80) / 100  # s, stimulus onset at 0
@@ -71,27 +67,6 @@ def make_raw(
                 data = {"preprocessed_eeg_data": eeg, "ch_names": list(CH_NAMES), "times": TIMES}
                 name = f"{subject}/preprocessed_eeg_{split}.npy"
                 archive.writestr(_member(name), _npy(data), ZIP_DEFLATED, compresslevel=1)
-
-
-def make_checkpoint(backbone: str, directory: Path, embed_dim: int = 192) -> None:
-    """Write `directory`/dreamsim_<backbone>_checkpoint.zip with random weights: a base ViT/16 and its LoRA adapter.
-
-    The ViT has 12 blocks with `embed_dim` / 64 heads: 192 is dreamsim's `vit_tiny`, quick on a CPU; the published one
-    has 768. Raises InputError for a backbone other than synclr_vitb16.
-    """
-    if backbone != BACKBONE:
-        raise InputError(f"backbone: the sample has random weights for {BACKBONE}, not {backbone!r}; name that.")
-    rng = _rng("weights")
-    model = {f"module.visual.{name}": torch.from_numpy(value) for name, value in _vit_weights(embed_dim, rng).items()}
-    config, adapter = _lora_adapter(embed_dim, rng)
-    checkpoint = io.BytesIO()  # saved to a path, the bytes would hold the file's name
-    torch.save({"model": model}, checkpoint)
-    with replacing(directory / f"dreamsim_{backbone}_checkpoint.zip") as part, ZipFile(part, "w") as archive:
-        archive.writestr(_member("synclr_vit_b_16.pth"), checkpoint.getbuffer())
-        folder = f"{backbone}_single_lora"
-        archive.writestr(_member(f"{folder}/adapter_config.json"), json.dumps(config, indent=2, sort_keys=True))
-        tensors = safetensors.numpy.save(adapter, metadata={"format": "pt"})
-        archive.writestr(_member(f"{folder}/adapter_model.safetensors"), tensors)
 
 
 def _rng(purpose: str, index: int = 0) -> np.random.Generator:
@@ -240,80 +215,3 @@ def _simulate_eeg(features: np.ndarray, kernel: np.ndarray, n_repetitions: int, 
         noise = np.fft.irfft(pink * np.fft.rfft(rng.standard_normal(shape)), shape[-1])
         eeg[condition] = response + noise * np.exp(0.4 * rng.standard_normal((n_repetitions, 1, 1)))
     return np.rint(eeg * 4096) / 4096
-
-
-# Checkpoint
-
-
-def _vit_weights(embed_dim: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """Random ViT/16 weights, float32, whose last CLS tokens differ between images.
-
-    Common initialisations give almost one CLS token for every image. Here filters and positions are smooth, positions
-    outweigh the CLS token, so that heads look at different places, and queries and keys are large enough to select.
-    """
-
-    def normal(*shape: int, gain: float = 1.0) -> np.ndarray:
-        return gain / np.sqrt(shape[-1]) * rng.standard_normal(shape)
-
-    filters = _smooth(3 * embed_dim, 16, rng).reshape(embed_dim, 3, 16, 16)
-    positions = _smooth(embed_dim, 14, rng).reshape(1, embed_dim, 196).transpose(0, 2, 1)
-    positions -= positions.mean(1, keepdims=True)  # what all patches share would make all images alike
-    weights = {
-        "cls_token": 0.3 * rng.standard_normal((1, 1, embed_dim)),
-        "pos_embed": np.concatenate([np.zeros((1, 1, embed_dim)), 10 * positions / positions.std()], 1),
-        "patch_embed.proj.weight": filters / np.sqrt((filters**2).sum((1, 2, 3), keepdims=True)),
-        "patch_embed.proj.bias": np.zeros(embed_dim),
-    }
-    for block in range(12):
-        qkv = normal(3 * embed_dim, embed_dim)
-        qkv[: 2 * embed_dim] *= 1.8
-        for layer, weight in (
-            ("norm1", np.ones(embed_dim)),
-            ("attn.qkv", qkv),
-            ("attn.proj", normal(embed_dim, embed_dim)),
-            ("norm2", np.ones(embed_dim)),
-            ("mlp.fc1", normal(4 * embed_dim, embed_dim, gain=1.5)),
-            ("mlp.fc2", normal(embed_dim, 4 * embed_dim, gain=0.3)),
-        ):
-            weights[f"blocks.{block}.{layer}.weight"] = weight
-            weights[f"blocks.{block}.{layer}.bias"] = np.zeros(len(weight))
-    weights |= {"norm.weight": np.ones(embed_dim), "norm.bias": np.zeros(embed_dim)}
-    return {name: value.astype(np.float32) for name, value in weights.items()}
-
-
-def _smooth(count: int, size: int, rng: np.random.Generator) -> np.ndarray:
-    """Random sums of low cosines on a square grid: (count, size, size)."""
-    cosines = np.cos(np.pi * np.outer(np.arange(4), (np.arange(size) + 0.5) / size))  # (4, size)
-    strength = rng.standard_normal((count, 4, 4)) / (1 + np.hypot(*np.mgrid[:4, :4]))
-    return np.einsum("nij,iy,jx->nyx", strength, cosines, cosines)
-
-
-def _lora_adapter(embed_dim: int, rng: np.random.Generator) -> tuple[dict, dict[str, np.ndarray]]:
-    """The adapter as peft saves it from dreamsim's model: its configuration and its float32 matrices."""
-    rank, alpha, share = 16, 0.5, 0.5  # share: how large the change is, beside the weights that it changes
-    config = {
-        "auto_mapping": {"base_model_class": "PerceptualModel", "parent_library": "dreamsim.model"},
-        "base_model_name_or_path": None,
-        "bias": "none",
-        "fan_in_fan_out": False,
-        "inference_mode": True,
-        "init_lora_weights": True,
-        "layers_pattern": None,
-        "layers_to_transform": None,
-        "lora_alpha": alpha,
-        "lora_dropout": 0.3,
-        "modules_to_save": None,
-        "peft_type": "LORA",
-        "r": rank,
-        "revision": None,
-        "target_modules": ["qkv"],
-        "task_type": None,
-    }
-    adapter = {}
-    for block in range(12):
-        name = f"base_model.model.extractor_list.0.model.blocks.{block}.attn.qkv"
-        down = rng.standard_normal((rank, embed_dim)) / np.sqrt(embed_dim)
-        up = rng.standard_normal((3 * embed_dim, rank)) / np.sqrt(rank) * share * rank / alpha
-        adapter[f"{name}.lora_A.weight"] = down.astype(np.float32)
-        adapter[f"{name}.lora_B.weight"] = up.astype(np.float32)
-    return config, adapter

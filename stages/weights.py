@@ -2,16 +2,16 @@
 
 from pathlib import Path
 
-from pipeline import sample
 from pipeline.download import fetch_dreamsim
 from pipeline.params import read_params
+from pipeline.sample_checkpoints import make_checkpoint
 from stages import run
 
 
 def main(params: Path, weights: Path) -> str:
     p = read_params(params)
     if p.dataset == "sample":
-        sample.make_checkpoint(p.backbone, weights)
+        make_checkpoint(p.backbone, weights)
     else:
         fetch_dreamsim(p.download.dreamsim_releases, p.backbone, weights)
     return ", ".join(str(path) for path in weights.iterdir())

@@ -1,25 +1,17 @@
 import io
-import json
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
 
-import dreamsim
 import numpy as np
-import peft
 import pytest
-import safetensors.torch
-import torch
-from dreamsim import PerceptualModel
-from dreamsim.feature_extraction import load_synclr_as_dino, vision_transformer
 from PIL import Image
 
 from pipeline import sample
 from pipeline.errors import InputError
 
 TINY = sample.Size(train_concepts=6, images_per_concept=2, test_concepts=3, train_repetitions=2, test_repetitions=3)
-CONFIG = {"model_type": "synclr_vitb16", "feat_type": "cls", "stride": "16"}  # what dreamsim uses for this backbone
 
 
 def make(directory: Path, subjects: list[str] | str = "all") -> Path:
@@ -41,16 +33,6 @@ def unpickled(file: Path | io.BytesIO) -> dict:
 @pytest.fixture(scope="module")
 def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make(tmp_path_factory.mktemp("raw"))
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The checkpoint archive, unpacked as dreamsim does it."""
-    directory = tmp_path_factory.mktemp("weights")
-    sample.make_checkpoint("synclr_vitb16", directory)
-    with zipfile.ZipFile(directory / "dreamsim_synclr_vitb16_checkpoint.zip") as archive:
-        archive.extractall(directory / "unpacked")
-    return directory
 
 
 def test_metadata_is_as_published(raw: Path) -> None:
@@ -119,20 +101,14 @@ def test_noise_is_pink() -> None:
     assert eeg.mean(axis=-1).std() < 1e-3
 
 
-def test_bytes_are_the_same_in_another_process_with_another_number_of_threads(
-    raw: Path, weights: Path, tmp_path: Path
-) -> None:
+def test_bytes_are_the_same_in_another_process_with_another_number_of_threads(raw: Path, tmp_path: Path) -> None:
     program = (
         "import sys; from pathlib import Path; from pipeline import sample; d = Path(sys.argv[1])\n"
         f"sample.make_raw('all', d / 'eeg', d / 'images', d / 'image_metadata.npy', sample.{TINY!r})\n"
-        "sample.make_checkpoint('synclr_vitb16', d)\n"
     )
     environment = {"PYTHONPATH": ".", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONHASHSEED": "7"}
     subprocess.run([sys.executable, "-c", program, tmp_path], check=True, env=environment)
-    again = contents(tmp_path)
-    name = "dreamsim_synclr_vitb16_checkpoint.zip"
-    assert again.pop(name) == (weights / name).read_bytes()
-    assert again == contents(raw)
+    assert contents(tmp_path) == contents(raw)
 
 
 def test_one_subject_alone_has_the_same_bytes(raw: Path, tmp_path: Path) -> None:
@@ -142,58 +118,7 @@ def test_one_subject_alone_has_the_same_bytes(raw: Path, tmp_path: Path) -> None
     assert both["eeg/sub-01.zip"] != both["eeg/sub-02.zip"]
 
 
-def test_an_unknown_subject_or_backbone_is_refused(tmp_path: Path) -> None:
+def test_an_unknown_subject_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="sub-01, sub-02.*'sub-03'"):
         make(tmp_path, ["sub-01", "sub-03"])
-    with pytest.raises(InputError, match="synclr_vitb16.*'clip_vitb32'"):
-        sample.make_checkpoint("clip_vitb32", tmp_path)
     assert contents(tmp_path) == {}
-
-
-def test_adapter_names_are_those_that_peft_saves(
-    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(load_synclr_as_dino, "vit_base", vision_transformer.vit_tiny)
-    model = PerceptualModel(load_dir=str(weights / "unpacked"), **CONFIG, lora=True, device="cpu")
-    folder = weights / "unpacked" / "synclr_vitb16_single_lora"
-    config = json.loads((folder / "adapter_config.json").read_text())
-    keys = ("r", "lora_alpha", "lora_dropout", "bias", "target_modules")
-    peft.get_peft_model(model, peft.LoraConfig(**{key: config[key] for key in keys})).save_pretrained(tmp_path)
-    saved = json.loads((tmp_path / "adapter_config.json").read_text())
-    assert {key: saved[key] for key in config if key in saved} == config
-    theirs = safetensors.torch.load_file(tmp_path / "adapter_model.safetensors")
-    ours = safetensors.torch.load_file(folder / "adapter_model.safetensors")
-    assert {k: (v.shape, v.dtype) for k, v in ours.items()} == {k: (v.shape, v.dtype) for k, v in theirs.items()}
-
-
-def test_dreamsim_loads_both_models_and_images_differ(
-    raw: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(load_synclr_as_dino, "vit_base", vision_transformer.vit_tiny)
-    directory = str(weights / "unpacked")
-    base = PerceptualModel(**CONFIG, baseline=True, load_dir=directory, device="cpu").eval()
-    aligned, preprocess = dreamsim.dreamsim(
-        dreamsim_type="synclr_vitb16", cache_dir=directory, normalize_embeds=False, device="cpu"
-    )
-    with zipfile.ZipFile(raw / "images" / "training_images.zip") as archive:
-        pictures = [Image.open(io.BytesIO(archive.read(name))) for name in archive.namelist()]
-    images = torch.cat([preprocess(picture) for picture in pictures])
-    concept = np.arange(12) // 2
-    same = (concept[:, None] == concept) & ~np.eye(12, dtype=bool)
-    unit = {}
-    for name, model in (("base", base), ("aligned", aligned)):
-        with torch.inference_mode():
-            embeddings = model.embed(images).numpy()
-        assert embeddings.shape == (12, 192)
-        unit[name] = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
-        cosines = unit[name] @ unit[name].T
-        assert np.median(cosines[concept[:, None] != concept]) < 0.6
-        assert np.median(cosines[same]) > np.median(cosines[concept[:, None] != concept]) + 0.2
-    assert 0.3 < (unit["base"] * unit["aligned"]).sum(1).mean() < 0.9
-
-
-def test_a_checkpoint_of_full_width_has_the_shapes_of_vit_base() -> None:
-    ours = sample._vit_weights(768, np.random.default_rng(0))
-    theirs = vision_transformer.vit_base().state_dict()
-    assert {name: value.shape for name, value in ours.items()} == {name: value.shape for name, value in theirs.items()}
-    assert {value.dtype for value in ours.values()} == {np.dtype(np.float32)}

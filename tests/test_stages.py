@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline.sample import Size, make_checkpoint, make_raw
+from pipeline.sample import Size, make_raw
+from pipeline.sample_checkpoints import make_checkpoint
 from tests.osf_server import serve
 
 ROOT = Path(__file__).parent.parent
