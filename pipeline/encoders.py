@@ -18,7 +18,6 @@ Deliberate differences:
 import argparse
 import functools
 import io
-import json
 import math
 import pickle
 import re
@@ -27,11 +26,12 @@ import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import safetensors.torch
 import torch
 from PIL import Image
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from timm.layers import QuickGELU
 from timm.models import VisionTransformer
@@ -96,6 +96,26 @@ _TORCH_FAULTS = (
     *(pickle.UnpicklingError, struct.error),
 )
 _ADAPTER_KEY = re.compile(r"base_model\.model\.(?P<layer>extractor_list\.\d+\.model\..+)\.lora_(?P<side>[AB])\.weight")
+
+
+class _LoraConfig(BaseModel):
+    """What peft writes: of it what dreamsim reads, and what would change how the factors are merged."""
+
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+
+    r: PositiveInt
+    lora_alpha: float
+    lora_dropout: float
+    bias: Literal["none"]
+    target_modules: list[str]
+    use_rslora: Literal[False] = False
+    use_dora: Literal[False] = False
+    fan_in_fan_out: Literal[False] = False
+    rank_pattern: Annotated[dict, Field(max_length=0)] = {}
+    alpha_pattern: Annotated[dict, Field(max_length=0)] = {}
+
+
+_LORA_KEYS = {"r", "lora_alpha", "lora_dropout", "bias", "target_modules"}
 
 
 class _ViT(nn.Module):
@@ -222,7 +242,7 @@ def _read_weights(archive: zipfile.ZipFile, source: Source) -> dict[str, Tensor]
     saved = _load(archive, source.member)
     if source.key is not None:
         saved = saved.get(source.key)
-    if not isinstance(saved, dict) or not all(isinstance(value, Tensor) for value in saved.values()):
+    if not _is_weights(saved):
         under = f" under the key {source.key!r}" if source.key else ""
         raise InputError(f"{where} should hold tensors by name{under}; is it another model's?")
     weights = {}
@@ -236,19 +256,28 @@ def _read_weights(archive: zipfile.ZipFile, source: Source) -> dict[str, Tensor]
     return weights
 
 
+def _is_weights(saved: object) -> bool:
+    """Whether this holds tensors by name."""
+    return isinstance(saved, dict) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in saved.items())
+
+
 def _build(weights: dict[str, Tensor], source: Source, archive: zipfile.ZipFile) -> _ViT:
     """timm's ViT in the width that the weights have; each weight must fit and be used."""
     where = f"{archive.filename}: {source.member}"
-    if "cls_token" not in weights:
-        raise InputError(f"{where}: the weights are not those of a ViT, there is no cls_token; is it another model's?")
-    width = weights["cls_token"].shape[-1]
+    shape = tuple(weights["cls_token"].shape) if "cls_token" in weights else (0,)
+    width = shape[-1] if shape else 0
+    if shape != (1, 1, width) or width == 0 or width % HEAD_SIZE:
+        raise InputError(
+            f"{where}: the weight cls_token: expected (1, 1, a multiple of {HEAD_SIZE}), "
+            f"got {shape if 'cls_token' in weights else 'nothing'}; is it another model's?"
+        )
     norm = functools.partial(nn.LayerNorm, eps=1e-5 if source.clip else 1e-6)
     vit = VisionTransformer(
         img_size=IMAGE_SIZE,
         patch_size=source.patch_size,
         embed_dim=width,
         depth=N_BLOCKS,
-        num_heads=max(1, width // HEAD_SIZE),
+        num_heads=width // HEAD_SIZE,
         init_values=1.0 if source.layer_scale else None,
         num_classes=0,
         norm_layer=norm,
@@ -290,18 +319,16 @@ def _interpolate(positions: Tensor, side: int) -> Tensor:
 
 def _read_config(archive: zipfile.ZipFile, member: str) -> dict:
     """What the adapter is: r, lora_alpha, lora_dropout, bias, target_modules (the keys that dreamsim reads)."""
-    where = f"{archive.filename}: {member}"
+    data = read_member(archive, member)
     try:
-        config = json.loads(read_member(archive, member))
-        kept = {key: config[key] for key in ("r", "lora_alpha", "lora_dropout", "bias", "target_modules")}
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{where} is not the configuration of a LoRA adapter ({error!r})") from error
-    for key in ("use_rslora", "use_dora", "rank_pattern", "alpha_pattern"):
-        if config.get(key):
-            raise InputError(f"{where} sets {key}, which would change how the adapter is merged")
-    if kept["bias"] != "none" or not isinstance(kept["target_modules"], list):
-        raise InputError(f"{where}: expected bias 'none' and a list of target_modules, got {kept}")
-    return kept
+        return _LoraConfig.model_validate_json(data).model_dump(include=_LORA_KEYS)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"])) or "the file"
+        raise InputError(
+            f"{archive.filename}: {member} is not the configuration of a LoRA that can be merged: "
+            f"{key}: {first['msg'][0].lower() + first['msg'][1:]}"
+        ) from error
 
 
 def _read_adapter(archive: zipfile.ZipFile, folder: str) -> dict[str, dict[str, Tensor]]:
@@ -317,6 +344,8 @@ def _read_adapter(archive: zipfile.ZipFile, folder: str) -> dict[str, dict[str, 
     else:
         member = f"{folder}/adapter_model.bin"
         saved = _load(archive, member)
+    if not _is_weights(saved):
+        raise InputError(f"{archive.filename}: {member} should hold tensors by name; fetch it again")
     adapter: dict[str, dict[str, Tensor]] = {}
     for name, value in saved.items():
         match = _ADAPTER_KEY.fullmatch(name)
@@ -336,7 +365,7 @@ def _targets(encoder: ImageEncoder, adapter: dict, config: dict, checkpoint: Pat
         name: module
         for index, vit in enumerate(encoder.vits)
         for name, module in vit.vit.named_modules(prefix=f"extractor_list.{index}.model")
-        if any(f".{name}".endswith(f".{target}") for target in targets)
+        if isinstance(module, nn.Linear) and any(f".{name}".endswith(f".{target}") for target in targets)
     }
     if not layers or adapter.keys() != layers.keys() or any(sides.keys() != {"A", "B"} for sides in adapter.values()):
         differing = sorted(adapter.keys() ^ layers.keys()) or sorted(adapter)

@@ -1,124 +1,308 @@
 """Against dreamsim itself: the same checkpoint files, the same pictures."""
 
+import functools
+import io
 import json
-import shutil
-import warnings
 import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import dreamsim
 import numpy as np
 import pytest
 import torch
-from dreamsim.model import PerceptualModel
 from PIL import Image
+from torch import Tensor, nn
 
-from pipeline.encoders import load_encoder, preprocess
+from pipeline.encoders import BACKBONES, ImageEncoder, load_encoder, preprocess
 from pipeline.errors import InputError
 from pipeline.sample_checkpoints import make_checkpoint
+from pipeline.things_eeg2 import decode_image
+from tests.dreamsim_offline import load_dreamsim, offline
 
-NAME = "dreamsim_synclr_vitb16_checkpoint.zip"
+WIDTH = 192  # of the ViTs that are compared
+NARROW = 64  # of those that are damaged
+VARIANTS = ("unaligned", "aligned")
+FILES = [(backbone, source.member) for backbone, (_, sources) in BACKBONES.items() for source in sources]
+SYNCLR, SYNCLR_LORA = "synclr_vit_b_16.pth", "synclr_vitb16_single_lora"
 
 
 @pytest.fixture(scope="module")
-def pictures() -> list[Image.Image]:
+def archives(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """The random checkpoint of a backbone, in the published layout; made once."""
+
+    @functools.cache
+    def archive(backbone: str, embed_dim: int = NARROW) -> Path:
+        folder = tmp_path_factory.mktemp(backbone)
+        make_checkpoint(backbone, folder, embed_dim)
+        return folder / f"dreamsim_{backbone}_checkpoint.zip"
+
+    return archive
+
+
+@pytest.fixture(scope="module")
+def images() -> Tensor:
+    """(3, 3, 224, 224): noise, and something smooth."""
     rng = np.random.default_rng(0)
-    return [Image.fromarray(rng.integers(0, 256, size, dtype=np.uint8)) for size in [(500, 480, 3), (31, 640, 3)]]
+    pictures = [Image.fromarray(rng.integers(0, 256, size, dtype=np.uint8)) for size in [(500, 480, 3), (31, 640, 3)]]
+    pictures.append(Image.fromarray(rng.integers(0, 256, (3, 4, 3), dtype=np.uint8)).resize((400, 300)))
+    return torch.stack([preprocess(picture) for picture in pictures]).float() / 255
 
 
-@pytest.fixture(scope="module")
-def full_size(tmp_path_factory) -> Path:
-    """A random checkpoint of DreamSim's real ViT-B/16, in the published layout."""
-    folder = tmp_path_factory.mktemp("weights")
-    make_checkpoint("synclr_vitb16", folder, embed_dim=768)
-    yield folder / NAME
-    shutil.rmtree(folder)
-
-
-@pytest.fixture(scope="module")
-def small(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("small")
-    make_checkpoint("synclr_vitb16", folder)
-    return folder / NAME
-
-
-def embed(checkpoint: Path, variant: str, pictures: list[Image.Image]) -> torch.Tensor:
-    encoder, _ = load_encoder(checkpoint, "synclr_vitb16", variant)
-    [embedded] = encoder(torch.stack([preprocess(picture) for picture in pictures]).float() / 255)
-    return embedded
-
-
-def test_both_variants_equal_dreamsim(full_size, pictures, tmp_path):
-    with zipfile.ZipFile(full_size) as archive:
-        archive.extractall(tmp_path)
-    with warnings.catch_warnings(), torch.inference_mode():
-        warnings.simplefilter("ignore")  # peft's, about dreamsim's adapting twice
-        aligned, transform = dreamsim.dreamsim(
-            dreamsim_type="synclr_vitb16", cache_dir=str(tmp_path), normalize_embeds=False, device="cpu"
-        )
-        unaligned = PerceptualModel("synclr_vitb16", "cls", "16", baseline=True, load_dir=str(tmp_path), device="cpu")
-        images = torch.cat([transform(picture) for picture in pictures])
-        expected = {"aligned": aligned.embed(images), "unaligned": unaligned.eval().embed(images)}
-    shutil.rmtree(tmp_path)
-    for variant, reference in expected.items():
-        got = embed(full_size, variant, pictures)
-        assert got.shape == (2, 768)
-        torch.testing.assert_close(got, reference, rtol=0, atol=1e-4 * float(reference.abs().max()))
-    assert (expected["aligned"] - expected["unaligned"]).abs().max() > 0.01  # the adapter does something
-
-
-def test_the_resize_equals_dreamsims(pictures):
-    from torchvision import transforms
-
-    whole = transforms.Resize((224, 224), interpolation=transforms.InterpolationMode.BICUBIC)
-    for picture in pictures:
-        assert torch.equal(preprocess(picture).float() / 255, transforms.ToTensor()(whole(picture)))
-
-
-def rewritten(small: Path, tmp_path: Path, changes: dict[str, bytes | None]) -> Path:
-    """The archive with some members replaced or (None) left out."""
-    target = tmp_path / NAME
-    with zipfile.ZipFile(small) as old, zipfile.ZipFile(target, "w") as new:
+def rewritten(archive: Path, folder: Path, changes: dict[str, bytes | Callable[[dict], object] | None]) -> Path:
+    """The archive with some members replaced, left out (None) or, a file of weights, changed by a function."""
+    target = folder / archive.name
+    with zipfile.ZipFile(archive) as old, zipfile.ZipFile(target, "w") as new:
+        assert changes.keys() <= set(old.namelist())
         for name in old.namelist():
-            content = changes.get(name, old.read(name))
-            if content is not None:
-                new.writestr(name, content)
+            change = changes.get(name, b"")
+            if callable(change):
+                saved = torch.load(io.BytesIO(old.read(name)), weights_only=True)
+                change(saved)
+                file = io.BytesIO()
+                torch.save(saved, file)
+                new.writestr(name, file.getvalue())
+            elif change is not None:
+                new.writestr(name, change or old.read(name))
     return target
 
 
-def weights_without(small: Path, tmp_path: Path, change) -> Path:
-    """The archive with `change` applied to the dict of weights."""
-    with zipfile.ZipFile(small) as archive, archive.open("synclr_vit_b_16.pth") as file:
-        saved = torch.load(file, weights_only=True)
-    change(saved["model"])
-    torch.save(saved, tmp_path / "weights.pth")
-    return rewritten(small, tmp_path, {"synclr_vit_b_16.pth": (tmp_path / "weights.pth").read_bytes()})
+# Equality
 
 
-def reshape(weights: dict) -> None:
-    weights["module.visual.blocks.3.mlp.fc1.weight"] = torch.zeros(5, 5)
+@dataclass(frozen=True)
+class Pair:
+    ours: ImageEncoder
+    theirs: nn.Module
 
 
-def drop_last_block(weights: dict) -> None:
-    for name in [name for name in weights if ".blocks.11." in name]:
+def disturb(saved: dict) -> None:
+    """Random biases, norms and scales, in place of zeros and ones that may stand in the wrong place unnoticed."""
+    for value in saved.values():
+        if isinstance(value, dict):
+            disturb(value)
+        elif value.ndim == 1:
+            value += 0.1 * torch.randn(value.shape, generator=torch.Generator().manual_seed(len(value)))
+
+
+def load_both(archive: Path, backbone: str, variant: str, embed_dim: int, folder: Path) -> Pair:
+    with zipfile.ZipFile(archive) as unpacked:
+        unpacked.extractall(folder)
+    theirs = load_dreamsim(folder, backbone, variant, embed_dim)
+    return Pair(load_encoder(archive, backbone, variant)[0], theirs)
+
+
+@pytest.fixture(
+    scope="module", params=[(backbone, variant) for backbone in BACKBONES for variant in VARIANTS], ids="-".join
+)
+def pair(request: pytest.FixtureRequest, archives, tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    backbone, variant = request.param
+    folder = tmp_path_factory.mktemp("pair")
+    disturbed = {source.member: disturb for source in BACKBONES[backbone][1]}
+    archive = rewritten(archives(backbone, WIDTH), folder, disturbed)
+    return load_both(archive, backbone, variant, WIDTH, folder)
+
+
+def assert_equal(ours: Tensor, theirs: Tensor) -> None:
+    assert theirs.std() > 0.3  # neither all zeros nor so small that the tolerance says nothing
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
+
+
+def test_the_last_is_what_dreamsim_returns(pair: Pair, images: Tensor) -> None:
+    with torch.inference_mode():
+        [ours] = pair.ours(images)
+        assert_equal(ours, pair.theirs.embed(images))
+
+
+@pytest.mark.parametrize("tokens", ["cls", "mean"])
+def test_blocks_and_tokens_are_those_of_dreamsims_vits(pair: Pair, images: Tensor, tokens: str) -> None:
+    vits = []
+    with torch.inference_mode():
+        for vit, name in zip(pair.theirs.extractor_list, pair.theirs.model_list, strict=True):
+            after = vit._extract_features(pair.theirs._preprocess(images, name), [0, 6, 11])  # (B, 1 + patches, width)
+            after.append(vit.model.norm(after[-1]) @ vit.proj if "clip" in name else after[-1])
+            vits.append([x[:, 0] if tokens == "cls" else x[:, 1:].mean(1) for x in after])
+        theirs = dict(zip((1, 7, 12, "last"), (torch.cat(parts, -1) for parts in zip(*vits, strict=True)), strict=True))
+        blocks = (7, "last", 1, 12, 7)
+        for block, ours in zip(blocks, pair.ours(images, blocks, tokens), strict=True):
+            assert_equal(ours, theirs[block])
+
+
+def test_both_variants_differ_and_the_adapter_is_reported(archives, images: Tensor) -> None:
+    for backbone, alpha in (("synclr_vitb16", 0.5), ("dino_vitb16", 32.0), ("ensemble", 1.0)):
+        outputs = []
+        for variant in VARIANTS:
+            encoder, adapter = load_encoder(archives(backbone), backbone, variant)
+            assert adapter["lora_alpha"] == alpha
+            assert adapter["target_modules"] == ["qkv"]
+            outputs += encoder(images)
+        assert (outputs[0] - outputs[1]).abs().max() > 1
+
+
+def test_the_published_width_equals_dreamsim(images: Tensor, tmp_path: Path) -> None:
+    make_checkpoint("synclr_vitb16", tmp_path / "made", embed_dim=768)
+    pair = load_both(next((tmp_path / "made").iterdir()), "synclr_vitb16", "aligned", 768, tmp_path)
+    with torch.inference_mode():
+        [ours] = pair.ours(images)
+        assert ours.shape == (3, 768)
+        assert_equal(ours, pair.theirs.embed(images))
+
+
+def test_a_block_that_is_not_there_is_refused(archives, images: Tensor) -> None:
+    encoder, _ = load_encoder(archives("clip_vitb32"), "clip_vitb32", "unaligned")
+    for block in (0, 13, -1):
+        with pytest.raises(InputError, match=f"blocks 1 to 12 and last, not {block}"):
+            encoder(images, (1, block))
+
+
+# Pictures
+
+
+def encoded(mode: str, size: tuple[int, int], kind: str) -> bytes:
+    """A picture of colours that pass into each other, with transparency where the mode has it."""
+    rgba = Image.fromarray(np.random.default_rng(0).integers(0, 256, (4, 5, 4), dtype=np.uint8), "RGBA").resize(size)
+    options = {"transparency": 3} if mode == "P" else {}
+    file = io.BytesIO()
+    if mode == "I;16":
+        Image.fromarray(np.asarray(rgba.convert("L")).astype(np.uint16) * 257).save(file, kind)
+    else:
+        (rgba if mode == "RGBA" else rgba.convert("RGB").convert(mode)).save(file, kind, **options)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("mode", "size", "kind"),
+    [
+        *[("RGB", size, "JPEG") for size in [(500, 480), (31, 640), (1, 1), (224, 224), (1, 300)]],
+        *[("L", (300, 200), "JPEG"), ("CMYK", (300, 200), "JPEG")],
+        *[(mode, (300, 200), "PNG") for mode in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")],
+    ],
+)
+def test_a_picture_becomes_what_dreamsim_makes_of_it(mode: str, size, kind: str, dreamsims_own: Callable) -> None:
+    data = encoded(mode, size, kind)
+    ours = preprocess(decode_image(data, "a.jpg")).float() / 255
+    assert torch.equal(ours[None], dreamsims_own(Image.open(io.BytesIO(data))))
+
+
+@pytest.fixture(scope="module")
+def dreamsims_own(archives, tmp_path_factory: pytest.TempPathFactory) -> Callable[[Image.Image], Tensor]:
+    """The function that dreamsim gives beside its model, for the pictures that go into it."""
+    folder = tmp_path_factory.mktemp("dreamsim")
+    with zipfile.ZipFile(archives("synclr_vitb16")) as archive:
+        archive.extractall(folder)
+    with offline(folder, NARROW):
+        return dreamsim.dreamsim(dreamsim_type="synclr_vitb16", cache_dir=str(folder), device="cpu")[1]
+
+
+# Faults
+
+
+def weights_of(saved: dict) -> dict:
+    """The weights that are read, wherever the file holds them."""
+    return next((saved[key] for key in ("teacher", "model", "state_dict") if key in saved), saved)
+
+
+def lose(saved: dict, name: str) -> None:
+    weights = weights_of(saved)
+    del weights[next(key for key in weights if key.endswith(name))]
+
+
+def widen(saved: dict, name: str) -> None:
+    weights = weights_of(saved)
+    key = next(key for key in weights if key.endswith(name))
+    weights[key] = torch.zeros(5, 5)
+
+
+def drop_last_block(saved: dict) -> None:
+    weights = weights_of(saved)
+    for name in [name for name in weights if "blocks.11." in name]:
         del weights[name]
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda w: w.pop("module.visual.blocks.2.attn.qkv.bias"), "blocks.2.attn.qkv.bias: expected .*, got nothing"),
-        (lambda w: w.update({"module.visual.extra": torch.zeros(3)}), "extra: expected nothing, got"),
-        (lambda w: w.update({"other.name": torch.zeros(3)}), "should start with module.visual."),
-        (reshape, r"fc1.weight: expected \(768, 192\), got \(5, 5\)"),
-        (drop_last_block, r"blocks.11.attn.proj.bias: expected \(192,\), got nothing"),
-        (lambda w: w.clear(), "not those of a ViT"),
+        (
+            lambda saved: lose(saved, "blocks.2.attn.qkv.bias"),
+            r"blocks.2.attn.qkv.bias: expected \(192,\), got nothing",
+        ),
+        (lambda saved: lose(saved, "pos_embed"), r"pos_embed: expected \(1, \d+, 64\), got nothing"),
+        (lambda saved: widen(saved, "blocks.3.mlp.fc1.weight"), r"fc1.weight: expected \(256, 64\), got \(5, 5\)"),
+        (lambda saved: widen(saved, "cls_token"), r"cls_token: expected \(1, 1, a multiple of 64\), got \(5, 5\)"),
+        (drop_last_block, r"blocks.11.attn.proj.bias: expected \(64,\), got nothing"),
+        (lambda saved: weights_of(saved).update({"extra": torch.zeros(3)}), "extra"),
+        (lambda saved: saved.clear(), "should hold tensors by name under the key|cls_token: .* got nothing"),
+        (
+            lambda saved: saved.update(model={}, teacher=[], state_dict={"a": 1}),
+            "should hold tensors by name|got nothing",
+        ),
     ],
 )
-@pytest.mark.parametrize("variant", ["unaligned", "aligned"])
-def test_a_checkpoint_that_is_not_whole_is_refused(small, tmp_path, change, message, variant):
+@pytest.mark.parametrize(("backbone", "member"), FILES)
+def test_weights_that_are_not_all_there_are_refused(backbone, member, change, message, archives, tmp_path) -> None:
+    damaged = rewritten(archives(backbone), tmp_path, {member: change})
+    with pytest.raises(InputError, match=f"{member}.*{message}"):
+        load_encoder(damaged, backbone, "unaligned")
+
+
+@pytest.mark.parametrize(
+    ("backbone", "member", "other", "foreign"),
+    [
+        ("synclr_vitb16", SYNCLR, "dino_vitb16", "dino_vitb16_pretrain.pth"),
+        ("dino_vitb16", "dino_vitb16_pretrain.pth", "synclr_vitb16", SYNCLR),
+        ("dinov2_vitb14", "dinov2_vitb14_pretrain.pth", "synclr_vitb16", SYNCLR),
+        ("dinov2_vitb14", "dinov2_vitb14_pretrain.pth", "dino_vitb16", "dino_vitb16_pretrain.pth"),
+        ("clip_vitb32", "clip_vitb32_pretrain.pth.tar", "dinov2_vitb14", "dinov2_vitb14_pretrain.pth"),
+        ("clip_vitb32", "clip_vitb32_pretrain.pth.tar", "ensemble", "clip_vitb16_pretrain.pth.tar"),
+        ("ensemble", "open_clip_vitb16_pretrain.pth.tar", "open_clip_vitb32", "open_clip_vitb32_pretrain.pth.tar"),
+    ],
+)
+def test_another_models_file_is_refused(backbone, member, other, foreign, archives, tmp_path) -> None:
+    with zipfile.ZipFile(archives(other)) as archive:
+        content = archive.read(foreign)
+    with pytest.raises(InputError, match=f"{member}.*another model's"):
+        load_encoder(rewritten(archives(backbone), tmp_path, {member: content}), backbone, "unaligned")
+
+
+def test_clips_of_another_patch_size_or_without_projection_are_refused(archives, tmp_path) -> None:
+    member = "clip_vitb32_pretrain.pth.tar"
+    for name, message in (
+        ("proj", r"the weight proj: expected \(64, \d+\), got nothing"),
+        ("pos_drop.bias", "the weight norm_pre.bias: expected .64,., got nothing"),
+    ):
+        damaged = rewritten(
+            archives("clip_vitb32"), tmp_path, {member: lambda saved, name=name: saved["state_dict"].pop(name)}
+        )
+        with pytest.raises(InputError, match=message):
+            load_encoder(damaged, "clip_vitb32", "aligned")
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(
+    ("backbone", "other", "message"),
+    [
+        ("synclr_vitb16", "dino_vitb16", "synclr_vit_b_16.pth"),
+        ("dinov2_vitb14", "synclr_vitb16", "dinov2_vitb14_pretrain.pth"),
+        ("ensemble", "dino_vitb16", "clip_vitb16_pretrain.pth.tar"),
+        ("dino_vitb16", "ensemble", "dino_vitb16_single_lora"),
+    ],
+)
+def test_another_backbones_archive_is_refused(backbone, other, message, variant, archives) -> None:
     with pytest.raises(InputError, match=message):
-        load_encoder(weights_without(small, tmp_path, change), "synclr_vitb16", variant)
+        load_encoder(archives(other), backbone, variant)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(("backbone", "other"), [("dino_vitb16", "ensemble"), ("ensemble", "dino_vitb16")])
+def test_an_adapter_of_other_vits_is_refused(backbone, other, variant, archives, tmp_path) -> None:
+    lora, others = (f"{BACKBONES[name][0]}/adapter_model.safetensors" for name in (backbone, other))
+    with zipfile.ZipFile(archives(other)) as archive:
+        mixed = rewritten(archives(backbone), tmp_path, {lora: archive.read(others)})
+    with pytest.raises(
+        InputError, match=r"should adapt the \d+ layers .* they differ at extractor_list.1.model.blocks.0"
+    ):
+        load_encoder(mixed, backbone, variant)
 
 
 class Marker:
@@ -129,43 +313,58 @@ class Marker:
         return Path.touch, (self.path,)
 
 
-def test_a_hostile_checkpoint_runs_nothing(small, tmp_path):
-    torch.save({"model": Marker(tmp_path / "marker")}, tmp_path / "weights.pth")
-    hostile = rewritten(small, tmp_path, {"synclr_vit_b_16.pth": (tmp_path / "weights.pth").read_bytes()})
-    with pytest.raises(InputError, match="not a torch file of weights"):
-        load_encoder(hostile, "synclr_vitb16", "unaligned")
+@pytest.mark.parametrize(("backbone", "member"), FILES)
+def test_a_hostile_checkpoint_runs_nothing(backbone, member, archives, tmp_path) -> None:
+    file = io.BytesIO()
+    torch.save({key: Marker(tmp_path / "marker") for key in ("model", "teacher", "state_dict")}, file)
+    with pytest.raises(InputError, match=f"{member} is not a torch file of weights"):
+        load_encoder(rewritten(archives(backbone), tmp_path, {member: file.getvalue()}), backbone, "unaligned")
     assert not (tmp_path / "marker").exists()
 
 
-FOLDER = "synclr_vitb16_single_lora"
 CONFIG = {"r": 16, "lora_alpha": 0.5, "lora_dropout": 0.1, "bias": "none", "target_modules": ["qkv"]}
+
+
+def config(**changes: object) -> dict[str, bytes]:
+    return {f"{SYNCLR_LORA}/adapter_config.json": json.dumps(CONFIG | changes).encode()}
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({f"{FOLDER}/adapter_config.json": b"{"}, "not the configuration of a LoRA"),
-        ({f"{FOLDER}/adapter_config.json": b"{}"}, "not the configuration of a LoRA"),
-        ({f"{FOLDER}/adapter_config.json": json.dumps(CONFIG | {"use_dora": True}).encode()}, "sets use_dora"),
-        ({f"{FOLDER}/adapter_config.json": json.dumps(CONFIG | {"bias": "all"}).encode()}, "expected bias 'none'"),
-        ({f"{FOLDER}/adapter_config.json": json.dumps(CONFIG | {"r": 3}).encode()}, r"expected factors \(3, 192\)"),
-        (
-            {f"{FOLDER}/adapter_config.json": json.dumps(CONFIG | {"target_modules": ["fc1"]}).encode()},
-            "they differ at",
-        ),
-        ({f"{FOLDER}/adapter_model.safetensors": b"junk"}, "not a safetensors file"),
-        ({f"{FOLDER}/adapter_model.safetensors": None}, "adapter_model.bin"),
-        ({"synclr_vit_b_16.pth": b"junk"}, "not a torch file of weights"),
-        ({"synclr_vit_b_16.pth": None}, "synclr_vit_b_16.pth"),
+        ({f"{SYNCLR_LORA}/adapter_config.json": b"{"}, "not the configuration of a LoRA"),
+        ({f"{SYNCLR_LORA}/adapter_config.json": b"{}"}, "r: field required"),
+        ({f"{SYNCLR_LORA}/adapter_config.json": None}, "adapter_config.json"),
+        (config(use_dora=True), "use_dora"),
+        (config(bias="all"), "bias: input should be 'none'"),
+        (config(r=0), "r: input should be greater than 0"),
+        (config(lora_alpha=None), "lora_alpha"),
+        (config(alpha_pattern={"qkv": 3}), "alpha_pattern"),
+        (config(r=3), r"expected factors \(3, 64\)"),
+        (config(target_modules=["fc1"]), "they differ at"),
+        (config(target_modules=["norm1"]), "they differ at"),
+        (config(target_modules=[]), "they differ at"),
+        ({f"{SYNCLR_LORA}/adapter_model.safetensors": b"junk"}, "not a safetensors file"),
+        ({f"{SYNCLR_LORA}/adapter_model.safetensors": None}, "adapter_model.bin"),
+        ({SYNCLR: b"junk"}, "not a torch file of weights"),
+        ({SYNCLR: b"PK\x03\x04"}, "not a torch file of weights"),
+        ({SYNCLR: None}, SYNCLR),
     ],
 )
-def test_a_damaged_archive_is_told_in_one_sentence(small, tmp_path, changes, message):
+def test_a_damaged_archive_is_told_in_one_sentence(archives, tmp_path, changes, message) -> None:
     with pytest.raises(InputError, match=message) as error:
-        load_encoder(rewritten(small, tmp_path, changes), "synclr_vitb16", "aligned")
+        load_encoder(rewritten(archives("synclr_vitb16"), tmp_path, changes), "synclr_vitb16", "aligned")
     assert "\n" not in str(error.value)
 
 
-def test_a_truncated_archive_is_refused(small, tmp_path):
-    (tmp_path / NAME).write_bytes(small.read_bytes()[:-1000])
-    with pytest.raises(InputError, match=NAME):
-        load_encoder(tmp_path / NAME, "synclr_vitb16", "unaligned")
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_a_truncated_archive_or_file_is_refused(backbone, archives, tmp_path) -> None:
+    archive = archives(backbone)
+    (tmp_path / archive.name).write_bytes(archive.read_bytes()[:-1000])
+    with pytest.raises(InputError, match=archive.name):
+        load_encoder(tmp_path / archive.name, backbone, "unaligned")
+    member = BACKBONES[backbone][1][-1].member
+    with zipfile.ZipFile(archive) as whole:
+        content = whole.read(member)
+    with pytest.raises(InputError, match=f"{member} is not a torch file of weights"):
+        load_encoder(rewritten(archive, tmp_path, {member: content[: len(content) // 2]}), backbone, "unaligned")
