@@ -115,6 +115,13 @@ def test_the_last_is_what_dreamsim_returns(pair: Pair, images: Tensor) -> None:
         assert_equal(ours, pair.theirs.embed(images))
 
 
+def test_every_layer_norm_has_dreamsims_eps(pair: Pair) -> None:
+    """Random tokens vary too much for it to show in the result; trained ones may not."""
+    for ours, theirs in zip(pair.ours.vits, pair.theirs.extractor_list, strict=True):
+        eps = [{m.eps for m in model.modules() if isinstance(m, nn.LayerNorm)} for model in (ours.vit, theirs.model)]
+        assert eps[0] == eps[1]
+
+
 @pytest.mark.parametrize("tokens", ["cls", "mean"])
 def test_blocks_and_tokens_are_those_of_dreamsims_vits(pair: Pair, images: Tensor, tokens: str) -> None:
     vits = []
