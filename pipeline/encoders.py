@@ -257,8 +257,14 @@ def _read_weights(archive: zipfile.ZipFile, source: Source) -> dict[str, Tensor]
 
 
 def _is_weights(saved: object) -> bool:
-    """Whether this holds tensors by name."""
-    return isinstance(saved, dict) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in saved.items())
+    """Whether this holds plain tensors of floating point by name."""
+    return isinstance(saved, dict) and all(
+        isinstance(name, str)
+        and isinstance(value, Tensor)
+        and value.is_floating_point()
+        and value.layout is torch.strided
+        for name, value in saved.items()
+    )
 
 
 def _build(weights: dict[str, Tensor], source: Source, archive: zipfile.ZipFile) -> _ViT:

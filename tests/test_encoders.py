@@ -192,6 +192,14 @@ def test_a_picture_becomes_what_dreamsim_makes_of_it(mode: str, size, kind: str,
     assert torch.equal(ours[None], dreamsims_own(Image.open(io.BytesIO(data))))
 
 
+def test_a_picture_of_20000_by_20000_is_refused_before_it_is_unpacked() -> None:
+    data = bytearray(encoded("RGB", (16, 16), "JPEG"))
+    start = data.index(b"\xff\xc0") + 5  # of height and width in the frame header
+    data[start : start + 4] = (20000).to_bytes(2, "big") * 2
+    with pytest.raises(InputError, match="a/b.jpg: unpacks to far too many pixels .*400000000"):
+        decode_image(bytes(data), "a/b.jpg")
+
+
 @pytest.fixture(scope="module")
 def dreamsims_own(archives, tmp_path_factory: pytest.TempPathFactory) -> Callable[[Image.Image], Tensor]:
     """The function that dreamsim gives beside its model, for the pictures that go into it."""
