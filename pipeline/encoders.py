@@ -201,7 +201,8 @@ def load_encoder(
         adapter = _read_adapter(archive, adapter_folder)
     layers = _targets(encoder, adapter, config, checkpoint)
     if variant == "aligned":
-        _merge(layers, adapter, config, checkpoint)
+        for name, layer in layers.items():
+            layer.weight.data += config["lora_alpha"] / config["r"] * (adapter[name]["B"] @ adapter[name]["A"])
     return encoder.eval().requires_grad_(False), config
 
 
@@ -372,19 +373,13 @@ def _targets(encoder: ImageEncoder, adapter: dict, config: dict, checkpoint: Pat
             f"{checkpoint}: the LoRA should adapt the {len(layers)} layers named {sorted(targets)} and has factors "
             f"for {len(adapter)}; they differ at {differing[0] if differing else 'all'}"
         )
-    return layers
-
-
-def _merge(layers: dict[str, nn.Linear], adapter: dict[str, dict[str, Tensor]], config: dict, checkpoint: Path) -> None:
-    """Add (alpha / r) B A to every adapted weight."""
     rank = config["r"]
     for name, layer in layers.items():
-        a, b = adapter[name]["A"], adapter[name]["B"]
+        a, b = (tuple(adapter[name][side].shape) for side in "AB")
         n_out, n_in = layer.weight.shape
-        if a.shape != (rank, n_in) or b.shape != (n_out, rank):
+        if a != (rank, n_in) or b != (n_out, rank):
             raise InputError(
                 f"{checkpoint}: the LoRA of {name}: expected factors ({rank}, {n_in}) and ({n_out}, {rank}), "
-                f"got {tuple(a.shape)} and {tuple(b.shape)}; is it another backbone's?"
+                f"got {a} and {b}; is it another backbone's?"
             )
-        with torch.no_grad():
-            layer.weight += config["lora_alpha"] / rank * (b @ a)
+    return layers

@@ -1,6 +1,7 @@
 """dreamsim without a network: what it gets from torch.hub comes from the archive, and its ViTs can be narrow."""
 
 import functools
+import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -59,6 +60,7 @@ def offline(folder: Path, embed_dim: int) -> Iterator[None]:
             stack.enter_context(patch.object(module, "vit_base", functools.partial(_vit, embed_dim)))
         stack.enter_context(patch.object(torch.hub, "load", load_from_hub))
         stack.enter_context(patch.object(torch.hub, "set_dir"))
+        stack.enter_context(warnings.catch_warnings(action="ignore"))  # of peft and torch, about what dreamsim does
         yield
 
 

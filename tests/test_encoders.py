@@ -7,16 +7,21 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 import dreamsim
 import numpy as np
 import pytest
 import torch
+from dreamsim.config import dreamsim_args
 from PIL import Image
 from torch import Tensor, nn
 
+from pipeline import sample_checkpoints
+from pipeline.download import DREAMSIM_TAGS
 from pipeline.encoders import BACKBONES, ImageEncoder, load_encoder, preprocess
 from pipeline.errors import InputError
+from pipeline.params import Params
 from pipeline.sample_checkpoints import make_checkpoint
 from pipeline.things_eeg2 import decode_image
 from tests.dreamsim_offline import load_dreamsim, offline
@@ -24,7 +29,10 @@ from tests.dreamsim_offline import load_dreamsim, offline
 WIDTH = 192  # of the ViTs that are compared
 NARROW = 64  # of those that are damaged
 VARIANTS = ("unaligned", "aligned")
-FILES = [(backbone, source.member) for backbone, (_, sources) in BACKBONES.items() for source in sources]
+FILES = [  # one of each kind, and one of several in an archive
+    (backbone, BACKBONES[backbone][1][-1].member)
+    for backbone in ("synclr_vitb16", "dinov2_vitb14", "dino_vitb16", "clip_vitb32", "ensemble")
+]
 SYNCLR, SYNCLR_LORA = "synclr_vit_b_16.pth", "synclr_vitb16_single_lora"
 
 
@@ -154,6 +162,12 @@ def test_the_published_width_equals_dreamsim(images: Tensor, tmp_path: Path) -> 
         [ours] = pair.ours(images)
         assert ours.shape == (3, 768)
         assert_equal(ours, pair.theirs.embed(images))
+
+
+def test_the_backbones_are_everywhere_the_same() -> None:
+    theirs = [name for name in dreamsim_args["model_config"] if not name.endswith("_patch")]
+    allowed = get_args(Params.model_fields["backbone"].annotation)
+    assert set(theirs) == set(BACKBONES) == set(DREAMSIM_TAGS) == set(sample_checkpoints.BACKBONES) == set(allowed)
 
 
 def test_a_block_that_is_not_there_is_refused(archives, images: Tensor) -> None:
@@ -366,9 +380,10 @@ def config(**changes: object) -> dict[str, bytes]:
         ({SYNCLR: None}, SYNCLR),
     ],
 )
-def test_a_damaged_archive_is_told_in_one_sentence(archives, tmp_path, changes, message) -> None:
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_damaged_archive_is_told_in_one_sentence(archives, tmp_path, changes, message, variant) -> None:
     with pytest.raises(InputError, match=message) as error:
-        load_encoder(rewritten(archives("synclr_vitb16"), tmp_path, changes), "synclr_vitb16", "aligned")
+        load_encoder(rewritten(archives("synclr_vitb16"), tmp_path, changes), "synclr_vitb16", variant)
     assert "\n" not in str(error.value)
 
 
