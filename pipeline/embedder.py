@@ -1,25 +1,47 @@
-"""Every image of the dataset through the frozen encoder once."""
+"""Every image of the dataset through the frozen encoder once.
 
+Threads decode the next images while the devices work: all GPUs, or all cores of the CPU, each with a batch of its own,
+so that no core waits for another. A batch that is done is at once saved in the cache folder, named by its images' names
+and checksums, in a folder named by all else that decides the numbers: after an interruption, or with a mended archive,
+only the other batches are computed. Two runs that would share such a folder take turns.
+"""
+
+import copy
+import hashlib
+import json
+import math
+import os
+import shutil
+import threading
 import zipfile
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from contextlib import contextmanager, nullcontext
 from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
 from torch import Tensor
 from tqdm import tqdm
 
-from pipeline.embeddings import Embeddings, write_embeddings
-from pipeline.encoders import ImageEncoder, load_encoder, preprocess
+from pipeline import health
+from pipeline.embeddings import write_embeddings
+from pipeline.encoders import Block, ImageEncoder, load_encoder, preprocess
 from pipeline.errors import InputError
-from pipeline.files import sha256
+from pipeline.files import cache_folder, replacing, sha256
+from pipeline.inference import accelerate
+from pipeline.params import Embed
 from pipeline.things_eeg2 import decode_image, open_image_zip, read_metadata
 from pipeline.untrusted import read_member
 
-DECODERS = 2  # threads that decode and resize the next batch while the model works on this one
+RECOMPUTED = 8  # images that are embedded again, the plain way
+PASSES_PER_GPU = 2  # side by side, so that one computes while the other copies
+AHEAD = 2  # batches decoded in advance for each pass
+CODE = ("embedder", "encoders", "inference", "things_eeg2")  # the modules that decide the numbers
 
 
 def embed_images(
@@ -27,67 +49,210 @@ def embed_images(
     metadata: Path,
     checkpoint: Path,
     target: Path,
-    *,
     backbone: str,
     variant: Literal["unaligned", "aligned"],
-    precision: Literal["float32", "bfloat16"],
-    batch_size: int,
+    parameters: Embed,
     device: torch.device,
-) -> tuple[int, int]:
-    """Embed the training and test images that the metadata names and write the cache; return its shape (N, D).
+) -> None:
+    """Embed the training and test images that the metadata names and write the cache.
 
-    The images are read from their two zips. The file is byte-identical for the same inputs, device and versions.
+    On a CPU the file is byte-identical for the same inputs, parameters, versions and kind of CPU, however many cores
+    there are and whether or not the run was interrupted. InputError, and no file, where an image is damaged or the
+    embeddings are not sound.
     """
+    if len(set(parameters.blocks)) < len(parameters.blocks):
+        raise InputError(f"embed.blocks names a block twice: {parameters.blocks}")
     splits = read_metadata(metadata)
-    encoder, adapter = load_encoder(checkpoint, backbone, variant)
-    encoder = encoder.to(device)
     image_ids = [image_id for split in ("train", "test") for image_id in splits[split]["image_ids"]]
-    batches = []
+    encoder, adapter = load_encoder(checkpoint, backbone, variant)
+    made_with = {
+        "backbone": backbone,
+        "encoder": variant,
+        "tokens": parameters.tokens,
+        "preprocessing": encoder.preprocessing,
+        "precision": parameters.precision,
+        "batch_size": parameters.batch_size,
+        "device": _name(device),
+        "checkpoint": checkpoint.name,
+        "checkpoint_sha256": sha256(checkpoint),
+        "lora": json.dumps(adapter, sort_keys=True) if variant == "aligned" else "none",
+        "versions": " ".join(f"{name} {version(name)}" for name in ("torch", "torchvision", "timm", "pillow")),
+    }
     with (
         open_image_zip(images_dir / "training_images.zip", splits["train"]["image_ids"]) as train,
         open_image_zip(images_dir / "test_images.zip", splits["test"]["image_ids"]) as test,
-        tqdm(total=len(image_ids), unit="image", desc=f"embed {variant}", disable=None) as bar,
+        _side_folder(made_with, parameters.blocks) as folder,
     ):
-        archive_of = {"training_images": train, "test_images": test}
-        for batch in _decoded(archive_of, image_ids, batch_size):
-            batches.append(_embed(encoder, batch, precision, device))
-            bar.update(len(batch))
-    values = np.concatenate(batches)
-    if not np.isfinite(values).all():
-        raise InputError(f"{checkpoint}: the {variant} encoder gives embeddings that are not finite; fetch it again")
-    attributes = {
-        "backbone": backbone,
-        "encoder": variant,
-        "feature": "CLS token after the last block, before the last LayerNorm",
-        "preprocessing": "whole image resized to 224 x 224 (bicubic), ImageNet mean and std",
-        "precision": precision,
-        "device": device.type,
-        "checkpoint_sha256": sha256(checkpoint),
-        "lora": str(dict(sorted(adapter.items()))) if variant == "aligned" else "none",
-        "versions": " ".join(f"{package} {version(package)}" for package in ("torch", "timm", "pillow")),
-    }
-    write_embeddings(target, Embeddings(values, np.array(image_ids, dtype=object)), attributes)
-    return values.shape
+        archives = {"training_images": train, "test_images": test}
+        archive_of = {image_id: archives[image_id.split("/")[0]] for image_id in image_ids}
+
+        def decode(image_id: str) -> Tensor:
+            return preprocess(decode_image(read_member(archive_of[image_id], image_id), image_id))
+
+        rows = np.unique(np.linspace(0, len(image_ids) - 1, RECOMPUTED).astype(int))
+        reference = _one_by_one(encoder, [decode(image_ids[row]) for row in rows], parameters)
+        if not all(np.isfinite(block).all() for block in reference):
+            raise InputError(f"{checkpoint}: the {variant} encoder gives values that are not finite; fetch it again")
+        accelerate(encoder, parameters.blocks, parameters.tokens, parameters.precision, device)
+        batches = [image_ids[i : i + parameters.batch_size] for i in range(0, len(image_ids), parameters.batch_size)]
+        files = [folder / f"{_fingerprint(batch, archive_of)}.npy" for batch in batches]
+        todo = [(file, batch) for file, batch in zip(files, batches, strict=True) if not file.exists()]
+        n_done = len(image_ids) - sum(len(batch) for _, batch in todo)
+        with tqdm(total=len(image_ids), initial=n_done, unit="image", desc=f"embed {variant}", disable=None) as bar:
+            _embed_all(encoder, todo, decode, parameters, device, bar)
+            features = {block: _feature(encoder, block, parameters.tokens) for block in parameters.blocks}
+        blocks = _checked(features, files, rows, reference, f"{target} (from {checkpoint.name})")
+        write_embeddings(target, image_ids, blocks, made_with)
 
 
-def _decoded(archives: dict[str, zipfile.ZipFile], image_ids: list[str], batch_size: int) -> Iterator[Tensor]:
-    """Batches (B, 3, 224, 224) uint8 in the order of the ids; the next one is decoded while the caller works."""
+def _name(device: torch.device) -> str:
+    """The kind of device, on which the last bits depend."""
+    kind = torch.backends.cpu.get_cpu_capability() if device.type == "cpu" else torch.cuda.get_device_name(device)
+    return f"{device.type} ({kind})"
 
-    def decode(image_id: str) -> Tensor:
-        archive = archives[image_id.split("/")[0]]
-        return preprocess(decode_image(read_member(archive, image_id), image_id))
 
-    starts = range(0, len(image_ids), batch_size)
-    with ThreadPoolExecutor(DECODERS) as pool:
-        pending = [pool.submit(decode, image_id) for image_id in image_ids[:batch_size]]
-        for start in starts:
-            following = image_ids[start + batch_size : start + 2 * batch_size]
-            current, pending = pending, [pool.submit(decode, image_id) for image_id in following]
-            yield torch.stack([future.result() for future in current])
+@contextmanager
+def _side_folder(made_with: dict, blocks: Sequence[Block]) -> Iterator[Path]:
+    """Where the batches that are done are kept until all are: this run's alone, and removed if it succeeds."""
+    code = [sha256(Path(__file__).with_name(f"{name}.py")) for name in CODE]
+    key = hashlib.sha256(json.dumps([made_with, blocks, code]).encode()).hexdigest()[:32]
+    folder = cache_folder() / "embedding" / key
+    folder.parent.mkdir(exist_ok=True)
+    lock = FileLock(f"{folder}.lock")
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        print("another run embeds with the same encoder and parameters; waiting for it", flush=True)
+        lock.acquire()
+    try:
+        folder.mkdir(exist_ok=True)
+        yield folder
+        shutil.rmtree(folder)
+    finally:
+        lock.release()
+
+
+def _fingerprint(image_ids: list[str], archive_of: dict[str, zipfile.ZipFile]) -> str:
+    """A batch by the names, sizes and checksums of its images, which are compared when an image is read."""
+    members = [archive_of[image_id].getinfo(image_id) for image_id in image_ids]
+    return hashlib.sha256(repr([(m.filename, m.file_size, m.CRC) for m in members]).encode()).hexdigest()[:32]
 
 
 @torch.inference_mode()
-def _embed(encoder: ImageEncoder, images: Tensor, precision: str, device: torch.device) -> np.ndarray:
-    with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
-        [embedded] = encoder(images.to(device).float() / 255)
-    return embedded.float().cpu().numpy()
+def _one_by_one(encoder: ImageEncoder, images: list[Tensor], parameters: Embed) -> list[np.ndarray]:
+    """For each block (M, D): what the encoder as it was loaded gives for M single images, float32 on the CPU."""
+    each = [encoder(image[None].float() / 255, parameters.blocks, parameters.tokens) for image in images]
+    return [torch.cat(rows).numpy() for rows in zip(*each, strict=True)]
+
+
+def _embed_all(
+    encoder: ImageEncoder,
+    todo: list[tuple[Path, list[str]]],
+    decode: Callable[[str], Tensor],
+    parameters: Embed,
+    device: torch.device,
+    bar: tqdm,
+) -> None:
+    """Embed each batch and save it in its file; the devices take the batches as they come free."""
+    n_threads = torch.get_num_threads()
+    if device.type == "cpu":
+        passes, encoders = [device] * n_threads, {device: encoder}
+    else:
+        gpus = [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
+        passes, encoders = gpus * PASSES_PER_GPU, {gpu: copy.deepcopy(encoder).to(gpu) for gpu in gpus}
+    decoded, turn = _decoded(todo, decode, AHEAD * len(passes)), threading.Lock()
+
+    def work(own: torch.device) -> None:
+        fits = parameters.batch_size
+        with torch.cuda.stream(torch.cuda.Stream(own)) if own.type == "cuda" else nullcontext():
+            while True:
+                with turn:
+                    file, images = next(decoded, (None, None))
+                if file is None:
+                    return
+                values, fits = _embed(encoders[own], images, parameters, own, fits)
+                with replacing(file) as temporary, temporary.open("wb") as stream:
+                    np.save(stream, values)
+                with turn:
+                    bar.update(len(images))
+
+    torch.set_num_threads(1)  # of each pass; there are as many passes as there were threads
+    try:
+        with ThreadPoolExecutor(len(passes)) as pool:
+            try:
+                for finished in as_completed([pool.submit(work, own) for own in passes]):
+                    finished.result()
+            finally:  # one that failed, or Ctrl-C, stops the others after the batch that they are at
+                with turn:
+                    decoded.close()
+    finally:
+        torch.set_num_threads(n_threads)
+
+
+def _decoded(
+    todo: list[tuple[Path, list[str]]], decode: Callable[[str], Tensor], ahead: int
+) -> Iterator[tuple[Path, Tensor]]:
+    """The batches in order, (B, 3, 224, 224) uint8; threads decode the next `ahead` ones in the meantime."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        waiting: deque = deque()
+        try:
+            for file, image_ids in todo:
+                waiting.append((file, [pool.submit(decode, image_id) for image_id in image_ids]))
+                if len(waiting) > ahead:
+                    yield _stacked(*waiting.popleft())
+            while waiting:
+                yield _stacked(*waiting.popleft())
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _stacked(file: Path, images: list[Future]) -> tuple[Path, Tensor]:
+    return file, torch.stack([image.result() for image in images])
+
+
+def _embed(
+    encoder: ImageEncoder, images: Tensor, parameters: Embed, device: torch.device, fits: int
+) -> tuple[np.ndarray, int]:
+    """All blocks side by side, (B, sum of D) float32, and how many images fit in the device's memory at once."""
+    if device.type == "cuda":
+        images = images.pin_memory()
+    while True:
+        try:
+            return np.concatenate([_forward(encoder, part, parameters, device) for part in images.split(fits)]), fits
+        except torch.OutOfMemoryError:
+            if fits == 1:
+                raise InputError(
+                    f"{device} has too little memory for one image: end other programs, or set embed.device to cpu"
+                ) from None
+        fits = fits // 2
+        torch.cuda.empty_cache()
+        tqdm.write(f"{device} has too little memory: going on with {fits} images at once")
+
+
+@torch.inference_mode()
+def _forward(encoder: ImageEncoder, images: Tensor, parameters: Embed, device: torch.device) -> np.ndarray:
+    pixels = images.to(device, non_blocking=True).float() / 255
+    return torch.cat(encoder(pixels, parameters.blocks, parameters.tokens), dim=1).float().cpu().numpy()
+
+
+def _feature(encoder: ImageEncoder, block: Block, tokens: Literal["cls", "mean"]) -> str:
+    feature = encoder.feature if block == "last" else f"CLS token after block {block}"
+    return feature if tokens == "cls" else feature.replace("CLS token", "mean of the patch tokens, each")
+
+
+def _checked(
+    features: dict[Block, str], files: list[Path], rows: np.ndarray, reference: list[np.ndarray], where: str
+) -> Iterator[tuple[Block, np.ndarray, dict]]:
+    """Each block, the deepest first, with its values (N, D) and what the cache says of it, once it is checked."""
+    ends = np.cumsum([recomputed.shape[1] for recomputed in reference])
+    columns = [slice(end - recomputed.shape[1], end) for end, recomputed in zip(ends, reference, strict=True)]
+    found = zip(features, columns, reference, strict=True)
+    for place, (block, own, recomputed) in enumerate(sorted(found, key=lambda each: _depth(each[0]), reverse=True)):
+        values = np.concatenate([np.load(file, mmap_mode="r")[:, own] for file in files])
+        measured = health.measure(values, rows, recomputed)
+        health.check(measured, f"{where}: block {block}", tells_images_apart=place == 0)
+        yield block, values, {"feature": features[block]} | measured
+
+
+def _depth(block: Block) -> float:
+    return math.inf if block == "last" else block

@@ -1,20 +1,24 @@
 """The embedding cache: an HDF5 file with one row an image beside the image's id, and what it was made with.
 
-/                  attributes: backbone, encoder, feature, preprocessing, precision, device, checkpoint_sha256, lora,
-                   versions
-/embeddings (N, D) float32, training and test images in one table
-/image_ids (N,)    the path in the image archives, such as `training_images/00001_aardvark/aardvark_01b.jpg`
+/                          attributes: backbone, encoder, tokens, preprocessing, precision, batch_size, device,
+                           checkpoint, checkpoint_sha256, lora, versions
+/image_ids (N,)            the path in the image archives, such as `training_images/00001_aardvark/aardvark_01b.jpg`
+/embeddings/<block> (N, D) float32, training and test images in one table; `last`, or the number of a transformer block;
+                           attributes: feature, and its health (`pipeline.health`)
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import h5py
 import numpy as np
 
 from pipeline.errors import InputError
 from pipeline.files import replacing
+
+Attributes = Mapping[str, str | int | float]
 
 
 @dataclass(frozen=True)
@@ -36,22 +40,57 @@ class Embeddings:
         return np.array([row_of[image_id] for image_id in image_ids], dtype=np.int64)
 
 
-def write_embeddings(path: Path, embeddings: Embeddings, made_with: Mapping[str, str]) -> None:
-    """Write a cache; the same embeddings and attributes give the same bytes."""
+def write_embeddings(
+    path: Path,
+    image_ids: Sequence[str],
+    blocks: Iterable[tuple[int | Literal["last"], np.ndarray, Attributes]],
+    made_with: Attributes,
+) -> None:
+    """Write a cache, block by block: its name, values (N, D) and attributes; the same ones give the same bytes."""
     with replacing(path) as temporary, h5py.File(temporary, "w") as file:
-        dataset = file.create_dataset("embeddings", data=embeddings.values)
-        dataset.dims[0].label, dataset.dims[1].label = "image", "dimension"
-        file.create_dataset("image_ids", data=embeddings.image_ids, dtype=h5py.string_dtype())
         file.attrs.update(made_with)
+        file.create_dataset("image_ids", data=np.array(image_ids, dtype=object), dtype=h5py.string_dtype())
+        for block, values, attributes in blocks:
+            dataset = file.create_dataset(f"embeddings/{block}", data=values, dtype=np.float32)
+            dataset.dims[0].label, dataset.dims[1].label = "image", "dimension"
+            dataset.attrs.update(attributes)
 
 
-def read_embeddings(path: Path) -> Embeddings:
-    """Read a cache; InputError if it is not one."""
+def read_embeddings(path: Path, block: int | Literal["last"]) -> Embeddings:
+    """Read one block of a cache; InputError if it is no cache, or has not that block."""
     try:
         with h5py.File(path, "r") as file:
-            values, image_ids = file["embeddings"][:], file["image_ids"].asstr()[:]
-    except (OSError, KeyError) as error:
-        raise InputError(f"{path}: is no embedding cache ({error}); run `dvc repro embed`") from error
-    if values.ndim != 2 or len(values) != len(image_ids) or len(set(image_ids)) != len(image_ids):
-        raise InputError(f"{path}: expected one row an image id, got {values.shape} values, {len(set(image_ids))} ids")
-    return Embeddings(values.astype(np.float32), image_ids)
+            blocks = _blocks(file)
+            if str(block) not in blocks:
+                there = ", ".join(blocks)
+                raise InputError(f"{path}: train.block is {block}; set it to one that is there, {there}, or embed it")
+            values, image_ids = blocks[str(block)][:], file["image_ids"].asstr()[:]
+    except (OSError, KeyError, AttributeError, TypeError, ValueError) as error:
+        raise InputError(f"{path}: is not a whole embedding cache ({error}); run `dvc repro embed`") from error
+    fits = values.ndim == 2 and values.dtype.kind == "f" and len(values) == len(image_ids) == len(set(image_ids))
+    if not fits:
+        raise InputError(
+            f"{path}: expected a row of numbers an image id, got {values.dtype} {values.shape} of block {block} for "
+            f"{len(set(image_ids))} ids; run `dvc repro embed`"
+        )
+    return Embeddings(values.astype(np.float32, copy=False), image_ids)
+
+
+def read_health(path: Path) -> dict[str, dict[str, int | float]]:
+    """What the cache says of each of its blocks; InputError if it is no cache."""
+    try:
+        with h5py.File(path, "r") as file:
+            known = {block: dict(dataset.attrs) for block, dataset in _blocks(file).items()}
+    except (OSError, KeyError, AttributeError, TypeError, ValueError) as error:
+        raise InputError(f"{path}: is not a whole embedding cache ({error}); run `dvc repro embed`") from error
+    return {
+        block: {name: value.item() for name, value in attributes.items() if isinstance(value, np.number)}
+        for block, attributes in known.items()
+    }
+
+
+def _blocks(file: h5py.File) -> h5py.Group:
+    blocks = file["embeddings"]
+    if not isinstance(blocks, h5py.Group):
+        raise TypeError("it was written by an earlier version")
+    return blocks

@@ -13,6 +13,7 @@ Count = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(gt=0, lt=1)]
 Rate = Annotated[float, Field(gt=0)]
 Device = Literal["auto", "cpu", "cuda"]
+Block = Literal["last"] | Count
 
 
 class _Section(BaseModel):
@@ -34,12 +35,15 @@ class Preprocess(_Section):
 
 
 class Embed(_Section):
+    tokens: Literal["cls", "mean"]
     precision: Literal["float32", "bfloat16"]
     batch_size: Count
     device: Device
+    blocks: Annotated[list[Block], Field(min_length=1)]
 
 
 class Train(_Section):
+    block: Block
     protocol: Literal["pooled", "within-subject", "leave-one-subject-out"]
     select_on: Literal["validation", "last", "test"]
     validation_concepts: Share

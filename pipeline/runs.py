@@ -102,7 +102,7 @@ def _train_run(
 ) -> dict:
     """Train one run and write its folder; what it is given decides what it can see."""
     torch.set_num_threads(threads)
-    cache = read_embeddings(embeddings)
+    cache = read_embeddings(embeddings, parameters.block)
     samples = read_samples([files[subject] for subject in run.trained_on], "train", cache)
     rows, selection = np.arange(len(samples.eeg)), None
     if parameters.select_on == "validation":
@@ -117,6 +117,7 @@ def _train_run(
     trained = train(samples, rows, selection, values, parameters, run.seed, device, state, progress)
     notes = asdict(run) | {
         "protocol": parameters.protocol,
+        "block": parameters.block,
         "selected_on": parameters.select_on,
         "selected_epoch": trained.epoch,
         "collapsed": trained.collapsed,

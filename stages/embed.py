@@ -10,18 +10,9 @@ from stages import run
 
 def main(params: Path, encoder: str, images: Path, metadata: Path, weights: Path, target: Path) -> str:
     p = read_params(params)
-    rows, dimensions = embed_images(
-        images,
-        metadata,
-        weights / f"dreamsim_{p.backbone}_checkpoint.zip",
-        target,
-        backbone=p.backbone,
-        variant=encoder,
-        precision=p.embed.precision,
-        batch_size=p.embed.batch_size,
-        device=pick_device(p.embed.device),
-    )
-    return f"{rows} embeddings of {dimensions} dimensions to {target}"
+    checkpoint = weights / f"dreamsim_{p.backbone}_checkpoint.zip"
+    embed_images(images, metadata, checkpoint, target, p.backbone, encoder, p.embed, pick_device(p.embed.device))
+    return str(target)
 
 
 if __name__ == "__main__":

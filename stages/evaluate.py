@@ -17,9 +17,10 @@ from stages import run
 
 def main(params: Path, eeg: Path, embeddings: Path, model: Path, metrics: Path, per_subject: Path, top_k: Path) -> str:
     p = read_params(params)
-    cache, tables, curves = read_embeddings(embeddings), [], []
+    tables, curves = [], []
     for folder in sorted(path for path in model.iterdir() if path.is_dir()):
         trained, notes = load_model(folder)
+        cache = read_embeddings(embeddings, notes["block"])
         recordings = [read_split(eeg / f"{subject}.h5", "test", average=True) for subject in notes["tested_on"]]
         table, curve = evaluate(trained, recordings, cache, p.evaluate.top_k)
         kept = {key: notes[key] for key in ("fold", "seed", "selected_epoch", "collapsed")}
@@ -34,6 +35,7 @@ def main(params: Path, eeg: Path, embeddings: Path, model: Path, metrics: Path, 
         "synthetic": p.dataset == "sample",
         "backbone": p.backbone,
         "encoder": p.encoder,
+        "block": notes["block"],
         "protocol": notes["protocol"],
         "selected_on": notes["selected_on"],
         "seed": p.seed,

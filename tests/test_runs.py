@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from pipeline.eeg import preprocess
-from pipeline.embeddings import Embeddings, write_embeddings
+from pipeline.embeddings import write_embeddings
 from pipeline.errors import InputError
 from pipeline.params import Train, read_params
 from pipeline.runs import Run, plan, seeds_of, train_all
@@ -36,7 +36,7 @@ def data(tmp_path_factory) -> Path:
     images = read_metadata(base / "image_metadata.npy")
     ids = np.array([image_id for split in images.values() for image_id in split["image_ids"]], dtype=object)
     values = np.random.default_rng(0).standard_normal((len(ids), 20)).astype(np.float32)
-    write_embeddings(base / "embeddings.h5", Embeddings(values, ids), {})
+    write_embeddings(base / "embeddings.h5", ids, [("last", values, {})], {})
     return base
 
 

@@ -1,0 +1,214 @@
+"""Embedding at the published width (ViT-B/16, 768) against `dreamsim` as it comes, and against what the machine allows.
+
+Run as `python -m benchmarks.embed`: on a GPU if there is one. Weights are random, images those of the sample; every way
+goes from the images' zip to embeddings in memory (ours: in its side files). The ways alternate, round by round, and a
+ratio is the median of those within a round, so that what else the machine does weighs on all. The bound is the time of
+the ViT's matrix products alone, every core with a batch of its own, in the quickest way and batch size that was found.
+"""
+
+import io
+import os
+import platform
+import statistics
+import tempfile
+import time
+import warnings
+import zipfile
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
+from pathlib import Path
+
+import dreamsim
+import numpy as np
+import torch
+from PIL import Image
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from benchmarks import write_latest
+from pipeline.devices import pick_device
+from pipeline.embedder import _embed_all, _name
+from pipeline.encoders import load_encoder, preprocess
+from pipeline.inference import accelerate
+from pipeline.params import Embed, read_params
+from pipeline.sample import make_raw
+from pipeline.sample_checkpoints import make_checkpoint
+from pipeline.things_eeg2 import decode_image
+from pipeline.untrusted import read_member
+
+ROUNDS = int(os.environ.get("R", "5"))
+BACKBONE, WIDTH, TOKENS, HEADS = "synclr_vitb16", 768, 197, 12
+IMAGES = {"cpu": {"single": 4, "batched": 32, "ours": 64}, "cuda": {"single": 64, "batched": 512, "ours": 8192}}
+BOUND_BATCHES = {"cpu": (8, 32), "cuda": (32, 128)}
+PUBLISHED = 16_740 * 2  # images, both encoders
+
+
+def dreamsims_own(
+    folder: Path, archive: zipfile.ZipFile, device: torch.device
+) -> Callable[[list[str], int], np.ndarray]:
+    """`embed(names, batch size)`: the package's model and transform, one image after the other."""
+    with zipfile.ZipFile(folder / f"dreamsim_{BACKBONE}_checkpoint.zip") as checkpoint:
+        checkpoint.extractall(folder / "dreamsim")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # peft's, about dreamsim's adapting twice
+        model, transform = dreamsim.dreamsim(
+            dreamsim_type=BACKBONE, cache_dir=str(folder / "dreamsim"), normalize_embeds=False, device=str(device)
+        )
+
+    @torch.inference_mode()
+    def embed(names: list[str], batch_size: int) -> np.ndarray:
+        parts = []
+        for start in range(0, len(names), batch_size):
+            images = [Image.open(io.BytesIO(archive.read(n))).convert("RGB") for n in names[start : start + batch_size]]
+            parts.append(model.embed(torch.cat([transform(image) for image in images]).to(device)).cpu().numpy())
+        return np.concatenate(parts)
+
+    return embed
+
+
+def ours(folder: Path, archive: zipfile.ZipFile, device: torch.device, precision: str) -> Callable:
+    """`embed(names)`: the passes of `embed_images`, with its threads and side files."""
+    parameters = Embed(**read_params(Path("params.yaml")).embed.model_dump() | {"precision": precision})
+    encoder, _ = load_encoder(folder / f"dreamsim_{BACKBONE}_checkpoint.zip", BACKBONE, "aligned")
+    accelerate(encoder, parameters.blocks, parameters.tokens, parameters.precision, device)
+
+    def embed(names: list[str]) -> np.ndarray:
+        size = parameters.batch_size
+        todo = [(folder / f"{i:06}.npy", names[i : i + size]) for i in range(0, len(names), size)]
+        with tqdm(disable=True) as bar:
+            _embed_all(
+                encoder,
+                todo,
+                lambda name: preprocess(decode_image(read_member(archive, name), name)),
+                parameters,
+                device,
+                bar,
+            )
+        return np.concatenate([np.load(file) for file, _ in todo])
+
+    return embed
+
+
+@torch.inference_mode()
+def products(size: int, device: torch.device, packed: bool) -> Callable[[], None]:
+    """One pass of the matrix products that a ViT-B/16 makes of `size` images, bfloat16."""
+
+    def random(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, dtype=torch.bfloat16, device=device)
+
+    def linear(n_in: int, n_out: int, tokens: int = TOKENS) -> Callable[[], torch.Tensor]:
+        x, weight, bias = random(size * tokens, n_in), random(n_out, n_in), random(n_out)
+        if not packed:
+            return lambda: F.linear(x, weight, bias)
+        laid_out = torch.ops.mkldnn._reorder_linear_weight(weight)
+        return lambda: torch.ops.mkldnn._linear_pointwise(x, laid_out, bias, "none", [], "")
+
+    patches = linear(WIDTH, WIDTH, TOKENS - 1)
+    layers = [linear(WIDTH, 3 * WIDTH), linear(WIDTH, WIDTH), linear(WIDTH, 4 * WIDTH), linear(4 * WIDTH, WIDTH)]
+    query, key, value = random(3, size * HEADS, TOKENS, WIDTH // HEADS)
+    weights = random(size * HEADS, TOKENS, TOKENS)
+
+    @torch.inference_mode()
+    def run() -> None:
+        patches()
+        for _ in range(12):
+            for layer in layers:
+                layer()
+            torch.matmul(query, key.transpose(1, 2))
+            torch.matmul(weights, value)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+
+    return run
+
+
+def at_once(run: Callable[[], None]) -> None:
+    """On every core."""
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with ThreadPoolExecutor(n_threads) as pool:
+        for done in [pool.submit(run) for _ in range(n_threads)]:
+            done.result()
+    torch.set_num_threads(n_threads)
+
+
+def rates(run: Callable[[], object], n_images: int) -> tuple[float, float]:
+    """Images a second, and images a second of one core's work."""
+    wall, work = time.perf_counter(), time.process_time()
+    run()
+    return n_images / (time.perf_counter() - wall), n_images / (time.process_time() - work)
+
+
+def main() -> None:
+    device = pick_device("auto")
+    cores = torch.get_num_threads()
+    print(f"{_name(device)}, {platform.processor() or platform.machine()}, {cores} of {os.cpu_count()} cores")
+    print(", ".join(f"{name} {version(name)}" for name in ("torch", "timm", "dreamsim", "pillow")))
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        make_raw([], folder / "eeg", folder / "images", folder / "image_metadata.npy")
+        make_checkpoint(BACKBONE, folder, embed_dim=WIDTH)
+        with zipfile.ZipFile(folder / "images" / "training_images.zip") as archive:
+            names, n = archive.namelist(), IMAGES[device.type]
+            plain = dreamsims_own(folder, archive, device)
+            fast = {precision: ours(folder, archive, device, precision) for precision in ("float32", "bfloat16")}
+            taken = {key: [names[i % len(names)] for i in range(count)] for key, count in n.items()}
+            ways: dict[str, tuple[Callable[[], object], int]] = {
+                "dreamsim, one at a time": (lambda: plain(taken["single"], 1), n["single"]),
+                "dreamsim, batches of 32": (lambda: plain(taken["batched"], 32), n["batched"]),
+                "ours, float32": (lambda: fast["float32"](taken["ours"]), n["ours"]),
+                "ours, bfloat16": (lambda: fast["bfloat16"](taken["ours"]), n["ours"]),
+            }
+            for size in BOUND_BATCHES[device.type]:
+                for packed in (False, True) if device.type == "cpu" else (False,):
+                    run = products(size, device, packed)
+                    label = f"products alone, bfloat16, {size} images{', laid out' if packed else ''}"
+                    if device.type == "cpu":
+                        ways[label] = (lambda run=run: at_once(run), size * cores)
+                    else:
+                        ways[label] = (run, size)
+            first = taken["batched"]
+            reference, got = plain(first, 32), {precision: embed(first) for precision, embed in fast.items()}
+            measured: dict[str, list[tuple[float, float]]] = {label: [] for label in ways}
+            for _ in tqdm(range(ROUNDS), "rounds", disable=None):
+                for label, (run, count) in ways.items():
+                    measured[label].append(rates(run, count))
+    report(measured, reference, got)
+
+
+def report(measured: dict[str, list[tuple[float, float]]], reference: np.ndarray, got: dict[str, np.ndarray]) -> None:
+    print(f"load {os.getloadavg()[0]:.1f}; median of {ROUNDS} rounds, in brackets the best")
+    for label, rounds in measured.items():
+        wall, work = ([pair[i] for pair in rounds] for i in range(2))
+        print(
+            f"{label:48} {statistics.median(wall):8.2f} images/s ({max(wall):.2f})"
+            f" {statistics.median(work):8.2f} a second of one core ({max(work):.2f})"
+        )
+
+    def ratio(label: str, others: list[str], column: int = 0) -> float:
+        """The median over rounds of this way's speed beside the quickest of the others."""
+        best = [max(measured[other][i][column] for other in others) for i in range(ROUNDS)]
+        return statistics.median(pair[column] / other for pair, other in zip(measured[label], best, strict=True))
+
+    bounds = [label for label in measured if label.startswith("products")]
+    figures = {}
+    for key, label, others in (
+        ("embed_vs_dreamsim_single", "ours, bfloat16", ["dreamsim, one at a time"]),
+        ("embed_vs_dreamsim_batched", "ours, bfloat16", ["dreamsim, batches of 32"]),
+        ("embed_vs_matmul_bound", "ours, bfloat16", bounds),
+        ("embed_float32_vs_dreamsim_batched", "ours, float32", ["dreamsim, batches of 32"]),
+    ):
+        figures[key] = round(ratio(label, others), 3)
+        print(f"{key:34} {figures[key]:7.3f}; by the cores' work {ratio(label, others, 1):7.3f}")
+    for precision, values in got.items():
+        cosine = (values * reference).sum(1) / np.linalg.norm(values, axis=1) / np.linalg.norm(reference, axis=1)
+        print(f"{precision} with dreamsim's float32: cosine at least {cosine.min():.6f} of {len(cosine)} images")
+        figures[f"embed_{precision}_cosine"] = round(float(cosine.min()), 6)
+    seconds = PUBLISHED / statistics.median(wall for wall, _ in measured["ours, bfloat16"])
+    print(f"both encoders on all {PUBLISHED // 2} images, bfloat16: {seconds / 60:.0f} minutes at this rate")
+    write_latest(figures)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,252 @@
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+import zipfile
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from pipeline import embedder
+from pipeline.embedder import RECOMPUTED, embed_images
+from pipeline.embeddings import read_embeddings, read_health
+from pipeline.encoders import load_encoder, preprocess
+from pipeline.errors import InputError
+from pipeline.files import sha256
+from pipeline.params import Embed, read_params
+from pipeline.sample import Size, make_raw
+from pipeline.sample_checkpoints import make_checkpoint
+from pipeline.things_eeg2 import read_metadata
+
+TINY = Size(train_concepts=12, images_per_concept=2, test_concepts=6, train_repetitions=2, test_repetitions=3)
+N = 12 * 2 + 6
+CHECKPOINT = "dreamsim_synclr_vitb16_checkpoint.zip"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    """A folder with images/, image_metadata.npy and a small checkpoint."""
+    base = tmp_path_factory.mktemp("embedder")
+    make_raw([], base / "eeg", base / "images", base / "image_metadata.npy", TINY)
+    make_checkpoint("synclr_vitb16", base, embed_dim=64)
+    return base
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch) -> Path:
+    monkeypatch.setenv("ALIGNED_EEG_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def parameters(**changes: object) -> Embed:
+    return Embed(**read_params(Path("params.yaml")).embed.model_dump() | {"batch_size": 4, "device": "cpu"} | changes)
+
+
+def embed(data: Path, target: Path, images: Path | None = None, **changes: object) -> Path:
+    inputs = images or data / "images", data / "image_metadata.npy", data / CHECKPOINT
+    embed_images(*inputs, target, "synclr_vitb16", "aligned", parameters(**changes), torch.device("cpu"))
+    return target
+
+
+def ids(data: Path) -> list[str]:
+    return [name for split in read_metadata(data / "image_metadata.npy").values() for name in split["image_ids"]]
+
+
+def side_files(cache: Path) -> list[Path]:
+    return list(cache.glob("embedding/*/[!.]*.npy"))
+
+
+def with_member(data: Path, target: Path, name: str, content: bytes) -> Path:
+    """A copy of the image archives in which one image of the training archive is another."""
+    shutil.copytree(data / "images", target)
+    (target / "training_images.zip").unlink()
+    with (
+        zipfile.ZipFile(data / "images" / "training_images.zip") as old,
+        zipfile.ZipFile(target / "training_images.zip", "w") as new,
+    ):
+        for member in old.namelist():
+            new.writestr(member, content if member == name else old.read(member))
+    return target
+
+
+@pytest.fixture
+def decoded(monkeypatch) -> list[str]:
+    """The ids of the images that are decoded, as they are."""
+    names, decode = [], embedder.decode_image
+
+    def counting(content: bytes, image_id: str) -> Image.Image:
+        names.append(image_id)
+        return decode(content, image_id)
+
+    monkeypatch.setattr(embedder, "decode_image", counting)
+    return names
+
+
+def test_each_row_is_its_image_embedded_alone(data, tmp_path):
+    path = embed(data, tmp_path / "aligned.h5", blocks=[6, "last"])
+    encoder, _ = load_encoder(data / CHECKPOINT, "synclr_vitb16", "aligned")
+    archives = {p.stem: zipfile.ZipFile(p) for p in (data / "images").glob("*.zip")}
+    for block in (6, "last"):
+        cached = read_embeddings(path, block)
+        assert list(cached.image_ids) == ids(data) and cached.values.shape == (N, 64)
+        for row in (0, 3, 4, 23, 24, N - 1):  # on both sides of a batch's and of the split's border
+            name = cached.image_ids[row]
+            picture = Image.open(io.BytesIO(archives[name.split("/")[0]].read(name))).convert("RGB")
+            with torch.inference_mode():
+                [expected] = encoder(preprocess(picture)[None].float() / 255, [block])
+            np.testing.assert_allclose(cached.values[row], expected[0], rtol=0, atol=1e-5 * float(expected.abs().max()))
+
+
+def test_the_file_is_the_same_whatever_the_number_of_threads(data, tmp_path):
+    first = embed(data, tmp_path / "a.h5", blocks=["last", 3], tokens="mean", precision="bfloat16")
+    torch.set_num_threads(3)
+    second = embed(data, tmp_path / "b.h5", blocks=["last", 3], tokens="mean", precision="bfloat16")
+    assert torch.get_num_threads() == 3
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_the_cache_says_what_it_is(data, tmp_path):
+    path = embed(data, tmp_path / "aligned.h5", blocks=["last", 12], precision="bfloat16")
+    with h5py.File(path) as file:
+        notes = dict(file.attrs)
+        features = {block: dataset.attrs["feature"] for block, dataset in file["embeddings"].items()}
+    assert notes["checkpoint"] == CHECKPOINT and notes["checkpoint_sha256"] == sha256(data / CHECKPOINT)
+    assert (notes["backbone"], notes["encoder"], notes["tokens"]) == ("synclr_vitb16", "aligned", "cls")
+    assert (notes["precision"], notes["batch_size"]) == ("bfloat16", 4) and notes["device"].startswith("cpu (")
+    assert json.loads(notes["lora"])["lora_alpha"] == 0.5 and "bicubic" in notes["preprocessing"]
+    assert all(name in notes["versions"] for name in ("torch ", "torchvision ", "timm ", "pillow "))
+    assert "before the last LayerNorm" in features["last"] and features["12"] == "CLS token after block 12"
+    health = read_health(path)["last"]
+    assert (health["rows"], health["dimensions"], health["non_finite"], health["duplicates"]) == (N, 64, 0, 0)
+    assert 0.999 < health["reference_cosine"] < 1 and health["median_cosine"] < 0.9
+
+
+def test_a_block_that_there_is_not_is_told(data, tmp_path):
+    with pytest.raises(InputError, match="has the blocks 1 to 12 and last, not 13"):
+        embed(data, tmp_path / "x.h5", blocks=[13])
+    with pytest.raises(InputError, match="embed.blocks names a block twice"):
+        embed(data, tmp_path / "x.h5", blocks=[3, 3])
+
+
+def test_a_corrupt_image_is_named_and_the_work_so_far_kept(data, tmp_path, cache, decoded):
+    """The archive mended, the batches that were done are not computed again, though the archive is another file."""
+    name = ids(data)[17]
+    with zipfile.ZipFile(data / "images" / "training_images.zip") as archive:
+        cut = archive.read(name)[:5000]
+    damaged = with_member(data, tmp_path / "images", name, cut)
+    with pytest.raises(InputError, match=f"{name}: cannot be decoded"):
+        embed(data, tmp_path / "x.h5", damaged)
+    assert not (tmp_path / "x.h5").exists() and len(side_files(cache)) == 4  # the batches of 4 before the 17th
+    decoded.clear()
+    embed(data, tmp_path / "x.h5")
+    assert len(decoded) == RECOMPUTED + N - 16 and set(ids(data)[16:]) <= set(decoded)
+    assert not side_files(cache), "kept until all are done, and no longer"
+    assert (tmp_path / "x.h5").read_bytes() == embed(data, tmp_path / "whole.h5").read_bytes()
+
+
+def test_what_decides_the_numbers_decides_what_is_reused(data, tmp_path, cache, decoded):
+    name = ids(data)[17]
+    with zipfile.ZipFile(data / "images" / "training_images.zip") as archive:
+        damaged = with_member(data, tmp_path / "images", name, archive.read(name)[:5000])
+    with pytest.raises(InputError):
+        embed(data, tmp_path / "x.h5", damaged)
+    for changes in ({"precision": "bfloat16"}, {"tokens": "mean"}, {"blocks": [3]}):
+        decoded.clear()
+        embed(data, tmp_path / "x.h5", **changes)
+        assert len(decoded) == RECOMPUTED + N
+
+
+def command(data: Path, tmp_path: Path, target: Path) -> list[str]:
+    values = yaml.safe_load(Path("params.yaml").read_text())
+    values["embed"] |= {"batch_size": 1, "blocks": [6, "last"], "device": "cpu"}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(values))
+    paths = [data / "images", data / "image_metadata.npy", data, target]
+    return [sys.executable, "-m", "stages.embed", str(tmp_path / "params.yaml"), "aligned", *map(str, paths)]
+
+
+def test_a_killed_stage_goes_on_where_it_was(data, tmp_path, cache, decoded):
+    """SIGKILL in the middle; then the same call ends with the very bytes of an undisturbed run."""
+    target = tmp_path / "killed.h5"
+    process = subprocess.Popen(
+        command(data, tmp_path, target), stdout=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    while process.poll() is None and len(side_files(cache)) < 5:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    done = len(side_files(cache))
+    assert 5 <= done < N and not target.exists()
+    embed(data, target, batch_size=1, blocks=[6, "last"])
+    assert len(decoded) == RECOMPUTED + N - done
+    assert target.read_bytes() == embed(data, tmp_path / "whole.h5", batch_size=1, blocks=[6, "last"]).read_bytes()
+
+
+def test_two_runs_at_once_take_turns(data, tmp_path, capsys):
+    threads = [threading.Thread(target=embed, args=(data, tmp_path / f"{name}.h5")) for name in "ab"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (tmp_path / "a.h5").read_bytes() == (tmp_path / "b.h5").read_bytes()
+    assert "waiting for it" in capsys.readouterr().out
+
+
+def test_embeddings_that_are_all_alike_are_not_written(data, tmp_path, cache):
+    """As where every image is read as the same picture."""
+    picture = io.BytesIO()
+    Image.new("RGB", (300, 300), "grey").save(picture, "JPEG")
+    (tmp_path / "images").mkdir()
+    for split in ("training_images", "test_images"):
+        with zipfile.ZipFile(tmp_path / "images" / f"{split}.zip", "w") as archive:
+            for name in ids(data):
+                if name.startswith(split):
+                    archive.writestr(name, picture.getvalue())
+    with pytest.raises(InputError, match="block last: the embeddings of different images are nearly the same"):
+        embed(data, tmp_path / "out" / "x.h5", tmp_path / "images", blocks=[3, "last"])
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_a_checkpoint_of_nan_is_told_before_any_work(data, tmp_path, cache, monkeypatch):
+    def broken(*arguments: object) -> tuple:
+        encoder, adapter = load_encoder(*arguments)
+        encoder.vits[0].vit.blocks[5].mlp.fc1.bias.fill_(torch.nan)
+        return encoder, adapter
+
+    monkeypatch.setattr(embedder, "load_encoder", broken)
+    with pytest.raises(InputError, match=f"{CHECKPOINT}: the aligned encoder gives values that are not finite"):
+        embed(data, tmp_path / "x.h5")
+    assert not side_files(cache)
+
+
+class Small:
+    """Stands for a GPU with memory for so many images: each embedding is the image's first value."""
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+
+    def __call__(self, images: torch.Tensor, blocks: list, tokens: str) -> list[torch.Tensor]:
+        if len(images) > self.most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return [images[:, 0, 0, :1] * 255]
+
+
+def test_the_batch_halves_until_it_fits(capsys):
+    images = torch.arange(11, dtype=torch.uint8).view(11, 1, 1, 1).expand(11, 3, 2, 2)
+    device = torch.device("cpu")
+    values, fits = embedder._embed(Small(3), images, parameters(batch_size=16), device, 16)
+    assert np.allclose(values[:, 0], np.arange(11)) and fits == 2
+    assert [line.split(": ")[1] for line in capsys.readouterr().out.splitlines()] == [
+        f"going on with {n} images at once" for n in (8, 4, 2)
+    ]
+    with pytest.raises(InputError, match="too little memory for one image"):
+        embedder._embed(Small(0), images, parameters(), device, 1)
