@@ -73,7 +73,13 @@ class Train(_Section):
 
 
 class Evaluate(_Section):
+    window: Rate
+    window_step: Rate
+    draws: Count
+    resamples: Annotated[int, Field(ge=100)]
     top_k: Annotated[list[Count], Field(min_length=1)]
+    n_way: list[Annotated[int, Field(gt=1)]]
+    repetitions: list[Count]
 
 
 class Params(_Section):

@@ -1,75 +1,113 @@
-import dataclasses
+import json
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 
-from pipeline.embeddings import Embeddings
-from pipeline.errors import InputError
-from pipeline.evaluation import evaluate, summarise
-from pipeline.model import ContrastiveModel, ModelSizes
-from pipeline.params import read_params
-from pipeline.recordings import Recording
+from pipeline.evaluation import summarise, tabulate
+from pipeline.params import Evaluate, read_params
+from pipeline.scoring import CHANNEL, WHOLE, WINDOW, Axes, Outcome
+from pipeline.similarities import Scored
+
+N = 8
+NAMES = ["nice_loss", "rank", "image_to_eeg_rank", "matched_cosine", "mismatched_cosine", "mismatched_square"]
+
+
+def parameters(**changes: object) -> Evaluate:
+    small = {"resamples": 400, "top_k": [1, 3], "n_way": [2, 4, 50]}
+    return Evaluate(**read_params(Path("params.yaml")).evaluate.model_dump() | small | changes)
+
+
+def axes() -> Axes:
+    ids = np.array([str(i) for i in range(N)], dtype=object)
+    return Axes(ids, ids, ids, ("O1", "O2"), np.arange(6) / 10, 4, [slice(0, 3), slice(3, 6)])
+
+
+def outcome(subject: str, seed: int, ranks: list[int], collapsed: bool = False) -> Outcome:
+    """A run of which only the ranks are known; half of the images are second best where the EEG is masked."""
+    scored = Scored("pooled", seed, subject, 1, collapsed, 1.0, *(np.zeros((N, k), np.float32) for k in (2, 2, N)))
+    whole = {name: np.zeros((1, N)) for name in NAMES} | {"rank": np.array([ranks], float)}
+    whole["image_to_eeg_rank"], whole["matched_cosine"] = np.ones((1, N)), np.full((1, N), 0.5)
+    less = {name: values.repeat(2, axis=0) for name, values in whole.items()}
+    less["rank"] = less["rank"].copy()
+    less["rank"][1, : N // 2] = 2
+    less["matched_cosine"] = np.array([[0.2] * N, [0.4] * N])
+    return Outcome(scored, {WHOLE: whole, WINDOW: less, CHANNEL: less, 1: less, 2: less})
+
+
+ALL_FIRST, ALL_SECOND = [1] * N, [2] * N
 
 
 @pytest.fixture
-def scene() -> tuple[ContrastiveModel, list[Recording], Embeddings]:
-    torch.manual_seed(0)
-    rng = np.random.default_rng(0)
-    ids = np.array([f"test_images/{i:05}/{i}.jpg" for i in range(12)], dtype=object)
-    recordings = [
-        Recording(
-            subject, ("O1", "O2", "Oz"), np.arange(70) / 100, 100.0, rng.standard_normal((12, 3, 70)), ids, ids, ids
-        )
-        for subject in ("sub-01", "sub-02")
-    ]
-    embeddings = Embeddings(rng.standard_normal((12, 6)).astype(np.float32), ids)
-    recipe = read_params(Path("params.yaml")).train
-    return ContrastiveModel(ModelSizes(3, 70, 100.0, 6), recipe), recordings, embeddings
+def two() -> list[Outcome]:
+    return [outcome("a", 1, ALL_FIRST), outcome("b", 1, ALL_SECOND)]
 
 
-def test_the_order_of_rows_changes_nothing(scene):
-    """EEG and embeddings are joined on image ids: shuffling either side, ids with it, gives the same figures."""
-    model, recordings, embeddings = scene
-    order = np.random.default_rng(1).permutation(12)
-    table, curve = evaluate(model, recordings, embeddings, [1, 3, 5])
-    shuffled = [
-        dataclasses.replace(recordings[0], eeg=recordings[0].eeg[order], image_ids=recordings[0].image_ids[order]),
-        recordings[1],
-    ]
-    reversed_rows = Embeddings(embeddings.values[::-1].copy(), embeddings.image_ids[::-1])
-    again, curve_again = evaluate(model, shuffled, reversed_rows, [1, 3, 5])
-    assert table.drop(columns="subject").to_numpy() == pytest.approx(again.drop(columns="subject").to_numpy(), abs=1e-6)
-    assert curve == pytest.approx(curve_again)
+def test_the_curves_by_hand(two):
+    summary, tables = tabulate(two, axes(), parameters(), 0)
+    assert (summary["top1_acc"], summary["mean_rank"], summary["median_rank"], summary["mrr"]) == (0.5, 1.5, 1.5, 0.75)
+    assert tables["top_k"]["top_k_acc"].tolist() == [0.5] + [1.0] * (N - 1)
+    assert tables["top_k"]["chance"].tolist() == [k / N for k in range(1, N + 1)]
+    # Second best of 8: in a gallery of two the better one is the distractor with chance 1 / 7, of four with 3 / 7.
+    assert tables["n_way"]["n_way"].tolist() == [2, 4, N]
+    assert tables["n_way"]["top1_acc"].tolist() == pytest.approx([(1 + 6 / 7) / 2, (1 + 4 / 7) / 2, 0.5])
+    assert tables["n_way"]["top3_acc"].isna().tolist() == [True, False, False]
+    assert tables["n_way"]["chance"].tolist() == [1 / 2, 1 / 4, 1 / N]
+    # Of subject a half of the images are lost in the second variant, of b all in both.
+    assert tables["time_course"]["time"].tolist() == pytest.approx([0.1, 0.4])
+    assert tables["time_course"]["top1_acc"].tolist() == [0.5, 0.25]
+    assert tables["channels"]["ch_name"].tolist() == ["O1", "O2"]
+    assert tables["channels"]["top1_acc_drop"].tolist() == [0, 0.25]
+    assert tables["channels"]["matched_cosine_drop"].tolist() == pytest.approx([0.3, 0.1])
+    assert tables["repetitions"]["n_repetitions"].tolist() == [1, 2, 4]
+    assert tables["repetitions"]["top1_acc"].tolist() == [0.375, 0.375, 0.5]
+    sd = np.std([0.5, 0.25], ddof=1)
+    assert tables["repetitions"]["top1_acc_sd_over_draws"].tolist() == pytest.approx([sd, sd, np.nan], nan_ok=True)
 
 
-def test_the_curve_ends_at_one_and_starts_at_the_mean_top1(scene):
-    table, curve = evaluate(*scene, [1, 3, 5])
-    assert curve.shape == (2, 12)
-    assert (curve[:, -1] == 1).all()
-    assert curve[:, 0] == pytest.approx(table["top1_acc"].to_numpy())
+def test_the_curves_meet_the_metrics(two):
+    """The last gallery, all repetitions and k = 1 are the same figure, with the same interval."""
+    summary, tables = tabulate(two, axes(), parameters(), 0)
+    ends = (summary["ci95_low"]["top1_acc"], summary["ci95_high"]["top1_acc"])
+    for name, row in (("n_way", -1), ("repetitions", -1)):
+        last = tables[name].iloc[row]
+        assert last["top1_acc"] == summary["top1_acc"]
+        assert (last["top1_acc_low"], last["top1_acc_high"]) == pytest.approx(ends)
+    first = tables["top_k"].iloc[0]
+    assert first[["top_k_acc", "top_k_acc_low", "top_k_acc_high"]].tolist() == pytest.approx([0.5, *ends])
+    assert ends == (0, 1)  # of two subjects, one at 1 and one at 0, each may be drawn twice
 
 
-def test_ids_without_embedding_are_named(scene):
-    model, recordings, embeddings = scene
-    short = Embeddings(embeddings.values[1:], embeddings.image_ids[1:])
-    with pytest.raises(InputError, match="1 of the 12 images seen have no embedding, first test_images/00000/0.jpg"):
-        evaluate(model, recordings, short, [1])
+def test_seeds_are_averaged_before_anything_else():
+    """Two seeds of one subject, top-1 of 1 and 0: each image is worth 0.5, and nothing is left to vary."""
+    runs = [outcome("a", 1, ALL_FIRST), outcome("a", 2, ALL_SECOND)]
+    summary, tables = tabulate(runs, axes(), parameters(), 0)
+    assert (summary["top1_acc"], summary["ci95_low"]["top1_acc"], summary["ci95_high"]["top1_acc"]) == (0.5, 0.5, 0.5)
+    assert summary["sd_over_seeds"]["top1_acc"] == pytest.approx(0.5**0.5)
+    assert tables["top_k"]["top_k_acc"][0] == 0.5
 
 
-def test_a_model_of_other_channels_is_refused(scene):
-    model, recordings, embeddings = scene
-    other = [dataclasses.replace(recordings[0], eeg=recordings[0].eeg[:, :2])]
-    with pytest.raises(InputError, match="trained on 3 channels x 70 samples and the test EEG has 2 x 70"):
-        evaluate(model, other, embeddings, [1])
+def test_one_subject_has_no_spread_and_an_interval_over_images():
+    summary, tables = tabulate([outcome("a", 1, [1, 2] * (N // 2))], axes(), parameters(), 0)
+    assert summary["ci95_over"] == "test images" and "sd_over_subjects" not in summary
+    assert 0 < summary["ci95_low"]["top1_acc"] < 0.5 < summary["ci95_high"]["top1_acc"] < 1
+    assert tables["top_k"]["top_k_acc_sd_over_subjects"].isna().all()
+    row = tables["per_subject"].iloc[0]
+    assert row["top1_acc_low"] == summary["ci95_low"]["top1_acc"]
 
 
-def test_a_model_of_other_embeddings_is_refused(scene):
-    model, recordings, embeddings = scene
-    with pytest.raises(InputError, match="embeddings of 6 dimensions and these have 4"):
-        evaluate(model, recordings, Embeddings(embeddings.values[:, :4], embeddings.image_ids), [1])
+def test_collapsed_runs_are_in_no_curve():
+    runs = [outcome("a", 1, ALL_FIRST), outcome("a", 2, ALL_SECOND, collapsed=True)]
+    summary, tables = tabulate(runs, axes(), parameters(), 0)
+    assert (summary["top1_acc"], summary["n_collapsed"], summary["collapsed"]) == (1.0, 1, True)
+    assert tables["top_k"]["top_k_acc"][0] == summary["ci95_low"]["top1_acc"] == 1.0
+    assert len(tables["per_subject"]) == 2
+    assert tabulate(runs[1:], axes(), parameters(), 0)[0]["top1_acc"] == 0.0
+
+
+def test_the_summary_is_json(two):
+    json.dumps(tabulate(two, axes(), parameters(), 0)[0])
 
 
 def table_of(rows: list[tuple[str, int, str, bool, float]]) -> pd.DataFrame:

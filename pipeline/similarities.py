@@ -1,0 +1,110 @@
+"""What every trained model makes of the test images, as an HDF5 file: cosine similarities and where they come from.
+
+/                      attributes: dataset, synthetic, backbone, encoder, protocol, selected_on; `settings`, all else
+                       that decides the figures, as JSON
+/image_ids (N,)        the test images, in the order of every N below; /concept, /things_concept likewise
+/<run>/                one group a run, such as `pooled-seed-42`; attributes: fold, seed, selected_epoch, collapsed,
+                       logit_scale (1 / temperature)
+/<run>/images (N, P)   projected images, unit vectors, float32
+/<run>/<subject>/      one group a subject tested; attribute: subject
+    eeg (N, P)         projected responses, averaged over repetitions, unit vectors, float32
+    similarity (N, N)  cosine similarity of response i (row) with image j (column), float32
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from pipeline.errors import InputError
+from pipeline.files import replacing
+
+ABOUT_A_RUN = ("fold", "seed", "selected_epoch", "collapsed", "logit_scale")
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One run's model on one subject's averaged test EEG; the arrays as in the file."""
+
+    fold: str
+    seed: int
+    subject: str
+    selected_epoch: int
+    collapsed: bool
+    logit_scale: float
+    images: np.ndarray
+    eeg: np.ndarray
+    similarity: np.ndarray
+
+    @property
+    def run(self) -> str:
+        return f"{self.fold}-seed-{self.seed}"
+
+
+@dataclass(frozen=True)
+class Similarities:
+    """The whole file; `made_with` are its attributes, `settings` as a dictionary."""
+
+    image_ids: np.ndarray  # (N,) str
+    concept: np.ndarray
+    things_concept: np.ndarray
+    scored: list[Scored]
+    made_with: dict
+
+
+def write_similarities(path: Path, similarities: Similarities) -> None:
+    """Write the file; the same content gives the same bytes."""
+    with replacing(path) as temporary, h5py.File(temporary, "w") as file:
+        for key, value in similarities.made_with.items():
+            file.attrs[key] = json.dumps(value, sort_keys=True) if key == "settings" else value
+        for name in ("image_ids", "concept", "things_concept"):
+            file.create_dataset(name, data=getattr(similarities, name).astype(object), dtype=h5py.string_dtype())
+        for scored in similarities.scored:
+            run = file.require_group(scored.run)
+            if "images" not in run:
+                run["images"] = scored.images
+                run.attrs.update({key: getattr(scored, key) for key in ABOUT_A_RUN})
+            run[f"{scored.subject}/eeg"], run[f"{scored.subject}/similarity"] = scored.eeg, scored.similarity
+            run[scored.subject].attrs["subject"] = scored.subject
+
+
+def read_similarities(path: Path) -> Similarities:
+    """Read what `write_similarities` wrote; InputError if it is not such a file."""
+    try:
+        with h5py.File(path, "r") as file:
+            made_with = _attributes(file)
+            runs = [run for run in file.values() if isinstance(run, h5py.Group)]
+            scored = [_read(group) for run in runs for group in run.values() if isinstance(group, h5py.Group)]
+            axes = [file[name].asstr()[:] for name in ("image_ids", "concept", "things_concept")]
+            return Similarities(*axes, scored, made_with | {"settings": json.loads(made_with["settings"])})
+    except (OSError, KeyError, AttributeError, TypeError, ValueError) as error:
+        raise InputError(f"{path}: holds no similarities of the evaluate stage ({error}); run `dvc repro`") from error
+
+
+def settings_of(notes: dict, eeg: list[Path], embeddings: Path) -> dict:
+    """What decides the figures besides encoder, subjects and seeds: the recipe, and how EEG and embeddings were made.
+
+    `notes` are those of a model; left out is what is another for each encoder, or changes no result.
+    """
+    train = {key: value for key, value in notes["train"].items() if key not in ("seeds", "workers", "device")}
+    settings = {"train": train, "eeg": {}}
+    for path in eeg:
+        with h5py.File(path, "r") as file:
+            settings["eeg"][file.attrs["subject"]] = _attributes(file)
+    with h5py.File(embeddings, "r") as file:
+        made = _attributes(file)
+    return settings | {"embeddings": {key: value for key, value in made.items() if key not in ("encoder", "lora")}}
+
+
+def _attributes(group: h5py.Group) -> dict:
+    """Attributes as JSON knows them."""
+    return {key: value.tolist() if hasattr(value, "tolist") else value for key, value in group.attrs.items()}
+
+
+def _read(group: h5py.Group) -> Scored:
+    run = group.parent
+    about = _attributes(run)
+    arrays = {"images": run["images"][:], "eeg": group["eeg"][:], "similarity": group["similarity"][:]}
+    return Scored(**about, subject=group.attrs["subject"], **arrays)

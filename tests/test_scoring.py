@@ -1,0 +1,178 @@
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.embeddings import Embeddings
+from pipeline.errors import InputError
+from pipeline.masking import average_some, keep_window, mask_channel
+from pipeline.model import ContrastiveModel, ModelSizes
+from pipeline.params import Evaluate, read_params
+from pipeline.recordings import Recording
+from pipeline.retrieval import rank_of_match
+from pipeline.scoring import CHANNEL, WHOLE, WINDOW, score
+from pipeline.training import project
+
+SUBJECTS = ["sub-01", "sub-02"]
+NOTES = {"fold": "pooled", "seed": 1, "selected_epoch": 2, "collapsed": False, "tested_on": SUBJECTS}
+Scene = tuple[list[Recording], list[tuple[ContrastiveModel, dict]], Embeddings]
+
+
+def parameters(**changes: object) -> Evaluate:
+    small = {"window": 0.2, "window_step": 0.1, "draws": 2, "repetitions": [1, 2, 9], "resamples": 200}
+    return Evaluate(**read_params(Path("params.yaml")).evaluate.model_dump() | small | changes)
+
+
+@pytest.fixture
+def scene() -> Scene:
+    """Two subjects who saw 12 images 4 times; an untrained model."""
+    torch.manual_seed(0)
+    rng = np.random.default_rng(0)
+    ids = np.array([f"test_images/{i:05}/{i}.jpg" for i in range(12)], dtype=object)
+    axes = (("O1", "O2", "Oz"), np.arange(70) / 100, 100.0)
+    recordings = [
+        Recording(subject, *axes, rng.standard_normal((12, 4, 3, 70)).astype(np.float32), ids, ids, ids)
+        for subject in SUBJECTS
+    ]
+    embeddings = Embeddings(rng.standard_normal((12, 6)).astype(np.float32), ids)
+    recipe = read_params(Path("params.yaml")).train
+    return recordings, [(ContrastiveModel(ModelSizes(3, 70, 100.0, 6), recipe).eval(), NOTES)], embeddings
+
+
+def shuffled(recording: Recording, order: np.ndarray) -> Recording:
+    return dataclasses.replace(recording, eeg=recording.eeg[order], image_ids=recording.image_ids[order])
+
+
+def test_the_order_of_rows_changes_nothing(scene):
+    """EEG and embeddings are joined on image ids: shuffling any side, ids with it, gives the same figures."""
+    recordings, models, embeddings = scene
+    order = np.random.default_rng(1).permutation(12)
+    outcomes, axes = score(recordings, models, embeddings, parameters(), 0)
+    reversed_rows = Embeddings(embeddings.values[::-1].copy(), embeddings.image_ids[::-1])
+    again, axes_again = score([recordings[0], shuffled(recordings[1], order)], models, reversed_rows, parameters(), 0)
+    assert (axes.image_ids == axes_again.image_ids).all()
+    for one, other in zip(outcomes, again, strict=True):
+        assert one.scored.similarity == pytest.approx(other.scored.similarity, abs=1e-6)
+        for kind in (WHOLE, WINDOW, CHANNEL):
+            assert one.queries[kind]["nice_loss"] == pytest.approx(other.queries[kind]["nice_loss"], abs=1e-5)
+
+
+def test_every_variant_is_scored_as_if_it_were_the_eeg(scene):
+    """The whole average, each window, each channel and each draw, against the plain way: project, multiply, rank."""
+    recordings, models, embeddings = scene
+    outcomes, axes = score(recordings, models, embeddings, parameters(), 7)
+
+    def ranks(eeg: np.ndarray) -> np.ndarray:
+        eeg_side, image_side = project(models[0][0], torch.from_numpy(eeg), torch.from_numpy(embeddings.values))
+        return rank_of_match((eeg_side.double() @ image_side.double().T).float()).numpy()
+
+    for recording, one in zip(recordings, outcomes, strict=True):
+        whole = recording.eeg.mean(1, dtype=np.float64).astype(np.float32)
+        rng = np.random.default_rng([7, *recording.subject.encode()])
+        expected = {
+            WHOLE: [whole],
+            WINDOW: [keep_window(whole, slice(start, start + 20)) for start in range(0, 51, 10)],
+            CHANNEL: [mask_channel(whole, channel) for channel in range(3)],
+            1: average_some(recording.eeg, 1, 2, rng),
+            2: average_some(recording.eeg, 2, 2, rng),
+        }
+        assert one.queries.keys() == expected.keys()
+        for kind, variants in expected.items():
+            assert one.queries[kind]["rank"].tolist() == [ranks(variant).tolist() for variant in variants]
+    assert [(window.start, window.stop) for window in axes.windows][-1] == (50, 70)
+
+
+def test_each_model_is_tested_on_its_own_subjects(scene):
+    recordings, models, embeddings = scene
+    folds = [(models[0][0], NOTES | {"fold": subject, "tested_on": [subject]}) for subject in SUBJECTS]
+    outcomes, _ = score(iter(recordings), folds, embeddings, parameters(), 0)
+    assert [(one.scored.fold, one.scored.subject) for one in outcomes] == [(s, s) for s in SUBJECTS]
+
+
+def test_one_repetition_and_one_subject(scene):
+    recordings, models, embeddings = scene
+    once = dataclasses.replace(recordings[0], eeg=recordings[0].eeg[:, :1])
+    outcomes, axes = score([once], models, embeddings, parameters(), 0)
+    assert axes.n_repetitions == 1
+    assert [kind for kind in outcomes[0].queries if isinstance(kind, int)] == []
+
+
+def test_equal_embeddings_of_two_images_count_against_the_match(scene):
+    recordings, models, embeddings = scene
+    values = embeddings.values.copy()
+    values[5] = values[9]
+    outcomes, _ = score(recordings, models, Embeddings(values, embeddings.image_ids), parameters(), 0)
+    for one in outcomes:
+        assert (one.queries[WHOLE]["rank"][0, [5, 9]] >= 2).all()
+
+
+def test_constant_embeddings_score_nothing(scene):
+    recordings, models, embeddings = scene
+    constant = Embeddings(np.ones_like(embeddings.values), embeddings.image_ids)
+    outcomes, _ = score(recordings, models, constant, parameters(), 0)
+    assert all((one.queries[WHOLE]["rank"] == 12).all() for one in outcomes)
+
+
+def with_eeg(recording: Recording, eeg: np.ndarray) -> Recording:
+    return dataclasses.replace(recording, eeg=eeg)
+
+
+def test_a_model_of_other_channels_is_refused(scene):
+    (first, _), models, embeddings = scene
+    other = dataclasses.replace(first, eeg=first.eeg[:, :, :2], ch_names=("O1", "O2"))
+    with pytest.raises(InputError, match="sub-01: the model was trained on 3 channels x 70 samples .* has 2 x 70"):
+        score([other], models, embeddings, parameters(), 0)
+
+
+def test_a_model_of_other_embeddings_is_refused(scene):
+    recordings, models, embeddings = scene
+    other = Embeddings(embeddings.values[:, :4], embeddings.image_ids)
+    with pytest.raises(InputError, match="embeddings of 6 dimensions and these have 4"):
+        score(recordings, models, other, parameters(), 0)
+
+
+def test_ids_without_embedding_are_named(scene):
+    recordings, models, embeddings = scene
+    short = Embeddings(embeddings.values[1:], embeddings.image_ids[1:])
+    with pytest.raises(InputError, match="1 of the 12 images seen have no embedding, first test_images/00000/0.jpg"):
+        score(recordings, models, short, parameters(), 0)
+
+
+def test_values_that_are_not_finite_are_refused(scene):
+    recordings, models, embeddings = scene
+    broken = recordings[1].eeg.copy()
+    broken[3, 2, 1, 0] = np.nan
+    with pytest.raises(InputError, match="sub-02: the test EEG holds values that are not finite"):
+        score([recordings[0], with_eeg(recordings[1], broken)], models, embeddings, parameters(), 0)
+    values = embeddings.values.copy()
+    values[0, 0] = np.inf
+    with pytest.raises(InputError, match="embeddings of the test images hold values that are not finite"):
+        score(recordings, models, Embeddings(values, embeddings.image_ids), parameters(), 0)
+
+
+def test_subjects_who_saw_other_images_are_refused(scene):
+    (first, second), models, embeddings = scene
+    other = shuffled(second, np.arange(11))
+    with pytest.raises(InputError, match="sub-02: the test images are not those of the first subject"):
+        score([first, other], models, embeddings, parameters(), 0)
+
+
+def test_subjects_with_other_repetitions_are_refused(scene):
+    (first, second), models, embeddings = scene
+    with pytest.raises(InputError, match="sub-02: channels, times or repetitions"):
+        score([first, with_eeg(second, second.eeg[:, :3])], models, embeddings, parameters(), 0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"top_k": [1, 12]}, "evaluate.top_k holds 12, which among 12 test images is every answer"),
+        ({"top_k": [3]}, "evaluate.top_k must hold 1"),
+        ({"window": 0.8}, "evaluate.window = 0.8 s is more than the 0.7 s of EEG"),
+    ],
+)
+def test_parameters_that_the_data_cannot_have_are_refused(scene, changes, message):
+    with pytest.raises(InputError, match=message):
+        score(*scene, parameters(**changes), 0)
