@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup repro test check bench fuzz
+.PHONY: help setup repro compare results test check bench fuzz
 
 help:  ## what there is to make
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,6 +23,12 @@ repro: setup  ## run the pipeline (what changed of it) and print the metrics
 		'  dvc exp run -S encoder=aligned       the human-aligned image encoder instead' \
 		'  dvc metrics diff                     what that changed' \
 		'  dvc exp run -S dataset=things-eeg2   the published data (ten archives of a gigabyte, and the images)'
+
+compare: setup  ## both encoders on the parameters as they are: the difference, and how sure it is
+	python -m stages.compare
+
+results: setup  ## print the last comparison
+	@python -m stages.results
 
 test: setup  ## the test suite
 	python -m pytest -n auto --dist loadfile --no-loadscope-reorder

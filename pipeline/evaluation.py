@@ -13,7 +13,7 @@ import pandas as pd
 from pipeline.params import Evaluate
 from pipeline.retrieval import weigh_queries
 from pipeline.scoring import CHANNEL, WHOLE, WINDOW, Axes, Outcome
-from pipeline.statistics import Resamples, draw_resamples, gallery_accuracy
+from pipeline.statistics import Resamples, draw_resamples, gallery_accuracy, mean_by_subject
 
 NOT_METRICS = ["fold", "seed", "subject", "collapsed", "selected_epoch", "n_way", "top1_acc_low", "top1_acc_high"]
 
@@ -157,11 +157,7 @@ def _curve(name: str, kept: list[Outcome], resamples: Resamples, values: list[np
 
 
 def _by_subject(kept: list[Outcome], values: list[np.ndarray]) -> np.ndarray:
-    """One array a run and subject to one a subject, the mean over its runs: (S, ...)."""
-    of_subject: dict[str, list[np.ndarray]] = {}
-    for one, value in zip(kept, values, strict=True):
-        of_subject.setdefault(one.scored.subject, []).append(value)
-    return np.stack([np.mean(many, axis=0) for _, many in sorted(of_subject.items())])
+    return mean_by_subject([one.scored.subject for one in kept], values)
 
 
 def _whole(one: Outcome) -> dict[str, np.ndarray]:

@@ -86,16 +86,17 @@ def read_similarities(path: Path) -> Similarities:
 def settings_of(notes: dict, eeg: list[Path], embeddings: Path) -> dict:
     """What decides the figures besides encoder, subjects and seeds: the recipe, and how EEG and embeddings were made.
 
-    `notes` are those of a model; left out is what is another for each encoder, or changes no result.
+    `notes` are those of a model. Left out is what changes no result, or is another for each encoder.
     """
-    train = {key: value for key, value in notes["train"].items() if key not in ("seeds", "workers", "device")}
-    settings = {"train": train, "eeg": {}}
-    for path in eeg:
+    left_out = {"seeds", "workers", "device", "versions", "h5py_version", "numpy_version", "encoder", "lora"}
+
+    def attributes(path: Path) -> dict:
         with h5py.File(path, "r") as file:
-            settings["eeg"][file.attrs["subject"]] = _attributes(file)
-    with h5py.File(embeddings, "r") as file:
-        made = _attributes(file)
-    return settings | {"embeddings": {key: value for key, value in made.items() if key not in ("encoder", "lora")}}
+            return _attributes(file)
+
+    parts = {"train": notes["train"], "embeddings": attributes(embeddings)}
+    parts |= {f"eeg of {path.stem}": attributes(path) for path in eeg}
+    return {name: {key: value for key, value in of.items() if key not in left_out} for name, of in parts.items()}
 
 
 def _attributes(group: h5py.Group) -> dict:

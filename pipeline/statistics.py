@@ -1,6 +1,7 @@
 """How sure: bootstrap intervals over subjects and test images, exact permutation over subjects, smaller galleries."""
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,13 +26,13 @@ class Resamples:
 
     def interval(self, per_subject: np.ndarray) -> tuple[float, float]:
         """The 95 % percentile interval of a mean over subjects, from its value in each resample of images, (B, S)."""
-        means = (self.subjects * per_subject).sum(1) / self.subjects.sum(1)
+        means = (self.subjects * per_subject).sum(1) / self.subjects.shape[1]
         low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
         return float(low), float(high)
 
     def interval_of_mean(self, values: np.ndarray) -> tuple[float, float]:
         """The 95 % interval of the mean of values (S, N), one a subject and image."""
-        return self.interval(self.images @ values.T / self.images.sum(1, keepdims=True))
+        return self.interval(self.images @ values.T / self.images.shape[1])
 
     def with_fixed_subjects(self) -> "Resamples":
         """The same images, and each subject once: an interval for these subjects and other images."""
@@ -43,6 +44,14 @@ def draw_resamples(n_subjects: int, n_images: int, n_resamples: int, seed: int) 
     rng = np.random.default_rng([seed, 1])
     draws = [rng.multinomial(n, np.full(n, 1 / n), size=n_resamples).astype(float) for n in (n_subjects, n_images)]
     return Resamples(*draws)
+
+
+def mean_by_subject(subjects: Sequence[str], values: Sequence[np.ndarray]) -> np.ndarray:
+    """One array a run, and the subject of each, to one a subject in order of name: the mean over its runs, (S, ...)."""
+    of_subject: dict[str, list[np.ndarray]] = {}
+    for subject, value in zip(subjects, values, strict=True):
+        of_subject.setdefault(subject, []).append(value)
+    return np.stack([np.mean(many, axis=0) for _, many in sorted(of_subject.items())])
 
 
 def gallery_accuracy(rank: np.ndarray, n_images: int, n_way: int, k: int) -> np.ndarray:
@@ -68,6 +77,8 @@ def sign_flip_test(differences: np.ndarray, seed: int) -> tuple[float, float]:
     else:
         drawn = np.random.default_rng([seed, 2]).choice([1, -1], (SAMPLED_FLIPS - 1, n))
         signs, least = np.concatenate([np.ones((1, n)), drawn]), 1
+    if np.isnan(differences).any():
+        return np.nan, least / len(signs)
     means = np.abs(signs @ differences)
     slack = 1e-12 * np.abs(differences).sum()  # patterns that differ by rounding only are as extreme
     return float((means >= abs(differences.sum()) - slack).mean()), least / len(signs)

@@ -19,7 +19,7 @@ os.environ.setdefault(
 
 
 def run(main: Callable[..., str]) -> None:
-    """Run a stage as a command; `main` returns what it wrote. What the user can mend is told in one sentence."""
+    """Run a stage as a command; `main` returns what it wrote, or "". What the user can mend is told in one sentence."""
 
     @functools.wraps(main)
     def command(*arguments: object, **options: object) -> None:
@@ -29,7 +29,8 @@ def run(main: Callable[..., str]) -> None:
         except (InputError, OSError) as error:
             print(f"error: {error}", file=sys.stderr)
             raise typer.Exit(1) from None
-        print(f"wrote {written} in {time.monotonic() - started:.1f} s")
+        if written:
+            print(f"wrote {written} in {time.monotonic() - started:.1f} s")
 
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(command)

@@ -3,8 +3,10 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -117,6 +119,53 @@ def test_a_rerun_costs_only_what_changed(project):
         assert name in difference or after[name] == before[name]
     back = project.run("dvc", "exp", "run", "-S", "encoder=unaligned")
     assert ran(back) == [] and project.metrics() == before
+
+
+def test_both_encoders_are_compared_and_the_workspace_stays(project, tmp_path):
+    """On the parameters as they are, committed or not; then the files that were compared, given by hand."""
+    shipped = (project.folder / "params.yaml").read_bytes()
+    project.set(train__epochs=2)
+    before = project.run("git", "diff")
+    try:
+        output = project.run(sys.executable, "-m", "stages.compare")
+        assert project.run("git", "diff") == before
+    finally:
+        (project.folder / "params.yaml").write_bytes(shipped)
+    result = json.loads((project.folder / "metrics/comparison.json").read_text())
+    assert result["settings"]["train"]["epochs"] == 2 and result["n_way"] == 6
+    assert result["subjects"] == ["sub-01", "sub-02"] and result["answer"] in " ".join(output.split())
+    assert project.run("git", "status", "--porcelain") == "?? metrics/comparison.json\n"
+    assert "compare" not in project.run("dvc", "exp", "list", "--all-commits")
+    printed = " ".join(project.run(sys.executable, "-m", "stages.results").split())
+    assert result["answer"] in printed and "data/evaluation.h5 is another run than those compared" in printed
+    evaluation = "data/evaluation.h5"
+    refused = project.run(sys.executable, "-m", "stages.compare", evaluation, evaluation, fails=True)
+    assert "error: the aligned evaluation is one of the unaligned encoder" in refused and "Traceback" not in refused
+    (project.folder / "metrics/comparison.json").unlink()
+
+
+def test_an_interrupted_comparison_leaves_the_workspace_as_it_was(project):
+    shipped = (project.folder / "params.yaml").read_bytes()
+    project.set(train__epochs=5000)
+    before, log = project.run("git", "diff"), project.folder / "compare.log"
+    try:
+        with log.open("w") as out:
+            command = [sys.executable, "-m", "stages.compare"]
+            options = {"cwd": project.folder, "env": project.environment, "start_new_session": True}
+            process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, **options)
+            states = Path(project.environment["ALIGNED_EEG_CACHE"]) / "training"
+            deadline = time.monotonic() + 120
+            while not list(states.glob("*/*.pt")) and process.poll() is None and time.monotonic() < deadline:
+                time.sleep(0.1)
+            os.killpg(process.pid, signal.SIGINT)
+            assert process.wait(60) != 0
+        assert list(states.glob("*/*.pt")), log.read_text()  # it was in the midst of training
+        assert project.run("git", "diff") == before
+    finally:
+        (project.folder / "params.yaml").write_bytes(shipped)
+        log.unlink()
+    assert project.run("git", "status", "--porcelain") == ""
+    assert "compare" not in project.run("dvc", "exp", "list", "--all-commits")
 
 
 def test_a_run_is_repeated_to_the_last_bit(project):

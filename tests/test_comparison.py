@@ -1,0 +1,190 @@
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.comparison import compare
+from pipeline.errors import InputError
+from pipeline.params import Evaluate, read_params
+from pipeline.similarities import Scored, Similarities
+
+N = 20
+
+
+def parameters() -> Evaluate:
+    return Evaluate(**read_params(Path("params.yaml")).evaluate.model_dump() | {"resamples": 1000, "top_k": [1, 5]})
+
+
+def scored(subject: str, right: np.ndarray, seed: int = 1, collapsed: bool = False) -> Scored:
+    """A run that retrieves these images first and every other one second."""
+    similarity = np.full((N, N), 0.1, np.float32)
+    np.fill_diagonal(similarity, 0.5)
+    wrong = np.flatnonzero(~right)
+    similarity[wrong, (wrong + 1) % N] = 0.6
+    sides = np.zeros((2, N, 3), np.float32)
+    return Scored("pooled", seed, subject, 5, collapsed, 10.0, *sides, similarity)
+
+
+def evaluation(encoder: str, runs: list[Scored], **changes: object) -> Similarities:
+    ids = np.array([f"test_images/{i}.jpg" for i in range(N)], dtype=object)
+    made_with = {"dataset": "things-eeg2", "synthetic": False, "backbone": "synclr_vitb16", "encoder": encoder}
+    made_with |= {"protocol": "pooled", "selected_on": "validation", "settings": {"train": {"epochs": 100}}}
+    return Similarities(ids, ids, ids, runs, made_with | changes)
+
+
+def first(n: int) -> np.ndarray:
+    return np.arange(N) < n
+
+
+def pair(n_subjects: int, unaligned: int = 8, aligned: int = 14) -> tuple[list[Scored], list[Scored]]:
+    """Of 20 images that many are right in each subject, one more or less from subject to subject."""
+    names = [f"sub-{i:02}" for i in range(1, n_subjects + 1)]
+    runs = [[scored(name, first(n + i % 2)) for i, name in enumerate(names)] for n in (unaligned, aligned)]
+    return runs[0], runs[1]
+
+
+def compared(unaligned: list[Scored], aligned: list[Scored], **changes: object) -> dict:
+    sides = evaluation("unaligned", unaligned, **changes), evaluation("aligned", aligned, **changes)
+    return compare(*sides, parameters(), 0)
+
+
+def test_a_difference_by_hand():
+    """Ten subjects, each with six images more: nothing that varies over subjects, the smallest p there is."""
+    result = compared(*pair(10))
+    top1 = result["metrics"]["top1_acc"]
+    assert (top1["unaligned"], top1["aligned"], top1["difference"]) == pytest.approx((0.425, 0.725, 0.3))
+    assert top1["p"] == result["smallest_p"] == 2 / 2**10
+    assert top1["ci95"] == pytest.approx(top1["ci95_these_subjects"], abs=0.02)
+    # Six images of twenty differ: the standard error over images is that of a share of 0.3.
+    assert np.ptp(top1["ci95"]) == pytest.approx(2 * 1.96 * (0.3 * 0.7 / N) ** 0.5, rel=0.1)
+    assert result["verdict"] == "better"
+    assert result["answer"].startswith("The aligned encoder decodes better: top-1 72.5 % against 42.5 %, +30.0 points")
+    assert "exact p = 0.00195 over 10 subjects" in result["answer"] and "synthetic" not in result["answer"]
+
+
+def test_the_parts_add_up():
+    result = compared(*pair(4))
+    rows = result["per_subject"]
+    assert [row["subject"] for row in rows] == ["sub-01", "sub-02", "sub-03", "sub-04"] == result["subjects"]
+    assert [row["aligned"]["top1_acc"] for row in rows] == [0.7, 0.75, 0.7, 0.75]
+    for encoder in ("unaligned", "aligned"):
+        mean = result["metrics"]["top1_acc"][encoder]
+        assert np.mean([row[encoder]["top1_acc"] for row in rows]) == pytest.approx(mean)
+        assert np.mean(result["per_image"][encoder]["top1_acc"]) == pytest.approx(mean)
+        counts = result["cosines"][encoder]
+        assert (sum(counts["matched"]), sum(counts["mismatched"])) == (4 * N, 4 * N * (N - 1))
+    assert len(result["cosines"]["edges"]) == len(counts["matched"]) + 1
+    assert np.array(result["per_image"]["aligned"]["top1_acc"])[[0, 14, 19]].tolist() == [1.0, 0.5, 0.0]
+    json.dumps(result)
+
+
+def test_the_other_way_round_changes_the_sign_only():
+    there, back = compared(*pair(10)), compared(*pair(10)[::-1])
+    assert back["metrics"]["top1_acc"]["difference"] == pytest.approx(-there["metrics"]["top1_acc"]["difference"])
+    assert back["metrics"]["top1_acc"]["ci95"] == pytest.approx(
+        [-end for end in there["metrics"]["top1_acc"]["ci95"]][::-1]
+    )
+    assert back["metrics"]["top1_acc"]["p"] == there["metrics"]["top1_acc"]["p"]
+    assert back["verdict"] == "worse" and "decodes worse" in back["answer"]
+
+
+def test_no_difference_is_no_claim():
+    result = compared(*pair(10, unaligned=10, aligned=10))
+    assert result["metrics"]["top1_acc"] | {"p": None} == {
+        **{"unaligned": 0.525, "aligned": 0.525, "difference": 0.0, "p": None},
+        **{"ci95": (0.0, 0.0), "ci95_these_subjects": (0.0, 0.0)},
+    }
+    assert result["metrics"]["top1_acc"]["p"] == 1.0
+    assert result["verdict"] == "no difference shown"
+    assert result["answer"].startswith("No difference between the encoders is shown")
+
+
+def test_a_difference_that_subjects_do_not_share_is_not_shown():
+    """Five subjects gain and five lose the same: images alone would say that nothing varies."""
+    names = [f"sub-{i:02}" for i in range(1, 11)]
+    unaligned = [scored(name, first(10)) for name in names]
+    aligned = [scored(name, first(16 if i < 5 else 5)) for i, name in enumerate(names)]
+    result = compared(unaligned, aligned)
+    low, high = result["metrics"]["top1_acc"]["ci95"]
+    assert low < 0 < high and result["metrics"]["top1_acc"]["p"] > 0.5
+    assert result["verdict"] == "no difference shown"
+
+
+def test_two_subjects_cannot_speak_for_others():
+    result = compared(*pair(2))
+    assert result["smallest_p"] == result["metrics"]["top1_acc"]["p"] == 0.5
+    assert result["verdict"] == "better"  # in these two: the interval over images says so
+    assert result["answer"].startswith("In these 2 subjects the aligned encoder decodes better")
+    assert "so few subjects say nothing of others, the smallest p that they can reach is 0.5" in result["answer"]
+    alone = compared(*pair(1))
+    assert alone["answer"].startswith("In this 1 subject") and alone["smallest_p"] == 1.0
+
+
+def test_seeds_are_averaged_before_the_test():
+    """Two seeds of two subjects are two differences, not four."""
+    unaligned = [scored(name, first(8), seed) for name in ("a", "b") for seed in (1, 2)]
+    aligned = [scored(name, first(8 + 4 * seed), seed) for name in ("a", "b") for seed in (1, 2)]
+    result = compared(unaligned, aligned)
+    assert result["smallest_p"] == 0.5 and result["seeds"] == [1, 2] and "2 seeds" in result["answer"]
+    assert result["metrics"]["top1_acc"]["difference"] == pytest.approx(0.3)
+    assert result["per_image"]["aligned"]["top1_acc"][13] == 0.5
+
+
+def test_nothing_is_claimed_of_collapsed_runs():
+    unaligned, aligned = pair(3)
+    broken = [dataclasses.replace(aligned[0], collapsed=True), *aligned[1:]]
+    result = compared(unaligned, broken)
+    assert result["verdict"] == "no claim"
+    assert result["answer"] == "No claim can be made: of 1 runs of each encoder, 1 aligned collapsed."
+    assert [row["subject"] for row in result["per_subject"]] == ["sub-02", "sub-03"]
+    nothing = compared([dataclasses.replace(one, collapsed=True) for one in unaligned], aligned)
+    assert nothing["verdict"] == "no claim" and "metrics" not in nothing
+    json.dumps(nothing)
+
+
+def test_what_the_figures_come_from_is_said():
+    assert "The data are synthetic" in compared(*pair(2), synthetic=True)["answer"]
+    assert "selected on the test set" in compared(*pair(2), selected_on="test")["answer"]
+
+
+def of_another_protocol(side: Similarities) -> Similarities:
+    return dataclasses.replace(side, made_with=side.made_with | {"protocol": "within-subject"})
+
+
+def of_other_epochs(side: Similarities) -> Similarities:
+    return dataclasses.replace(side, made_with=side.made_with | {"settings": {"train": {"epochs": 50}}})
+
+
+def of_another_seed(side: Similarities) -> Similarities:
+    return dataclasses.replace(side, scored=[dataclasses.replace(one, seed=7) for one in side.scored])
+
+
+def of_fewer_subjects(side: Similarities) -> Similarities:
+    return dataclasses.replace(side, scored=side.scored[1:])
+
+
+def of_other_images(side: Similarities) -> Similarities:
+    return dataclasses.replace(side, image_ids=side.image_ids[::-1])
+
+
+def of_the_other_encoder(side: Similarities) -> Similarities:
+    return dataclasses.replace(side, made_with=side.made_with | {"encoder": "unaligned"})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (of_another_protocol, r"differ in protocol \(unaligned: pooled; aligned: within-subject\)"),
+        (of_other_epochs, r"differ in settings.train.epochs \(unaligned: 100; aligned: 50\)"),
+        (of_another_seed, r"differ in runs \(unaligned: \['pooled-seed-1'\]; aligned: \['pooled-seed-7'\]\)"),
+        (of_fewer_subjects, "differ in subjects"),
+        (of_other_images, "differ in the test images and so"),
+        (of_the_other_encoder, "the aligned evaluation is one of the unaligned encoder"),
+    ],
+)
+def test_runs_that_differ_in_more_than_the_encoder_are_refused(change, message):
+    unaligned, aligned = pair(3)
+    with pytest.raises(InputError, match=message):
+        compare(evaluation("unaligned", unaligned), change(evaluation("aligned", aligned)), parameters(), 0)
