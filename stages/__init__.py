@@ -7,15 +7,18 @@ import time
 from collections.abc import Callable
 
 import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from pipeline.errors import InputError
 
 # Before torch is imported: threads that spin while they wait for each other made training five times slower on a
 # machine that others use too.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-os.environ.setdefault(
-    "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
-)  # without it, a GPU's matrix products differ from run to run
+# Without it a GPU's matrix products differ from run to run.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
 def run(main: Callable[..., str]) -> None:
@@ -35,3 +38,19 @@ def run(main: Callable[..., str]) -> None:
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(command)
     app()
+
+
+def show(title: str, rows: list[dict[str, object]]) -> None:
+    """Print rows of the same keys as a table: ruled on a terminal, plain columns in a file or a pipe."""
+    console = Console(highlight=False)
+    plain = not console.is_terminal
+    if plain:
+        console = Console(highlight=False, width=1000)  # nothing is cut or wrapped
+    table = Table(box=None if plain else box.SIMPLE_HEAD, pad_edge=False)
+    for name, value in rows[0].items():
+        numeric = isinstance(value, int | float) and not isinstance(value, bool)
+        table.add_column(Text(name), justify="right" if numeric else "left")
+    for row in rows:
+        table.add_row(*(Text(f"{value:.3f}" if isinstance(value, float) else str(value)) for value in row.values()))
+    console.print(Text(title, "bold"))
+    console.print(table)

@@ -5,7 +5,7 @@ from pathlib import Path
 from pipeline import sample
 from pipeline.download import fetch_things_eeg2
 from pipeline.params import read_params
-from stages import run
+from stages import run, show
 
 
 def main(params: Path, eeg: Path, images: Path, metadata: Path) -> str:
@@ -14,6 +14,8 @@ def main(params: Path, eeg: Path, images: Path, metadata: Path) -> str:
         sample.make_raw(p.subjects, eeg, images, metadata)
     else:
         fetch_things_eeg2(p.download.osf_api, p.subjects, eeg, images, metadata)
+    files = [*sorted(eeg.iterdir()), *sorted(images.iterdir()), metadata]
+    show(f"{p.dataset}: archives", [{"file": str(path), "MB": path.stat().st_size / 1e6} for path in files])
     return f"{len(list(eeg.iterdir()))} subjects to {eeg} and the images to {images}"
 
 

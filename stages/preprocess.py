@@ -2,14 +2,22 @@
 
 from pathlib import Path
 
+import h5py
+
 from pipeline.eeg import preprocess
 from pipeline.params import read_params
-from stages import run
+from stages import run, show
 
 
 def main(params: Path, raw: Path, metadata: Path, eeg: Path) -> str:
     preprocess(raw, metadata, eeg, **read_params(params).preprocess.model_dump())
-    return f"{len(list(eeg.iterdir()))} subjects to {eeg}"
+    rows = []
+    for path in sorted(eeg.iterdir()):
+        with h5py.File(path, "r") as file:
+            shapes = {split: " x ".join(map(str, file[split]["eeg"].shape)) for split in ("train", "test")}
+        rows.append({"subject": path.stem} | shapes)
+    show("EEG: conditions x (repetitions) x channels x samples", rows)
+    return f"{len(rows)} subjects to {eeg}"
 
 
 if __name__ == "__main__":

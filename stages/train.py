@@ -4,17 +4,17 @@ from pathlib import Path
 
 from pipeline.params import read_params
 from pipeline.runs import train_all
-from stages import run
+from stages import run, show
 
 
 def main(params: Path, eeg: Path, embeddings: Path, model: Path) -> str:
     p = read_params(params)
     runs = train_all(eeg, embeddings, model, p.train, p.seed)
-    for notes in runs:
-        if notes["collapsed"]:
-            print(f"{notes['fold']}, seed {notes['seed']}: collapsed to nearly one embedding; this is no result")
-    epochs = ", ".join(str(notes["selected_epoch"]) for notes in runs)
-    return f"{len(runs)} models (epoch {epochs} of {p.train.epochs}) to {model}"
+    shown = [{key: notes[key] for key in ("fold", "seed", "selected_epoch", "collapsed")} for notes in runs]
+    show(f"{p.train.protocol}, {p.train.epochs} epochs, selected on {p.train.select_on}", shown)
+    if any(notes["collapsed"] for notes in runs):
+        print("collapsed to nearly one embedding: such a run is no result")
+    return f"{len(runs)} models to {model}"
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from pathlib import Path
 from pipeline.download import fetch_dreamsim
 from pipeline.params import read_params
 from pipeline.sample_checkpoints import make_checkpoint
-from stages import run
+from stages import run, show
 
 
 def main(params: Path, weights: Path) -> str:
@@ -14,7 +14,9 @@ def main(params: Path, weights: Path) -> str:
         make_checkpoint(p.backbone, weights)
     else:
         fetch_dreamsim(p.download.dreamsim_releases, p.backbone, weights)
-    return ", ".join(str(path) for path in weights.iterdir())
+    files = sorted(weights.iterdir())
+    show(f"{p.backbone}: checkpoint", [{"file": str(path), "MB": path.stat().st_size / 1e6} for path in files])
+    return ", ".join(map(str, files))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,23 @@
+"""What a stage prints: a ruled table on a terminal, plain columns in a pipe."""
+
+import rich.console
+
+from stages import show
+
+ROWS = [
+    {"name": "[bold]a", "top1_acc": 0.25, "collapsed": False},
+    {"name": "b" * 200, "top1_acc": 1.0, "collapsed": True},
+]
+
+
+def test_piped_it_is_plain_and_nothing_is_cut(capsys):
+    show("two [runs]", ROWS)
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert lines == [["two", "[runs]"], [*ROWS[0]], ["[bold]a", "0.250", "False"], ["b" * 200, "1.000", "True"]]
+
+
+def test_a_terminal_gets_rules(capsys, monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(rich.console.Console, "is_terminal", property(lambda console: True))
+    show("one run", ROWS[:1])
+    assert "─" in capsys.readouterr().out
