@@ -1,0 +1,380 @@
+"""Pictures of a result for a paper or a talk, as PNG: the same bytes for the same inputs and versions.
+
+Colours are those of Okabe and Ito (https://jfly.uni-koeln.de/color/), which stay apart for the colour-blind; nothing is
+told by colour alone. Axes: N images, P dimensions of the projected space, C channels.
+"""
+
+import textwrap
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib.style
+import mne
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from PIL import Image, ImageOps
+from scipy.cluster import hierarchy
+
+from pipeline.files import replacing
+from pipeline.similarities import Scored, Similarities
+from pipeline.things_eeg2 import decode_image, open_image_zip
+from pipeline.untrusted import read_member
+
+COLOURS = {"unaligned": "#0072B2", "aligned": "#D55E00"}
+RIGHT, WRONG, QUIET = "#009E73", "#CC79A7", "#767676"
+STYLE = {
+    "font.family": "DejaVu Sans",
+    "font.size": 8,
+    "axes.titlesize": 9,
+    "axes.titleweight": "bold",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "figure.dpi": 200,
+    "savefig.dpi": 200,
+    "legend.frameon": False,
+}
+HEAD_RADIUS = 0.095  # m, of the drawn outline; MNE's own
+RIM = 0.9  # of the drawn radius, where the equator of the 10-20 system lies
+HEAD_CENTRE = (0.001, -0.016, 0.0)  # m, of the sphere nearest to the electrodes of MNE's montage
+NEAREST = 5  # images shown beside the one that was seen
+THUMBNAIL = 160  # pixels
+QUERIES = 2  # shown of each of best, median and worst
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A PNG with what it shows: a heading, and a description that also serves those who do not see it."""
+
+    path: Path
+    heading: str
+    description: str
+
+
+def draw_pictures(
+    folder: Path,
+    similarities: Similarities,
+    channels: pd.DataFrame,
+    cosines: dict,
+    thumbnails: Sequence[Image.Image] | None,
+) -> list[Picture]:
+    """Draw all pictures of an evaluation into `folder`.
+
+    Those of single responses are of the one run and subject whose top-1 is nearest to the mean. `channels` has ch_name,
+    nice_loss_rise and top1_acc_drop, `cosines` is what `cosine_distributions` takes, `thumbnails` are the N test
+    images, or None where they may not be shown.
+    """
+    kept = kept_runs(similarities)
+    typical, mean = _typical(kept), np.mean([scored.similarity for scored in kept], axis=0)
+    found = match_place(nearest(typical.similarity)) == 0
+    lost = {
+        "rise of the loss (nats)": channels["nice_loss_rise"].to_numpy(),
+        "drop of top-1 (percentage points)": 100 * channels["top1_acc_drop"].to_numpy(),
+    }
+    one = f"{typical.subject}, seed {typical.seed}"
+    n_subjects = len({scored.subject for scored in kept})
+    everybody = f"mean of {n_subjects} subjects" if n_subjects > 1 else typical.subject
+    synthetic = ", SYNTHETIC DATA" if similarities.made_with["synthetic"] else ""
+    whose = f"{similarities.made_with['encoder']} encoder{synthetic}"
+
+    def draw(name: str, heading: str, description: str, figure: Callable[..., Figure], *arguments: object) -> Picture:
+        path = folder / f"{name}.png"
+        with matplotlib.style.context(["default", STYLE]), replacing(path) as temporary:
+            figure(*arguments).savefig(temporary, format="png", bbox_inches="tight", pad_inches=0.08)
+        return Picture(path, heading, description)
+
+    return [
+        draw(
+            "retrieval",
+            "What the EEG retrieves",
+            f"For the two best, two median and two worst responses ({one}): the image that was seen, then the test "
+            "images nearest to the response, with their cosine similarity. The image seen is framed and ticked where "
+            "it is among them.",
+            retrieval_grid,
+            *(typical.similarity, similarities.concept, thumbnails, f"Images retrieved from EEG\n{one}, {whose}"),
+        ),
+        draw(
+            "similarity",
+            "Every response with every image",
+            f"Cosine similarity of each EEG response (rows) with each test image (columns), {everybody}. Sorted by "
+            "concept, concepts with similar image embeddings side by side: the diagonal holds the matching pairs, "
+            "blocks along it are confusions among similar images.",
+            similarity_matrix,
+            *(mean, similarities.concept, typical.images, f"Similarity of EEG and images\n{everybody}, {whose}"),
+        ),
+        draw(
+            "cosines",
+            "Matching and differing pairs",
+            "Distribution of the cosine similarity of EEG responses with the image that was seen, and with all other "
+            "test images, over all subjects and seeds.",
+            cosine_distributions,
+            *(cosines, f"Cosine similarity of EEG and image{synthetic}"),
+        ),
+        draw(
+            "channels",
+            "What each channel contributes",
+            f"What is lost when one channel is masked ({everybody}), on the head seen from above: by how much the "
+            "contrastive loss rises and top-1 drops. Channels share information, so that the losses do not add up.",
+            scalp_map,
+            *(channels["ch_name"].tolist(), lost, f"Channel importance\n{everybody}, {whose}"),
+        ),
+        draw(
+            "embeddings",
+            "Where EEG and images meet",
+            f"The test images and the EEG responses to them ({one}) on the first two principal components of both "
+            "together, each response joined to the image that was seen. Two of many dimensions: neighbours here may "
+            "be far apart in the whole space.",
+            embedding_map,
+            *(typical.eeg, typical.images, found, f"Projected embeddings\n{one}, {whose}"),
+        ),
+    ]
+
+
+def kept_runs(similarities: Similarities) -> list[Scored]:
+    """Without those that collapsed, unless all did: the same as in the metrics."""
+    return [scored for scored in similarities.scored if not scored.collapsed] or similarities.scored
+
+
+def read_thumbnails(archive: Path, image_ids: Sequence[str]) -> list[Image.Image]:
+    """The images of an archive, cut to squares and made small."""
+    with open_image_zip(archive, image_ids) as opened:
+        return [
+            ImageOps.fit(decode_image(read_member(opened, image_id), image_id), (THUMBNAIL, THUMBNAIL))
+            for image_id in image_ids
+        ]
+
+
+def _typical(scored: list[Scored]) -> Scored:
+    top1 = [(match_place(nearest(one.similarity)) == 0).mean() for one in scored]
+    return scored[int(np.abs(top1 - np.mean(top1)).argmin())]
+
+
+def short_name(concept: str) -> str:
+    """`aircraft carrier` from `00001_aircraft_carrier`."""
+    number, _, name = concept.partition("_")
+    return (name if number.isdigit() and name else concept).replace("_", " ")
+
+
+def nearest(similarity: np.ndarray) -> np.ndarray:
+    """For each row of (N, N) all columns from the most to the least similar; at a tie the match comes last."""
+    match = np.eye(len(similarity), dtype=bool)
+    return np.lexsort((match, -similarity), axis=1)
+
+
+def typical_queries(similarity: np.ndarray, order: np.ndarray) -> list[tuple[str, int]]:
+    """The best, median and worst queries, by the rank of the match and then by its lead over the nearest other image.
+
+    Fewer than asked for where there are few images, each at most once.
+    """
+    others = np.where(np.eye(len(similarity), dtype=bool), -np.inf, similarity)
+    lead = np.diagonal(similarity) - others.max(1)
+    queries = np.lexsort((-lead, match_place(order))).tolist()
+    middle = (len(queries) - QUERIES) // 2
+    groups = {"best": queries[:QUERIES], "worst": queries[-QUERIES:], "median": queries[max(middle, 0) :][:QUERIES]}
+    chosen: dict[int, str] = {}
+    for name, members in groups.items():
+        for query in members:
+            chosen.setdefault(query, name)
+    return [(chosen[query], query) for query in queries if query in chosen]
+
+
+def match_place(order: np.ndarray) -> np.ndarray:
+    """The place of the match in each row of `order`, from 0."""
+    return (order == np.arange(len(order))[:, None]).argmax(1)
+
+
+def retrieval_grid(
+    similarity: np.ndarray, concepts: Sequence[str], thumbnails: Sequence[Image.Image] | None, title: str
+) -> Figure:
+    """The image seen and the five that its EEG retrieves, the right one framed; concept names where no thumbnails."""
+    order = nearest(similarity)
+    queries, n_shown = typical_queries(similarity, order), min(NEAREST, len(similarity))
+    height = 1.32 if thumbnails is not None else 0.62
+    figure = Figure(figsize=(7.2, height * len(queries) + 0.75), layout="constrained")
+    figure.suptitle(title, fontsize=9, fontweight="bold")
+    axes = figure.subplots(len(queries), n_shown + 1, squeeze=False)
+    for row, (group, query) in zip(axes, queries, strict=True):
+        place = int(match_place(order)[query])
+        for column, (ax, image) in enumerate(zip(row, [query, *order[query, :n_shown]], strict=True)):
+            right = column > 0 and image == query
+            _cell(ax, thumbnails[image] if thumbnails is not None else None, short_name(concepts[image]), right)
+            if column > 0:
+                ax.set_xlabel(f"{'✓ ' if right else ''}{similarity[query, image]:.2f}", labelpad=2, fontsize=7)
+        label = f"{group}\nrank {place + 1}\nof {len(order)}"
+        row[0].set_ylabel(label, fontsize=7.5, rotation=0, ha="right", va="center", labelpad=6)
+    headings = ["seen", *(f"{n}." for n in range(1, n_shown + 1))]
+    for ax, heading in zip(axes[0], headings, strict=True):
+        above = (0, 24 if thumbnails is not None else 4)
+        ax.annotate(heading, (0.5, 1), above, "axes fraction", "offset points", ha="center", weight="bold")
+    return figure
+
+
+def _cell(ax: Axes, thumbnail: Image.Image | None, name: str, right: bool) -> None:
+    ax.set(xticks=[], yticks=[])
+    for spine in ax.spines.values():
+        spine.set(visible=True, color=RIGHT if right else QUIET, linewidth=3.5 if right else 0.6)
+    wrapped = textwrap.fill(name, 16, max_lines=2 if thumbnail is not None else 3, placeholder=" …")
+    if thumbnail is None:
+        ax.text(0.5, 0.5, wrapped, ha="center", va="center", fontsize=7, transform=ax.transAxes, parse_math=False)
+    else:
+        ax.imshow(thumbnail)
+        ax.set_title(wrapped, fontsize=6.5, fontweight="normal", pad=3, parse_math=False)
+
+
+def sort_concepts(concepts: Sequence[str], images: np.ndarray) -> np.ndarray:
+    """An order of N images: those of a concept together, concepts with similar embeddings (N, P) side by side."""
+    names, index = np.unique(np.asarray(concepts, dtype=str), return_inverse=True)
+    if len(names) < 3:
+        return np.argsort(index, kind="stable")
+    means = np.stack([images[index == i].mean(0) for i in range(len(names))])
+    leaves = hierarchy.leaves_list(hierarchy.linkage(means, "average", optimal_ordering=True))
+    return np.argsort(np.argsort(leaves)[index], kind="stable")
+
+
+def similarity_matrix(similarity: np.ndarray, concepts: Sequence[str], images: np.ndarray, title: str) -> Figure:
+    """Cosine similarity of each response (rows) with each image (columns), sorted by concept."""
+    order = sort_concepts(concepts, images)
+    figure = Figure(figsize=(6.4, 5.6), layout="constrained")
+    ax = figure.subplots()
+    limit = float(np.abs(similarity).max())
+    shown = ax.imshow(similarity[np.ix_(order, order)], cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation="nearest")
+    step = -(-len(order) // 50)
+    ticks = range(0, len(order), step)
+    names = [short_name(concepts[order[tick]])[:20] for tick in ticks]
+    size = 5.5 if len(names) > 20 else 7
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_ticks(ticks, names, fontsize=size, parse_math=False)
+    ax.tick_params(axis="x", rotation=90)
+    each = "" if step == 1 else f"; every {step}th is named"
+    ax.set(xlabel=f"image{each}", ylabel="EEG response to the image")
+    ax.set_title(title)
+    figure.colorbar(shown, ax=ax, label="cosine similarity", shrink=0.8)
+    return figure
+
+
+def cosine_distributions(cosines: dict, title: str) -> Figure:
+    """How matching and differing pairs are spread, a panel an encoder.
+
+    `cosines` has `edges` (K + 1), and for each encoder the counts `matched` and `mismatched` (K) and the means
+    `matched_cosine` and `mismatched_cosine`.
+    """
+    edges = np.asarray(cosines["edges"])
+    encoders = [encoder for encoder in COLOURS if encoder in cosines]
+    figure = Figure(figsize=(6.4, 0.9 + 2 * len(encoders)), layout="constrained")
+    figure.suptitle(title, fontsize=9, fontweight="bold")
+    axes, drawn = figure.subplots(len(encoders), 1, sharex=True, squeeze=False)[:, 0], []
+    for ax, encoder in zip(axes, encoders, strict=True):
+        for kind, colour, filled in (("mismatched", QUIET, False), ("matched", COLOURS[encoder], True)):
+            counts = np.asarray(cosines[encoder][kind], dtype=np.float64)
+            density = counts / (counts.sum() * np.diff(edges))
+            what = "image seen" if filled else "other images"
+            mean = cosines[encoder][f"{kind}_cosine"]
+            ax.stairs(density, edges, fill=filled, alpha=0.45 if filled else 1, color=colour, linewidth=1.4)
+            ax.axvline(mean, color=colour, linestyle="-" if filled else "--", label=f"{what}, mean {mean:.3f}")
+            drawn.append(edges[:-1][counts > 0])
+        ax.set_ylabel(f"{encoder}\ndensity")
+        ax.legend(loc="upper left")
+    axes[0].set_xlim(np.concatenate(drawn).min() - 0.1, np.concatenate(drawn).max() + 0.15)
+    axes[-1].set_xlabel("cosine similarity of EEG and image")
+    return figure
+
+
+def embedding_map(eeg: np.ndarray, images: np.ndarray, correct: np.ndarray, title: str) -> Figure:
+    """EEG and image embeddings (N, P) on the two principal components of both, a line from each response to its image.
+
+    `correct` (N,) says whose image is the nearest.
+    """
+    both = np.concatenate([eeg, images]).astype(np.float64)
+    centred = both - both.mean(0)
+    _, spread, axes = np.linalg.svd(centred, full_matrices=False)
+    axes = axes[:2] * np.sign(axes[:2, np.abs(axes[:2]).argmax(1)].diagonal())[:, None]  # a sign is arbitrary: fix it
+    points = centred @ axes.T
+    share = spread[:2] ** 2 / max((spread**2).sum(), np.finfo(float).tiny)
+    eeg_points, image_points = np.split(points, 2)
+    figure = Figure(figsize=(6.4, 5.4), layout="constrained")
+    ax = figure.subplots()
+    for a, b, right in zip(eeg_points, image_points, correct, strict=True):
+        ax.plot(
+            *zip(a, b, strict=True),
+            color=RIGHT if right else QUIET,
+            alpha=0.7,
+            linewidth=0.9 if right else 0.5,
+            linestyle="-" if right else ":",
+        )
+    ax.scatter(
+        *image_points.T, s=26, marker="s", facecolor="white", edgecolor="black", linewidth=0.8, label="image", zorder=3
+    )
+    ax.scatter(*eeg_points.T, s=16, marker="o", color=COLOURS["unaligned"], label="EEG response", zorder=3)
+    ax.plot([], [], color=RIGHT, label=f"its image is the nearest ({int(np.sum(correct))} of {len(correct)})")
+    ax.plot([], [], color=QUIET, linestyle=":", label="another image is nearer")
+    ax.set(
+        xlabel=f"principal component 1 ({share[0]:.0%} of variance)", ylabel=f"principal component 2 ({share[1]:.0%})"
+    )
+    ax.set_title(title)
+    ax.set_aspect("equal", "datalim")
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=2)
+    return figure
+
+
+def scalp_map(ch_names: Sequence[str], losses: dict[str, np.ndarray], title: str) -> Figure:
+    """What is lost when a channel is masked, on the head seen from above: a panel for each of `losses`, label to (C,).
+
+    Positions: the 10-05 system, as MNE has it. Channels that it does not name are listed below the map; between fewer
+    than four channels, or such as lie on a line, nothing is interpolated.
+    """
+    known = {name.lower(): name for name in mne.channels.make_standard_montage("standard_1005").ch_names}
+    placed = [i for i, name in enumerate(ch_names) if name.lower() in known]
+    xy = _positions([known[ch_names[i].lower()] for i in placed])
+    figure = Figure(figsize=(3.9 * len(losses), 4.2), layout="constrained")
+    figure.suptitle(title, fontsize=9, fontweight="bold")
+    for ax, (label, values) in zip(figure.subplots(1, len(losses), squeeze=False)[0], losses.items(), strict=True):
+        values = np.asarray(values, dtype=np.float64)
+        scale = {"cmap": "RdBu_r", "norm": Normalize(*(np.array([-1, 1]) * max(np.abs(values).max(), 1e-3)))}
+        _head(ax, xy, values[placed], scale)
+        discs = ax.scatter(*xy.T, c=values[placed], s=90, edgecolor="black", linewidth=0.6, zorder=5, **scale)
+        for point, i in zip(xy, placed, strict=True):
+            below = {"xytext": (0, -6), "textcoords": "offset points", "ha": "center", "va": "top"}
+            ax.annotate(ch_names[i], point, fontsize=5.5, zorder=6, parse_math=False, **below)
+        figure.colorbar(discs, ax=ax, label=label, location="bottom", shrink=0.8)
+        rest = [f"{name} {values[i]:+.3f}" for i, name in enumerate(ch_names) if i not in placed]
+        if rest:
+            note = textwrap.fill(f"without a position in the 10-05 system: {', '.join(rest)}", 55)
+            ax.set_title(note, fontsize=6.5, fontweight="normal", parse_math=False)
+    return figure
+
+
+def _head(ax: Axes, xy: np.ndarray, values: np.ndarray, scale: dict) -> None:
+    """The outline of a head, and faintly what lies between the channels."""
+    between = len(xy) > 3 and np.linalg.matrix_rank(xy - xy.mean(0), tol=0.1 * HEAD_RADIUS) == 2
+    if not between:  # MNE wants some points: these are for the outline alone
+        xy, values = HEAD_RADIUS / 2 * np.array([[0, 1], [1, 0], [0, -1], [0, 0]]), np.zeros(4)
+    field, _ = mne.viz.plot_topomap(
+        *(values, xy),
+        axes=ax,
+        show=False,
+        sensors=False,
+        contours=0,
+        extrapolate="local",
+        sphere=HEAD_RADIUS,
+        cmap=scale["cmap"],
+        cnorm=scale["norm"],
+    )
+    field.set(visible=between, alpha=0.5)
+
+
+def _positions(ch_names: Sequence[str]) -> np.ndarray:
+    """Places (C, 2) on a head of HEAD_RADIUS seen from above, by the angle from the vertex (azimuthal equidistant)."""
+    places = mne.channels.make_standard_montage("standard_1005").get_positions()["ch_pos"]
+    x, y, z = (np.array([places[name] for name in ch_names]).reshape(-1, 3) - HEAD_CENTRE).T
+    angle = np.arctan2(np.hypot(x, y), z)
+    return (
+        RIM
+        * HEAD_RADIUS
+        * angle[:, None]
+        / (np.pi / 2)
+        * np.stack([x, y], 1)
+        / np.maximum(np.hypot(x, y), 1e-9)[:, None]
+    )
