@@ -17,7 +17,7 @@ from pipeline.statistics import draw_resamples, mean_by_subject, sign_flip_test
 
 ENCODERS = ("unaligned", "aligned")
 ALPHA = 0.05
-COSINE_EDGES = np.linspace(-1, 1, 101).round(2)
+COSINE_EDGES = np.linspace(-1, 1, 41).round(2)
 
 
 def compare(unaligned: Similarities, aligned: Similarities, parameters: Evaluate, seed: int) -> dict:
@@ -42,7 +42,7 @@ def compare(unaligned: Similarities, aligned: Similarities, parameters: Evaluate
     if whole:
         kept = {encoder: [of[key] for key in whole] for encoder, of in runs.items()}
         result |= _differences(kept, aligned, parameters, seed)
-        result["cosines"] = {"edges": COSINE_EDGES.tolist()} | {e: _histograms(kept[e]) for e in ENCODERS}
+        result["cosines"] = {"edges": COSINE_EDGES.tolist()} | {e: cosine_histograms(kept[e]) for e in ENCODERS}
     return _answer(result) | result | {"settings": made_with["settings"]}
 
 
@@ -119,7 +119,7 @@ def _queries(scored: Scored) -> dict[str, np.ndarray]:
     return {name: values.numpy() for name, values in queries.items()}
 
 
-def _histograms(kept: list[Scored]) -> dict[str, list[int]]:
+def cosine_histograms(kept: list[Scored]) -> dict[str, list[int]]:
     """How many cosines of matching and of differing pairs lie between the edges, over all runs and subjects."""
     match = np.eye(len(kept[0].similarity), dtype=bool)
     counts = {}

@@ -77,6 +77,7 @@ class Evaluate(_Section):
     window_step: Rate
     draws: Count
     resamples: Annotated[int, Field(ge=100)]
+    embed_images: bool
     top_k: Annotated[list[Count], Field(min_length=1)]
     n_way: list[Annotated[int, Field(gt=1)]]
     repetitions: list[Count]

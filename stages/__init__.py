@@ -2,6 +2,7 @@
 
 import functools
 import os
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -47,10 +48,11 @@ def show(title: str, rows: list[dict[str, object]]) -> None:
     if plain:
         console = Console(highlight=False, width=1000)  # nothing is cut or wrapped
     table = Table(box=None if plain else box.SIMPLE_HEAD, pad_edge=False)
-    for name, value in rows[0].items():
-        numeric = isinstance(value, int | float) and not isinstance(value, bool)
-        table.add_column(Text(name), justify="right" if numeric else "left")
-    for row in rows:
-        table.add_row(*(Text(f"{value:.3f}" if isinstance(value, float) else str(value)) for value in row.values()))
+    texts = [[f"{value:.3f}" if isinstance(value, float) else str(value) for value in row.values()] for row in rows]
+    for name, column in zip(rows[0], zip(*texts, strict=True), strict=True):
+        numbers = all(re.fullmatch(r"[-+]?[\d.]*", text) for text in column)
+        table.add_column(Text(name), justify="right" if numbers else "left")
+    for row in texts:
+        table.add_row(*map(Text, row))
     console.print(Text(title, "bold"))
     console.print(table)

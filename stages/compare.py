@@ -21,7 +21,7 @@ from pipeline.files import replacing, sha256
 from pipeline.params import read_params
 from pipeline.similarities import read_similarities
 from stages import run
-from stages.results import show
+from stages.results import print_comparison
 
 EVALUATION = "data/evaluation.h5"
 
@@ -44,7 +44,7 @@ def main(
     result = json.loads(json.dumps(result), parse_constant=lambda _: None)  # what is undefined is null
     with replacing(comparison) as temporary:
         temporary.write_text(json.dumps(result, indent=2) + "\n")
-    show(result)
+    print_comparison(result)
     return str(comparison)
 
 

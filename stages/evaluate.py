@@ -11,7 +11,7 @@ from pipeline.params import read_params
 from pipeline.recordings import read_split
 from pipeline.scoring import score
 from pipeline.similarities import Similarities, settings_of, write_similarities
-from stages import run
+from stages import run, show
 
 
 def main(
@@ -53,10 +53,11 @@ def main(
         left_out = summary["n_collapsed"] < summary["n_runs"]
         consequence = "are left out of the means" if left_out else "are no result"
         print(f"{summary['n_collapsed']} of {summary['n_runs']} runs collapsed: they {consequence}")
-    shown = ", ".join(
-        f"{name} {summary[name]:.3f}" for name in ("nice_loss", *(f"top{k}_acc" for k in p.evaluate.top_k))
-    )
-    print(f"{p.encoder}: {shown} ({n_way}-way, chance {1 / n_way:.3f}, {summary['n_subjects']} subjects)")
+    rows = [
+        {"metric": name, "value": summary[name], "low": summary["ci95_low"][name], "high": summary["ci95_high"][name]}
+        for name in ("nice_loss", *(f"top{k}_acc" for k in p.evaluate.top_k), "matched_cosine", "mismatched_cosine")
+    ]
+    show(f"{p.encoder}, {n_way}-way, {summary['n_subjects']} subjects; chance of top-1 {1 / n_way:.3f}", rows)
     return str(metrics)
 
 

@@ -91,7 +91,7 @@ def test_every_path_in_a_command_is_declared(name):
         if "/" in word:
             assert word in listed
     for path in listed:
-        assert path.endswith(".py") or any(path in command for command in commands)
+        assert path.endswith((".py", ".html")) or any(path in command for command in commands)
 
 
 @pytest.mark.parametrize("recipe", sorted(Path("params").iterdir()), ids=lambda path: path.name)

@@ -21,7 +21,8 @@ from tests.osf_server import serve
 
 ROOT = Path(__file__).parent.parent
 TINY = Size(train_concepts=12, images_per_concept=2, test_concepts=6, train_repetitions=2, test_repetitions=3)
-CODE = ["stages", "pipeline", "dvc.yaml", "params.yaml", ".gitignore", ".dvcignore", ".dvc/config", ".dvc/.gitignore"]
+CODE = ["stages", "pipeline", "reference", "dvc.yaml", "params.yaml", ".gitignore", ".dvcignore"]
+CODE += [".dvc/config", ".dvc/.gitignore", ".dvc/plots"]
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,8 @@ def project(tmp_path_factory) -> Iterator[Project]:
             shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
         else:
             shutil.copy(source, target)
+    (folder / "metrics").mkdir()
+    (folder / "metrics/comparison.json").write_text('{"sha256": {}}')
     environment = {
         **os.environ,
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
@@ -112,11 +115,15 @@ def test_a_rerun_costs_only_what_changed(project):
     """The server is gone by now: nothing of this needs the network."""
     assert ran(project.run("dvc", "repro")) == []
     before = project.metrics()
-    assert ran(project.run("dvc", "exp", "run", "-S", "encoder=aligned")) == ["train", "evaluate"]
+    assert ran(project.run("dvc", "exp", "run", "-S", "encoder=aligned")) == ["train", "evaluate", "report"]
     assert project.metrics()["encoder"] == "aligned"
     difference, after = project.run("dvc", "metrics", "diff"), project.metrics()
     for name in ("nice_loss", "top1_acc", "top3_acc", "top5_acc", "matched_cosine", "mismatched_cosine"):
         assert name in difference or after[name] == before[name]
+    project.run("dvc", "plots", "diff", "HEAD", "workspace", "--out", "plots")
+    plots = (project.folder / "plots/index.html").read_text()
+    assert "<DVC_METRIC" not in plots and all(name in plots for name in ("Contrastive loss", "top_k_acc_low", "sub-02"))
+    assert plots.count('"rev": "HEAD"') == plots.count('"rev": "workspace"') > 0
     back = project.run("dvc", "exp", "run", "-S", "encoder=unaligned")
     assert ran(back) == [] and project.metrics() == before
 
@@ -134,14 +141,14 @@ def test_both_encoders_are_compared_and_the_workspace_stays(project, tmp_path):
     result = json.loads((project.folder / "metrics/comparison.json").read_text())
     assert result["settings"]["train"]["epochs"] == 2 and result["n_way"] == 6
     assert result["subjects"] == ["sub-01", "sub-02"] and result["answer"] in " ".join(output.split())
-    assert project.run("git", "status", "--porcelain") == "?? metrics/comparison.json\n"
+    assert project.run("git", "status", "--porcelain") == " M metrics/comparison.json\n"
     assert "compare" not in project.run("dvc", "exp", "list", "--all-commits")
     printed = " ".join(project.run(sys.executable, "-m", "stages.results").split())
     assert result["answer"] in printed and "data/evaluation.h5 is another run than those compared" in printed
     evaluation = "data/evaluation.h5"
     refused = project.run(sys.executable, "-m", "stages.compare", evaluation, evaluation, fails=True)
     assert "error: the aligned evaluation is one of the unaligned encoder" in refused and "Traceback" not in refused
-    (project.folder / "metrics/comparison.json").unlink()
+    project.run("git", "checkout", "metrics/comparison.json")
 
 
 def test_an_interrupted_comparison_leaves_the_workspace_as_it_was(project):

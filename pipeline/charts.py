@@ -1,0 +1,124 @@
+"""The charts of the report as Vega-Lite specifications (https://vega.github.io/vega-lite/): data, drawn by the browser.
+
+Each function takes a table and returns a specification. Ink is `currentColor`, so that the page's light or dark theme
+decides it; encoders have the colours of `pictures`, and each line also its own dash.
+"""
+
+from dataclasses import dataclass
+
+import pandas as pd
+
+from pipeline.pictures import COLOURS
+
+SCHEMA = "https://vega.github.io/schema/vega-lite/v6.json"  # a name, which nothing fetches
+DASHED = {"strokeDash": [6, 4], "color": "currentColor"}
+ROUND = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)  # ticks of a logarithmic axis
+LINES = {"training": COLOURS["unaligned"], "published": "#8a8a8a"}  # any other curve: COLOURS["aligned"]
+ZOOM = [
+    {
+        "name": "zoom",
+        "select": {"type": "interval", "zoom": "wheel![event.ctrlKey || event.metaKey]"},
+        "bind": "scales",
+    }
+]
+INK = {"labelColor": "currentColor", "titleColor": "currentColor", "labelFontSize": 12, "titleFontSize": 12}
+CONFIG = {
+    "background": None,
+    "font": "system-ui, sans-serif",
+    "view": {"stroke": None},
+    "scale": {"zero": False},
+    "axis": INK
+    | {
+        "domainColor": "currentColor",
+        "tickColor": "currentColor",
+        "gridColor": "currentColor",
+        "gridOpacity": 0.15,
+        "titleFontWeight": "normal",
+        "labelOverlap": True,
+    },
+    "legend": INK | {"orient": "top", "title": None, "labelLimit": 0, "columns": 1, "symbolStrokeWidth": 3},
+}
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A heading and a specification, whose description serves those who do not see the chart."""
+
+    heading: str
+    spec: dict
+
+
+def subjects(table: pd.DataFrame) -> Chart:
+    """Top-1 of each subject and encoder: subject, encoder, top1_acc, chance, perhaps top1_acc_low and top1_acc_high."""
+    encoders = [encoder for encoder in COLOURS if encoder in set(table["encoder"])]
+    colours = {"domain": encoders, "range": [COLOURS[encoder] for encoder in encoders]}
+    shared = {
+        "x": {"field": "subject", "type": "nominal", "title": None, "axis": {"labelAngle": -45}},
+        "xOffset": {"field": "encoder", "type": "nominal", "scale": {"domain": encoders}},
+    }
+    title = "top-1 accuracy"
+    bar = {"type": "bar", "tooltip": True, "width": {"band": 0.7}}
+    colour = {"field": "encoder", "type": "nominal", "scale": colours}
+    layers = [{"mark": bar, "encoding": shared | {"y": _number("top1_acc", title), "color": colour}}]
+    if "top1_acc_low" in table:
+        ends = {"y": _number("top1_acc_low", title), "y2": {"field": "top1_acc_high"}}
+        layers.append({"mark": {"type": "rule", "strokeWidth": 2, "color": "currentColor"}, "encoding": shared | ends})
+    chance = {"y": {"datum": float(table["chance"].iloc[0])}}
+    layers.append({"mark": {"type": "rule", **DASHED}, "encoding": chance})
+    return _chart("Each subject", f"{title} of each subject, {' and '.join(encoders)}", table, layers, {})
+
+
+def curve(
+    table: pd.DataFrame, x: str, y: str, heading: str, x_title: str, y_title: str, encoder: str, log: bool = False
+) -> Chart:
+    """One metric along `x` with its 95 % interval (`<y>_low`, `<y>_high`) and, dashed, `chance`."""
+    across = _number(x, x_title)
+    if log:
+        across |= {
+            "scale": {"type": "log", "nice": False},
+            "axis": {"values": [v for v in ROUND if v <= table[x].max()]},
+        }
+    colour = COLOURS[encoder]
+    line = {"type": "line", "color": colour, "point": {"color": colour}, "tooltip": True, "clip": True}
+    band = {"y": _number(f"{y}_low", y_title), "y2": {"field": f"{y}_high"}}
+    layers = [
+        {"mark": line, "encoding": {"y": _number(y, y_title)}, "params": ZOOM},
+        {"mark": {"type": "area", "color": colour, "opacity": 0.2, "clip": True}, "encoding": band},
+        {"mark": {"type": "line", "clip": True, **DASHED}, "encoding": {"y": _number("chance", y_title)}},
+    ]
+    return _chart(heading, f"{y_title} against {x_title}, with its interval and chance", table, layers, {"x": across})
+
+
+def learning(curves: pd.DataFrame, y: str, heading: str, y_title: str) -> Chart:
+    """Curves of training: epoch, curve (its name) and the value `y`; those of the published run are faint."""
+    names = list(curves["curve"].unique())
+    colours = [LINES.get(name.split()[0], COLOURS["aligned"]) for name in names]
+    encoding = {
+        "x": _number("epoch", "epoch"),
+        "y": _number(y, y_title),
+        "color": {"field": "curve", "type": "nominal", "scale": {"domain": names, "range": colours}},
+        "strokeDash": {"field": "curve", "type": "nominal", "scale": {"domain": names}},
+        "opacity": {"condition": {"test": "indexof(datum.curve, 'published') == 0", "value": 0.7}, "value": 1},
+    }
+    layers = [{"mark": {"type": "line", "tooltip": True, "clip": True}, "params": ZOOM}]
+    return _chart(heading, f"{y_title} against epoch: {', '.join(names)}", curves, layers, encoding)
+
+
+def _chart(heading: str, label: str, table: pd.DataFrame, layers: list[dict], encoding: dict) -> Chart:
+    """Layers over one table, with what their encodings share, as wide as the page lets them be."""
+    spec = {
+        "$schema": SCHEMA,
+        "description": label,
+        "data": {"values": table.astype(object).where(table.notna(), None).to_dict("records")},
+        "width": "container",
+        "height": 260,
+        "autosize": {"type": "fit", "contains": "padding"},
+        "encoding": encoding,
+        "layer": layers,
+        "config": CONFIG,
+    }
+    return Chart(heading, spec)
+
+
+def _number(field: str, title: str) -> dict:
+    return {"field": field, "type": "quantitative", "title": title}

@@ -1,0 +1,188 @@
+"""The report: one HTML page that holds all it shows and fetches nothing, by Jinja2, Vega-Lite and the pictures.
+
+Jinja2 escapes every name from the data, and the page's own policy forbids the browser any request. The page has the
+same bytes for the same inputs and versions.
+"""
+
+import base64
+import functools
+import math
+import re
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+import jinja2
+import pandas as pd
+import vl_convert
+
+from pipeline import charts
+from pipeline.comparison import COSINE_EDGES, ENCODERS, cosine_histograms
+from pipeline.files import replacing
+from pipeline.pictures import Picture, kept_runs
+from pipeline.reference import PUBLISHED
+from pipeline.similarities import Similarities
+
+TEMPLATE = Path(__file__).with_name("report.html")
+VEGA_LITE = "6.4"
+PACKAGES = ("torch", "timm", "dreamsim", "peft", "numpy", "scipy", "pandas", "h5py", "mne", "matplotlib")
+PACKAGES += ("jinja2", "vl-convert-python", "dvc")
+SUBJECT_COLUMNS = {
+    "subject": "subject",
+    "seed": "seed",
+    "top1_acc": "top-1",
+    "top1_acc_low": "low",
+    "top1_acc_high": "high",
+    "top3_acc": "top-3",
+    "top5_acc": "top-5",
+    "nice_loss": "loss (nats)",
+    "median_rank": "median rank",
+    "mrr": "mrr",
+    "matched_cosine": "matched cosine",
+    "mismatched_cosine": "mismatched cosine",
+    "selected_epoch": "epoch",
+    "collapsed": "collapsed",
+}
+
+
+def write_report(
+    path: Path,
+    *,
+    evaluation: dict,
+    tables: dict[str, pd.DataFrame],
+    curves: pd.DataFrame,
+    comparison: dict | None,
+    settings: dict,
+    pictures: Sequence[Picture],
+    shows_images: bool,
+    hashes: dict[str, str],
+) -> None:
+    """Write the page.
+
+    `evaluation` is evaluation.json, `tables` the CSV files of the evaluate stage by their stem, `curves` what
+    `learning_curves` returns, `comparison` that of the two encoders where there is one of this evaluation, `settings`
+    what decided the figures, `hashes` the sha256 of the files that the page is made of.
+    """
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.tests["missing"] = _missing
+    subjects = tables["per_subject"]
+    drawn = _charts(evaluation, tables, curves, comparison)
+    page = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+        run=evaluation,
+        comparison=comparison,
+        chance=chance_levels(evaluation["n_way"]),
+        subject_columns={name: title for name, title in SUBJECT_COLUMNS.items() if name in subjects},
+        subjects=_records(subjects),
+        galleries=_records(tables["n_way"]),
+        top_k=[name[3:-4] for name in tables["n_way"] if re.fullmatch(r"top\d+_acc", name)],
+        charts=drawn,
+        specs={id: chart.spec for id, chart in drawn.items()},
+        pictures=[(picture, base64.b64encode(picture.path.read_bytes()).decode()) for picture in pictures],
+        shows_images=shows_images,
+        published=PUBLISHED,
+        parameters=_records(pd.json_normalize(settings))[0],
+        versions={package: version(package) for package in PACKAGES} | {"Vega-Lite": VEGA_LITE},
+        hashes=hashes,
+        vega=_vega(),
+    )
+    with replacing(path) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+
+
+@functools.cache
+def _vega() -> str:
+    """The JavaScript that draws the charts, some 0.9 MB; vl-convert carries it with it."""
+    return vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", vl_version=VEGA_LITE)
+
+
+def chance_levels(n_way: int) -> dict[str, float]:
+    """What guessing gives in a gallery of `n_way`; of the loss, what it is where all similarities are equal."""
+    levels = {"nice_loss": math.log(n_way), "cosine_difference": 0.0, "cosine_effect_size": 0.0}
+    for direction in ("", "image_to_eeg_"):
+        levels |= {f"{direction}top{k}_acc": k / n_way for k in range(1, n_way + 1)}
+        levels |= {f"{direction}{middle}_rank": (n_way + 1) / 2 for middle in ("mean", "median")}
+        levels[f"{direction}mrr"] = sum(1 / rank for rank in range(1, n_way + 1)) / n_way
+    return levels
+
+
+def _missing(value: object) -> bool:
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def _records(table: pd.DataFrame) -> list[dict]:
+    """Rows with the plain types of Python, which Jinja2 can tell apart."""
+    return table.astype(object).to_dict("records")
+
+
+def learning_curves(history: pd.DataFrame, reference: pd.DataFrame, evaluation: dict) -> pd.DataFrame:
+    """Epoch by epoch, a row a curve: `curve` (its name), `epoch`, `loss` (nats) and `top1_acc` (of training: none).
+
+    `history` has epoch, train_loss and, where an epoch was selected, selection_loss and selection_top1. The published
+    run's curve (`reference`: encoder, epoch from 0, nice_loss and top1_acc of its test images) is added where protocol
+    and data are its own.
+    """
+    curves = [history[["epoch"]].assign(curve="training", loss=history["train_loss"])]
+    if "selection_loss" in history:
+        selection = {"loss": history["selection_loss"], "top1_acc": history["selection_top1"]}
+        curves.append(history[["epoch"]].assign(curve=evaluation["selected_on"], **selection))
+    if evaluation["dataset"] == "things-eeg2" and evaluation["protocol"] == "pooled":
+        theirs = reference[reference["encoder"] == evaluation["encoder"]]
+        curves.append(
+            pd.DataFrame(
+                {"epoch": theirs["epoch"] + 1, "loss": theirs["nice_loss"], "top1_acc": theirs["top1_acc"]}
+            ).assign(curve="published run, on its test images")
+        )
+    return pd.concat(curves).reindex(columns=["curve", "epoch", "loss", "top1_acc"])
+
+
+def cosines(similarities: Similarities, evaluation: dict, comparison: dict | None) -> dict:
+    """What `pictures.cosine_distributions` draws: of both encoders where they were compared, else of this one."""
+    if comparison is None or "metrics" not in comparison:
+        kept = cosine_histograms(kept_runs(similarities))
+        means = {name: evaluation[name] for name in ("matched_cosine", "mismatched_cosine")}
+        return {"edges": COSINE_EDGES, evaluation["encoder"]: kept | means}
+    means = {
+        encoder: {name: comparison["metrics"][name][encoder] for name in ("matched_cosine", "mismatched_cosine")}
+        for encoder in ENCODERS
+    }
+    drawn = comparison["cosines"]
+    return {"edges": drawn["edges"]} | {encoder: drawn[encoder] | means[encoder] for encoder in ENCODERS}
+
+
+def _charts(
+    run: dict, tables: dict[str, pd.DataFrame], curves: pd.DataFrame, comparison: dict | None
+) -> dict[str, charts.Chart]:
+    encoder, top1 = run["encoder"], "top-1 accuracy"
+    drawn = {
+        "subjects": charts.subjects(_subjects(run, tables["per_subject"], comparison)),
+        "loss": charts.learning(curves.dropna(subset="loss"), "loss", "Learning curve", "contrastive loss (nats)"),
+    }
+    selection = curves.dropna(subset="top1_acc")
+    if len(selection):
+        drawn["top1"] = charts.learning(selection, "top1_acc", "Top-1 while learning", top1)
+    nearest, recording, window = "Among the k nearest", "How much recording is needed", "When: one window of the EEG"
+    for name, x, y, heading, x_title, y_title, log in (
+        ("top_k", "k", "top_k_acc", nearest, "k", "accuracy", True),
+        ("repetitions", "n_repetitions", "top1_acc", recording, "repetitions averaged", top1, True),
+        ("time_course", "time", "top1_acc", window, "centre of the window after onset (s)", top1, False),
+    ):
+        drawn[name] = charts.curve(tables[name], x, y, heading, x_title, y_title, encoder, log)
+    return drawn
+
+
+def _subjects(run: dict, per_subject: pd.DataFrame, comparison: dict | None) -> pd.DataFrame:
+    """Top-1 of each subject, the mean over seeds; of both encoders where they were compared."""
+    kept = per_subject[~per_subject["collapsed"]] if run["n_collapsed"] < run["n_runs"] else per_subject
+    if comparison is not None and "per_subject" in comparison:
+        both = [
+            {"subject": row["subject"], "encoder": encoder, "top1_acc": row[encoder]["top1_acc"]}
+            for row in comparison["per_subject"]
+            for encoder in ENCODERS
+        ]
+        return pd.DataFrame(both).assign(chance=run["chance_top1"])
+    table = kept.groupby("subject", as_index=False)[["top1_acc", "top1_acc_low", "top1_acc_high"]].mean()
+    if kept["subject"].duplicated().any():  # an interval of a mean over seeds is not the mean of their intervals
+        table = table[["subject", "top1_acc"]]
+    return table.assign(encoder=run["encoder"], chance=run["chance_top1"])

@@ -1,0 +1,60 @@
+"""Draw the pictures of an evaluation and put all about it into one HTML page."""
+
+import json
+from pathlib import Path
+
+import pandas as pd
+
+from pipeline.files import replacing, sha256
+from pipeline.params import read_params
+from pipeline.pictures import draw_pictures, read_thumbnails
+from pipeline.report import cosines, learning_curves, write_report
+from pipeline.similarities import read_similarities
+from stages import run, show
+
+
+def main(
+    params: Path,
+    images: Path,
+    similarities: Path,
+    history: Path,
+    evaluation: Path,
+    comparison: Path,
+    published_curve: Path,
+    curves: Path,
+    pictures: Path,
+    page: Path,
+    tables: list[Path],
+) -> str:
+    """`tables` are the CSV files of the evaluate stage, named after what is in them."""
+    p = read_params(params)
+    summary, scored = json.loads(evaluation.read_text()), read_similarities(similarities)
+    frames = {path.stem: pd.read_csv(path) for path in tables}
+    compared = json.loads(comparison.read_text()) if comparison.exists() else {"sha256": {}}
+    if sha256(similarities) not in compared["sha256"].values():
+        compared = None  # of other evaluations
+    shows_images = summary["synthetic"] or p.evaluate.embed_images
+    thumbnails = read_thumbnails(images / "test_images.zip", scored.image_ids) if shows_images else None
+    learning = learning_curves(pd.read_csv(history), pd.read_csv(published_curve), summary)
+    with replacing(curves) as temporary:
+        learning.to_csv(temporary, index=False)
+    pictures.mkdir(parents=True, exist_ok=True)
+    drawn = draw_pictures(pictures, scored, frames["channels"], cosines(scored, summary, compared), thumbnails)
+    write_report(
+        page,
+        evaluation=summary,
+        tables=frames,
+        curves=learning,
+        comparison=compared,
+        settings=scored.made_with["settings"] | {"evaluate": p.evaluate.model_dump()},
+        pictures=drawn,
+        shows_images=shows_images,
+        hashes={str(path): sha256(path) for path in (evaluation, similarities, history, *tables)},
+    )
+    files = [*(picture.path for picture in drawn), page]
+    show("report", [{"file": str(path), "MB": path.stat().st_size / 1e6} for path in files])
+    return str(page)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,385 @@
+"""The page in a real browser: that its figures are those of the files, that it fetches nothing, and that it fits."""
+
+import html
+import json
+import os
+import re
+import shutil
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import yaml
+from PIL import Image
+from playwright.sync_api import Browser, Page, sync_playwright
+
+from pipeline.comparison import ENCODERS, compare
+from pipeline.evaluation import tabulate
+from pipeline.files import sha256
+from pipeline.params import Evaluate, read_params
+from pipeline.report import chance_levels, learning_curves, write_report
+from pipeline.retrieval import score_queries
+from pipeline.scoring import CHANNEL, WHOLE, WINDOW, Axes, Outcome
+from pipeline.similarities import Scored, Similarities, read_similarities, write_similarities
+from stages.report import main
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+HOSTILE = "<script>throw Error('ran')</script>"
+TABLES = ("per_subject", "top_k", "n_way", "repetitions", "time_course", "channels")
+CHARTS = 6
+PARAMETERS = Evaluate(**read_params(Path("params.yaml")).evaluate.model_dump() | {"resamples": 200})
+
+
+def evaluate(
+    folder: Path,
+    *,
+    subjects: int = 2,
+    seeds: int = 1,
+    n_images: int = 12,
+    collapsed: tuple[int, ...] = (),
+    draw: int = 0,
+    **made_with: object,
+) -> None:
+    """Write what the evaluate stage does, of random embeddings that agree in part; `collapsed` are seeds."""
+    rng = np.random.default_rng(draw)
+    ids = np.array([f"test_images/{i:05}_concept/{i}.jpg" for i in range(n_images)], dtype=object)
+    concept = np.array([f"{i:05}_{HOSTILE}" for i in range(n_images)], dtype=object)
+    windows = [slice(start, start + 4) for start in range(0, 16, 2)]
+    axes = Axes(ids, concept, concept, ("O1", "Oz", "O2", "Pz", "POz"), np.arange(-4, 16) / 20, 4, windows)
+    outcomes = []
+    for seed in range(42, 42 + seeds):
+        images = _unit(rng.standard_normal((n_images, 16)))
+
+        def queries(eeg: np.ndarray, images: np.ndarray = images) -> dict[str, np.ndarray]:
+            return {name: value.numpy() for name, value in score_queries(torch.from_numpy(eeg @ images.T), 10).items()}
+
+        def noisy(noise: float, *many: int, images: np.ndarray = images) -> np.ndarray:
+            return _unit(images + noise * rng.standard_normal((*many, *images.shape)))
+
+        for subject in range(1, subjects + 1):
+            eeg = noisy(0.3) if seed not in collapsed else np.full_like(images, 0.25)
+            variants = {WHOLE: eeg[None], WINDOW: noisy(2, len(windows)), CHANNEL: noisy(0.4, 5)}
+            variants |= {n: noisy(0.8 / n, 3) for n in (1, 2)}
+            scored = Scored(
+                "pooled", seed, f"sub-{subject:02}", 7, seed in collapsed, 10.0, images, eeg, eeg @ images.T
+            )
+            outcomes.append(Outcome(scored, {kind: queries(values) for kind, values in variants.items()}))
+    about = {"dataset": "sample", "synthetic": True, "backbone": "synclr_vitb16", "encoder": "aligned"}
+    about |= {"protocol": "pooled", "selected_on": "validation"} | made_with
+    summary, tables = tabulate(outcomes, axes, PARAMETERS, 0)
+    summary |= about | {"n_way": n_images, "chance_top1": 1 / n_images, "seed": 42, "n_seeds": seeds}
+    folder.mkdir()
+    (folder / "evaluation.json").write_text(json.dumps(summary))
+    settings = {"settings": {"train": {"epochs": 3, "eeg_encoder": HOSTILE}}}
+    everything = Similarities(ids, concept, concept, [outcome.scored for outcome in outcomes], about | settings)
+    write_similarities(folder / "evaluation.h5", everything)
+    for name, table in tables.items():
+        table.to_csv(folder / f"{name}.csv", index=False)
+    epoch = np.arange(1, 11)
+    history = {"epoch": epoch, "train_loss": 5 / epoch, "selection_loss": 4 / epoch, "selection_top1": epoch / 20}
+    pd.DataFrame(history).to_csv(folder / "history.csv", index=False)
+    (folder / "images").mkdir()
+    with zipfile.ZipFile(folder / "images/test_images.zip", "w") as archive:
+        for image_id in ids:
+            with archive.open(image_id, "w") as file:
+                Image.new("RGB", (40, 30), "red").save(file, "JPEG")
+
+
+def _unit(values: np.ndarray) -> np.ndarray:
+    return values / np.linalg.norm(values, axis=-1, keepdims=True)
+
+
+def evaluate_both(base: Path, **options: object) -> tuple[Path, dict]:
+    """The folder of the aligned encoder and the comparison of the two, as it is written."""
+    folders = {encoder: base / encoder for encoder in ENCODERS}
+    for draw, (encoder, folder) in enumerate(folders.items()):
+        evaluate(folder, encoder=encoder, draw=draw, **options)
+    comparison = compare(*(read_similarities(folder / "evaluation.h5") for folder in folders.values()), PARAMETERS, 0)
+    comparison["sha256"] = {encoder: sha256(folder / "evaluation.h5") for encoder, folder in folders.items()}
+    return folders["aligned"], json.loads(json.dumps(comparison))
+
+
+def report(folder: Path, comparison: dict | None = None, embed_images: bool = False) -> Path:
+    """Run the stage on what `evaluate` wrote; returns the page."""
+    params = yaml.safe_load(Path("params.yaml").read_text())
+    params["evaluate"]["embed_images"] = embed_images
+    (folder / "params.yaml").write_text(yaml.safe_dump(params))
+    (folder / "comparison.json").write_text(json.dumps(comparison or {"sha256": {}}))
+    names = ("params.yaml", "images", "evaluation.h5", "history.csv", "evaluation.json", "comparison.json")
+    outputs = [folder / name for name in ("learning_curves.csv", "pictures", "report.html")]
+    tables = [folder / f"{name}.csv" for name in TABLES]
+    main(*(folder / name for name in names), Path("reference/learning_curve.csv"), *outputs, tables)
+    return folder / "report.html"
+
+
+def report_without_pictures(folder: Path, comparison: dict | None = None) -> Path:
+    """The same page where only its words matter."""
+    evaluation = json.loads((folder / "evaluation.json").read_text())
+    tables = {name: pd.read_csv(folder / f"{name}.csv") for name in TABLES}
+    published = pd.read_csv("reference/learning_curve.csv")
+    curves = learning_curves(pd.read_csv(folder / "history.csv"), published, evaluation)
+    write_report(
+        folder / "report.html",
+        evaluation=evaluation,
+        tables=tables,
+        curves=curves,
+        comparison=comparison,
+        settings={},
+        pictures=[],
+        shows_images=False,
+        hashes={},
+    )
+    return folder / "report.html"
+
+
+def words(page: Path) -> str:
+    """What a reader sees, without the drawings of the browser."""
+    text = re.sub(r"<(script|style)\b.*?</\1>", " ", page.read_text(), flags=re.DOTALL)
+    return " ".join(html.unescape(re.sub(r"<[^>]*>", "", text)).split())
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory) -> tuple[Path, dict]:
+    """The folder of an evaluation with a page, whose names would run if they could, and its comparison."""
+    folder, comparison = evaluate_both(tmp_path_factory.mktemp("full"), subjects=3, seeds=2)
+    runs = pd.read_csv(folder / "per_subject.csv")
+    runs.assign(subject=runs["subject"] + HOSTILE).to_csv(folder / "per_subject.csv", index=False)
+    for row in comparison["per_subject"]:
+        row["subject"] += HOSTILE
+    report(folder, comparison)
+    return folder, comparison
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    if CHROMIUM is None:
+        pytest.skip("no Chromium on this machine (apt-get install chromium): nobody looked at the page")
+    with sync_playwright() as playwright:
+        flags = ["--no-sandbox"] if os.geteuid() == 0 else []
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=flags)
+        yield browser
+        browser.close()
+
+
+@contextmanager
+def opened(browser: Browser, folder: Path, width: int = 1200, theme: str = "light") -> Iterator[Page]:
+    """The page with its charts drawn; fails if it says a word on the console or asks for anything but itself."""
+    address = (folder / "report.html").as_uri()
+    context = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=theme)
+    page, heard = context.new_page(), []
+    page.on("console", lambda message: heard.append(f"{message.type}: {message.text}"))
+    page.on("pageerror", lambda error: heard.append(f"error: {error}"))
+    page.on("request", lambda request: heard.append(request.url))
+    page.goto(address)
+    page.wait_for_function(f"document.querySelectorAll('.chart svg.marks').length == {CHARTS}")
+    yield page
+    context.close()
+    assert [word for word in heard if word != address and not word.startswith("data:")] == []
+
+
+def figures(page: Page, table: str) -> dict[str, list[tuple[float, str]]]:
+    """By metric, each number of its row as it is in the page, and as it is read."""
+    rows = page.eval_on_selector_all(
+        f"#{table} tbody tr",
+        """rows => rows.map(row =>
+            [row.dataset.metric, [...row.querySelectorAll('data')].map(number => [number.value, number.innerText])])""",
+    )
+    return {name: [(float(value), text) for value, text in numbers] for name, numbers in rows}
+
+
+def test_the_figures_are_those_of_the_files(full, browser):
+    folder, comparison = full
+    run = json.loads((folder / "evaluation.json").read_text())
+    expected = {
+        "run-metrics": {
+            name: [
+                run[name],
+                *(run[key][name] for key in ("ci95_low", "ci95_high", "sd_over_subjects", "sd_over_seeds")),
+            ]
+            for name in run["ci95_low"]
+        },
+        "comparison-metrics": {
+            name: [
+                *(row[key] for key in (*ENCODERS, "difference")),
+                *row["ci95"],
+                *row["ci95_these_subjects"],
+                row["p"],
+            ]
+            for name, row in comparison["metrics"].items()
+        },
+    }
+    with opened(browser, folder) as page:
+        for table, rows in expected.items():
+            shown = figures(page, table)
+            assert shown.keys() == rows.keys()
+            for name, values in rows.items():
+                assert shown[name][: len(values)] == [(value, f"{value:.3f}") for value in values]
+        assert page.inner_text("#answer") == comparison["answer"]
+        top1 = page.eval_on_selector_all("#runs [data-key=top1_acc] data", "cells => cells.map(cell => +cell.value)")
+        assert top1 == pd.read_csv(folder / "per_subject.csv")["top1_acc"].tolist()
+        pairs = page.eval_on_selector_all("#pairs tbody data", "cells => cells.map(cell => +cell.value)")
+        by_hand = [[row[encoder]["top1_acc"] for encoder in ENCODERS] for row in comparison["per_subject"]]
+        assert pairs == [value for one, other in by_hand for value in (one, other, other - one)]
+
+
+def test_the_charts_show_the_tables(full, browser):
+    """A mark for each row, told in words too: Vega labels what it draws."""
+    folder, _ = full
+    curve = pd.read_csv(folder / "repetitions.csv")
+    with opened(browser, folder) as page:
+        labels = page.eval_on_selector_all("#chart-repetitions path[aria-roledescription=point]", LABELS)
+        expected = [f"repetitions averaged: {n}" for n in curve["n_repetitions"]]
+        assert [label.split(";")[0] for label in labels] == expected
+        bars = page.eval_on_selector_all("#chart-subjects path[aria-roledescription=bar]", LABELS)
+        assert len(bars) == 3 * 2 and HOSTILE in bars[0]
+        told = page.eval_on_selector_all(".chart [role=graphics-document]", LABELS)
+        assert len(told) == CHARTS and all("top-1" in label or "loss" in label or "accuracy" in label for label in told)
+        for image in page.query_selector_all("img"):
+            assert len(image.get_attribute("alt")) > 50 and image.evaluate("image => image.naturalWidth") > 500
+
+
+LABELS = "marks => marks.map(mark => mark.getAttribute('aria-label'))"
+
+
+def test_a_heading_sorts_and_sorts_back(full, browser):
+    cells = "cells => cells.map(cell => +cell.value)"
+    with opened(browser, full[0]) as page:
+        heading = page.locator("#runs th", has_text="loss (nats)")
+        before = page.eval_on_selector_all("#runs [data-key=nice_loss] data", cells)
+        for order, reverse in (("ascending", False), ("descending", True)):
+            heading.locator("button").press("Enter")
+            assert heading.get_attribute("aria-sort") == order
+            after = page.eval_on_selector_all("#runs [data-key=nice_loss] data", cells)
+            assert after == sorted(before, reverse=reverse) and after != before
+        page.locator("#runs th button", has_text="subject").click()
+        names = page.eval_on_selector_all("#runs [data-key=subject]", "cells => cells.map(cell => cell.innerText)")
+        assert names == sorted(names) and heading.get_attribute("aria-sort") is None
+
+
+def test_a_chart_zooms_and_returns(full, browser):
+    """The wheel alone scrolls the page; with Ctrl it zooms."""
+    labels = "document.querySelectorAll('#chart-time_course .role-axis-label text')"
+    ticks = f"[...{labels}].map(label => label.textContent).sort().join()"  # Vega reuses them in any order
+    with opened(browser, full[0]) as page:
+        chart = page.locator("#chart-time_course svg.marks")
+        chart.scroll_into_view_if_needed()
+        box = chart.bounding_box()
+        page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+        whole = page.evaluate(ticks)
+        page.keyboard.down("Control")
+        page.mouse.wheel(0, -600)
+        page.keyboard.up("Control")
+        page.wait_for_function(f"{ticks} != {json.dumps(whole)}")
+        page.mouse.dblclick(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+        page.wait_for_function(f"{ticks} == {json.dumps(whole)}")
+
+
+CONTRAST = """
+selector => {
+  const rgb = text => text.match(/[\\d.]+/g).map(Number);
+  const luminance = ([r, g, b]) => [r, g, b].map(c => c / 255)
+    .map(c => c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4)
+    .reduce((sum, c, i) => sum + c * [0.2126, 0.7152, 0.0722][i], 0);
+  const under = node => {
+    const colour = rgb(getComputedStyle(node).backgroundColor);
+    return colour.length == 4 && colour[3] == 0 ? under(node.parentElement) : colour;
+  };
+  return [...document.querySelectorAll(selector)].map(node => {
+    const style = getComputedStyle(node), ink = node.tagName == 'text' ? style.fill : style.color;
+    const both = [luminance(rgb(ink)), luminance(under(node.closest('div, body > *, p')))];
+    return (Math.max(...both) + 0.05) / (Math.min(...both) + 0.05);
+  });
+}
+"""
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1200, 360])
+def test_it_fits_and_can_be_read(full, browser, width, theme):
+    """No sideways scrolling on a phone, and the contrast that WCAG 2.2 AA asks of text (4.5), in both themes."""
+    with opened(browser, full[0], width, theme) as page:
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        assert page.evaluate("getComputedStyle(document.body).backgroundColor") == PAPER[theme]
+        wide = page.eval_on_selector_all(".chart svg.marks", "all => all.map(svg => svg.getBoundingClientRect().right)")
+        assert max(wide) <= width
+        ratios = page.evaluate(CONTRAST, "h1, h2, h3, p, th, td, dt, dd, li, main > details summary, .chart text")
+        assert len(ratios) > 200 and min(ratios) >= 4.5
+
+
+PAPER = {"light": "rgb(255, 255, 255)", "dark": "rgb(22, 23, 26)"}
+
+
+def test_the_same_inputs_give_the_same_bytes(full):
+    folder, comparison = full
+    files = [folder / "report.html", *sorted((folder / "pictures").iterdir()), folder / "learning_curves.csv"]
+    before = [sha256(path) for path in files]
+    report(folder, comparison)
+    assert [sha256(path) for path in files] == before
+
+
+def test_without_a_comparison_it_says_what_this_run_can_say(tmp_path):
+    evaluate(tmp_path / "one", subjects=1)
+    page = words(report_without_pictures(tmp_path / "one"))
+    run = json.loads((tmp_path / "one/evaluation.json").read_text())
+    assert f"is the nearest of 12 for {100 * run['top1_acc']:.1f} % of the EEG responses" in page
+    assert "this run alone cannot say: make compare evaluates both" in page
+    assert "over test images; guessing gives 8.3 %" in page
+    assert "Synthetic data" in page and "One subject" in page and "One seed" in page
+    assert "Aligned against unaligned" not in page
+
+
+def test_all_collapsed_is_no_result(tmp_path):
+    evaluate(tmp_path / "collapsed", seeds=2, collapsed=(42, 43))
+    page = words(report_without_pictures(tmp_path / "collapsed"))
+    assert "No result: all 2 runs collapsed" in page and "is the nearest of" not in page
+
+
+def test_what_flatters_is_said_first(tmp_path):
+    folder, comparison = evaluate_both(tmp_path, seeds=2, collapsed=(43,), selected_on="test")
+    page = words(report_without_pictures(folder, comparison))
+    for said in ("No claim can be made", "Optimistic", "1 of 2 runs collapsed", "SD over subjects"):
+        assert page.index(said) < page.index("Caveats")
+    assert "SD over seeds" not in page
+
+
+def test_images_of_things_need_to_be_asked_for(tmp_path):
+    evaluate(tmp_path / "run", dataset="things-eeg2", synthetic=False)
+    shutil.move(tmp_path / "run/images", tmp_path / "images")  # they are not even opened
+    page = words(report(tmp_path / "run", comparison={"sha256": {"aligned": "of other files"}, "answer": "Yes."}))
+    assert "Yes." not in page and "this run alone cannot say" in page
+    assert "concept names stand for them" in page and "covariance of training and test EEG" in page
+    assert reds(tmp_path / "run") == 0
+    shutil.move(tmp_path / "images", tmp_path / "run/images")
+    assert "keep it to yourself" in words(report(tmp_path / "run", embed_images=True))
+    assert reds(tmp_path / "run") > 10_000
+
+
+def reds(folder: Path) -> int:
+    """How many pixels of the retrieval grid have the colour of the test images."""
+    pixels = np.asarray(Image.open(folder / "pictures/retrieval.png").convert("RGB")).astype(int)
+    return int((np.abs(pixels - [254, 0, 0]).max(-1) < 4).sum())
+
+
+def test_the_published_curve_is_shown_where_it_compares():
+    history = pd.DataFrame({"epoch": [1, 2], "train_loss": [3.0, 2.0]})
+    published = pd.read_csv("reference/learning_curve.csv")
+    run = {"dataset": "things-eeg2", "protocol": "pooled", "encoder": "aligned", "selected_on": "last"}
+    curves = learning_curves(history, published, run)
+    assert curves["curve"].value_counts().to_dict() == {"published run, on its test images": 59, "training": 2}
+    assert curves["epoch"].max() == 59 and curves["loss"].min() < 1.2  # its best epoch of nice_loss 1.164
+    for other in ({"dataset": "sample"}, {"protocol": "within-subject"}):
+        assert set(learning_curves(history, published, run | other)["curve"]) == {"training"}
+
+
+def test_chance_by_simulation():
+    rank = np.random.default_rng(0).integers(1, 11, 200_000)
+    levels = chance_levels(10)
+    simulated = {"top3_acc": (rank <= 3).mean(), "mean_rank": rank.mean(), "median_rank": np.median(rank) + 0.5}
+    assert levels["mrr"] == pytest.approx((1 / rank).mean(), rel=0.01)
+    assert {name: levels[name] for name in simulated} == pytest.approx(simulated, rel=0.1)
+    assert levels["nice_loss"] == pytest.approx(np.log(10))
