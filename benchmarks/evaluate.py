@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from benchmarks import write_latest
-from pipeline.embeddings import Embeddings, write_embeddings
+from pipeline.embeddings import write_embeddings
 from pipeline.model import ContrastiveModel, ModelSizes, save_model
 from pipeline.params import read_params
 
@@ -38,7 +38,8 @@ def make_inputs(folder: Path) -> None:
             file["test/eeg"] = rng.standard_normal(SHAPE, np.float32)
             for name in ("image_ids", "concept", "things_concept"):
                 file[f"test/{name}"] = ids
-    write_embeddings(folder / "embeddings.h5", Embeddings(rng.standard_normal((SHAPE[0], 768), np.float32), ids), {})
+    embeddings = rng.standard_normal((SHAPE[0], 768), np.float32)
+    write_embeddings(folder / "embeddings.h5", list(ids), [("last", embeddings, {})], {})
     torch.manual_seed(0)
     model = ContrastiveModel(ModelSizes(SHAPE[2], SHAPE[3], 100.0, 768), read_params(Path("params.yaml")).train)
     notes = {"fold": "pooled", "seed": 42, "tested_on": SUBJECTS, "selected_epoch": 1, "collapsed": False}

@@ -117,7 +117,6 @@ def _train_run(
     trained = train(samples, rows, selection, values, parameters, run.seed, device, state, progress)
     notes = asdict(run) | {
         "protocol": parameters.protocol,
-        "block": parameters.block,
         "selected_on": parameters.select_on,
         "selected_epoch": trained.epoch,
         "collapsed": trained.collapsed,

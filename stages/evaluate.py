@@ -24,7 +24,7 @@ def main(
     subjects = sorted({subject for _, notes in models for subject in notes["tested_on"]})
     files = [eeg / f"{subject}.h5" for subject in subjects]
     recordings = (read_split(path, "test", average=False) for path in files)
-    outcomes, axes = score(recordings, models, read_embeddings(embeddings, notes["block"]), p.evaluate, p.seed)
+    outcomes, axes = score(recordings, models, read_embeddings(embeddings, notes["train"]["block"]), p.evaluate, p.seed)
     summary, frames = tabulate(outcomes, axes, p.evaluate, p.seed)
     n_way = len(axes.image_ids)
     made_with = {
@@ -32,7 +32,7 @@ def main(
         "synthetic": p.dataset == "sample",
         "backbone": p.backbone,
         "encoder": p.encoder,
-        "block": notes["block"],
+        "block": notes["train"]["block"],
         "protocol": notes["protocol"],
         "selected_on": notes["selected_on"],
     }
