@@ -26,6 +26,7 @@ repro: setup  ## run the pipeline (what changed of it) and print the metrics
 
 compare: setup  ## both encoders on the parameters as they are: the difference, and how sure it is
 	python -m stages.compare
+	@echo '`dvc repro` puts it into metrics/report.html'
 
 results: setup  ## print the last comparison
 	@python -m stages.results
