@@ -42,6 +42,7 @@ check: setup  ## lint, format, the DAG, and that dvc.yaml, params.yaml and the c
 
 bench: setup  ## ratios against the plain way of doing the same, in one run
 	python -m benchmarks.preprocess
+	python -m benchmarks.embed
 	python -m benchmarks.train
 	python -m benchmarks.train parity
 

@@ -1,28 +1,29 @@
-"""Embedding at the published width (ViT-B/16, 768) against `dreamsim` as it comes, and against what the machine allows.
+"""Embedding at the published width (ViT-B/16, 768) against `dreamsim`, and against what the machine allows.
 
-Run as `python -m benchmarks.embed`: on a GPU if there is one. Weights are random, images those of the sample; every way
-goes from the images' zip to embeddings in memory (ours: in its side files). The ways alternate, round by round, and a
-ratio is the median of those within a round, so that what else the machine does weighs on all. The bound is the time of
-the ViT's matrix products alone, every core with a batch of its own, in the quickest way and batch size that was found.
+Run as `python -m benchmarks.embed`: on a GPU if there is one. Weights are random, images those of the sample; each way
+goes from the images' zip to embeddings in a file. The ways alternate, round by round, and a ratio is the median of
+those within a round, so that what else the machine does weighs on all. dreamsim runs in processes of its own: once as
+it comes, and once with threads that wait as patiently as those of the stages, which helps where others compute too.
+The bound is the time of the ViT's matrix products alone, every core with a batch of its own, in the quickest of the
+ways and batch sizes; of the deepest block ours makes only the products that the CLS token needs.
 """
 
-import io
+import functools
 import os
 import platform
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
-import warnings
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 
-import dreamsim
 import numpy as np
 import torch
-from PIL import Image
 from torch.nn import functional as F
 from tqdm import tqdm
 
@@ -37,34 +38,39 @@ from pipeline.sample_checkpoints import make_checkpoint
 from pipeline.things_eeg2 import decode_image
 from pipeline.untrusted import read_member
 
-ROUNDS = int(os.environ.get("R", "5"))
+ROUNDS = 5
 BACKBONE, WIDTH, TOKENS, HEADS = "synclr_vitb16", 768, 197, 12
 IMAGES = {"cpu": {"single": 4, "batched": 32, "ours": 64}, "cuda": {"single": 64, "batched": 512, "ours": 8192}}
 BOUND_BATCHES = {"cpu": (8, 32), "cuda": (32, 128)}
 PUBLISHED = 16_740 * 2  # images, both encoders
+SINGLE, BATCHED = "dreamsim, one at a time", "dreamsim, batches of 32"
 
 
-def dreamsims_own(
-    folder: Path, archive: zipfile.ZipFile, device: torch.device
-) -> Callable[[list[str], int], np.ndarray]:
-    """`embed(names, batch size)`: the package's model and transform, one image after the other."""
-    with zipfile.ZipFile(folder / f"dreamsim_{BACKBONE}_checkpoint.zip") as checkpoint:
-        checkpoint.extractall(folder / "dreamsim")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # peft's, about dreamsim's adapting twice
-        model, transform = dreamsim.dreamsim(
-            dreamsim_type=BACKBONE, cache_dir=str(folder / "dreamsim"), normalize_embeds=False, device=str(device)
-        )
+class Plain:
+    """`benchmarks/plain_embed.py` in a process of its own, in which `policy` says how idle threads wait."""
 
-    @torch.inference_mode()
-    def embed(names: list[str], batch_size: int) -> np.ndarray:
-        parts = []
-        for start in range(0, len(names), batch_size):
-            images = [Image.open(io.BytesIO(archive.read(n))).convert("RGB") for n in names[start : start + batch_size]]
-            parts.append(model.embed(torch.cat([transform(image) for image in images]).to(device)).cpu().numpy())
-        return np.concatenate(parts)
+    def __init__(self, folder: Path, device: torch.device, policy: str | None) -> None:
+        environment = {key: value for key, value in os.environ.items() if key != "OMP_WAIT_POLICY"}
+        if policy is not None:
+            environment["OMP_WAIT_POLICY"] = policy
+        self.out = folder / f"{policy}.npy"
+        script, images = Path(__file__).with_name("plain_embed.py"), folder / "images" / "training_images.zip"
+        command = [sys.executable, script, BACKBONE, folder / "dreamsim", images, device.type, self.out]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        self.process = subprocess.Popen([str(word) for word in command], env=environment, **pipes)
 
-    return embed
+    def measure(self, names: list[str], batch_size: int) -> tuple[float, float]:
+        self.process.stdin.write(f"{batch_size} {' '.join(names)}\n")
+        self.process.stdin.flush()
+        answer = next(line for line in self.process.stdout if line.startswith("done "))  # dreamsim prints, too
+        return tuple(len(names) / float(seconds) for seconds in answer.split()[1:])
+
+    def embed(self, names: list[str]) -> np.ndarray:
+        self.measure(names, 32)
+        return np.load(self.out)
+
+    def end(self) -> None:
+        self.process.communicate()
 
 
 def ours(folder: Path, archive: zipfile.ZipFile, device: torch.device, precision: str) -> Callable:
@@ -123,57 +129,59 @@ def products(size: int, device: torch.device, packed: bool) -> Callable[[], None
     return run
 
 
-def at_once(run: Callable[[], None]) -> None:
-    """On every core."""
-    n_threads = torch.get_num_threads()
+def at_once(run: Callable[[], None], n_threads: int, _: range) -> None:
+    """In so many threads, each of which computes alone."""
+    before = torch.get_num_threads()
     torch.set_num_threads(1)
     with ThreadPoolExecutor(n_threads) as pool:
         for done in [pool.submit(run) for _ in range(n_threads)]:
             done.result()
-    torch.set_num_threads(n_threads)
+    torch.set_num_threads(before)
 
 
-def rates(run: Callable[[], object], n_images: int) -> tuple[float, float]:
+def rates(run: Callable[..., object], images: Sequence[str] | range) -> tuple[float, float]:
     """Images a second, and images a second of one core's work."""
     wall, work = time.perf_counter(), time.process_time()
-    run()
-    return n_images / (time.perf_counter() - wall), n_images / (time.process_time() - work)
+    run(images)
+    return len(images) / (time.perf_counter() - wall), len(images) / (time.process_time() - work)
 
 
 def main() -> None:
-    device = pick_device("auto")
-    cores = torch.get_num_threads()
+    device, cores = pick_device("auto"), torch.get_num_threads()
     print(f"{_name(device)}, {platform.processor() or platform.machine()}, {cores} of {os.cpu_count()} cores")
     print(", ".join(f"{name} {version(name)}" for name in ("torch", "timm", "dreamsim", "pillow")))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         make_raw([], folder / "eeg", folder / "images", folder / "image_metadata.npy")
         make_checkpoint(BACKBONE, folder, embed_dim=WIDTH)
+        with zipfile.ZipFile(folder / f"dreamsim_{BACKBONE}_checkpoint.zip") as checkpoint:
+            checkpoint.extractall(folder / "dreamsim")
         with zipfile.ZipFile(folder / "images" / "training_images.zip") as archive:
-            names, n = archive.namelist(), IMAGES[device.type]
-            plain = dreamsims_own(folder, archive, device)
-            fast = {precision: ours(folder, archive, device, precision) for precision in ("float32", "bfloat16")}
-            taken = {key: [names[i % len(names)] for i in range(count)] for key, count in n.items()}
-            ways: dict[str, tuple[Callable[[], object], int]] = {
-                "dreamsim, one at a time": (lambda: plain(taken["single"], 1), n["single"]),
-                "dreamsim, batches of 32": (lambda: plain(taken["batched"], 32), n["batched"]),
-                "ours, float32": (lambda: fast["float32"](taken["ours"]), n["ours"]),
-                "ours, bfloat16": (lambda: fast["bfloat16"](taken["ours"]), n["ours"]),
-            }
-            for size in BOUND_BATCHES[device.type]:
-                for packed in (False, True) if device.type == "cpu" else (False,):
-                    run = products(size, device, packed)
-                    label = f"products alone, bfloat16, {size} images{', laid out' if packed else ''}"
-                    if device.type == "cpu":
-                        ways[label] = (lambda run=run: at_once(run), size * cores)
-                    else:
-                        ways[label] = (run, size)
-            first = taken["batched"]
-            reference, got = plain(first, 32), {precision: embed(first) for precision, embed in fast.items()}
-            measured: dict[str, list[tuple[float, float]]] = {label: [] for label in ways}
-            for _ in tqdm(range(ROUNDS), "rounds", disable=None):
-                for label, (run, count) in ways.items():
-                    measured[label].append(rates(run, count))
+            compare(folder, archive, device, cores)
+
+
+def compare(folder: Path, archive: zipfile.ZipFile, device: torch.device, cores: int) -> None:
+    names, n = archive.namelist(), IMAGES[device.type]
+    single, batched, many = ([names[i % len(names)] for i in range(n[key])] for key in ("single", "batched", "ours"))
+    plain = {"": Plain(folder, device, None), ", patient threads": Plain(folder, device, "PASSIVE")}
+    fast = {precision: ours(folder, archive, device, precision) for precision in ("float32", "bfloat16")}
+    ways: dict[str, Callable[[], tuple[float, float]]] = {}
+    for suffix, script in plain.items():
+        ways[SINGLE + suffix] = functools.partial(script.measure, single, 1)
+        ways[BATCHED + suffix] = functools.partial(script.measure, batched, 32)
+    ways |= {f"ours, {precision}": functools.partial(rates, embed, many) for precision, embed in fast.items()}
+    for size in BOUND_BATCHES[device.type]:
+        for packed in (False, True) if device.type == "cpu" else (False,):
+            run = functools.partial(at_once, products(size, device, packed), cores if device.type == "cpu" else 1)
+            label = f"products alone, bfloat16, {size} images{', laid out' if packed else ''}"
+            ways[label] = functools.partial(rates, run, range(size * cores if device.type == "cpu" else size))
+    reference, got = plain[""].embed(batched), {precision: embed(batched) for precision, embed in fast.items()}
+    measured: dict[str, list[tuple[float, float]]] = {label: [] for label in ways}
+    for _ in tqdm(range(ROUNDS), "rounds", disable=None):
+        for label, measure in ways.items():
+            measured[label].append(measure())
+    for script in plain.values():
+        script.end()
     report(measured, reference, got)
 
 
@@ -186,25 +194,26 @@ def report(measured: dict[str, list[tuple[float, float]]], reference: np.ndarray
             f" {statistics.median(work):8.2f} a second of one core ({max(work):.2f})"
         )
 
-    def ratio(label: str, others: list[str], column: int = 0) -> float:
+    def ratio(label: str, others: list[str], column: int) -> float:
         """The median over rounds of this way's speed beside the quickest of the others."""
         best = [max(measured[other][i][column] for other in others) for i in range(ROUNDS)]
         return statistics.median(pair[column] / other for pair, other in zip(measured[label], best, strict=True))
 
-    bounds = [label for label in measured if label.startswith("products")]
     figures = {}
     for key, label, others in (
-        ("embed_vs_dreamsim_single", "ours, bfloat16", ["dreamsim, one at a time"]),
-        ("embed_vs_dreamsim_batched", "ours, bfloat16", ["dreamsim, batches of 32"]),
-        ("embed_vs_matmul_bound", "ours, bfloat16", bounds),
-        ("embed_float32_vs_dreamsim_batched", "ours, float32", ["dreamsim, batches of 32"]),
+        ("embed_vs_dreamsim_single", "ours, bfloat16", [SINGLE]),
+        ("embed_vs_dreamsim_batched", "ours, bfloat16", [BATCHED]),
+        ("embed_vs_patient_dreamsim_single", "ours, bfloat16", [SINGLE + ", patient threads"]),
+        ("embed_vs_patient_dreamsim_batched", "ours, bfloat16", [BATCHED + ", patient threads"]),
+        ("embed_vs_matmul_bound", "ours, bfloat16", [label for label in measured if label.startswith("products")]),
+        ("embed_float32_vs_dreamsim_batched", "ours, float32", [BATCHED, BATCHED + ", patient threads"]),
     ):
-        figures[key] = round(ratio(label, others), 3)
+        figures[key] = round(ratio(label, others, 0), 3)
         print(f"{key:34} {figures[key]:7.3f}; by the cores' work {ratio(label, others, 1):7.3f}")
     for precision, values in got.items():
         cosine = (values * reference).sum(1) / np.linalg.norm(values, axis=1) / np.linalg.norm(reference, axis=1)
-        print(f"{precision} with dreamsim's float32: cosine at least {cosine.min():.6f} of {len(cosine)} images")
         figures[f"embed_{precision}_cosine"] = round(float(cosine.min()), 6)
+        print(f"{precision} with dreamsim's float32: cosine at least {cosine.min():.6f} of {len(cosine)} images")
     seconds = PUBLISHED / statistics.median(wall for wall, _ in measured["ours, bfloat16"])
     print(f"both encoders on all {PUBLISHED // 2} images, bfloat16: {seconds / 60:.0f} minutes at this rate")
     write_latest(figures)

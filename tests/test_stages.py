@@ -87,6 +87,7 @@ def project(tmp_path_factory) -> Iterator[Project]:
             download__dreamsim_releases=server.releases,
             train__epochs=3,
             train__batch_size=16,
+            embed__blocks=[6, "last"],
         )
         for command in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "code"]):
             clone.run("git", *command)
@@ -175,6 +176,43 @@ def test_an_interrupted_comparison_leaves_the_workspace_as_it_was(project):
     assert "compare" not in project.run("dvc", "exp", "list", "--all-commits")
 
 
+def test_another_block_costs_only_the_training(project):
+    before = project.metrics()
+    assert ran(project.run("dvc", "exp", "run", "-S", "train.block=6")) == ["train", "evaluate", "report"]
+    after = project.metrics()
+    assert (before["block"], after["block"]) == ("last", 6) and before["matched_cosine"] != after["matched_cosine"]
+    assert "set it to one that is there, 6, last" in project.run("dvc", "exp", "run", "-S", "train.block=7", fails=True)
+    assert ran(project.run("dvc", "exp", "run", "-S", "train.block=last")) == [] and project.metrics() == before
+
+
+def test_the_caches_health_is_among_the_metrics(project):
+    health = json.loads((project.folder / "metrics/embeddings.json").read_text())
+    assert health.keys() == {"unaligned", "aligned"}
+    for blocks in health.values():
+        assert blocks.keys() == {"6", "last"}
+        assert all(block["rows"] == 30 and block["reference_cosine"] > 0.9999 for block in blocks.values())
+    assert health["unaligned"]["last"]["median_cosine"] != health["aligned"]["last"]["median_cosine"]
+    assert "embeddings.json" in project.run("dvc", "metrics", "show")
+
+
+def test_a_colleague_trains_without_images_or_weights(project, tmp_path):
+    """What `dvc push` left on a remote, a fresh clone with an empty cache pulls."""
+    remote = ["dvc", "remote", "add", "--local", "-d", "shared", str(tmp_path / "remote")]
+    project.run(*remote)
+    project.run("dvc", "push")
+    colleague = Project(tmp_path / "clone", project.environment | {"ALIGNED_EEG_CACHE": str(tmp_path / "cache")})
+    project.run("git", "clone", "-q", ".", str(colleague.folder))
+    colleague.run(*remote)
+    colleague.run("dvc", "pull", "embed", "preprocess")
+    there = {str(path.relative_to(colleague.folder)) for path in colleague.folder.glob("data/*")}
+    assert there == {"data/eeg", "data/embeddings"}
+    output = colleague.run("dvc", "exp", "run", "--pull", "--allow-missing", "-S", "encoder=aligned", "-S", "seed=1")
+    assert ran(output) == ["train", "evaluate", "report"]
+    inputs = [*colleague.folder.glob("data/raw/**/*"), *colleague.folder.glob("data/weights/**/*")]
+    assert not [path for path in inputs if path.is_file()]
+    assert colleague.metrics()["encoder"] == "aligned" and colleague.metrics()["top1_acc"] >= 0
+
+
 def test_a_run_is_repeated_to_the_last_bit(project):
     """dvc.lock, with the hash of each out, stays as it was; the server is gone, the download comes from the cache."""
     before = (project.folder / "dvc.lock").read_bytes()
@@ -233,7 +271,7 @@ def embeddings_of_others(project: Project, tmp_path: Path) -> list[str]:
         (metadata_of_others, "22"),
         (other_subject, "sub-77"),
         (misspelt_key, "unknown key encder"),
-        (embeddings_of_others, "is no embedding cache"),
+        (embeddings_of_others, "is not a whole embedding cache"),
     ],
 )
 def test_bad_input_gets_one_sentence(project, tmp_path, prepare: Callable[[Project, Path], list[str]], message):
