@@ -19,7 +19,7 @@ $(VENV)/installed: requirements.txt constraints.txt
 
 repro: setup  ## run the pipeline (what changed of it) and print the metrics
 	dvc repro
-	@echo && dvc metrics show && printf '%s\n' '' 'Next, after `source $(VENV)/bin/activate`:' \
+	@echo && dvc exp show --no-pager --drop '.*' --keep '^(Experiment|params.yaml:encoder|nice_loss|top1_acc|top5_acc)$$' && printf '%s\n' '' 'Next, after `source $(VENV)/bin/activate`:' \
 		'  dvc exp run -S encoder=aligned       the human-aligned image encoder instead' \
 		'  dvc metrics diff                     what that changed' \
 		'  dvc exp run -S dataset=things-eeg2   the published data (ten archives of a gigabyte, and the images)'

@@ -7,6 +7,7 @@ import torch
 
 from pipeline.embeddings import Embeddings
 from pipeline.errors import InputError
+from pipeline.evaluation import tabulate
 from pipeline.masking import average_some, keep_window, mask_channel
 from pipeline.model import ContrastiveModel, ModelSizes
 from pipeline.params import Evaluate, read_params
@@ -97,6 +98,17 @@ def test_one_repetition_and_one_subject(scene):
     outcomes, axes = score([once], models, embeddings, parameters(), 0)
     assert axes.n_repetitions == 1
     assert [kind for kind in outcomes[0].queries if isinstance(kind, int)] == []
+
+
+def test_two_test_images(scene):
+    """With top-1 alone, the only question that two images leave; the figures follow."""
+    recordings, models, embeddings = scene
+    two = [shuffled(recording, np.arange(2)) for recording in recordings]
+    chosen = parameters(top_k=[1])
+    outcomes, axes = score(two, models, embeddings, chosen, 0)
+    summary, tables = tabulate(outcomes, axes, chosen, 0)
+    assert tables["n_way"]["n_way"].tolist() == [2] and tables["n_way"]["chance"].tolist() == [0.5]
+    assert summary["top1_acc"] in (0, 0.25, 0.5, 0.75, 1) and 1 <= summary["mean_rank"] <= 2
 
 
 def test_equal_embeddings_of_two_images_count_against_the_match(scene):
