@@ -79,18 +79,14 @@ def ours(folder: Path, archive: zipfile.ZipFile, device: torch.device, precision
     encoder, _ = load_encoder(folder / f"dreamsim_{BACKBONE}_checkpoint.zip", BACKBONE, "aligned")
     accelerate(encoder, parameters.blocks, parameters.tokens, parameters.precision, device)
 
+    def decode(name: str) -> torch.Tensor:
+        return preprocess(decode_image(read_member(archive, name), name))
+
     def embed(names: list[str]) -> np.ndarray:
         size = parameters.batch_size
         todo = [(folder / f"{i:06}.npy", names[i : i + size]) for i in range(0, len(names), size)]
         with tqdm(disable=True) as bar:
-            _embed_all(
-                encoder,
-                todo,
-                lambda name: preprocess(decode_image(read_member(archive, name), name)),
-                parameters,
-                device,
-                bar,
-            )
+            _embed_all(encoder, todo, decode, parameters, device, bar)
         return np.concatenate([np.load(file) for file, _ in todo])
 
     return embed
@@ -171,7 +167,7 @@ def compare(folder: Path, archive: zipfile.ZipFile, device: torch.device, cores:
         ways[BATCHED + suffix] = functools.partial(script.measure, batched, 32)
     ways |= {f"ours, {precision}": functools.partial(rates, embed, many) for precision, embed in fast.items()}
     for size in BOUND_BATCHES[device.type]:
-        for packed in (False, True) if device.type == "cpu" else (False,):
+        for packed in (False, True) if _name(device) == "cpu (AVX512)" else (False,):
             run = functools.partial(at_once, products(size, device, packed), cores if device.type == "cpu" else 1)
             label = f"products alone, bfloat16, {size} images{', laid out' if packed else ''}"
             ways[label] = functools.partial(rates, run, range(size * cores if device.type == "cpu" else size))
