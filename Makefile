@@ -45,6 +45,7 @@ bench: setup  ## ratios against the plain way of doing the same, in one run
 	python -m benchmarks.embed
 	python -m benchmarks.train
 	python -m benchmarks.train parity
+	python -m benchmarks.evaluate
 
 fuzz: setup  ## ten thousand damaged and hostile files for the readers
 	python -m tests.fuzz 10000

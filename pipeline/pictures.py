@@ -25,7 +25,7 @@ from pipeline.things_eeg2 import decode_image, open_image_zip
 from pipeline.untrusted import read_member
 
 COLOURS = {"unaligned": "#0072B2", "aligned": "#D55E00"}
-RIGHT, WRONG, QUIET = "#009E73", "#CC79A7", "#767676"
+RIGHT, QUIET = "#009E73", "#767676"
 STYLE = {
     "font.family": "DejaVu Sans",
     "font.size": 8,
