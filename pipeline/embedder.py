@@ -101,7 +101,7 @@ def embed_images(
         n_done = len(image_ids) - sum(len(batch) for _, batch in todo)
         with tqdm(total=len(image_ids), initial=n_done, unit="image", desc=f"embed {variant}", disable=None) as bar:
             _embed_all(encoder, todo, decode, parameters, device, bar)
-            features = {block: _feature(encoder, block, parameters.tokens) for block in parameters.blocks}
+        features = {block: _feature(encoder, block, parameters.tokens) for block in parameters.blocks}
         blocks = _checked(features, files, rows, reference, f"{target} (from {checkpoint.name})")
         write_embeddings(target, image_ids, blocks, made_with)
 

@@ -25,8 +25,8 @@ def accelerate(
     tokens: Literal["cls", "mean"],
     precision: Literal["float32", "bfloat16"],
     device: torch.device,
-) -> ImageEncoder:
-    """Change the encoder in place, for these blocks and tokens and no others, and put it on the device."""
+) -> None:
+    """Change the encoder, still on the CPU, in place: for these blocks and tokens on this device and no others."""
     deepest = max(encoder.n_blocks if block == "last" else block for block in blocks)
     packed = device.type == "cpu" and torch.backends.cpu.get_cpu_capability() == "AVX512"
     for vit in (each.vit for each in encoder.vits):
@@ -43,7 +43,6 @@ def accelerate(
                         parent.act = nn.Identity()
     if device.type == "cuda":
         torch.backends.cudnn.allow_tf32 = False  # float32 is float32, also in the patch embedding
-    return encoder.to(device)
 
 
 class _Linear(nn.Module):
