@@ -49,13 +49,12 @@ SINGLE, BATCHED = "dreamsim, one at a time", "dreamsim, batches of 32"
 
 
 class Plain:
-    """`benchmarks/plain_embed.py` in a process of its own, in which `policy` says how idle threads wait."""
+    """`benchmarks/plain_embed.py` in a process of its own, in which threads wait as in the stages if `patient`."""
 
-    def __init__(self, folder: Path, device: torch.device, policy: str | None) -> None:
-        environment = {key: value for key, value in os.environ.items() if key != "OMP_WAIT_POLICY"}
-        if policy is not None:
-            environment["OMP_WAIT_POLICY"] = policy
-        self.out = folder / f"{policy}.npy"
+    def __init__(self, folder: Path, device: torch.device, patient: bool) -> None:
+        policies = "OMP_WAIT_POLICY", "GOMP_SPINCOUNT"
+        environment = {key: value for key, value in os.environ.items() if patient or key not in policies}
+        self.out = folder / f"plain-{patient}.npy"
         script, images = Path(__file__).with_name("plain_embed.py"), folder / "images" / "training_images.zip"
         command = [sys.executable, script, BACKBONE, folder / "dreamsim", images, device.type, self.out]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
@@ -162,7 +161,7 @@ def main() -> None:
 def compare(folder: Path, archive: zipfile.ZipFile, device: torch.device, cores: int) -> None:
     names, n = archive.namelist(), IMAGES[device.type]
     single, batched, many = ([names[i % len(names)] for i in range(n[key])] for key in ("single", "batched", "ours"))
-    plain = {"": Plain(folder, device, None), ", patient threads": Plain(folder, device, "PASSIVE")}
+    plain = {"": Plain(folder, device, False), ", patient threads": Plain(folder, device, True)}
     fast = {precision: ours(folder, archive, device, precision) for precision in ("float32", "bfloat16")}
     ways: dict[str, Callable[[], tuple[float, float]]] = {}
     for suffix, script in plain.items():
