@@ -147,7 +147,7 @@ def planted(noise: float) -> tuple[Samples, torch.Tensor]:
 
 def parity(epochs: int = 8, seeds: int = 5, noise: float = 3.0) -> None:
     """Validation loss and top-1 of both after each epoch: mean over seeds, and the difference in standard errors."""
-    parameters = recipe(epochs=epochs, learning_rate=0.002, start_temperature=0.07)
+    parameters = recipe(epochs=epochs, learning_rate=0.002, start_temperature=0.07, standardise_eeg=False)
     samples, embeddings = planted(noise)
     mask = held_out(samples.concept, 0.2, seed=0)
     rows, selection = np.flatnonzero(~mask), samples.take(np.flatnonzero(mask))
@@ -169,7 +169,8 @@ def parity(epochs: int = 8, seeds: int = 5, noise: float = 3.0) -> None:
             scores = [retrieval_metrics(gallery / scale, scale, top_k=[1]) for gallery in logits]
             curve.append([np.mean([score[name] for score in scores]) for name in ("nice_loss", "top1_acc")])
         curves["plain"].append(np.array(curve))
-        print(f"seed {seed}: last loss and top-1, plain {curve[-1]}, ours {curves['ours'][-1][-1]}", flush=True)
+        last = (f"{name} {rows[-1][-1][0]:.3f} {rows[-1][-1][1]:.3f}" for name, rows in curves.items())
+        print(f"seed {seed}, loss and top-1 of the last epoch: {', '.join(last)}", flush=True)
     plain, ours = (np.stack(curves[name]) for name in ("plain", "ours"))  # (seeds, epochs, 2)
     errors = np.sqrt(plain.var(0, ddof=1) / seeds + ours.var(0, ddof=1) / seeds)
     print("epoch  loss plain    ours diff/se   top-1 plain    ours diff/se")
