@@ -1,11 +1,14 @@
 """`stages` is imported before torch, because it says how torch's threads wait."""
 
 import importlib
+import signal
 
 import pytest
 
 importlib.import_module("stages")
 torch = importlib.import_module("torch")
+# A suite started in the background has Ctrl-C ignored, and so have the processes that it starts and interrupts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
