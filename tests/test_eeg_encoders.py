@@ -88,26 +88,20 @@ def test_the_gradient_reaches_the_eeg_as_through_the_plain_layers(name):
     torch.testing.assert_close(a.grad, b.grad, rtol=1e-9, atol=1e-12)
 
 
-@pytest.fixture
-def n_threads():
-    yield torch.set_num_threads
-    torch.set_num_threads(1)
-
-
 @pytest.mark.parametrize("name", OWN)
-def test_each_thread_takes_a_part_of_the_batch(name, n_threads):
+def test_each_thread_takes_a_part_of_the_batch(name):
     """101 samples: neither parts nor chunks are all of one size."""
     encoder = with_large_weights(make(name, 3, 90, dropout=0.0)).double()
     eeg = torch.randn(101, 3, 90, dtype=torch.float64)
     targets = torch.randn(101, encoder.output_size, dtype=torch.float64)
     results = []
-    for n in (1, 3):
-        n_threads(n)
+    for n_threads in (1, 3):
+        torch.set_num_threads(n_threads)
         copied, copied_eeg = copy.deepcopy(encoder), eeg.clone().requires_grad_()
         contrastive_loss(copied(copied_eeg), targets).backward()
         with torch.inference_mode():
             scored = copied.eval()(eeg)
-        assert torch.get_num_threads() == n
+        assert torch.get_num_threads() == n_threads
         results.append([scored, copied_eeg.grad, *(p.grad for p in copied.parameters())])
     torch.testing.assert_close(*results, rtol=1e-9, atol=1e-12)
 

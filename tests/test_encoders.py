@@ -114,6 +114,7 @@ def pair(request: pytest.FixtureRequest, archives, tmp_path_factory: pytest.Temp
 
 def assert_equal(ours: Tensor, theirs: Tensor) -> None:
     assert theirs.std() > 0.3  # neither all zeros nor so small that the tolerance says nothing
+    print(f"largest difference {(ours - theirs).abs().max():.1e}")  # shown by pytest -rP
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
 
 
