@@ -26,6 +26,17 @@ def projector(n_inputs: int, n_outputs: int) -> nn.Module:
     return nn.Sequential(nn.Linear(n_inputs, n_outputs), Residual(residual), nn.LayerNorm(n_outputs))
 
 
+def start(module: nn.Module) -> None:
+    """The recipe's first weights: those of Linear, convolution and BatchNorm drawn, biases 0 but for Linear's."""
+    name = type(module).__name__
+    if name in ("Conv2d", "Linear"):
+        module.weight.data.normal_(0.0, 0.02)
+    if name == "BatchNorm2d":
+        module.weight.data.normal_(1.0, 0.02)
+    if name in ("Conv2d", "BatchNorm2d") and module.bias is not None:
+        module.bias.data.zero_()
+
+
 class PlainModel(nn.Module):
     def __init__(self, n_chans: int, n_times: int, embedding_size: int) -> None:
         super().__init__()
@@ -34,13 +45,9 @@ class PlainModel(nn.Module):
             *(nn.Conv2d(40, 40, (n_chans, 1), bias=False), nn.BatchNorm2d(40), nn.ELU(), nn.Dropout(0.5)),
             *(nn.Conv2d(40, 40, (1, 1)), nn.Flatten()),
         )
-        for module in self.encoder:
-            if isinstance(module, nn.Conv2d):
-                nn.init.normal_(module.weight, 0.0, 0.02)
-            elif isinstance(module, nn.BatchNorm2d):
-                nn.init.normal_(module.weight, 1.0, 0.02)
         self.eeg = projector((n_times - 64) * 40, 256)
         self.image = projector(embedding_size, 256)
+        self.apply(start)
         self.log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
 
     def forward(self, eeg: Tensor, embeddings: Tensor) -> Tensor:

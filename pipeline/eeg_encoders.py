@@ -36,24 +36,14 @@ def make_eeg_encoder(name: str, *, n_chans: int, n_times: int, sfreq: float, dro
     and, for the last four names, where braindecode is not installed.
     """
     if name == "nice-seed":
-        return _initialise(NiceSeed(n_chans, n_times, dropout))
+        return NiceSeed(n_chans, n_times, dropout)
     if name == "nice":
-        return _initialise(Nice(n_chans, n_times, dropout))
+        return Nice(n_chans, n_times, dropout)
     if name == "atm-s":
         return AtmS(n_chans, n_times, dropout)
     if name in EEG_ENCODERS:
         return BraindecodeEncoder(name, n_chans, n_times, sfreq, dropout)
     raise InputError(f"train.eeg_encoder = {name} is not known: choose one of {', '.join(EEG_ENCODERS)}")
-
-
-def _initialise(encoder: nn.Module) -> nn.Module:
-    """Weights as NICE and the recipe draw them."""
-    for module in encoder.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.normal_(module.weight, 0.0, 0.02)
-        elif isinstance(module, nn.BatchNorm2d):
-            nn.init.normal_(module.weight, 1.0, 0.02)
-    return encoder
 
 
 def _require_samples(name: str, n_times: int, least: int) -> None:

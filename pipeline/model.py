@@ -69,6 +69,8 @@ class ContrastiveModel(nn.Module):
         if recipe.image_projector:
             self.image_projector = Projector(sizes.embedding_size, projection_size, dropout)
         learned = recipe.temperature == "learned"
+        if recipe.eeg_encoder in ("nice-seed", "nice"):
+            draw_weights(self, biases=recipe.eeg_encoder == "nice-seed")
         log_scale = torch.tensor(math.log(1 / (recipe.start_temperature if learned else recipe.temperature)))
         self.log_scale = nn.Parameter(log_scale, requires_grad=learned)
         self.register_buffer("eeg_mean", torch.zeros(sizes.n_chans, sizes.n_times))
@@ -100,6 +102,20 @@ class ContrastiveModel(nn.Module):
     def logit_scale(self) -> Tensor:
         """1 / temperature, the factor from cosine similarity to logit."""
         return self.log_scale.exp()
+
+
+def draw_weights(model: nn.Module, biases: bool) -> None:
+    """Draw the weights of every convolution and Linear from N(0, 0.02) and those of every BatchNorm from N(1, 0.02).
+
+    The biases of BatchNorm are 0, and those of the convolutions too if `biases`; the others stay as torch drew them.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            nn.init.normal_(module.weight, 0.0, 0.02)
+        elif isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.weight, 1.0, 0.02)
+        if isinstance(module, nn.Conv2d) and module.bias is not None and biases:
+            nn.init.zeros_(module.bias)
 
 
 def save_model(model: ContrastiveModel, folder: Path, notes: dict) -> None:

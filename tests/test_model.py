@@ -2,7 +2,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from scipy.stats import ks_2samp
 
+from benchmarks.plain import PlainModel
 from pipeline.errors import InputError
 from pipeline.model import ContrastiveModel, ModelSizes, load_model, save_model
 from pipeline.params import Train, read_params
@@ -18,6 +20,52 @@ def make_model(**changes: object) -> ContrastiveModel:
 def test_the_recipe_has_794_thousand_parameters():
     model = ContrastiveModel(ModelSizes(17, 100, 100.0, 768), RECIPE)
     assert round(sum(p.numel() for p in model.parameters()) / 1000) == 794
+
+
+def test_the_recipe_starts_as_published():
+    """Every parameter, against the plain recipe: N(0, 0.02) everywhere, BatchNorm N(1, 0.02), no bias but Linear's."""
+    torch.manual_seed(0)
+    model = ContrastiveModel(ModelSizes(17, 100, 100.0, 768), RECIPE)
+    plain = PlainModel(17, 100, 768)
+    ours = {
+        **{f"encoder.{name}": p for name, p in model.eeg_encoder.named_parameters()},
+        **{f"eeg.{name}": p for name, p in model.eeg_projector.named_parameters()},
+        **{f"image.{name}": p for name, p in model.image_projector.named_parameters()},
+    }
+    names = {
+        "temporal.": "0.",
+        "temporal_2.": "1.",
+        "norm.": "2.",
+        "spatial.": "4.",
+        "norm_2.": "5.",
+        "pointwise.": "8.",
+    }
+    parts = {"project.": "0.", "residual.1.": "1.layers.1.", "norm.": "2."}
+    theirs, seen = dict(plain.named_parameters()), {"log_scale"}
+    for name, value in ours.items():
+        side, rest = name.split(".", 1)
+        known = names if side == "encoder" else parts
+        [prefix] = [prefix for prefix in known if rest.startswith(prefix)]
+        twin = f"{side}.{known[prefix]}{rest.removeprefix(prefix)}"
+        expected = theirs[twin]
+        seen.add(twin)
+        assert value.numel() == expected.numel(), name
+        if expected.std() == 0:  # biases of convolutions, BatchNorm and LayerNorm, weights of LayerNorm
+            assert torch.equal(value, expected), name
+        else:
+            assert ks_2samp(value.detach().flatten(), expected.detach().flatten()).pvalue > 1e-4, name
+    assert seen == theirs.keys()
+    assert model.eeg_projector.project.weight.std().item() == pytest.approx(0.02, rel=0.02)
+    assert model.log_scale.item() == plain.log_scale.item()
+
+
+def test_other_encoders_start_as_theirs_do():
+    """NICE keeps torch's biases of convolutions; ATM-S keeps all that torch draws, projectors included."""
+    nice = make_model(eeg_encoder="nice").eeg_encoder
+    assert nice.temporal.bias.abs().max() > 0.05 and nice.temporal.weight.std() < 0.03
+    atm = make_model(eeg_encoder="atm-s")
+    bound = 1 / atm.eeg_encoder.output_size**0.5  # of torch's uniform weights
+    assert 0.9 * bound < atm.eeg_projector.project.weight.abs().max() <= bound
 
 
 def test_a_saved_model_comes_back(tmp_path):
