@@ -13,8 +13,9 @@ setup: $(VENV)/installed  ## create .venv with the versions that were tried
 
 $(VENV)/installed: requirements.txt constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, and $(PYTHON) is older: make PYTHON=python3.12 ...")'
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile -r requirements.txt -c constraints.txt
+	@echo 'Installing the packages of constraints.txt into $(VENV): some 3 GB, one to five minutes, once.'
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/pip install --quiet --disable-pip-version-check --no-compile -r requirements.txt -c constraints.txt
 	@touch $@
 
 repro: setup  ## run the pipeline (what changed of it) and print the metrics
@@ -24,8 +25,8 @@ repro: setup  ## run the pipeline (what changed of it) and print the metrics
 		'  dvc metrics diff                     what that changed' \
 		'  dvc exp run -S dataset=things-eeg2   the published data (ten archives of a gigabyte, and the images)'
 
-compare: setup  ## both encoders on the parameters as they are: the difference, and how sure it is
-	python -m stages.compare
+compare: setup  ## both encoders: the difference, and how sure it is; make compare SEEDS=5
+	python -m stages.compare $(if $(SEEDS),--seeds $(SEEDS))
 	@echo '`dvc repro` puts it into metrics/report.html'
 
 results: setup  ## print the last comparison

@@ -1,8 +1,8 @@
 """Metrics of the runs of a protocol: per subject, their means with intervals, and the curves.
 
 Every figure is a mean over the test images, then over the seeds of a subject, then over subjects, and its interval is
-that of `statistics.Resamples`. Seeds are no part of the interval; their spread stands beside it. Collapsed runs are
-left out, unless all are.
+that of `statistics.Resamples`. Seeds are no part of it, but where each subject has models of its own; their spread
+stands beside it. Collapsed runs are left out, unless all are.
 """
 
 from collections.abc import Callable
@@ -81,9 +81,18 @@ def _intervals(kept: list[Outcome], resamples: Resamples, parameters: Evaluate) 
     return {
         "ci95_low": {name: low for name, (low, _) in ends.items()},
         "ci95_high": {name: high for name, (_, high) in ends.items()},
-        "ci95_over": "subjects and test images" if resamples.subjects.shape[1] > 1 else "test images",
+        **_coverage(pd.DataFrame([{"fold": one.scored.fold, "subject": one.scored.subject} for one in kept])),
         "n_resamples": len(resamples.images),
     }
+
+
+def _coverage(runs: pd.DataFrame) -> dict[str, str]:
+    """What the intervals are over, and what else varies: from the fold and subject of each run."""
+    if runs["subject"].nunique() == 1:
+        return {"ci95_over": "test images", "ci95_not_over": "seeds, subjects and training images"}
+    if runs.groupby("fold")["subject"].nunique().max() > 1:
+        return {"ci95_over": "subjects and test images", "ci95_not_over": "seeds and training images"}
+    return {"ci95_over": "subjects, each with models of its own, and test images", "ci95_not_over": "training images"}
 
 
 def _top_k(kept: list[Outcome], resamples: Resamples) -> pd.DataFrame:

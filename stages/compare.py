@@ -28,6 +28,7 @@ EVALUATION = "data/evaluation.h5"
 
 def main(
     evaluations: Annotated[list[Path] | None, typer.Argument(help="two files: unaligned, aligned; or none")] = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="train.seeds, where DVC makes the evaluations")] = None,
     params: Path = Path("params.yaml"),
     comparison: Path = Path("metrics/comparison.json"),
 ) -> str:
@@ -36,8 +37,10 @@ def main(
         raise InputError(
             f"give two evaluations, unaligned and aligned, or none to have DVC make them: got {evaluations}"
         )
+    if evaluations and seeds:
+        raise InputError("--seeds is for evaluations that DVC makes: the files given hold the seeds that they hold")
     with tempfile.TemporaryDirectory() as folder:
-        files = evaluations or [evaluate(encoder, Path(folder)) for encoder in ENCODERS]
+        files = evaluations or [evaluate(encoder, seeds, Path(folder)) for encoder in ENCODERS]
         sides = [read_similarities(path) for path in files]
         result = compare(*sides, p.evaluate, p.seed)
         result["sha256"] = {encoder: sha256(path) for encoder, path in zip(ENCODERS, files, strict=True)}
@@ -48,11 +51,12 @@ def main(
     return str(comparison)
 
 
-def evaluate(encoder: str, folder: Path) -> Path:
-    """The evaluation of one encoder on the parameters of the workspace, copied into `folder`."""
+def evaluate(encoder: str, seeds: int | None, folder: Path) -> Path:
+    """The evaluation of one encoder on the parameters of the workspace, copied into `folder`; `seeds` if given."""
     name, target = f"compare-{encoder}-{os.getpid()}", folder / f"{encoder}.h5"
     print(f"{encoder}: taken from DVC's cache, or trained and evaluated", flush=True)
-    command = ["dvc", "exp", "run", "--quiet", "--temp", "--name", name, "-S", f"encoder={encoder}", "evaluate"]
+    values = ["-S", f"encoder={encoder}"] + (["-S", f"train.seeds={seeds}"] if seeds else [])
+    command = ["dvc", "exp", "run", "--quiet", "--temp", "--name", name, *values, "evaluate"]
     try:
         if subprocess.run(command).returncode:
             raise InputError(

@@ -20,12 +20,17 @@ def print_comparison(comparison: dict) -> None:
                 "unaligned": _number(row["unaligned"]),
                 "aligned": _number(row["aligned"]),
                 "difference": _number(row["difference"], "+"),
-                "95 % interval": " to ".join(_number(end, "+") for end in row["ci95"]),
+                "95 % interval": _interval(row["ci95"]),
                 "p": _number(row["p"]),
+                "of these models": _interval(row["ci95_these_models"]),
             }
             for name, row in metrics.items()
         ]
-        show("Aligned against unaligned; the interval is that of the difference", rows)
+        over = " and ".join(comparison["ci95_over"]) or "nothing: one seed tells too little"
+        show(
+            f"Aligned against unaligned; interval of the difference and p over {over}; of these models: test images",
+            rows,
+        )
     note = f"{comparison['n_way']}-way, {comparison['dataset']}{', synthetic' * comparison['synthetic']}"
     rows = []
     for encoder in ENCODERS if metrics else ():
@@ -41,6 +46,10 @@ def _row(method: str, protocol: str, top1: float | None, top5: float | None, not
         name: "" if value is None else f"{value:.1f}" for name, value in (("top-1 %", top1), ("top-5 %", top5))
     }
     return {"method": method, "protocol": protocol} | accuracies | {"note": note}
+
+
+def _interval(ends: list[float | None] | None) -> str:
+    return " to ".join(_number(end, "+") for end in ends or ())
 
 
 def _number(value: float | None, sign: str = "") -> str:

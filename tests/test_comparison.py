@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.stats import t
 
 from pipeline.comparison import compare
 from pipeline.errors import InputError
@@ -17,14 +18,14 @@ def parameters() -> Evaluate:
     return Evaluate(**read_params(Path("params.yaml")).evaluate.model_dump() | {"resamples": 1000, "top_k": [1, 5]})
 
 
-def scored(subject: str, right: np.ndarray, seed: int = 1, collapsed: bool = False) -> Scored:
+def scored(subject: str, right: np.ndarray, seed: int = 1, collapsed: bool = False, fold: str = "pooled") -> Scored:
     """A run that retrieves these images first and every other one second."""
     similarity = np.full((N, N), 0.1, np.float32)
     np.fill_diagonal(similarity, 0.5)
     wrong = np.flatnonzero(~right)
     similarity[wrong, (wrong + 1) % N] = 0.6
     sides = np.zeros((2, N, 3), np.float32)
-    return Scored("pooled", seed, subject, 5, collapsed, 10.0, *sides, similarity)
+    return Scored(fold, seed, subject, 5, collapsed, 10.0, *sides, similarity)
 
 
 def evaluation(encoder: str, runs: list[Scored], **changes: object) -> Similarities:
@@ -38,10 +39,19 @@ def first(n: int) -> np.ndarray:
     return np.arange(N) < n
 
 
-def pair(n_subjects: int, unaligned: int = 8, aligned: int = 14) -> tuple[list[Scored], list[Scored]]:
-    """Of 20 images that many are right in each subject, one more or less from subject to subject."""
+def pair(
+    n_subjects: int, unaligned: int = 8, aligned: int = 14, seeds: tuple[int, ...] = (1, 2, 3), own_models: bool = False
+) -> tuple[list[Scored], list[Scored]]:
+    """Of 20 images that many are right in each subject, one more or less from subject to subject and seed to seed."""
     names = [f"sub-{i:02}" for i in range(1, n_subjects + 1)]
-    runs = [[scored(name, first(n + i % 2)) for i, name in enumerate(names)] for n in (unaligned, aligned)]
+    runs = [
+        [
+            scored(name, first(n + (i + seed) % 2), seed, fold=name if own_models else "pooled")
+            for seed in seeds
+            for i, name in enumerate(names)
+        ]
+        for n in (unaligned, aligned)
+    ]
     return runs[0], runs[1]
 
 
@@ -51,21 +61,24 @@ def compared(unaligned: list[Scored], aligned: list[Scored], **changes: object) 
 
 
 def test_a_difference_by_hand():
-    """Ten subjects, each with six images more: nothing that varies over subjects, the smallest p there is."""
-    result = compared(*pair(10))
+    """Ten subjects, four seeds, each with six images more: only images vary, and six of twenty differ."""
+    result = compared(*pair(10, seeds=(1, 2, 3, 4)))
     top1 = result["metrics"]["top1_acc"]
     assert (top1["unaligned"], top1["aligned"], top1["difference"]) == pytest.approx((0.425, 0.725, 0.3))
-    assert top1["p"] == result["smallest_p"] == 2 / 2**10
-    assert top1["ci95"] == pytest.approx(top1["ci95_these_subjects"], abs=0.02)
-    # Six images of twenty differ: the standard error over images is that of a share of 0.3.
-    assert np.ptp(top1["ci95"]) == pytest.approx(2 * 1.96 * (0.3 * 0.7 / N) ** 0.5, rel=0.1)
+    assert result["ci95_over"] == ["seeds", "subjects", "test images"]
+    difference = np.array([0.0] * 8 + [0.5] + [1.0] * 5 + [0.5] + [0.0] * 5)  # by image, of the means over subjects
+    error = difference.std() / N**0.5  # of the bootstrap
+    assert top1["p"] == pytest.approx(2 * t.sf(0.3 / error, N - 1), rel=0.3)
+    assert np.ptp(top1["ci95"]) == pytest.approx(2 * t.ppf(0.975, N - 1) * error, rel=0.1)
+    assert np.ptp(top1["ci95_these_models"]) == pytest.approx(2 * 1.96 * error, rel=0.1)
     assert result["verdict"] == "better"
     assert result["answer"].startswith("The aligned encoder decodes better: top-1 72.5 % against 42.5 %, +30.0 points")
-    assert "exact p = 0.00195 over 10 subjects" in result["answer"] and "synthetic" not in result["answer"]
+    assert "over seeds, subjects and test images; 20-way, pooled, 10 subjects, 4 seeds" in result["answer"]
+    assert "synthetic" not in result["answer"]
 
 
 def test_the_parts_add_up():
-    result = compared(*pair(4))
+    result = compared(*pair(4, seeds=(2,)))
     rows = result["per_subject"]
     assert [row["subject"] for row in rows] == ["sub-01", "sub-02", "sub-03", "sub-04"] == result["subjects"]
     assert [row["aligned"]["top1_acc"] for row in rows] == [0.7, 0.75, 0.7, 0.75]
@@ -91,49 +104,84 @@ def test_the_other_way_round_changes_the_sign_only():
 
 
 def test_no_difference_is_no_claim():
-    result = compared(*pair(10, unaligned=10, aligned=10))
-    assert result["metrics"]["top1_acc"] | {"p": None} == {
-        **{"unaligned": 0.525, "aligned": 0.525, "difference": 0.0, "p": None},
-        **{"ci95": (0.0, 0.0), "ci95_these_subjects": (0.0, 0.0)},
-    }
-    assert result["metrics"]["top1_acc"]["p"] == 1.0
+    result = compared(*pair(10, unaligned=10, aligned=10, seeds=(1, 2)))
+    top1 = result["metrics"]["top1_acc"]
+    assert (top1["unaligned"], top1["aligned"], top1["difference"], top1["p"]) == pytest.approx((0.525, 0.525, 0, 1))
+    assert top1["ci95"] == pytest.approx((0, 0)) and top1["ci95_these_models"] == (0.0, 0.0)
     assert result["verdict"] == "no difference shown"
     assert result["answer"].startswith("No difference between the encoders is shown")
 
 
 def test_a_difference_that_subjects_do_not_share_is_not_shown():
-    """Five subjects gain and five lose the same: images alone would say that nothing varies."""
+    """Five subjects gain and five lose nearly as much: images alone would say that little varies."""
     names = [f"sub-{i:02}" for i in range(1, 11)]
-    unaligned = [scored(name, first(10)) for name in names]
-    aligned = [scored(name, first(16 if i < 5 else 5)) for i, name in enumerate(names)]
+    unaligned = [scored(name, first(10), seed) for name in names for seed in (1, 2)]
+    aligned = [scored(name, first(16 if i < 5 else 5), seed) for i, name in enumerate(names) for seed in (1, 2)]
     result = compared(unaligned, aligned)
     low, high = result["metrics"]["top1_acc"]["ci95"]
     assert low < 0 < high and result["metrics"]["top1_acc"]["p"] > 0.5
     assert result["verdict"] == "no difference shown"
 
 
-def test_two_subjects_cannot_speak_for_others():
-    result = compared(*pair(2))
-    assert result["smallest_p"] == result["metrics"]["top1_acc"]["p"] == 0.5
-    assert result["verdict"] == "better"  # in these two: the interval over images says so
-    assert result["answer"].startswith("In these 2 subjects the aligned encoder decodes better")
-    assert "so few subjects say nothing of others, the smallest p that they can reach is 0.5" in result["answer"]
-    alone = compared(*pair(1))
-    assert alone["answer"].startswith("In this 1 subject") and alone["smallest_p"] == 1.0
-
-
-def test_seeds_are_averaged_before_the_test():
-    """Two seeds of two subjects are two differences, not four."""
-    unaligned = [scored(name, first(8), seed) for name in ("a", "b") for seed in (1, 2)]
-    aligned = [scored(name, first(8 + 4 * seed), seed) for name in ("a", "b") for seed in (1, 2)]
+def test_a_difference_that_seeds_do_not_share_is_not_shown():
+    """One lucky seed of three moves all ten subjects and all images together, and speaks for no other seed."""
+    names = [f"sub-{i:02}" for i in range(1, 11)]
+    unaligned = [scored(name, first(8), seed) for name in names for seed in (1, 2, 3)]
+    aligned = [scored(name, first(20 if seed == 1 else 8), seed) for name in names for seed in (1, 2, 3)]
     result = compared(unaligned, aligned)
-    assert result["smallest_p"] == 0.5 and result["seeds"] == [1, 2] and "2 seeds" in result["answer"]
-    assert result["metrics"]["top1_acc"]["difference"] == pytest.approx(0.3)
-    assert result["per_image"]["aligned"]["top1_acc"][13] == 0.5
+    low, high = result["metrics"]["top1_acc"]["ci95"]
+    assert low < 0 < high and result["verdict"] == "no difference shown"
+    least, most = result["metrics"]["top1_acc"]["ci95_these_models"]
+    assert 0 < least < most
+
+
+def test_one_seed_of_a_model_that_subjects_share_is_no_claim():
+    """However clear the figures look."""
+    result = compared(*pair(10, unaligned=2, aligned=18, seeds=(1,)))
+    assert result["verdict"] == "no claim" and result["ci95_over"] == []
+    top1 = result["metrics"]["top1_acc"]
+    assert top1["ci95"] is None and top1["p"] is None and top1["ci95_these_models"][0] > 0.5
+    assert result["answer"].startswith("No claim can be made from one seed: top-1 92.5 % against 12.5 %, +80.0 points")
+    assert "over test images, for these models alone; 20-way, pooled, 10 subjects, 1 seed)" in result["answer"]
+    assert "`make compare SEEDS=5` trains five" in result["answer"]
+    json.dumps(result)
+
+
+def test_models_of_one_subject_each_make_subjects_enough():
+    """What seeds change in them differs from subject to subject already."""
+    result = compared(*pair(10, seeds=(1,), own_models=True))
+    assert result["ci95_over"] == ["subjects", "test images"] and result["verdict"] == "better"
+    assert compared(*pair(5, seeds=(1,), own_models=True))["verdict"] == "no claim"
+    assert compared(*pair(5, own_models=True))["ci95_over"] == ["seeds", "test images"]
+
+
+def test_few_subjects_cannot_speak_for_others():
+    result = compared(*pair(2))
+    assert result["ci95_over"] == ["seeds", "test images"]
+    assert result["verdict"] == "better"  # in these two
+    assert result["answer"].startswith(
+        "The aligned encoder decodes better in 2 subjects, which so few cannot say of others: top-1 "
+    )
+    assert "decodes better in 1 subject, which" in compared(*pair(1))["answer"]
+
+
+def test_the_spread_of_seeds_is_that_of_their_means():
+    """Two subjects with models of their own: the variance of the mean is a quarter of the sum of theirs."""
+    unaligned = [scored(name, first(8), seed, fold=name) for name in "ab" for seed in (1, 2)]
+    aligned = [scored(name, first(8 + 4 * seed), seed, fold=name) for name in "ab" for seed in (1, 2)]
+    result = compared(unaligned, aligned)
+    top1 = result["metrics"]["top1_acc"]
+    assert result["seeds"] == [1, 2] and "2 seeds" in result["answer"]
+    assert top1["difference"] == pytest.approx(0.3) and result["per_image"]["aligned"]["top1_acc"][13] == 0.5
+    of_a_mean = np.var([0.6, 0.8], ddof=1) / 2
+    of_images = np.var([0.0] * 8 + [1.0] * 4 + [0.5] * 4 + [0.0] * 4) / N
+    seeds, images = 2 * of_a_mean / 4, of_images
+    df = (seeds + images) ** 2 / (2 * (seeds / 2) ** 2 + images**2 / (N - 1))
+    assert np.ptp(top1["ci95"]) == pytest.approx(2 * t.ppf(0.975, df) * (seeds + images) ** 0.5, rel=0.1)
 
 
 def test_nothing_is_claimed_of_collapsed_runs():
-    unaligned, aligned = pair(3)
+    unaligned, aligned = pair(3, seeds=(1,))
     broken = [dataclasses.replace(aligned[0], collapsed=True), *aligned[1:]]
     result = compared(unaligned, broken)
     assert result["verdict"] == "no claim"
@@ -185,6 +233,6 @@ def of_the_other_encoder(side: Similarities) -> Similarities:
     ],
 )
 def test_runs_that_differ_in_more_than_the_encoder_are_refused(change, message):
-    unaligned, aligned = pair(3)
+    unaligned, aligned = pair(3, seeds=(1,))
     with pytest.raises(InputError, match=message):
         compare(evaluation("unaligned", unaligned), change(evaluation("aligned", aligned)), parameters(), 0)

@@ -207,7 +207,7 @@ def test_the_figures_are_those_of_the_files(full, browser):
             name: [
                 *(row[key] for key in (*ENCODERS, "difference")),
                 *row["ci95"],
-                *row["ci95_these_subjects"],
+                *row["ci95_these_models"],
                 row["p"],
             ]
             for name, row in comparison["metrics"].items()
@@ -328,7 +328,7 @@ def test_without_a_comparison_it_says_what_this_run_can_say(tmp_path):
     run = json.loads((tmp_path / "one/evaluation.json").read_text())
     assert f"is the nearest of 12 for {100 * run['top1_acc']:.1f} % of the EEG responses" in page
     assert "this run alone cannot say: make compare evaluates both" in page
-    assert "over test images; guessing gives 8.3 %" in page
+    assert "over test images, not over seeds, subjects and training images; guessing gives 8.3 %" in page
     assert "Synthetic data" in page and "One subject" in page and "One seed" in page
     assert "Aligned against unaligned" not in page
 

@@ -2,9 +2,9 @@ import itertools
 
 import numpy as np
 import pytest
-from scipy.stats import permutation_test
+from scipy.stats import f, ttest_ind, ttest_rel
 
-from pipeline.statistics import draw_resamples, gallery_accuracy, sign_flip_test
+from pipeline.statistics import Variance, draw_resamples, gallery_accuracy, t_test, variance_of_mean
 
 
 @pytest.mark.parametrize("n_way", [1, 2, 3, 5, 6])
@@ -53,29 +53,50 @@ def test_the_same_seed_gives_the_same_interval():
     assert first == again != other
 
 
-@pytest.mark.parametrize("n", [1, 2, 5, 10])
-def test_sign_flips_give_scipys_exact_p(n):
-    differences = np.random.default_rng(n).normal(0.4, 1, n)
-    p, smallest = sign_flip_test(differences, 0)
-    if n > 1:  # scipy asks for two
-        peer = permutation_test(
-            (differences, np.zeros(n)), lambda a, b: np.mean(a - b), permutation_type="samples", n_resamples=np.inf
-        )
-        assert p == pytest.approx(peer.pvalue, abs=1e-12)
-    assert smallest == 2 / 2**n
+def test_one_source_of_variation_gives_students_paired_test():
+    first, second = np.random.default_rng(0).normal([[0.3], [0.0]], 1, (2, 12))
+    peer = ttest_rel(first, second)
+    interval, p = t_test((first - second).mean(), [variance_of_mean(first - second)])
+    assert p == pytest.approx(peer.pvalue, abs=1e-12)
+    assert interval == pytest.approx(tuple(peer.confidence_interval(0.95)), abs=1e-12)
 
 
-def test_p_by_hand():
-    assert sign_flip_test(np.array([1.0, 2.0]), 0) == (0.5, 0.5)
-    assert sign_flip_test(np.array([1.0, -1.0]), 0)[0] == 1.0
-    assert sign_flip_test(np.full(10, 0.1), 0) == (2 / 1024, 2 / 1024)
-    assert sign_flip_test(np.zeros(4), 0)[0] == 1.0
+def test_two_samples_give_welchs_test():
+    """Whose degrees of freedom are Satterthwaite's."""
+    rng = np.random.default_rng(1)
+    first, second = rng.normal(0.5, 1, 5), rng.normal(0, 3, 9)
+    peer = ttest_ind(first, second, equal_var=False)
+    interval, p = t_test(first.mean() - second.mean(), [variance_of_mean(first), variance_of_mean(second)])
+    assert p == pytest.approx(peer.pvalue, abs=1e-12)
+    assert interval == pytest.approx(tuple(peer.confidence_interval(0.95)), abs=1e-12)
 
 
-def test_many_subjects_are_sampled_near_the_exact_p():
-    """Differences of size one: of 18 signs, 14 or more alike have a binomial chance."""
-    differences = np.array([1.0] * 14 + [-1.0] * 4)
-    p, smallest = sign_flip_test(differences, 0)
-    exact = 2 * sum(len(list(itertools.combinations(range(18), m))) for m in range(5)) / 2**18
-    assert p == pytest.approx(exact, abs=0.002)
-    assert smallest == 1 / 100_000
+def test_subjects_and_images_give_min_f():
+    """Clark 1973: min F' = F1 F2 / (F1 + F2), of analyses by subjects and by items."""
+    scores = np.random.default_rng(2).normal(0.4, 1, (8, 30))
+    parts = [variance_of_mean(scores.mean(axis)) for axis in (0, 1)]
+    by_image, by_subject = (scores.mean() ** 2 / part.value for part in parts)
+    min_f = by_subject * by_image / (by_subject + by_image)
+    df = (by_subject + by_image) ** 2 / (by_subject**2 / 29 + by_image**2 / 7)
+    assert t_test(scores.mean(), parts)[1] == pytest.approx(f.sf(min_f, 1, df), abs=1e-12)
+
+
+def test_nothing_is_claimed_where_no_effect_was_planted():
+    """Seeds, subjects and images crossed, each with an effect of its own: 95 % of the intervals hold zero, or more."""
+    rng, n, held = np.random.default_rng(3), 2000, 0
+    for _ in range(n):
+        arms = rng.normal(0, 0.02, (2, 3, 1, 1)) + rng.normal(0, 0.1, (2, 3, 8, 40))  # (encoder, seed, subject, image)
+        cells = arms[1] - arms[0] + rng.normal(0, 0.03, (1, 8, 1)) + rng.normal(0, 0.05, (1, 1, 40))
+        parts = [variance_of_mean(cells.mean((0, 2))), variance_of_mean(cells.mean((0, 1)))]
+        parts += [variance_of_mean(arm.mean((1, 2))) for arm in arms]
+        low, high = t_test(cells.mean(), parts)[0]
+        held += low < 0 < high
+    assert 0.945 < held / n < 0.99
+
+
+def test_what_does_not_vary_and_what_cannot_be_known():
+    assert t_test(0.2, [Variance(0.0, 9)]) == ((0.2, 0.2), 0.0)
+    assert t_test(0.0, [Variance(0.0, 9)]) == ((0.0, 0.0), 1.0)
+    alone = variance_of_mean(np.array([0.3]))
+    assert np.isnan(alone.value) and np.isnan(t_test(0.3, [alone, Variance(1.0, 5)])[1])
+    assert t_test(0.2, [Variance(0.0, 0), Variance(0.01, 9)]) == t_test(0.2, [Variance(0.01, 9)])
