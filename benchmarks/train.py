@@ -29,7 +29,16 @@ from pipeline.eeg_encoders import NiceSeed
 from pipeline.model import ContrastiveModel, ModelSizes
 from pipeline.params import Train, read_params
 from pipeline.retrieval import retrieval_metrics
-from pipeline.training import Samples, _train_epoch, held_out, make_galleries, make_optimizer, train
+from pipeline.training import (
+    Samples,
+    _average,
+    _train_epoch,
+    derive_seeds,
+    held_out,
+    make_galleries,
+    make_optimizer,
+    train,
+)
 
 CPU = torch.device("cpu")
 SIZES = ModelSizes(n_chans=17, n_times=100, sfreq=100.0, embedding_size=768)
@@ -58,13 +67,13 @@ def speed() -> dict[str, float]:
     parameters, (eeg, embeddings) = recipe(), simulated(PART)
     target = torch.arange(PART)
     model = ContrastiveModel(SIZES, parameters)
-    optimizer, _ = make_optimizer(model, parameters)
+    average, (optimizer, _) = _average(model, parameters, n_steps=8), make_optimizer(model, parameters)
     plain = PlainModel(17, 100, 768)
     made = optimizers(plain, parameters.learning_rate, (4, 2), 100)
 
     def ours() -> None:
         batches = torch.randperm(PART).split(parameters.batch_size)
-        _train_epoch(model, optimizer, eeg, target, embeddings, batches, parameters)
+        _train_epoch(model, average, optimizer, eeg, target, embeddings, batches, parameters)
 
     def plainly() -> None:
         list(train_epoch(plain, made, eeg, embeddings, parameters.batch_size))
@@ -117,9 +126,9 @@ def full_size() -> dict[str, float]:
     eeg, _ = simulated(FULL)
     embeddings, target = torch.randn(16_540, 768), torch.arange(16_540).repeat(10)
     model = ContrastiveModel(SIZES, parameters)
-    optimizer, _ = make_optimizer(model, parameters)
+    average, (optimizer, _) = _average(model, parameters, n_steps=8), make_optimizer(model, parameters)
     start = time.perf_counter()
-    _train_epoch(model, optimizer, eeg, target, embeddings, torch.randperm(FULL).split(256), parameters)
+    _train_epoch(model, average, optimizer, eeg, target, embeddings, torch.randperm(FULL).split(256), parameters)
     seconds = time.perf_counter() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(f"an epoch of {FULL} samples: {seconds:.1f} s, {FULL / seconds:.0f} samples/s, peak {peak:.0f} MB")
@@ -147,14 +156,17 @@ def planted(noise: float) -> tuple[Samples, torch.Tensor]:
 
 def parity(epochs: int = 8, seeds: int = 5, noise: float = 3.0) -> None:
     """Validation loss and top-1 of both after each epoch: mean over seeds, and the difference in standard errors."""
-    parameters = recipe(epochs=epochs, learning_rate=0.002, start_temperature=0.07, standardise_eeg=False)
+    parameters = recipe(
+        epochs=epochs, learning_rate=0.002, start_temperature=0.07, standardise_eeg=False, average_epochs="none"
+    )
     samples, embeddings = planted(noise)
     mask = held_out(samples.concept, 0.2, seed=0)
     rows, selection = np.flatnonzero(~mask), samples.take(np.flatnonzero(mask))
     galleries = make_galleries(selection.subject, selection.concept)
     curves: dict[str, list[np.ndarray]] = {"plain": [], "ours": []}
     for seed in range(seeds):
-        history = train(samples, rows, selection, embeddings, parameters, seed, CPU).history
+        seeds_of_run = derive_seeds(seed, "pooled")
+        history = train(samples, rows, selection, embeddings, parameters, seeds_of_run, CPU).history
         curves["ours"].append(history[["selection_loss", "selection_top1"]].to_numpy())
         torch.manual_seed(1000 + seed)
         model = PlainModel(17, 100, 768)

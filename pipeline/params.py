@@ -46,6 +46,7 @@ class Train(_Section):
     block: Block
     protocol: Literal["pooled", "within-subject", "leave-one-subject-out"]
     select_on: Literal["validation", "last", "test"]
+    selection_temperature: Literal["fitted", "model"]
     validation_concepts: Share
     workers: Count
     eeg_encoder: Literal["nice-seed", "nice", "atm-s", "eegnet", "shallow", "deep4", "eegconformer"]
@@ -58,6 +59,7 @@ class Train(_Section):
     weight_decay: Annotated[float, Field(ge=0)]
     gradient_clip: Literal["none"] | Rate
     epochs: Count
+    average_epochs: Literal["none"] | Rate
     batch_size: Annotated[int, Field(gt=1)]
     learning_rate: Rate
     final_learning_rate: Rate

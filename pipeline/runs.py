@@ -27,7 +27,7 @@ from pipeline.errors import InputError
 from pipeline.files import cache_folder, replacing, sha256
 from pipeline.model import save_model
 from pipeline.params import Train
-from pipeline.training import held_out, read_samples, train
+from pipeline.training import derive_seeds, held_out, read_samples, train
 
 
 @dataclass(frozen=True)
@@ -104,9 +104,9 @@ def _train_run(
     torch.set_num_threads(threads)
     cache = read_embeddings(embeddings, parameters.block)
     samples = read_samples([files[subject] for subject in run.trained_on], "train", cache)
-    rows, selection = np.arange(len(samples.eeg)), None
+    rows, selection, seeds = np.arange(len(samples.eeg)), None, derive_seeds(run.seed, run.fold)
     if parameters.select_on == "validation":
-        mask = held_out(samples.concept, parameters.validation_concepts, run.seed)
+        mask = held_out(samples.concept, parameters.validation_concepts, seeds.concepts)
         rows, selection = rows[~mask], samples.take(rows[mask])
     elif parameters.select_on == "test":
         selection = read_samples([files[subject] for subject in run.tested_on], "test", cache)
@@ -114,7 +114,7 @@ def _train_run(
     # Where an operation has no deterministic form torch warns. A CPU needs no switch: its operations all have one.
     torch.use_deterministic_algorithms(device.type == "cuda", warn_only=True)
     state = states / f"{run.name}.pt"
-    trained = train(samples, rows, selection, values, parameters, run.seed, device, state, progress)
+    trained = train(samples, rows, selection, values, parameters, seeds, device, state, progress)
     notes = asdict(run) | {
         "protocol": parameters.protocol,
         "selected_on": parameters.select_on,

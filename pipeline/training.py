@@ -15,7 +15,9 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 import torch
+from scipy.optimize import minimize_scalar
 from torch import Tensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from pipeline.embeddings import Embeddings
 from pipeline.errors import InputError
@@ -23,7 +25,7 @@ from pipeline.files import replacing
 from pipeline.model import ContrastiveModel, ModelSizes
 from pipeline.params import Train
 from pipeline.recordings import read_split
-from pipeline.retrieval import retrieval_metrics, symmetric_cross_entropy
+from pipeline.retrieval import rank_of_match, score_queries, symmetric_cross_entropy
 
 EVALUATION_BATCH = 512  # EEG samples in one pass without gradient; limits memory
 PROBED = 256  # samples whose embeddings tell whether a model has collapsed
@@ -43,6 +45,21 @@ class Samples:
 
     def take(self, rows: np.ndarray) -> "Samples":
         return Samples(self.eeg[rows], self.target[rows], self.subject[rows], self.concept[rows], self.sfreq)
+
+
+@dataclass(frozen=True)
+class Seeds:
+    """What chance decides in a run: the concepts held out, the first weights, the order of samples, and dropout."""
+
+    concepts: int
+    start: int
+    order: int
+    dropout: int
+
+
+def derive_seeds(seed: int, fold: str) -> Seeds:
+    """Seeds of one run: those of another seed, or of another fold of the protocol, are independent of them."""
+    return Seeds(*np.random.SeedSequence([seed, *fold.encode()]).generate_state(4).tolist())
 
 
 @dataclass(frozen=True)
@@ -104,7 +121,7 @@ def train(
     selection: Samples | None,
     embeddings: Tensor,
     parameters: Train,
-    seed: int,
+    seeds: Seeds,
     device: torch.device,
     resume: Path | None = None,
     progress: Callable[[], None] = lambda: None,
@@ -115,41 +132,52 @@ def train(
     interrupted: after each epoch its state is written to `resume`, and a later call goes on from there. `progress` is
     called once an epoch. InputError where the loss explodes; the state of the epoch before it stays in `resume`.
     """
-    torch.manual_seed(seed)
+    torch.manual_seed(seeds.start)
     sizes = ModelSizes(*samples.eeg.shape[1:], samples.sfreq, embeddings.shape[1])
     model = ContrastiveModel(sizes, parameters).to(device)
     optimizer, schedule = make_optimizer(model, parameters)
-    shuffle = torch.Generator().manual_seed(seed)
-    state = {"history": [], "best": {}, "epoch": 0}
-    if resume is not None and resume.exists():
-        saved = torch.load(resume, map_location=device, weights_only=True)
-        state = _restore(saved, model, optimizer, schedule, shuffle)
-        for _ in state["history"]:
-            progress()
-
+    torch.manual_seed(seeds.dropout)
+    shuffle = torch.Generator().manual_seed(seeds.order)
     eeg, target, embeddings = samples.eeg.to(device), samples.target.to(device), embeddings.to(device)
     rows = torch.from_numpy(rows).to(device)
     if parameters.standardise_eeg:
         model.standardise(eeg, rows)
+    average = _average(model, parameters, n_steps=math.ceil(len(rows) / parameters.batch_size))
+    parts = {"model": model, "average": average, "optimizer": optimizer, "schedule": schedule}
+    state = {"history": [], "best": {}, "epoch": 0}
+    if resume is not None and resume.exists():
+        state = _restore(torch.load(resume, map_location=device, weights_only=True), parts, shuffle)
+        for _ in state["history"]:
+            progress()
     probe = eeg[rows[:PROBED]], embeddings[target[rows[:PROBED]]]
     galleries = [] if selection is None else make_galleries(selection.subject, selection.concept)
     while len(state["history"]) < parameters.epochs:
         epoch = len(state["history"]) + 1
         order = rows[torch.randperm(len(rows), generator=shuffle).to(device)]
-        loss = _train_epoch(model, optimizer, eeg, target, embeddings, order.split(parameters.batch_size), parameters)
+        batches = order.split(parameters.batch_size)
+        loss = _train_epoch(model, average, optimizer, eeg, target, embeddings, batches, parameters)
         schedule.step()
-        row = {"epoch": epoch, "train_loss": loss, "spread": spread(model, *probe)}
-        row |= _score(model, selection, embeddings, galleries, device)
+        row = {"epoch": epoch, "train_loss": loss, "spread": spread(average.module, *probe)}
+        row |= _score(average.module, selection, embeddings, galleries, device)
         _check(loss, epoch, parameters, resume)
         state["history"].append(row)
         if selection is None or row["selection_loss"] <= min(past["selection_loss"] for past in state["history"]):
-            state["best"], state["epoch"] = copy.deepcopy(model.state_dict()), epoch
+            state["best"], state["epoch"] = copy.deepcopy(average.module.state_dict()), epoch
         if resume is not None:
-            _save(resume, state, model, optimizer, schedule, shuffle)
+            _save(resume, state, parts, shuffle)
         progress()
     model.load_state_dict(state["best"])
     history = pd.DataFrame(state["history"])
     return Trained(model.eval(), history, state["epoch"], state["history"][-1]["spread"] < COLLAPSED_SPREAD)
+
+
+def _average(model: ContrastiveModel, parameters: Train, n_steps: int) -> AveragedModel:
+    """The moving average of the weights, and of the statistics of BatchNorm, over some `average_epochs` of `n_steps`.
+
+    With `none` it is the model as it stands after each step.
+    """
+    decay = 0.0 if parameters.average_epochs == "none" else math.exp(-1 / (parameters.average_epochs * n_steps))
+    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
 
 
 def make_optimizer(
@@ -184,6 +212,7 @@ def _rate(parameters: Train, warmup: int) -> Callable[[int], float]:
 
 def _train_epoch(
     model: ContrastiveModel,
+    average: AveragedModel,
     optimizer: torch.optim.Optimizer,
     eeg: Tensor,
     target: Tensor,
@@ -207,6 +236,7 @@ def _train_epoch(
         if parameters.gradient_clip != "none":
             torch.nn.utils.clip_grad_norm_(model.parameters(), parameters.gradient_clip)
         optimizer.step()
+        average.update_parameters(model)
         losses.append(loss.detach())
     return torch.stack(losses).mean().item()
 
@@ -238,12 +268,25 @@ def _score(
     if selection is None:
         return {"selection_loss": math.nan, "selection_top1": math.nan}
     eeg_side, image_side = project(model, selection.eeg.to(device), embeddings[selection.target.to(device)])
-    scale = model.logit_scale.item()
-    scores = [retrieval_metrics(eeg_side[rows] @ image_side[rows].T, scale, top_k=[1]) for rows in galleries]
-    return {
-        "selection_loss": float(np.mean([score["nice_loss"] for score in scores])),
-        "selection_top1": float(np.mean([score["top1_acc"] for score in scores])),
-    }
+    similarity = torch.stack([eeg_side[rows] @ image_side[rows].T for rows in galleries])  # (G, N, N)
+    fitted = model.recipe.selection_temperature == "fitted"
+    loss = lowest_loss(similarity) if fitted else _loss(similarity, model.logit_scale.item())
+    return {"selection_loss": loss, "selection_top1": (rank_of_match(similarity) == 1).double().mean().item()}
+
+
+def lowest_loss(similarity: Tensor) -> float:
+    """The mean loss of galleries (G, N, N) of cosines at the temperature, from 1 to 0.001, where it is lowest.
+
+    A temperature moves no rank. One that suits what a model has seen too often makes its loss on all else rise, long
+    before its ranks get worse (arXiv 1706.04599), and an epoch selected by that loss is too early. The loss is convex
+    in 1 / temperature.
+    """
+    found = minimize_scalar(lambda log: _loss(similarity, math.exp(log)), bounds=(0, math.log(1000)), method="bounded")
+    return float(found.fun)
+
+
+def _loss(similarity: Tensor, logit_scale: float) -> float:
+    return score_queries(similarity, logit_scale)["nice_loss"].mean().item()
 
 
 def _check(loss: float, epoch: int, parameters: Train, resume: Path | None) -> None:
@@ -256,32 +299,17 @@ def _check(loss: float, epoch: int, parameters: Train, resume: Path | None) -> N
         )
 
 
-def _save(
-    path: Path,
-    state: dict,
-    model: ContrastiveModel,
-    optimizer: torch.optim.Optimizer,
-    schedule: torch.optim.lr_scheduler.LambdaLR,
-    shuffle: torch.Generator,
-) -> None:
+def _save(path: Path, state: dict, parts: dict, shuffle: torch.Generator) -> None:
     random = {"cpu": torch.get_rng_state(), "shuffle": shuffle.get_state()}
     if torch.cuda.is_available():
         random["cuda"] = torch.cuda.get_rng_state()
-    parts = {"model": model, "optimizer": optimizer, "schedule": schedule}
     with replacing(path) as temporary:
         torch.save(state | {"random": random} | {name: part.state_dict() for name, part in parts.items()}, temporary)
 
 
-def _restore(
-    saved: dict,
-    model: ContrastiveModel,
-    optimizer: torch.optim.Optimizer,
-    schedule: torch.optim.lr_scheduler.LambdaLR,
-    shuffle: torch.Generator,
-) -> dict:
-    model.load_state_dict(saved["model"])
-    optimizer.load_state_dict(saved["optimizer"])
-    schedule.load_state_dict(saved["schedule"])
+def _restore(saved: dict, parts: dict, shuffle: torch.Generator) -> dict:
+    for name, part in parts.items():
+        part.load_state_dict(saved[name])
     torch.set_rng_state(saved["random"]["cpu"].cpu())
     shuffle.set_state(saved["random"]["shuffle"].cpu())
     if "cuda" in saved["random"]:

@@ -1,4 +1,7 @@
+import dataclasses
+import math
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pandas as pd
@@ -8,7 +11,17 @@ import torch
 from pipeline.errors import InputError
 from pipeline.model import ContrastiveModel, ModelSizes
 from pipeline.params import Train, read_params
-from pipeline.training import Samples, Trained, held_out, make_galleries, make_optimizer, train
+from pipeline.retrieval import symmetric_cross_entropy
+from pipeline.training import (
+    Samples,
+    Trained,
+    derive_seeds,
+    held_out,
+    lowest_loss,
+    make_galleries,
+    make_optimizer,
+    train,
+)
 
 CPU = torch.device("cpu")
 
@@ -59,6 +72,7 @@ def test_a_gallery_is_one_response_to_each_concept():
 
 
 def test_the_schedule_is_the_recipes(recipe):
+    recipe = recipe.model_copy(update={"learning_rate": 0.008})
     model = ContrastiveModel(ModelSizes(2, 65, 100.0, 4), recipe)
     optimizer, schedule = make_optimizer(model, recipe)
     rates = []
@@ -81,7 +95,8 @@ def run(data: tuple[Samples, torch.Tensor], parameters: Train, seed: int = 0, **
     samples, embeddings = data
     mask = held_out(samples.concept, 0.2, seed)
     rows = np.arange(len(mask))
-    return train(samples, rows[~mask], samples.take(rows[mask]), embeddings, parameters, seed, CPU, **options)
+    seeds = derive_seeds(seed, "pooled")
+    return train(samples, rows[~mask], samples.take(rows[mask]), embeddings, parameters, seeds, CPU, **options)
 
 
 def same_weights(one: Trained, other: Trained) -> bool:
@@ -104,8 +119,75 @@ def test_the_epoch_with_the_lowest_loss_is_kept(recipe):
     trained = run(data, parameters)
     assert trained.epoch == trained.history.set_index("epoch")["selection_loss"].idxmin()
     samples, embeddings = data
-    last = train(samples, np.arange(len(samples.eeg)), None, embeddings, parameters, 0, CPU)
+    seeds = derive_seeds(0, "pooled")
+    last = train(samples, np.arange(len(samples.eeg)), None, embeddings, parameters, seeds, CPU)
     assert last.epoch == 8 and last.history["selection_loss"].isna().all()
+
+
+def test_what_a_seed_decides_is_decided_apart(recipe):
+    """Another run or fold shares none of the four seeds; and each of three alone gives other weights."""
+    drawn = [derive_seeds(seed, fold) for seed in (1, 2) for fold in ("pooled", "sub-01", "without-sub-01")]
+    numbers = [number for seeds in drawn for number in dataclasses.astuple(seeds)]
+    assert len(set(numbers)) == len(numbers) and derive_seeds(1, "pooled") == drawn[0]
+    parameters, (samples, embeddings) = recipe.model_copy(update={"epochs": 1, "batch_size": 64}), planted()
+    rows, seeds = np.arange(len(samples.eeg)), drawn[0]
+    first = train(samples, rows, None, embeddings, parameters, seeds, CPU)
+    for name in ("start", "order", "dropout"):
+        changed = dataclasses.replace(seeds, **{name: 5})
+        assert not same_weights(first, train(samples, rows, None, embeddings, parameters, changed, CPU))
+    unused = dataclasses.replace(seeds, concepts=5)  # by `train`
+    assert same_weights(first, train(samples, rows, None, embeddings, parameters, unused, CPU))
+
+
+def test_the_weights_kept_are_the_moving_average(recipe):
+    """Two epochs of four steps, averaged by hand from the weights after each step."""
+    samples, embeddings = planted()
+    parameters = recipe.model_copy(update={"epochs": 2, "batch_size": 40, "average_epochs": 0.5})
+    rows, seeds, steps = np.arange(len(samples.eeg)), derive_seeds(0, "pooled"), []
+    plain_step = torch.optim.Adam.step
+
+    def step(optimizer: torch.optim.Adam, *arguments: object) -> None:
+        plain_step(optimizer, *arguments)
+        steps.append([p.detach().clone() for group in optimizer.param_groups for p in group["params"]])
+
+    with mock.patch.object(torch.optim.Adam, "step", step):
+        trained = train(samples, rows, None, embeddings, parameters, seeds, CPU)
+    assert len(steps) == 8
+    expected, decay = steps[0], math.exp(-1 / (0.5 * 4))
+    for weights in steps[1:]:
+        expected = [decay * mean + (1 - decay) * weight for mean, weight in zip(expected, weights, strict=True)]
+    optimizer, _ = make_optimizer(trained.model, parameters)
+    kept = [p.detach() for group in optimizer.param_groups for p in group["params"]]
+    torch.testing.assert_close(kept, expected)
+    without = train(
+        samples, rows, None, embeddings, parameters.model_copy(update={"average_epochs": "none"}), seeds, CPU
+    )
+    optimizer, _ = make_optimizer(without.model, parameters)
+    assert all(map(torch.equal, (p for group in optimizer.param_groups for p in group["params"]), steps[-1]))
+
+
+def test_the_lowest_loss_is_that_of_the_best_temperature():
+    """As a fine grid finds it; another temperature of the same model changes nothing, and the ranks do not matter."""
+    similarity = torch.randn(3, 10, 10, generator=torch.Generator().manual_seed(0)) * 0.2 + 0.3 * torch.eye(10)
+    grid = [symmetric_cross_entropy(scale * similarity[0]).item() for scale in np.geomspace(1, 1000, 4000)]
+    assert lowest_loss(similarity[:1]) == pytest.approx(min(grid), abs=1e-5)
+    means = [
+        np.mean([symmetric_cross_entropy(scale * one).item() for one in similarity])
+        for scale in np.linspace(1, 30, 300)
+    ]
+    assert lowest_loss(similarity) == pytest.approx(min(means), abs=1e-4)
+    assert lowest_loss(torch.eye(4)[None]) < 1e-6 and lowest_loss(torch.ones(1, 4, 4)) == pytest.approx(math.log(4))
+
+
+def test_the_selection_loss_is_taken_at_the_temperature_asked_for(recipe):
+    """With a fixed temperature far too high, the model's own loss is near chance where the fitted one is not."""
+    changes = {"epochs": 8, "batch_size": 64, "temperature": 5.0}
+    fitted, own = (
+        run(planted(), recipe.model_copy(update=changes | {"selection_temperature": at})).history.iloc[-1]
+        for at in ("fitted", "model")
+    )
+    assert own["selection_loss"] > 0.9 * math.log(8) and fitted["selection_loss"] < 0.7 * math.log(8)
+    assert own["train_loss"] == fitted["train_loss"] and own["selection_top1"] == fitted["selection_top1"]
 
 
 def test_an_interrupted_run_ends_as_if_it_had_not_been(recipe, tmp_path):

@@ -1,0 +1,186 @@
+"""How often the comparison claims what is not there, and how often it misses what is: real training, simulated EEG.
+
+    python -m benchmarks.calibration [PROTOCOL ...]     # 40 minutes on two free cores, all three protocols
+
+Each dataset (benchmarks/simulated.py) is drawn anew: subjects, images and noise. On it are trained, by params.yaml with
+fewer epochs, ten seeds with the embeddings of one image model, ten with those of an equal one, whose noise is its own,
+and on the first few datasets five with each of three better ones. Every comparison is `pipeline.comparison.compare` of
+runs drawn from these at random:
+
+    same     two disjoint sets of seeds with the very same embeddings: only seeds differ
+    equal    the same seeds with the embeddings of two equal models: seeds, subjects and images differ, as in real use
+    +3 ...   the same seeds with those of a better model; `points` tells by how much it was better
+
+Comparisons of one dataset share runs. So beside the binomial interval of the share of claims (Clopper-Pearson, as if
+all were independent) stands its standard error from the spread over the datasets, which are independent.
+"""
+
+import os
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy.stats import binomtest
+
+from benchmarks.simulated import Data, embed, recipe, similarities, simulate
+from pipeline.comparison import compare
+from pipeline.params import Evaluate, read_params
+from pipeline.runs import plan
+from pipeline.similarities import Scored, Similarities
+from pipeline.training import derive_seeds, held_out, train
+
+SEEDS = (1, 3, 5)
+WORSE = 4.5  # noise of the embeddings
+BETTER = {"+3": 4.2, "+5": 4.0, "+10": 3.5}
+COMPARISONS = 200  # at least, for each kind and number of seeds
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Of one protocol; in each, top-1 is some 50 % of 100 images."""
+
+    n_subjects: int
+    signal: float
+    epochs: int
+    batch_size: int
+    n_datasets: int
+    n_planted: int = 6
+    own_response: float = 1.0  # see `simulate`
+
+
+SETTINGS = {
+    "pooled": Setting(8, 0.3, 20, 256, 20),
+    "within-subject": Setting(8, 0.35, 20, 64, 16),
+    "leave-one-subject-out": Setting(6, 1.2, 15, 256, 12, own_response=0.25),
+}
+
+
+def dataset(protocol: str, number: int) -> Data:
+    setting = SETTINGS[protocol]
+    return simulate(
+        number,
+        signal=setting.signal,
+        common=2.0,
+        n_subjects=setting.n_subjects,
+        n_concepts=60,
+        own_response=setting.own_response,
+    )
+
+
+def run(protocol: str, number: int, model: str, seed: int) -> list[Scored]:
+    """All folds of one seed, with the embeddings of one image model."""
+    torch.set_num_threads(1)
+    setting, data = SETTINGS[protocol], dataset(protocol, number)
+    parameters = recipe(epochs=setting.epochs, batch_size=setting.batch_size)
+    noise, own = BETTER.get(model, WORSE), ["first", "second", *BETTER].index(model)
+    embeddings = embed(data, 10 * number + own, noise)
+    names = sorted(set(data.samples.subject))
+    scored = []
+    for fold in plan(protocol, names, [seed]):
+        samples = data.samples.take(np.flatnonzero(np.isin(data.samples.subject, fold.trained_on)))
+        seeds = derive_seeds(seed, fold.fold)
+        mask = held_out(samples.concept, parameters.validation_concepts, seeds.concepts)
+        selection, rows = samples.take(np.flatnonzero(mask)), np.flatnonzero(~mask)
+        trained = train(samples, rows, selection, embeddings, parameters, seeds, torch.device("cpu"))
+        for subject in fold.tested_on:
+            found = similarities(trained.model, data.test_eeg[names.index(subject)], embeddings)
+            about = (fold.fold, seed, subject, trained.epoch, trained.collapsed, trained.model.logit_scale.item())
+            scored.append(Scored(*about, np.empty(0), np.empty(0), found))
+    return scored
+
+
+def claim(protocol: str, sides: list[list[list[Scored]]]) -> tuple[str, float]:
+    """Verdict and difference in points, of the runs of each side."""
+    n = len(sides[0][0][0].similarity)
+    ids = np.arange(n).astype(str).astype(object)
+    about = {"dataset": "simulated", "synthetic": True, "protocol": protocol, "selected_on": "validation"}
+    evaluations = []
+    for encoder, runs in zip(("unaligned", "aligned"), sides, strict=True):
+        # the seeds of the two sides count from 1, so that two sets of seeds compare as one
+        scored = [Scored(s.fold, i, *list(vars(s).values())[2:]) for i, run in enumerate(runs, 1) for s in run]
+        evaluations.append(Similarities(ids, ids, ids, scored, about | {"encoder": encoder, "settings": {}}))
+    result = compare(*evaluations, evaluate_parameters(), 0)
+    return result["verdict"], 100 * result["metrics"]["top1_acc"]["difference"]
+
+
+def evaluate_parameters() -> Evaluate:
+    return Evaluate(**read_params(Path("params.yaml")).evaluate.model_dump() | {"resamples": 300, "top_k": [1]})
+
+
+def compare_dataset(protocol: str, number: int, runs: dict[str, list[list[Scored]]], each: int) -> list[tuple]:
+    """Comparisons of one dataset, `each` with a model and a number of seeds: (model, seeds, verdict, points)."""
+    torch.set_num_threads(1)
+    rng, found = np.random.default_rng(number), []
+    for k in SEEDS:
+        for model, with_it in runs.items():
+            for _ in range(each):
+                drawn = rng.permutation(len(with_it))
+                rows = (drawn[:k], drawn[k : 2 * k]) if model == "first" else (drawn[:k], drawn[:k])
+                sides = [[of[i] for i in side] for of, side in zip((runs["first"], with_it), rows, strict=True)]
+                found.append((model, k, *claim(protocol, sides)))
+    return found
+
+
+def calibrate(protocol: str, pool: ProcessPoolExecutor) -> None:
+    setting = SETTINGS[protocol]
+    jobs = {}
+    for number in range(setting.n_datasets):
+        models = {"first": 10, "second": 10} | (dict.fromkeys(BETTER, 5) if number < setting.n_planted else {})
+        jobs[number] = {
+            model: [pool.submit(run, protocol, number, model, seed) for seed in range(n)] for model, n in models.items()
+        }
+    each = -(-COMPARISONS // setting.n_datasets)
+    compared = []
+    for number, models in jobs.items():
+        runs = {model: [future.result() for future in futures] for model, futures in models.items()}
+        compared.append(pool.submit(compare_dataset, protocol, number, runs, each))
+    found = [future.result() for future in compared]
+    seeds, scores = [], []
+    for number in jobs:
+        per_seed = np.array([top1(jobs[number]["first"][i].result()) for i in range(10)])
+        both = np.array([[top1(f.result()) for f in jobs[number][model]] for model in ("first", "second")])
+        scores.append(per_seed.mean())
+        seeds.append((per_seed.var(ddof=1), np.cov(both)))
+    spread, covariance = np.mean([one[0] for one in seeds]) ** 0.5, np.mean([one[1] for one in seeds], axis=0)
+    print(
+        f"\n{protocol}: {setting.n_datasets} datasets, {setting.n_subjects} subjects, top-1 {np.mean(scores):.1f} %, "
+        f"sd over seeds {spread:.1f} points; correlation of two models' top-1 over the same seeds "
+        f"{covariance[0, 1] / np.sqrt(covariance[0, 0] * covariance[1, 1]):+.2f}"
+    )
+    print("         seeds  points      claims  share    95 % binomial     se wrong sign")
+    for model, kind in [("first", "same"), ("second", "equal"), *zip(BETTER, BETTER, strict=True)]:
+        for k in SEEDS:
+            show(kind, k, [[one for one in of if one[:2] == (model, k)] for of in found])
+
+
+def top1(scored: list[Scored]) -> float:
+    return 100 * float(np.mean([(s.similarity >= s.similarity.diagonal()[:, None]).sum(1) == 1 for s in scored]))
+
+
+def show(kind: str, k: int, found: list[list[tuple]]) -> None:
+    """One row, from the comparisons of each dataset."""
+    by_dataset = [[one[2:] for one in of] for of in found if of]
+    verdicts = [verdict for of in by_dataset for verdict, _ in of]
+    claimed = [np.mean([verdict in ("better", "worse") for verdict, _ in of]) for of in by_dataset]
+    n, total = verdicts.count("better") + verdicts.count("worse"), len(verdicts)
+    low, high = binomtest(n, total).proportion_ci()
+    points, error = np.mean([points for of in by_dataset for _, points in of]), np.std(claimed, ddof=1)
+    print(
+        f"{kind:8} {k:5} {points:+7.1f} {n:5}/{total:5} {n / total:6.1%} {low:7.1%} to {high:5.1%} "
+        f"{error / len(claimed) ** 0.5:6.1%} {verdicts.count('worse') if kind in BETTER else '':>10}",
+        flush=True,
+    )
+
+
+def main() -> None:
+    with ProcessPoolExecutor(os.cpu_count(), get_context("spawn")) as pool:
+        for protocol in sys.argv[1:] or SETTINGS:
+            calibrate(protocol, pool)
+
+
+if __name__ == "__main__":
+    main()
