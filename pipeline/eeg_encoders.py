@@ -6,8 +6,10 @@
   https://github.com/dongyangli-del/EEG_Image_decode (models/atms.py). Deliberate differences: see `AtmS`.
 * `eegnet`, `shallow`, `deep4`, `eegconformer`: braindecode's networks without their classification heads.
 
-Layers, initialisation and mathematics of the first three are the published ones; `forward` of `nice-seed` and `nice`
-reorders the operations. Sizes follow from the channels and samples; spatial filters span all channels.
+Layers and mathematics of the first three are the published ones; `forward` of `nice-seed` and `nice` reorders the
+operations. Their first weights, and those of the projectors behind them, are drawn as published (`model.draw_weights`);
+ATM's code leaves them as torch draws them, and so does braindecode where it has no own way. Sizes follow from the
+channels and samples; spatial filters span all channels.
 """
 
 import functools

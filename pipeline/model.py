@@ -107,7 +107,9 @@ class ContrastiveModel(nn.Module):
 def draw_weights(model: nn.Module, biases: bool) -> None:
     """Draw the weights of every convolution and Linear from N(0, 0.02) and those of every BatchNorm from N(1, 0.02).
 
-    The biases of BatchNorm are 0, and those of the convolutions too if `biases`; the others stay as torch drew them.
+    The biases of BatchNorm are 0, and with `biases` (the recipe) those of the convolutions too; all others stay as
+    torch drew them. Source: https://github.com/eeyhsong/NICE-EEG (nice_stand.py, encoder and both projectors), and the
+    recipe.
     """
     for module in model.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
