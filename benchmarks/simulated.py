@@ -107,7 +107,7 @@ def published(**changes: object) -> Train:
 def start_as_torch() -> AbstractContextManager:
     """Within it, models start otherwise than published: every bias, and the weights of Linear, as torch draws them."""
 
-    def draw(model: nn.Module, biases: bool) -> None:
+    def draw(model: nn.Module, zero_biases: bool) -> None:
         for module in model.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.normal_(module.weight, 0.0, 0.02)

@@ -7,8 +7,8 @@
 * `eegnet`, `shallow`, `deep4`, `eegconformer`: braindecode's networks without their classification heads.
 
 Layers and mathematics of the first three are the published ones; `forward` of `nice-seed` and `nice` reorders the
-operations. Their first weights, and those of the projectors behind them, are drawn as published (`model.draw_weights`);
-ATM's code leaves them as torch draws them, and so does braindecode where it has no own way. Sizes follow from the
+operations. First weights: `model.draw_weights` draws those of `nice-seed` and `nice` and of the projectors behind them;
+ATM's code, braindecode and the code of arXiv 2502.03081, for NICE too, take what torch draws. Sizes follow from the
 channels and samples; spatial filters span all channels.
 """
 

@@ -69,8 +69,8 @@ class ContrastiveModel(nn.Module):
         if recipe.image_projector:
             self.image_projector = Projector(sizes.embedding_size, projection_size, dropout)
         learned = recipe.temperature == "learned"
-        if recipe.eeg_encoder in ("nice-seed", "nice"):
-            draw_weights(self, biases=recipe.eeg_encoder == "nice-seed")
+        if recipe.first_weights == "published" and recipe.eeg_encoder in ("nice-seed", "nice"):
+            draw_weights(self, zero_biases=recipe.eeg_encoder == "nice-seed")
         log_scale = torch.tensor(math.log(1 / (recipe.start_temperature if learned else recipe.temperature)))
         self.log_scale = nn.Parameter(log_scale, requires_grad=learned)
         self.register_buffer("eeg_mean", torch.zeros(sizes.n_chans, sizes.n_times))
@@ -104,19 +104,18 @@ class ContrastiveModel(nn.Module):
         return self.log_scale.exp()
 
 
-def draw_weights(model: nn.Module, biases: bool) -> None:
+def draw_weights(model: nn.Module, zero_biases: bool) -> None:
     """Draw the weights of every convolution and Linear from N(0, 0.02) and those of every BatchNorm from N(1, 0.02).
 
-    The biases of BatchNorm are 0, and with `biases` (the recipe) those of the convolutions too; all others stay as
-    torch drew them. Source: https://github.com/eeyhsong/NICE-EEG (nice_stand.py, encoder and both projectors), and the
-    recipe.
+    So do NICE (https://github.com/eeyhsong/NICE-EEG, nice_stand.py: encoder and both projectors) and the recipe, which
+    has `zero_biases` of convolutions too. All other biases stay as torch drew them.
     """
     for module in model.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             nn.init.normal_(module.weight, 0.0, 0.02)
         elif isinstance(module, nn.BatchNorm2d):
             nn.init.normal_(module.weight, 1.0, 0.02)
-        if isinstance(module, nn.Conv2d) and module.bias is not None and biases:
+        if isinstance(module, nn.Conv2d) and module.bias is not None and zero_biases:
             nn.init.zeros_(module.bias)
 
 

@@ -50,6 +50,7 @@ class Train(_Section):
     validation_concepts: Share
     workers: Count
     eeg_encoder: Literal["nice-seed", "nice", "atm-s", "eegnet", "shallow", "deep4", "eegconformer"]
+    first_weights: Literal["published", "torch"]
     standardise_eeg: bool
     image_projector: bool
     temperature: Literal["learned"] | Rate

@@ -23,12 +23,10 @@ _SEED = "re-implementation of arXiv 2502.03081", "pooled", "17 channels, 100 Hz,
 _PAPER = "arXiv 2502.03081", "within-subject", "63 channels, 250 Hz, 5 seeds; as others quote it"
 _NICE = "scored against other images of the concept: another task"
 _SHALLOW = "middle layers of the image encoder, 5 seeds"
-_SHALLOW_LEFT_OUT = (
-    f"{_SHALLOW}; others quote a top-1 of 22.4 from it, and which of the two it says could not be checked"
-)
-_UBP = "17 channels, 250 Hz; last epoch"
+_SHALLOW_LEFT_OUT = f"{_SHALLOW}; table 1 of its first version, others quote 22.4 / 50.8"
+_UBP = "17 channels, 250 Hz; stops on the training loss, last epoch reached"
 _UBP_LEFT_OUT = "17 channels, 250 Hz; stops on other subjects' responses to the test images"
-_NEUROBRIDGE = "its code keeps the epoch with the lowest test loss"
+_NEUROBRIDGE = "its code writes the epoch with the lowest test loss, and the last; which is printed is not known"
 _SAMGA = "stops and selects on test top-1"
 
 

@@ -60,12 +60,13 @@ def test_the_recipe_starts_as_published():
 
 
 def test_other_encoders_start_as_theirs_do():
-    """NICE keeps torch's biases of convolutions; ATM-S keeps all that torch draws, projectors included."""
+    """NICE keeps torch's biases of convolutions; ATM-S, and the paper's NICE, keep all that torch draws."""
     nice = make_model(eeg_encoder="nice").eeg_encoder
     assert nice.temporal.bias.abs().max() > 0.05 and nice.temporal.weight.std() < 0.03
-    atm = make_model(eeg_encoder="atm-s")
-    bound = 1 / atm.eeg_encoder.output_size**0.5  # of torch's uniform weights
-    assert 0.9 * bound < atm.eeg_projector.project.weight.abs().max() <= bound
+    for model in (make_model(eeg_encoder="atm-s"), make_model(eeg_encoder="nice", first_weights="torch")):
+        bound = 1 / model.eeg_encoder.output_size**0.5  # of torch's uniform weights
+        assert 0.9 * bound < model.eeg_projector.project.weight.abs().max() <= bound
+    assert model.eeg_encoder.temporal.weight.abs().max() > 0.15  # a fifth is torch's bound, N(0, 0.02) reaches 0.08
 
 
 def test_a_saved_model_comes_back(tmp_path):
