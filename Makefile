@@ -27,7 +27,7 @@ repro: setup  ## run the pipeline (what changed of it) and print the metrics
 
 compare: setup  ## both encoders: the difference, and how sure it is; make compare SEEDS=5
 	python -m stages.compare $(if $(SEEDS),--seeds $(SEEDS))
-	@echo '`dvc repro` puts it into metrics/report.html'
+	@echo '`$(if $(SEEDS),dvc exp run -S train.seeds=$(SEEDS),dvc repro)` puts it into metrics/report.html'
 
 results: setup  ## print the last comparison
 	@python -m stages.results

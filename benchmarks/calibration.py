@@ -18,13 +18,14 @@ all were independent) stands its standard error from the spread over the dataset
 import os
 import sys
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 import torch
 from scipy.stats import binomtest
+from tqdm import tqdm
 
 from benchmarks.simulated import Data, embed, recipe, similarities, simulate
 from pipeline.comparison import compare
@@ -101,7 +102,7 @@ def claim(protocol: str, sides: list[list[list[Scored]]]) -> tuple[str, float]:
     evaluations = []
     for encoder, runs in zip(("unaligned", "aligned"), sides, strict=True):
         # the seeds of the two sides count from 1, so that two sets of seeds compare as one
-        scored = [Scored(s.fold, i, *list(vars(s).values())[2:]) for i, run in enumerate(runs, 1) for s in run]
+        scored = [replace(s, seed=i) for i, run in enumerate(runs, 1) for s in run]
         evaluations.append(Similarities(ids, ids, ids, scored, about | {"encoder": encoder, "settings": {}}))
     result = compare(*evaluations, evaluate_parameters(), 0)
     return result["verdict"], 100 * result["metrics"]["top1_acc"]["difference"]
@@ -135,7 +136,7 @@ def calibrate(protocol: str, pool: ProcessPoolExecutor) -> None:
         }
     each = -(-COMPARISONS // setting.n_datasets)
     compared = []
-    for number, models in jobs.items():
+    for number, models in tqdm(jobs.items(), desc=protocol, unit="dataset", disable=None):
         runs = {model: [future.result() for future in futures] for model, futures in models.items()}
         compared.append(pool.submit(compare_dataset, protocol, number, runs, each))
     found = [future.result() for future in compared]
