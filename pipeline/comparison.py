@@ -203,7 +203,8 @@ def _verdict(result: dict) -> tuple[str, str]:
     verdict = ("better" if top1["difference"] > 0 else "worse") if shown else "no difference shown"
     said = f"the aligned encoder decodes {verdict}" if shown else "no difference between the encoders is shown"
     if "subjects" not in over:
-        said += f" in {_count(len(result['subjects']), 'subject')}, which so few cannot say of others"
+        n = len(result["subjects"])
+        said = f"in {'this' if n == 1 else 'these'} {_count(n, 'subject')}, too few to speak for others, {said}"
     varies = ", ".join(over[:-1]) + f" and {over[-1]}"
     sentence = (
         f"{said}: {found} (95 % interval {low:+.1f} to {high:+.1f} and p = {top1['p']:.3g} over {varies}; {made})."

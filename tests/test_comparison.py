@@ -160,9 +160,9 @@ def test_few_subjects_cannot_speak_for_others():
     assert result["ci95_over"] == ["seeds", "test images"]
     assert result["verdict"] == "better"  # in these two
     assert result["answer"].startswith(
-        "The aligned encoder decodes better in 2 subjects, which so few cannot say of others: top-1 "
+        "In these 2 subjects, too few to speak for others, the aligned encoder decodes better: top-1 "
     )
-    assert "decodes better in 1 subject, which" in compared(*pair(1))["answer"]
+    assert compared(*pair(1))["answer"].startswith("In this 1 subject, too few to speak for others, the aligned")
 
 
 def test_the_spread_of_seeds_is_that_of_their_means():
