@@ -136,12 +136,12 @@ def test_both_encoders_are_compared_and_the_workspace_stays(project, tmp_path):
     but_its_own = ("git", "diff", "--", ".", ":!metrics/comparison.json")
     before = project.run(*but_its_own)
     try:
-        output = project.run(sys.executable, "-m", "stages.compare")
+        output = project.run(sys.executable, "-m", "stages.compare", "--seeds", "2")
         assert project.run(*but_its_own) == before
     finally:
         (project.folder / "params.yaml").write_bytes(shipped)
     result = json.loads((project.folder / "metrics/comparison.json").read_text())
-    assert result["settings"]["train"]["epochs"] == 2 and result["n_way"] == 6
+    assert result["settings"]["train"]["epochs"] == 2 and result["n_way"] == 6 and result["seeds"] == [42, 43]
     assert result["subjects"] == ["sub-01", "sub-02"] and result["answer"] in " ".join(output.split())
     assert project.run("git", "status", "--porcelain") == " M metrics/comparison.json\n"
     assert "compare" not in project.run("dvc", "exp", "list", "--all-commits")
@@ -150,6 +150,8 @@ def test_both_encoders_are_compared_and_the_workspace_stays(project, tmp_path):
     evaluation = "data/evaluation.h5"
     refused = project.run(sys.executable, "-m", "stages.compare", evaluation, evaluation, fails=True)
     assert "error: the aligned evaluation is one of the unaligned encoder" in refused and "Traceback" not in refused
+    refused = project.run(sys.executable, "-m", "stages.compare", "--seeds", "2", evaluation, evaluation, fails=True)
+    assert "error: --seeds is for evaluations that DVC makes" in refused
     project.run("git", "checkout", "metrics/comparison.json")
 
 
