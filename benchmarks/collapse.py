@@ -1,6 +1,6 @@
 """Why a run collapses to one embedding for all EEG, and what prevents it: 10 seeds at each strength of the signal.
 
-    python -m benchmarks.collapse [SEEDS]     # 160 runs with 10 seeds, 20 minutes on two free cores
+    python -m benchmarks.collapse [SEEDS]     # 150 runs with 10 seeds, a quarter of an hour on two free cores
 
 Simulated (benchmarks/simulated.py): 6,000 images of one subject, 8 channels x 72 samples; the test has 200 images.
 Every run is the recipe as published but for 12 epochs, the selection on held-out concepts, and what its row names.
