@@ -157,7 +157,12 @@ def planted(noise: float) -> tuple[Samples, torch.Tensor]:
 def parity(epochs: int = 8, seeds: int = 5, noise: float = 3.0) -> None:
     """Validation loss and top-1 of both after each epoch: mean over seeds, and the difference in standard errors."""
     parameters = recipe(
-        epochs=epochs, learning_rate=0.002, start_temperature=0.07, standardise_eeg=False, average_epochs="none"
+        epochs=epochs,
+        learning_rate=0.002,
+        start_temperature=0.07,
+        standardise_eeg=False,
+        average_epochs="none",
+        selection_temperature="model",
     )
     samples, embeddings = planted(noise)
     mask = held_out(samples.concept, 0.2, seed=0)
