@@ -14,8 +14,6 @@ from pipeline.eeg_encoders import (
     LEAST_SAMPLES,
     AtmS,
     Dropout,
-    Nice,
-    NiceSeed,
     _sinusoids,
     make_eeg_encoder,
 )
@@ -195,15 +193,6 @@ def test_braindecodes_networks_keep_all_but_their_head(name, n_times, sfreq, pub
 def test_deep4_keeps_its_pools_where_the_eeg_is_short():
     """Kernels of 5 and pools of 2: 100 -> 96 -> 48 -> 44 -> 22 -> 18 -> 9 -> 5 -> 2, with 200 filters."""
     assert make("deep4", 17, 100).output_size == 2 * 200
-
-
-def test_nice_weights_are_drawn_as_published():
-    torch.manual_seed(0)
-    for encoder in (make("nice-seed", 17, 100), make("nice", 17, 100)):
-        assert isinstance(encoder, NiceSeed | Nice)
-        assert encoder.spatial.weight.std().item() == pytest.approx(0.02, rel=0.05)
-        assert encoder.norm.weight.mean().item() == pytest.approx(1.0, abs=0.02)
-        assert encoder.norm.bias.abs().max() == 0
 
 
 def test_atm_s_knows_which_channel_is_which():
