@@ -38,6 +38,7 @@ test: setup  ## the test suite
 check: setup  ## lint, format, the DAG, and that dvc.yaml, params.yaml and the code agree
 	ruff check .
 	ruff format --check .
+	lint-imports --no-logo > /dev/null || lint-imports
 	dvc dag > /dev/null
 	python -m pytest tests/test_contract.py
 

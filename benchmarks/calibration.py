@@ -4,8 +4,8 @@
 
 Each dataset (benchmarks/simulated.py) is drawn anew: subjects, images and noise. On it are trained, by params.yaml with
 fewer epochs, ten seeds with the embeddings of one image model, ten with those of an equal one, whose noise is its own,
-and on the first few datasets five with each of three better ones. Every comparison is `pipeline.comparison.compare` of
-runs drawn from these at random:
+and on the first few datasets five with each of three better ones. Every comparison is
+`pipeline.analysis.comparison.compare` of runs drawn from these at random:
 
     same     two disjoint sets of seeds with the very same embeddings: only seeds differ
     equal    the same seeds with the embeddings of two equal models: seeds, subjects and images differ, as in real use
@@ -28,11 +28,11 @@ from scipy.stats import binomtest
 from tqdm import tqdm
 
 from benchmarks.simulated import Data, embed, recipe, similarities, simulate
-from pipeline.comparison import compare
+from pipeline.analysis.comparison import compare
+from pipeline.analysis.similarities import Scored, Similarities
+from pipeline.decoding.runs import plan
+from pipeline.decoding.training import derive_seeds, held_out, train
 from pipeline.params import Evaluate, read_params
-from pipeline.runs import plan
-from pipeline.similarities import Scored, Similarities
-from pipeline.training import derive_seeds, held_out, train
 
 SEEDS = (1, 3, 5)
 WORSE = 4.5  # noise of the embeddings

@@ -17,8 +17,8 @@ import pandas as pd
 import torch
 
 from benchmarks.simulated import embed, published, similarities, simulate, start_as_torch
-from pipeline.retrieval import retrieval_metrics
-from pipeline.training import derive_seeds, held_out, train
+from pipeline.decoding.retrieval import retrieval_metrics
+from pipeline.decoding.training import derive_seeds, held_out, train
 
 N_TEST = 200
 VARIANTS = {

@@ -29,15 +29,15 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from benchmarks import write_latest
+from pipeline.data.sample import make_raw
+from pipeline.data.things_eeg2 import decode_image
+from pipeline.data.untrusted import read_member
 from pipeline.devices import pick_device
-from pipeline.embedder import _embed_all, _name
-from pipeline.encoders import load_encoder, preprocess
-from pipeline.inference import accelerate
+from pipeline.images.acceleration import accelerate
+from pipeline.images.embedder import _embed_all, _name
+from pipeline.images.encoders import load_encoder, preprocess
+from pipeline.images.sample_checkpoints import make_checkpoint
 from pipeline.params import Embed, read_params
-from pipeline.sample import make_raw
-from pipeline.sample_checkpoints import make_checkpoint
-from pipeline.things_eeg2 import decode_image
-from pipeline.untrusted import read_member
 
 ROUNDS = 5
 BACKBONE, WIDTH, TOKENS, HEADS = "synclr_vitb16", 768, 197, 12

@@ -20,10 +20,10 @@ import torch
 from PIL import Image
 
 from benchmarks import write_latest
-from pipeline.embeddings import write_embeddings
-from pipeline.model import ContrastiveModel, ModelSizes, save_model
+from pipeline.data.sample import CH_NAMES
+from pipeline.decoding.model import ContrastiveModel, ModelSizes, save_model
+from pipeline.images.embeddings import write_embeddings
 from pipeline.params import read_params
-from pipeline.sample import CH_NAMES
 
 SUBJECTS = [f"sub-{i:02}" for i in range(1, 11)]
 REFERENCE = Path("reference/learning_curve.csv").absolute()  # joined to a folder, an absolute path stays what it is

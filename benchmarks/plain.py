@@ -1,6 +1,7 @@
 """The recipe as it is usually written: the layers one after the other, a DataLoader, two optimisers.
 
-What `pipeline.model` and `pipeline.training` are measured and compared against; it shares no code with them.
+What `pipeline.decoding.model` and `pipeline.decoding.training` are measured and compared against, without a line of
+their code.
 """
 
 import math

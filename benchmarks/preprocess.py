@@ -40,7 +40,7 @@ def make_subject(folder: Path) -> None:
 
 
 def ours(folder: Path) -> None:
-    from pipeline.eeg import preprocess
+    from pipeline.eeg.preparation import preprocess
 
     preprocess(
         folder / "raw",

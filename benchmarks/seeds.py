@@ -20,8 +20,8 @@ import numpy as np
 import torch
 
 from benchmarks.simulated import embed, published, recipe, similarities, simulate, start_as_torch
-from pipeline.retrieval import rank_of_match
-from pipeline.training import derive_seeds, held_out, train
+from pipeline.decoding.retrieval import rank_of_match
+from pipeline.decoding.training import derive_seeds, held_out, train
 
 SIGNALS = (0.12, 0.16, 0.22)
 FACTORS = ("concepts", "start", "order", "dropout")

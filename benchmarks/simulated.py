@@ -10,8 +10,8 @@ import torch
 import yaml
 from torch import Tensor, nn
 
+from pipeline.decoding.training import Samples, project
 from pipeline.params import Train, read_params
-from pipeline.training import Samples, project
 
 N_LATENTS, D = 20, 128
 
@@ -114,4 +114,4 @@ def start_as_torch() -> AbstractContextManager:
             elif isinstance(module, nn.BatchNorm2d):
                 nn.init.normal_(module.weight, 1.0, 0.02)
 
-    return mock.patch("pipeline.model.draw_weights", draw)
+    return mock.patch("pipeline.decoding.model.draw_weights", draw)

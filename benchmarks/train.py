@@ -24,12 +24,9 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from benchmarks import write_latest
 from benchmarks.plain import PlainModel, optimizers, train_epoch
-from pipeline import eeg_encoders
-from pipeline.eeg_encoders import NiceSeed
-from pipeline.model import ContrastiveModel, ModelSizes
-from pipeline.params import Train, read_params
-from pipeline.retrieval import retrieval_metrics
-from pipeline.training import (
+from pipeline.decoding.model import ContrastiveModel, ModelSizes
+from pipeline.decoding.retrieval import retrieval_metrics
+from pipeline.decoding.training import (
     Samples,
     _average,
     _train_epoch,
@@ -39,6 +36,9 @@ from pipeline.training import (
     make_optimizer,
     train,
 )
+from pipeline.eeg import encoders as eeg_encoders
+from pipeline.eeg.encoders import NiceSeed
+from pipeline.params import Train, read_params
 
 CPU = torch.device("cpu")
 SIZES = ModelSizes(n_chans=17, n_times=100, sfreq=100.0, embedding_size=768)

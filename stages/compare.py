@@ -15,11 +15,11 @@ from typing import Annotated
 import typer
 from dvc.api import DVCFileSystem
 
-from pipeline.comparison import ENCODERS, compare
+from pipeline.analysis.comparison import ENCODERS, compare
+from pipeline.analysis.similarities import read_similarities
 from pipeline.errors import InputError
 from pipeline.files import replacing, sha256
 from pipeline.params import read_params
-from pipeline.similarities import read_similarities
 from stages import run
 from stages.results import print_comparison
 

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from pipeline import sample
-from pipeline.download import fetch_things_eeg2
+from pipeline.data import sample
+from pipeline.fetch.download import fetch_things_eeg2
 from pipeline.params import read_params
 from stages import run, show
 

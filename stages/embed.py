@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from pipeline.devices import pick_device
-from pipeline.embedder import embed_images
-from pipeline.embeddings import read_health
+from pipeline.images.embedder import embed_images
+from pipeline.images.embeddings import read_health
 from pipeline.params import read_params
 from stages import run, show
 

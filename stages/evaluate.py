@@ -3,14 +3,14 @@
 import json
 from pathlib import Path
 
-from pipeline.embeddings import read_embeddings
-from pipeline.evaluation import tabulate
+from pipeline.analysis.evaluation import tabulate
+from pipeline.analysis.scoring import score
+from pipeline.analysis.similarities import Similarities, settings_of, write_similarities
+from pipeline.decoding.model import load_model
+from pipeline.eeg.recordings import read_split
 from pipeline.files import replacing
-from pipeline.model import load_model
+from pipeline.images.embeddings import read_embeddings
 from pipeline.params import read_params
-from pipeline.recordings import read_split
-from pipeline.scoring import score
-from pipeline.similarities import Similarities, settings_of, write_similarities
 from stages import run, show
 
 

@@ -3,8 +3,8 @@
 import json
 from pathlib import Path
 
-from pipeline.embeddings import read_health
 from pipeline.files import replacing
+from pipeline.images.embeddings import read_health
 from stages import run
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import h5py
 
-from pipeline.eeg import preprocess
+from pipeline.eeg.preparation import preprocess
 from pipeline.params import read_params
 from stages import run, show
 

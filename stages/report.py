@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pandas as pd
 
+from pipeline.analysis.similarities import read_similarities
 from pipeline.files import replacing, sha256
 from pipeline.params import read_params
-from pipeline.pictures import draw_pictures, read_thumbnails
-from pipeline.report import cosines, learning_curves, write_report
-from pipeline.similarities import read_similarities
+from pipeline.report.page import cosines, learning_curves, write_report
+from pipeline.report.pictures import draw_pictures, read_thumbnails
 from stages import run, show
 
 

@@ -3,10 +3,10 @@
 import json
 from pathlib import Path
 
-from pipeline.comparison import ENCODERS
+from pipeline.analysis.comparison import ENCODERS
+from pipeline.analysis.published import PUBLISHED
 from pipeline.errors import InputError
 from pipeline.files import sha256
-from pipeline.reference import PUBLISHED
 from stages import run, show
 
 

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
+from pipeline.decoding.runs import train_all
 from pipeline.params import read_params
-from pipeline.runs import train_all
 from stages import run, show
 
 

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from pipeline.download import fetch_dreamsim
+from pipeline.fetch.download import fetch_dreamsim
+from pipeline.images.sample_checkpoints import make_checkpoint
 from pipeline.params import read_params
-from pipeline.sample_checkpoints import make_checkpoint
 from stages import run, show
 
 

@@ -22,9 +22,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from pipeline.data.things_eeg2 import decode_image, open_eeg_zip, read_eeg, read_layout
+from pipeline.data.untrusted import read_member, read_npy
 from pipeline.errors import InputError
-from pipeline.things_eeg2 import decode_image, open_eeg_zip, read_eeg, read_layout
-from pipeline.untrusted import read_member, read_npy
 
 SECONDS_EACH = 5
 GROWTH_MB = 400

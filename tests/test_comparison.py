@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from scipy.stats import t
 
-from pipeline.comparison import compare
+from pipeline.analysis.comparison import compare
+from pipeline.analysis.similarities import Scored, Similarities
 from pipeline.errors import InputError
 from pipeline.params import Evaluate, read_params
-from pipeline.similarities import Scored, Similarities
 
 N = 20
 

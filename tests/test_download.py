@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.download import fetch_dreamsim, fetch_things_eeg2
 from pipeline.errors import InputError
-from pipeline.web import Patience
+from pipeline.fetch.download import fetch_dreamsim, fetch_things_eeg2
+from pipeline.fetch.web import Patience
 from tests.osf_server import Server, fault, serve
 
 QUICK = Patience(
@@ -27,9 +27,9 @@ CHECKPOINT = "dreamsim_synclr_vitb16_checkpoint.zip"
 CLIENT = """
 import resource, sys
 from pathlib import Path
-from pipeline.download import fetch_things_eeg2
+from pipeline.fetch.download import fetch_things_eeg2
 from pipeline.errors import InputError
-from pipeline.web import Patience
+from pipeline.fetch.web import Patience
 api, subjects, where, patience, largest_file = eval(sys.argv[1])
 if largest_file:
     resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))

@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.eeg_encoders import (
+from pipeline.decoding.model import Projector
+from pipeline.decoding.retrieval import symmetric_cross_entropy
+from pipeline.eeg.encoders import (
     EEG_ENCODERS,
     LEAST_SAMPLES,
     AtmS,
@@ -18,8 +20,6 @@ from pipeline.eeg_encoders import (
     make_eeg_encoder,
 )
 from pipeline.errors import InputError
-from pipeline.model import Projector
-from pipeline.retrieval import symmetric_cross_entropy
 
 OWN = ("nice-seed", "nice", "atm-s")
 SHAPES = st.tuples(st.integers(8, 40), st.integers(1, 4), st.integers(75, 100))  # batch (chunks are of 32), C, T

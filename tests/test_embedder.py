@@ -17,16 +17,16 @@ import torch
 import yaml
 from PIL import Image
 
-from pipeline import embedder
-from pipeline.embedder import RECOMPUTED, embed_images
-from pipeline.embeddings import read_embeddings, read_health
-from pipeline.encoders import load_encoder, preprocess
+from pipeline.data.sample import Size, make_raw
+from pipeline.data.things_eeg2 import read_metadata
 from pipeline.errors import InputError
 from pipeline.files import sha256
+from pipeline.images import embedder
+from pipeline.images.embedder import RECOMPUTED, embed_images
+from pipeline.images.embeddings import read_embeddings, read_health
+from pipeline.images.encoders import load_encoder, preprocess
+from pipeline.images.sample_checkpoints import make_checkpoint
 from pipeline.params import Embed, read_params
-from pipeline.sample import Size, make_raw
-from pipeline.sample_checkpoints import make_checkpoint
-from pipeline.things_eeg2 import read_metadata
 
 TINY = Size(train_concepts=12, images_per_concept=2, test_concepts=6, train_repetitions=2, test_repetitions=3)
 N = 12 * 2 + 6

@@ -4,8 +4,8 @@ import h5py
 import numpy as np
 import pytest
 
-from pipeline.embeddings import read_embeddings, read_health, write_embeddings
 from pipeline.errors import InputError
+from pipeline.images.embeddings import read_embeddings, read_health, write_embeddings
 
 IDS = ["training_images/a/1.jpg", "training_images/a/2.jpg", "test_images/b/1.jpg"]
 LAST = np.arange(12, dtype=np.float32).reshape(3, 4)

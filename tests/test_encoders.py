@@ -17,13 +17,13 @@ from dreamsim.config import dreamsim_args
 from PIL import Image
 from torch import Tensor, nn
 
-from pipeline import sample_checkpoints
-from pipeline.download import DREAMSIM_TAGS
-from pipeline.encoders import BACKBONES, ImageEncoder, load_encoder, preprocess
+from pipeline.data.things_eeg2 import decode_image
 from pipeline.errors import InputError
+from pipeline.fetch.download import DREAMSIM_TAGS
+from pipeline.images import sample_checkpoints
+from pipeline.images.encoders import BACKBONES, ImageEncoder, load_encoder, preprocess
+from pipeline.images.sample_checkpoints import make_checkpoint
 from pipeline.params import Params
-from pipeline.sample_checkpoints import make_checkpoint
-from pipeline.things_eeg2 import decode_image
 from tests.dreamsim_offline import load_dreamsim, offline
 
 WIDTH = 192  # of the ViTs that are compared

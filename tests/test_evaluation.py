@@ -5,10 +5,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pipeline.evaluation import summarise, tabulate
+from pipeline.analysis.evaluation import summarise, tabulate
+from pipeline.analysis.scoring import CHANNEL, WHOLE, WINDOW, Axes, Outcome
+from pipeline.analysis.similarities import Scored
 from pipeline.params import Evaluate, read_params
-from pipeline.scoring import CHANNEL, WHOLE, WINDOW, Axes, Outcome
-from pipeline.similarities import Scored
 
 N = 8
 NAMES = ["nice_loss", "rank", "image_to_eeg_rank", "matched_cosine", "mismatched_cosine", "mismatched_square"]

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from pipeline.errors import InputError
-from pipeline.health import check, measure
+from pipeline.images.health import check, measure
 
 RNG = np.random.default_rng(0)
 SOUND = RNG.standard_normal((200, 16)).astype(np.float32)

@@ -5,8 +5,8 @@ import torch
 from scipy.stats import ks_2samp
 
 from benchmarks.plain import PlainModel
+from pipeline.decoding.model import ContrastiveModel, ModelSizes, load_model, save_model
 from pipeline.errors import InputError
-from pipeline.model import ContrastiveModel, ModelSizes, load_model, save_model
 from pipeline.params import Train, read_params
 
 RECIPE = read_params(Path("params.yaml")).train

@@ -9,7 +9,8 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from PIL import Image
 
-from pipeline.pictures import (
+from pipeline.decoding.retrieval import rank_of_match
+from pipeline.report.pictures import (
     RIGHT,
     embedding_map,
     match_place,
@@ -21,7 +22,6 @@ from pipeline.pictures import (
     sort_concepts,
     typical_queries,
 )
-from pipeline.retrieval import rank_of_match
 
 
 def random_pairs(n: int) -> tuple[np.ndarray, np.ndarray]:

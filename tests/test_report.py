@@ -18,14 +18,14 @@ import yaml
 from PIL import Image
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from pipeline.comparison import ENCODERS, compare
-from pipeline.evaluation import tabulate
+from pipeline.analysis.comparison import ENCODERS, compare
+from pipeline.analysis.evaluation import tabulate
+from pipeline.analysis.scoring import CHANNEL, WHOLE, WINDOW, Axes, Outcome
+from pipeline.analysis.similarities import Scored, Similarities, read_similarities, write_similarities
+from pipeline.decoding.retrieval import score_queries
 from pipeline.files import sha256
 from pipeline.params import Evaluate, read_params
-from pipeline.report import chance_levels, learning_curves, write_report
-from pipeline.retrieval import score_queries
-from pipeline.scoring import CHANNEL, WHOLE, WINDOW, Axes, Outcome
-from pipeline.similarities import Scored, Similarities, read_similarities, write_similarities
+from pipeline.report.page import chance_levels, learning_curves, write_report
 from stages.report import main
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

@@ -6,7 +6,13 @@ import pytest
 import torch
 from torchmetrics.retrieval import RetrievalHitRate, RetrievalMRR
 
-from pipeline.retrieval import rank_of_match, retrieval_metrics, score_queries, symmetric_cross_entropy, weigh_queries
+from pipeline.decoding.retrieval import (
+    rank_of_match,
+    retrieval_metrics,
+    score_queries,
+    symmetric_cross_entropy,
+    weigh_queries,
+)
 
 
 def test_loss_by_hand():

@@ -12,13 +12,13 @@ import pandas as pd
 import pytest
 import yaml
 
-from pipeline.eeg import preprocess
-from pipeline.embeddings import write_embeddings
+from pipeline.data.sample import Size, make_raw
+from pipeline.data.things_eeg2 import read_metadata
+from pipeline.decoding.runs import Run, plan, seeds_of, train_all
+from pipeline.eeg.preparation import preprocess
 from pipeline.errors import InputError
+from pipeline.images.embeddings import write_embeddings
 from pipeline.params import Train, read_params
-from pipeline.runs import Run, plan, seeds_of, train_all
-from pipeline.sample import Size, make_raw
-from pipeline.things_eeg2 import read_metadata
 
 TINY = Size(train_concepts=12, images_per_concept=2, test_concepts=6, train_repetitions=2, test_repetitions=3)
 SUBJECTS = ["sub-01", "sub-02"]
@@ -151,7 +151,7 @@ def test_a_killed_stage_goes_on_where_it_was(data, tmp_path, cache):
     assert list(cache.glob("training/*/pooled-seed-42.pt"))
     shutil.rmtree(tmp_path / "killed")  # as DVC does before it runs a stage again
     subprocess.run(command("killed"), check=True, stdout=subprocess.DEVNULL)
-    assert not list(cache.glob("training/*")), "the states are kept until all runs are done, and no longer"
+    assert not list(cache.glob("training/*/")), "the states are kept until all runs are done, and no longer"
     environment = {**os.environ, "ALIGNED_EEG_CACHE": str(tmp_path / "other")}
     subprocess.run(command("whole"), check=True, stdout=subprocess.DEVNULL, env=environment)
     assert weights(tmp_path / "killed") == weights(tmp_path / "whole")

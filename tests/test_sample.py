@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline import sample
+from pipeline.data import sample
 from pipeline.errors import InputError
 
 TINY = sample.Size(train_concepts=6, images_per_concept=2, test_concepts=3, train_repetitions=2, test_repetitions=3)
@@ -103,7 +103,7 @@ def test_noise_is_pink() -> None:
 
 def test_bytes_are_the_same_in_another_process_with_another_number_of_threads(raw: Path, tmp_path: Path) -> None:
     program = (
-        "import sys; from pathlib import Path; from pipeline import sample; d = Path(sys.argv[1])\n"
+        "import sys; from pathlib import Path; from pipeline.data import sample; d = Path(sys.argv[1])\n"
         f"sample.make_raw('all', d / 'eeg', d / 'images', d / 'image_metadata.npy', sample.{TINY!r})\n"
     )
     environment = {"PYTHONPATH": ".", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONHASHSEED": "7"}

@@ -13,10 +13,10 @@ import torch
 from dreamsim.feature_extraction import vision_transformer
 from PIL import Image
 
-from pipeline import sample
-from pipeline.encoders import load_encoder, preprocess
+from pipeline.data import sample
 from pipeline.errors import InputError
-from pipeline.sample_checkpoints import BACKBONES, _vit_weights, make_checkpoint
+from pipeline.images.encoders import load_encoder, preprocess
+from pipeline.images.sample_checkpoints import BACKBONES, _vit_weights, make_checkpoint
 from tests.dreamsim_offline import load_dreamsim
 
 
@@ -52,7 +52,7 @@ def test_images_differ_and_those_of_a_concept_less(backbone: str, pictures: torc
 def test_bytes_are_the_same_in_another_process_with_another_number_of_threads(backbone: str, tmp_path: Path) -> None:
     make_checkpoint(backbone, tmp_path / "here")
     program = (
-        "import sys; from pathlib import Path; from pipeline.sample_checkpoints import make_checkpoint\n"
+        "import sys; from pathlib import Path; from pipeline.images.sample_checkpoints import make_checkpoint\n"
         f"make_checkpoint('{backbone}', Path(sys.argv[1]))\n"
     )
     environment = {"PYTHONPATH": ".", "OMP_NUM_THREADS": "2", "OPENBLAS_NUM_THREADS": "2", "PYTHONHASHSEED": "7"}

@@ -5,16 +5,16 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.embeddings import Embeddings
+from pipeline.analysis.evaluation import tabulate
+from pipeline.analysis.scoring import CHANNEL, WHOLE, WINDOW, score
+from pipeline.decoding.model import ContrastiveModel, ModelSizes
+from pipeline.decoding.retrieval import rank_of_match
+from pipeline.decoding.training import project
+from pipeline.eeg.masking import average_some, keep_window, mask_channel
+from pipeline.eeg.recordings import Recording
 from pipeline.errors import InputError
-from pipeline.evaluation import tabulate
-from pipeline.masking import average_some, keep_window, mask_channel
-from pipeline.model import ContrastiveModel, ModelSizes
+from pipeline.images.embeddings import Embeddings
 from pipeline.params import Evaluate, read_params
-from pipeline.recordings import Recording
-from pipeline.retrieval import rank_of_match
-from pipeline.scoring import CHANNEL, WHOLE, WINDOW, score
-from pipeline.training import project
 
 SUBJECTS = ["sub-01", "sub-02"]
 NOTES = {"fold": "pooled", "seed": 1, "selected_epoch": 2, "collapsed": False, "tested_on": SUBJECTS}

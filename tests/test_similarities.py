@@ -5,8 +5,8 @@ import h5py
 import numpy as np
 import pytest
 
+from pipeline.analysis.similarities import Scored, Similarities, read_similarities, write_similarities
 from pipeline.errors import InputError
-from pipeline.similarities import Scored, Similarities, read_similarities, write_similarities
 
 
 @pytest.fixture

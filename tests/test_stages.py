@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline.sample import Size, make_raw
-from pipeline.sample_checkpoints import make_checkpoint
+from pipeline.data.sample import Size, make_raw
+from pipeline.images.sample_checkpoints import make_checkpoint
 from tests.osf_server import serve
 
 ROOT = Path(__file__).parent.parent

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import f, ttest_ind, ttest_rel
 
-from pipeline.statistics import Variance, draw_resamples, gallery_accuracy, t_test, variance_of_mean
+from pipeline.analysis.statistics import Variance, draw_resamples, gallery_accuracy, t_test, variance_of_mean
 
 
 @pytest.mark.parametrize("n_way", [1, 2, 3, 5, 6])

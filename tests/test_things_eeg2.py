@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.errors import InputError
-from pipeline.things_eeg2 import (
+from pipeline.data.things_eeg2 import (
     decode_image,
     open_eeg_zip,
     open_image_zip,
@@ -19,6 +18,7 @@ from pipeline.things_eeg2 import (
     read_metadata,
     subject_of,
 )
+from pipeline.errors import InputError
 from tests.fuzz import saved, zip_bytes
 
 CH_NAMES = ["Pz", "O1", "Oz"]

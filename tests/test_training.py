@@ -8,11 +8,9 @@ import pandas as pd
 import pytest
 import torch
 
-from pipeline.errors import InputError
-from pipeline.model import ContrastiveModel, ModelSizes
-from pipeline.params import Train, read_params
-from pipeline.retrieval import symmetric_cross_entropy
-from pipeline.training import (
+from pipeline.decoding.model import ContrastiveModel, ModelSizes
+from pipeline.decoding.retrieval import symmetric_cross_entropy
+from pipeline.decoding.training import (
     Samples,
     Trained,
     derive_seeds,
@@ -22,6 +20,8 @@ from pipeline.training import (
     make_optimizer,
     train,
 )
+from pipeline.errors import InputError
+from pipeline.params import Train, read_params
 
 CPU = torch.device("cpu")
 

@@ -16,8 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
+from pipeline.data.untrusted import open_member, open_zip, read_member, read_npy
 from pipeline.errors import InputError
-from pipeline.untrusted import open_member, open_zip, read_member, read_npy
 from tests import fuzz
 
 PROTOCOLS = (2, 3, 4, 5)

@@ -12,10 +12,10 @@ import h5py
 import numpy as np
 import pytest
 
-from pipeline.eeg import _picks, _samples, preprocess
+from pipeline.data.things_eeg2 import Layout
+from pipeline.eeg.preparation import _picks, _samples, preprocess
+from pipeline.eeg.recordings import read_split
 from pipeline.errors import InputError
-from pipeline.recordings import read_split
-from pipeline.things_eeg2 import Layout
 from tests.test_things_eeg2 import CH_NAMES, SHAPES, TIMES, make_metadata, make_recording, write_eeg, write_metadata
 
 REFERENCE = {

@@ -4,7 +4,7 @@
                            checkpoint, checkpoint_sha256, lora, versions
 /image_ids (N,)            the path in the image archives, such as `training_images/00001_aardvark/aardvark_01b.jpg`
 /embeddings/<block> (N, D) float32, training and test images in one table; `last`, or the number of a transformer block;
-                           attributes: feature, and its health (`pipeline.health`)
+                           attributes: feature, and its health (`pipeline.images.health`)
 """
 
 from collections.abc import Iterable, Mapping, Sequence

@@ -10,10 +10,10 @@ from collections.abc import Callable
 import numpy as np
 import pandas as pd
 
+from pipeline.analysis.scoring import CHANNEL, WHOLE, WINDOW, Axes, Outcome
+from pipeline.analysis.statistics import Resamples, draw_resamples, gallery_accuracy, mean_by_subject
+from pipeline.decoding.retrieval import weigh_queries
 from pipeline.params import Evaluate
-from pipeline.retrieval import weigh_queries
-from pipeline.scoring import CHANNEL, WHOLE, WINDOW, Axes, Outcome
-from pipeline.statistics import Resamples, draw_resamples, gallery_accuracy, mean_by_subject
 
 NOT_METRICS = ["fold", "seed", "subject", "collapsed", "selected_epoch", "n_way", "top1_acc_low", "top1_acc_high"]
 

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.encoders import ImageEncoder, load_encoder
-from pipeline.inference import accelerate
-from pipeline.sample_checkpoints import make_checkpoint
+from pipeline.images.acceleration import accelerate
+from pipeline.images.encoders import ImageEncoder, load_encoder
+from pipeline.images.sample_checkpoints import make_checkpoint
 
 CPU = torch.device("cpu")
 IMAGES = torch.rand(2, 3, 224, 224, generator=torch.Generator().manual_seed(0))

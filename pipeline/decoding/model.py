@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.eeg_encoders import Dropout, make_eeg_encoder
+from pipeline.eeg.encoders import Dropout, make_eeg_encoder
 from pipeline.errors import InputError
 from pipeline.files import replacing
 from pipeline.params import Train

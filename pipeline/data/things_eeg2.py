@@ -19,8 +19,8 @@ import numpy as np
 import pandas as pd
 from PIL import Image, UnidentifiedImageError
 
+from pipeline.data.untrusted import open_member, open_zip, read_npy
 from pipeline.errors import InputError
-from pipeline.untrusted import open_member, open_zip, read_npy
 
 Split = Literal["train", "test"]
 SPLITS: tuple[Split, ...] = ("train", "test")

@@ -8,15 +8,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.embeddings import Embeddings
+from pipeline.analysis.similarities import Scored
+from pipeline.decoding.model import ContrastiveModel
+from pipeline.decoding.retrieval import score_queries
+from pipeline.decoding.training import EVALUATION_BATCH, project
+from pipeline.eeg.masking import average_some, keep_window, mask_channel, windows
+from pipeline.eeg.recordings import Recording
 from pipeline.errors import InputError
-from pipeline.masking import average_some, keep_window, mask_channel, windows
-from pipeline.model import ContrastiveModel
+from pipeline.images.embeddings import Embeddings
 from pipeline.params import Evaluate
-from pipeline.recordings import Recording
-from pipeline.retrieval import score_queries
-from pipeline.similarities import Scored
-from pipeline.training import EVALUATION_BATCH, project
 
 WHOLE, WINDOW, CHANNEL = "whole", "window", "channel"  # variants of the EEG; the others are a number of repetitions
 

@@ -4,9 +4,7 @@ Every run starts from a fresh initialisation; there is one for each fold of the 
 `select_on: test` ever opens the test split.
 """
 
-import hashlib
 import os
-import shutil
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -21,13 +19,16 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
+from pipeline.decoding.model import save_model
+from pipeline.decoding.training import derive_seeds, held_out, read_samples, train
 from pipeline.devices import pick_device
-from pipeline.embeddings import read_embeddings
 from pipeline.errors import InputError
-from pipeline.files import cache_folder, replacing, sha256
-from pipeline.model import save_model
+from pipeline.files import replacing, sha256
+from pipeline.images.embeddings import read_embeddings
 from pipeline.params import Train
-from pipeline.training import derive_seeds, held_out, read_samples, train
+from pipeline.unfinished import unfinished
+
+PACKAGES = ("torch", "numpy", "braindecode")  # whose versions decide the weights
 
 
 @dataclass(frozen=True)
@@ -79,11 +80,14 @@ def train_all(eeg_dir: Path, embeddings: Path, out: Path, parameters: Train, see
     runs = plan(parameters.protocol, list(files), seeds_of(seed, parameters.seeds))
     workers = min(parameters.workers, len(runs))
     threads = max(1, (os.cpu_count() or 1) // workers)
-    states = cache_folder() / "training" / _key([*files.values(), embeddings], parameters, threads)
-    task = partial(_train_run, files, embeddings, out, parameters, states, threads)
-    with tqdm(total=len(runs) * parameters.epochs, unit="epoch", desc=f"train {len(runs)} x", disable=None) as bar:
+    inputs = [sha256(path) for path in (*files.values(), embeddings)]
+    decided_by = [inputs, [run.name for run in runs], parameters.model_dump(exclude={"workers"}), threads]
+    with (
+        unfinished("training", __file__, PACKAGES, decided_by) as states,
+        tqdm(total=len(runs) * parameters.epochs, unit="epoch", desc=f"train {len(runs)} x", disable=None) as bar,
+    ):
+        task = partial(_train_run, files, embeddings, out, parameters, states, threads)
         notes = [task(run, bar.update) for run in runs] if workers == 1 else _side_by_side(task, runs, workers, bar)
-    shutil.rmtree(states, ignore_errors=True)
     histories = pd.concat(pd.read_csv(out / run.name / "history.csv") for run in runs)
     with replacing(out / "history.csv") as temporary:
         histories.groupby("epoch", as_index=False).mean().to_csv(temporary, index=False)
@@ -158,11 +162,3 @@ def _report_to(epochs: Queue) -> None:
 
 def _in_process(task: Callable[..., dict], run: Run) -> dict:
     return task(run, lambda: _epochs.put(1))
-
-
-def _key(inputs: list[Path], parameters: Train, threads: int) -> str:
-    """A hash of all that decides the weights: data, parameters, code, versions and the number of threads."""
-    code = [Path(__file__).with_name(f"{name}.py") for name in ("eeg_encoders", "model", "retrieval", "training")]
-    parts = [sha256(path) for path in [*inputs, *code]]
-    parts += [parameters.model_dump_json(exclude={"workers"}), torch.__version__, str(threads)]
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]

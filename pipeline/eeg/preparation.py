@@ -28,9 +28,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from pipeline.errors import InputError
-from pipeline.files import replacing, sha256
-from pipeline.things_eeg2 import (
+from pipeline.data.things_eeg2 import (
     SPLITS,
     Layout,
     Split,
@@ -40,6 +38,8 @@ from pipeline.things_eeg2 import (
     read_metadata,
     subject_of,
 )
+from pipeline.errors import InputError
+from pipeline.files import replacing, sha256
 
 UNITS = {
     "none": "as released: whitened (multivariate noise normalisation), no physical unit",

@@ -16,7 +16,7 @@ from timm.models.vision_transformer import Block as Layer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.encoders import Block, ImageEncoder
+from pipeline.images.encoders import Block, ImageEncoder
 
 
 def accelerate(

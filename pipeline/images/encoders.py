@@ -36,8 +36,8 @@ from timm.models import VisionTransformer
 from torch import Tensor, nn
 from torchvision.transforms import functional as transforms
 
+from pipeline.data.untrusted import open_zip, read_member
 from pipeline.errors import InputError
-from pipeline.untrusted import open_zip, read_member
 
 Block = int | Literal["last"]
 

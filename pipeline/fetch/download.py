@@ -15,9 +15,9 @@ from typing import Annotated, Literal
 from pydantic import AliasPath, BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError
 
 from pipeline.errors import InputError
+from pipeline.fetch.transfer import Remote, cached_size, fetch, is_cached
+from pipeline.fetch.web import PATIENCE, Patience, read, remote_size
 from pipeline.files import cache_folder, replacing
-from pipeline.transfer import Remote, cached_size, fetch, is_cached
-from pipeline.web import PATIENCE, Patience, read, remote_size
 
 EEG_NODE = "anp5v"
 IMAGES_NODE = "y63gw"

@@ -19,13 +19,13 @@ from scipy.optimize import minimize_scalar
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from pipeline.embeddings import Embeddings
+from pipeline.decoding.model import ContrastiveModel, ModelSizes
+from pipeline.decoding.retrieval import rank_of_match, score_queries, symmetric_cross_entropy
+from pipeline.eeg.recordings import read_split
 from pipeline.errors import InputError
 from pipeline.files import replacing
-from pipeline.model import ContrastiveModel, ModelSizes
+from pipeline.images.embeddings import Embeddings
 from pipeline.params import Train
-from pipeline.recordings import read_split
-from pipeline.retrieval import rank_of_match, score_queries, symmetric_cross_entropy
 
 EVALUATION_BATCH = 512  # EEG samples in one pass without gradient; limits memory
 PROBED = 256  # samples whose embeddings tell whether a model has collapsed

@@ -29,8 +29,8 @@ from pydantic import BaseModel, ValidationError
 from tqdm import tqdm
 
 from pipeline.errors import InputError
+from pipeline.fetch.web import PATIENCE, Patience, TryAgain, open_client, refuse, retry, tell_user
 from pipeline.files import cache_folder, replacing
-from pipeline.web import PATIENCE, Patience, TryAgain, open_client, refuse, retry, tell_user
 
 FILES_AT_ONCE = 3
 GB = 1e9

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from pipeline.pictures import COLOURS
+from pipeline.report.pictures import COLOURS
 
 SCHEMA = "https://vega.github.io/schema/vega-lite/v6.json"  # a name, which nothing fetches
 DASHED = {"strokeDash": [6, 4], "color": "currentColor"}

@@ -19,10 +19,10 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageOps
 from scipy.cluster import hierarchy
 
+from pipeline.analysis.similarities import Scored, Similarities
+from pipeline.data.things_eeg2 import decode_image, open_image_zip
+from pipeline.data.untrusted import read_member
 from pipeline.files import replacing
-from pipeline.similarities import Scored, Similarities
-from pipeline.things_eeg2 import decode_image, open_image_zip
-from pipeline.untrusted import read_member
 
 COLOURS = {"unaligned": "#0072B2", "aligned": "#D55E00"}
 RIGHT, QUIET = "#009E73", "#767676"

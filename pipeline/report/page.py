@@ -16,14 +16,14 @@ import jinja2
 import pandas as pd
 import vl_convert
 
-from pipeline import charts
-from pipeline.comparison import COSINE_EDGES, ENCODERS, cosine_histograms
+from pipeline.analysis.comparison import COSINE_EDGES, ENCODERS, cosine_histograms
+from pipeline.analysis.published import PUBLISHED
+from pipeline.analysis.similarities import Similarities
 from pipeline.files import replacing
-from pipeline.pictures import Picture, kept_runs
-from pipeline.reference import PUBLISHED
-from pipeline.similarities import Similarities
+from pipeline.report import charts
+from pipeline.report.pictures import Picture, kept_runs
 
-TEMPLATE = Path(__file__).with_name("report.html")
+TEMPLATE = Path(__file__).with_name("page.html")
 VEGA_LITE = "6.4"
 PACKAGES = ("torch", "timm", "dreamsim", "peft", "numpy", "scipy", "pandas", "h5py", "mne", "matplotlib")
 PACKAGES += ("jinja2", "vl-convert-python", "dvc")

@@ -11,38 +11,37 @@ import hashlib
 import json
 import math
 import os
-import shutil
 import threading
 import zipfile
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
 from torch import Tensor
 from tqdm import tqdm
 
-from pipeline import health
-from pipeline.embeddings import write_embeddings
-from pipeline.encoders import Block, ImageEncoder, load_encoder, preprocess
+from pipeline.data.things_eeg2 import decode_image, open_image_zip, read_metadata
+from pipeline.data.untrusted import read_member
 from pipeline.errors import InputError
-from pipeline.files import cache_folder, replacing, sha256
-from pipeline.inference import accelerate
+from pipeline.files import replacing, sha256
+from pipeline.images import health
+from pipeline.images.acceleration import accelerate
+from pipeline.images.embeddings import write_embeddings
+from pipeline.images.encoders import Block, ImageEncoder, load_encoder, preprocess
 from pipeline.params import Embed
-from pipeline.things_eeg2 import decode_image, open_image_zip, read_metadata
-from pipeline.untrusted import read_member
+from pipeline.unfinished import unfinished
 
 IN_CPU_CACHE = 8  # images in one forward pass on a CPU; with 32 a ViT-B takes an eighth longer
 RECOMPUTED = 8  # images that are embedded again, the plain way
 PASSES_PER_GPU = 2  # side by side, so that one computes while the other copies
 AHEAD = 2  # batches decoded in advance for each pass
-CODE = ("embedder", "encoders", "inference", "things_eeg2")  # the modules that decide the numbers
+PACKAGES = ("torch", "torchvision", "timm", "pillow")  # whose versions decide the numbers
 
 
 def embed_images(
@@ -77,12 +76,12 @@ def embed_images(
         "checkpoint": checkpoint.name,
         "checkpoint_sha256": sha256(checkpoint),
         "lora": json.dumps(adapter, sort_keys=True) if variant == "aligned" else "none",
-        "versions": " ".join(f"{name} {version(name)}" for name in ("torch", "torchvision", "timm", "pillow")),
+        "versions": " ".join(f"{name} {version(name)}" for name in PACKAGES),
     }
     with (
         open_image_zip(images_dir / "training_images.zip", splits["train"]["image_ids"]) as train,
         open_image_zip(images_dir / "test_images.zip", splits["test"]["image_ids"]) as test,
-        _side_folder(made_with, parameters.blocks) as folder,
+        unfinished("embedding", __file__, PACKAGES, [made_with, parameters.blocks]) as folder,
     ):
         archives = {"training_images": train, "test_images": test}
         archive_of = {image_id: archives[image_id.split("/")[0]] for image_id in image_ids}
@@ -110,27 +109,6 @@ def _name(device: torch.device) -> str:
     """The kind of device, on which the last bits depend."""
     kind = torch.backends.cpu.get_cpu_capability() if device.type == "cpu" else torch.cuda.get_device_name(device)
     return f"{device.type} ({kind})"
-
-
-@contextmanager
-def _side_folder(made_with: dict, blocks: Sequence[Block]) -> Iterator[Path]:
-    """Where the batches that are done are kept until all are: this run's alone, and removed if it succeeds."""
-    code = [sha256(Path(__file__).with_name(f"{name}.py")) for name in CODE]
-    key = hashlib.sha256(json.dumps([made_with, blocks, code]).encode()).hexdigest()[:32]
-    folder = cache_folder() / "embedding" / key
-    folder.parent.mkdir(exist_ok=True)
-    lock = FileLock(f"{folder}.lock")
-    try:
-        lock.acquire(blocking=False)
-    except Timeout:
-        print("another run embeds with the same encoder and parameters; waiting for it", flush=True)
-        lock.acquire()
-    try:
-        folder.mkdir(exist_ok=True)
-        yield folder
-        shutil.rmtree(folder)
-    finally:
-        lock.release()
 
 
 def _fingerprint(image_ids: list[str], archive_of: dict[str, zipfile.ZipFile]) -> str:

@@ -1,0 +1,1 @@
+"""Addresses in, whole and checked files out: HTTP with patience, a cache outside the repository."""

@@ -1,0 +1,1 @@
+"""Figures in, pictures and one HTML page out."""

@@ -1,0 +1,73 @@
+"""Long work that may be interrupted: what is done so far is kept in the cache folder until all of it is.
+
+The folder's name is a hash of all that decides the result, code and versions among it, so that a rerun with anything
+changed starts anew. Two runs that would share a folder take turns.
+"""
+
+import ast
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from pipeline.files import cache_folder, sha256
+
+ROOT = Path(__file__).parents[1]
+
+
+@contextmanager
+def unfinished(kind: str, code: str, packages: Sequence[str], decided_by: object) -> Iterator[Path]:
+    """The folder for work of this kind, this run's alone, removed if it succeeds.
+
+    `code` is the `__file__` of the module that does the work: with all that it imports from this library it decides
+    the result, as do the versions of `packages` and `decided_by`, any plain data.
+    """
+    hashes = [sha256(path) for path in sorted({Path(code), *imported(Path(code))})]
+    key = hashlib.sha256(json.dumps([hashes, [_version(name) for name in packages], decided_by]).encode())
+    folder = cache_folder() / kind / key.hexdigest()[:32]
+    folder.parent.mkdir(exist_ok=True)
+    lock = FileLock(f"{folder}.lock")
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        print(f"{kind}: another run works on the same; waiting for it", flush=True)
+        lock.acquire()
+    try:
+        folder.mkdir(exist_ok=True)
+        yield folder
+        shutil.rmtree(folder)
+    finally:
+        lock.release()
+
+
+def imported(path: Path) -> set[Path]:
+    """The files of this library that a Python file imports, directly or through another one."""
+    found, waiting = set(), {path}
+    while waiting:
+        new = _imported_by(waiting.pop()) - found
+        found |= new
+        waiting |= new
+    return found
+
+
+def _imported_by(path: Path) -> set[Path]:
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+        elif isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+    files = (ROOT.joinpath(*name.split(".")).with_suffix(".py") for name in names if name.startswith("pipeline."))
+    return {file for file in files if file.is_file()}
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
