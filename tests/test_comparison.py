@@ -236,3 +236,16 @@ def test_runs_that_differ_in_more_than_the_encoder_are_refused(change, message):
     unaligned, aligned = pair(3, seeds=(1,))
     with pytest.raises(InputError, match=message):
         compare(evaluation("unaligned", unaligned), change(evaluation("aligned", aligned)), parameters(), 0)
+
+
+def test_left_out_subjects_are_not_as_many_repetitions():
+    """Their models share training subjects, so that the interval is wider than of models of one subject each."""
+    names = [f"sub-{i:02}" for i in range(8)]
+    runs = [
+        [scored(name, first(n + i * gain), fold=name) for i, name in enumerate(names)] for n, gain in ((8, 0), (9, 1))
+    ]
+    widths = []
+    for protocol in ("within-subject", "leave-one-subject-out"):
+        low, high = compared(*runs, protocol=protocol)["metrics"]["top1_acc"]["ci95"]
+        widths.append(high - low)
+    assert widths[1] > 1.05 * widths[0]

@@ -94,6 +94,20 @@ def test_nothing_is_claimed_where_no_effect_was_planted():
     assert 0.945 < held / n < 0.99
 
 
+def test_models_that_share_training_subjects_claim_no_more_than_they_may():
+    """Each subject's value holds its own noise and what the training data of the others brought: these overlap."""
+    values = np.array([0.1, 0.2, 0.4, 0.5])
+    assert variance_of_mean(values, left_out_in_turn=True).value == pytest.approx(values.var(ddof=1) * (1 / 4 + 1 / 3))
+    rng, n, claims = np.random.default_rng(4), 2000, [0, 0]
+    for _ in range(n):
+        trained_on = rng.normal(0, 1, 8)  # what each subject's EEG does to a model that has it in training
+        found = rng.normal(0, 1, 8) + (trained_on.sum() - trained_on) / 7
+        for corrected in (False, True):
+            claims[corrected] += t_test(found.mean(), [variance_of_mean(found, corrected)])[1] <= 0.05
+    assert claims[0] / n > 0.08
+    assert claims[1] / n < 0.05
+
+
 def test_what_does_not_vary_and_what_cannot_be_known():
     assert t_test(0.2, [Variance(0.0, 9)]) == ((0.2, 0.2), 0.0)
     assert t_test(0.0, [Variance(0.0, 9)]) == ((0.0, 0.0), 1.0)

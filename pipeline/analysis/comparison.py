@@ -99,7 +99,7 @@ def _differences(kept: dict[str, list[Scored]], of: Similarities, parameters: Ev
         resampled[encoder] = {name: mean_by_subject(subjects, [one[name] for one in weighed]) for name in weighed[0]}
         correct[encoder] = mean_by_subject(subjects, [one["rank"] == 1 for one in queries])
     runs = pd.DataFrame([{"fold": one.fold, "seed": one.seed, "subject": one.subject} for one in kept["aligned"]])
-    over = _varies(runs)
+    over, left_out_in_turn = _varies(runs), of.made_with["protocol"] == "leave-one-subject-out"
     by_subject = {encoder: points[encoder].groupby(runs["subject"]).mean() for encoder in ENCODERS}
     metrics = {}
     for name in points["aligned"]:
@@ -108,7 +108,7 @@ def _differences(kept: dict[str, list[Scored]], of: Similarities, parameters: Ev
         in_resamples = resampled["aligned"][name] - resampled["unaligned"][name]  # (S, B)
         parts = {
             "test images": [Variance(float(in_resamples.mean(0).var(ddof=1)), n_images - 1)],
-            "subjects": [variance_of_mean(difference.to_numpy())],
+            "subjects": [variance_of_mean(difference.to_numpy(), left_out_in_turn)],
             "seeds": [part for encoder in ENCODERS for part in _over_seeds(runs, points[encoder][name])],
         }
         interval, p = t_test(float(difference.mean()), [part for what in over for part in parts[what]])

@@ -70,10 +70,17 @@ class Variance:
     df: float
 
 
-def variance_of_mean(values: np.ndarray) -> Variance:
-    """Of the mean of independent values (n,); NaN where there is only one."""
+def variance_of_mean(values: np.ndarray, left_out_in_turn: bool = False) -> Variance:
+    """Of the mean of independent values (n,); NaN where there is only one.
+
+    `left_out_in_turn`: each value comes from a model that was trained on the other n - 1 subjects. Such models share
+    most of their training data, so that the values are not independent: instead of 1 / n the factor is 1 / n +
+    1 / (n - 1), test over training size (Nadeau and Bengio 2003, doi 10.1023/A:1024068626366).
+    """
     n = len(values)
-    return Variance(float(values.var(ddof=1)) / n if n > 1 else np.nan, n - 1)
+    if n < 2:
+        return Variance(np.nan, n - 1)
+    return Variance(float(values.var(ddof=1)) * (1 / n + left_out_in_turn / (n - 1)), n - 1)
 
 
 def t_test(difference: float, parts: Sequence[Variance]) -> tuple[tuple[float, float], float]:
