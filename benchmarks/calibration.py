@@ -32,7 +32,8 @@ from pipeline.analysis.comparison import compare
 from pipeline.analysis.similarities import Scored, Similarities
 from pipeline.decoding.runs import plan
 from pipeline.decoding.training import derive_seeds, held_out, train
-from pipeline.params import Evaluate, read_params
+from pipeline.params import read_params
+from pipeline.sections import Evaluate
 
 SEEDS = (1, 3, 5)
 WORSE = 4.5  # noise of the embeddings

@@ -37,7 +37,8 @@ from pipeline.images.acceleration import accelerate
 from pipeline.images.embedder import _embed_all, _name
 from pipeline.images.encoders import load_encoder, preprocess
 from pipeline.images.sample_checkpoints import make_checkpoint
-from pipeline.params import Embed, read_params
+from pipeline.params import read_params
+from pipeline.sections import Embed
 
 ROUNDS = 5
 BACKBONE, WIDTH, TOKENS, HEADS = "synclr_vitb16", 768, 197, 12

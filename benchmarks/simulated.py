@@ -11,7 +11,8 @@ import yaml
 from torch import Tensor, nn
 
 from pipeline.decoding.training import Samples, project
-from pipeline.params import Train, read_params
+from pipeline.params import read_params
+from pipeline.sections import Train
 
 N_LATENTS, D = 20, 128
 

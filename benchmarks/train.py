@@ -38,7 +38,8 @@ from pipeline.decoding.training import (
 )
 from pipeline.eeg import encoders as eeg_encoders
 from pipeline.eeg.encoders import NiceSeed
-from pipeline.params import Train, read_params
+from pipeline.params import read_params
+from pipeline.sections import Train
 
 CPU = torch.device("cpu")
 SIZES = ModelSizes(n_chans=17, n_times=100, sfreq=100.0, embedding_size=768)

@@ -8,7 +8,7 @@ import ast
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -45,11 +45,11 @@ def unfinished(kind: str, code: str, packages: Sequence[str], decided_by: object
         lock.release()
 
 
-def imported(path: Path) -> set[Path]:
-    """The files of this library that a Python file imports, directly or through another one."""
+def imported(path: Path, besides: Collection[Path] = ()) -> set[Path]:
+    """The files of this library that a Python file imports, directly or through another one, but for `besides`."""
     found, waiting = set(), {path}
     while waiting:
-        new = _imported_by(waiting.pop()) - found
+        new = _imported_by(waiting.pop()) - found - set(besides)
         found |= new
         waiting |= new
     return found

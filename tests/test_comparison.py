@@ -9,7 +9,8 @@ from scipy.stats import t
 from pipeline.analysis.comparison import compare
 from pipeline.analysis.similarities import Scored, Similarities
 from pipeline.errors import InputError
-from pipeline.params import Evaluate, read_params
+from pipeline.params import read_params
+from pipeline.sections import Evaluate
 
 N = 20
 

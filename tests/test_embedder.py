@@ -26,7 +26,8 @@ from pipeline.images.embedder import RECOMPUTED, embed_images
 from pipeline.images.embeddings import read_embeddings, read_health
 from pipeline.images.encoders import load_encoder, preprocess
 from pipeline.images.sample_checkpoints import make_checkpoint
-from pipeline.params import Embed, read_params
+from pipeline.params import read_params
+from pipeline.sections import Embed
 
 TINY = Size(train_concepts=12, images_per_concept=2, test_concepts=6, train_repetitions=2, test_repetitions=3)
 N = 12 * 2 + 6

@@ -8,7 +8,8 @@ import pytest
 from pipeline.analysis.evaluation import summarise, tabulate
 from pipeline.analysis.scoring import CHANNEL, WHOLE, WINDOW, Axes, Outcome
 from pipeline.analysis.similarities import Scored
-from pipeline.params import Evaluate, read_params
+from pipeline.params import read_params
+from pipeline.sections import Evaluate
 
 N = 8
 NAMES = ["nice_loss", "rank", "image_to_eeg_rank", "matched_cosine", "mismatched_cosine", "mismatched_square"]

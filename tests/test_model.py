@@ -7,7 +7,8 @@ from scipy.stats import ks_2samp
 from benchmarks.plain import PlainModel
 from pipeline.decoding.model import ContrastiveModel, ModelSizes, load_model, save_model
 from pipeline.errors import InputError
-from pipeline.params import Train, read_params
+from pipeline.params import read_params
+from pipeline.sections import Train
 
 RECIPE = read_params(Path("params.yaml")).train
 SIZES = ModelSizes(n_chans=5, n_times=80, sfreq=100.0, embedding_size=12)

@@ -24,8 +24,9 @@ from pipeline.analysis.scoring import CHANNEL, WHOLE, WINDOW, Axes, Outcome
 from pipeline.analysis.similarities import Scored, Similarities, read_similarities, write_similarities
 from pipeline.decoding.retrieval import score_queries
 from pipeline.files import sha256
-from pipeline.params import Evaluate, read_params
+from pipeline.params import read_params
 from pipeline.report.page import chance_levels, learning_curves, write_report
+from pipeline.sections import Evaluate
 from stages.report import main
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

@@ -18,7 +18,8 @@ from pipeline.decoding.runs import Run, plan, seeds_of, train_all
 from pipeline.eeg.preparation import preprocess
 from pipeline.errors import InputError
 from pipeline.images.embeddings import write_embeddings
-from pipeline.params import Train, read_params
+from pipeline.params import read_params
+from pipeline.sections import Train
 
 TINY = Size(train_concepts=12, images_per_concept=2, test_concepts=6, train_repetitions=2, test_repetitions=3)
 SUBJECTS = ["sub-01", "sub-02"]

@@ -14,7 +14,8 @@ from pipeline.eeg.masking import average_some, keep_window, mask_channel
 from pipeline.eeg.recordings import Recording
 from pipeline.errors import InputError
 from pipeline.images.embeddings import Embeddings
-from pipeline.params import Evaluate, read_params
+from pipeline.params import read_params
+from pipeline.sections import Evaluate
 
 SUBJECTS = ["sub-01", "sub-02"]
 NOTES = {"fold": "pooled", "seed": 1, "selected_epoch": 2, "collapsed": False, "tested_on": SUBJECTS}

@@ -21,7 +21,8 @@ from pipeline.decoding.training import (
     train,
 )
 from pipeline.errors import InputError
-from pipeline.params import Train, read_params
+from pipeline.params import read_params
+from pipeline.sections import Train
 
 CPU = torch.device("cpu")
 

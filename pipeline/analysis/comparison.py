@@ -17,7 +17,7 @@ from pipeline.analysis.similarities import Scored, Similarities
 from pipeline.analysis.statistics import Variance, draw_resamples, mean_by_subject, t_test, variance_of_mean
 from pipeline.decoding.retrieval import score_queries, weigh_queries
 from pipeline.errors import InputError
-from pipeline.params import Evaluate
+from pipeline.sections import Evaluate
 
 ENCODERS = ("unaligned", "aligned")
 ALPHA = 0.05

@@ -13,7 +13,7 @@ import pandas as pd
 from pipeline.analysis.scoring import CHANNEL, WHOLE, WINDOW, Axes, Outcome
 from pipeline.analysis.statistics import Resamples, draw_resamples, gallery_accuracy, mean_by_subject
 from pipeline.decoding.retrieval import weigh_queries
-from pipeline.params import Evaluate
+from pipeline.sections import Evaluate
 
 NOT_METRICS = ["fold", "seed", "subject", "collapsed", "selected_epoch", "n_way", "top1_acc_low", "top1_acc_high"]
 

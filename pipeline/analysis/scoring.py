@@ -16,7 +16,7 @@ from pipeline.eeg.masking import average_some, keep_window, mask_channel, window
 from pipeline.eeg.recordings import Recording
 from pipeline.errors import InputError
 from pipeline.images.embeddings import Embeddings
-from pipeline.params import Evaluate
+from pipeline.sections import Evaluate
 
 WHOLE, WINDOW, CHANNEL = "whole", "window", "channel"  # variants of the EEG; the others are a number of repetitions
 

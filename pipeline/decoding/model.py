@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from pipeline.eeg.encoders import Dropout, make_eeg_encoder
 from pipeline.errors import InputError
 from pipeline.files import replacing
-from pipeline.params import Train
+from pipeline.sections import Train
 
 STANDARDISED_AT_ONCE = 4096  # EEG samples copied together; limits memory
 

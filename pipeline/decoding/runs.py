@@ -25,7 +25,7 @@ from pipeline.devices import pick_device
 from pipeline.errors import InputError
 from pipeline.files import replacing, sha256
 from pipeline.images.embeddings import read_embeddings
-from pipeline.params import Train
+from pipeline.sections import Train
 from pipeline.unfinished import unfinished
 
 PACKAGES = ("torch", "numpy", "braindecode")  # whose versions decide the weights

@@ -25,7 +25,7 @@ from pipeline.eeg.recordings import read_split
 from pipeline.errors import InputError
 from pipeline.files import replacing
 from pipeline.images.embeddings import Embeddings
-from pipeline.params import Train
+from pipeline.sections import Train
 
 EVALUATION_BATCH = 512  # EEG samples in one pass without gradient; limits memory
 PROBED = 256  # samples whose embeddings tell whether a model has collapsed

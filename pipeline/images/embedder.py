@@ -34,7 +34,7 @@ from pipeline.images import health
 from pipeline.images.acceleration import accelerate
 from pipeline.images.embeddings import write_embeddings
 from pipeline.images.encoders import Block, ImageEncoder, load_encoder, preprocess
-from pipeline.params import Embed
+from pipeline.sections import Embed
 from pipeline.unfinished import unfinished
 
 IN_CPU_CACHE = 8  # images in one forward pass on a CPU; with 32 a ViT-B takes an eighth longer

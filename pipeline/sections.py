@@ -1,0 +1,81 @@
+"""The sections of `params.yaml`, typed; the file itself says what each key means."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Count = Annotated[int, Field(gt=0)]
+Share = Annotated[float, Field(gt=0, lt=1)]
+Rate = Annotated[float, Field(gt=0)]
+Device = Literal["auto", "cpu", "cuda"]
+Block = Literal["last"] | Count
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class Download(Section):
+    osf_api: str
+    dreamsim_releases: str
+
+
+class Preprocess(Section):
+    average_repetitions: bool
+    channels: Literal["all"] | list[str]
+    window: Annotated[list[float], Field(min_length=2, max_length=2)]
+    normalise: Literal["none", "trial"]
+    dtype: Literal["float32", "float64"]
+    workers: Count
+
+
+class Embed(Section):
+    tokens: Literal["cls", "mean"]
+    precision: Literal["float32", "bfloat16"]
+    batch_size: Count
+    device: Device
+    blocks: Annotated[list[Block], Field(min_length=1)]
+
+
+class Train(Section):
+    block: Block
+    protocol: Literal["pooled", "within-subject", "leave-one-subject-out"]
+    select_on: Literal["validation", "last", "test"]
+    selection_temperature: Literal["fitted", "model"]
+    validation_concepts: Share
+    workers: Count
+    eeg_encoder: str
+    first_weights: Literal["published", "torch"]
+    standardise_eeg: bool
+    image_projector: bool
+    temperature: Literal["learned"] | Rate
+    start_temperature: Rate
+    normalise_embeddings: bool
+    optimizer: Literal["adam", "adamw"]
+    weight_decay: Annotated[float, Field(ge=0)]
+    gradient_clip: Literal["none"] | Rate
+    epochs: Count
+    average_epochs: Literal["none"] | Rate
+    batch_size: Annotated[int, Field(gt=1)]
+    learning_rate: Rate
+    final_learning_rate: Rate
+    betas: Annotated[list[Share], Field(min_length=2, max_length=2)]
+    warmup_start: Share
+    warmup_epochs_encoder: Annotated[int, Field(ge=0)]
+    warmup_epochs_projectors: Annotated[int, Field(ge=0)]
+    dropout: Annotated[float, Field(ge=0, lt=1)]
+    projection_size: Count
+    precision: Literal["float32", "bfloat16"]
+    device: Device
+    seeds: Count | Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+
+
+class Evaluate(Section):
+    window: Rate
+    window_step: Rate
+    draws: Count
+    resamples: Annotated[int, Field(ge=100)]
+    embed_images: bool
+    top_k: Annotated[list[Count], Field(min_length=1)]
+    n_way: list[Annotated[int, Field(gt=1)]]
+    repetitions: list[Count]
