@@ -3,7 +3,7 @@
     python -m benchmarks.seeds [SEEDS]        # half an hour on two free cores with 8
 
 Simulated (benchmarks/simulated.py): 8 subjects, pooled, 100 concepts x 4 images, test 100-way, 40 epochs; one dataset,
-so that nothing but the seeds differs. `published` is params/seed, but with concepts held out to select the epoch, and
+so that nothing but the seeds differs. `published` is params/recipe, but with concepts held out to select the epoch, and
 `now` params.yaml. `only ...`: one of the four things that a seed decides varies, the others stay. `three seeds`: the
 similarities of three runs are averaged before they are ranked; its time is that of three runs.
 """

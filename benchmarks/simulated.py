@@ -98,9 +98,9 @@ def recipe(**changes: object) -> Train:
 
 
 def published(**changes: object) -> Train:
-    """The re-implementation's recipe, params/seed, with changes."""
+    """The re-implementation's recipe, params/recipe, with changes."""
     words = [
-        line.removeprefix("-S train.") for line in Path("params/seed").read_text().splitlines() if "train." in line
+        line.removeprefix("-S train.") for line in Path("params/recipe").read_text().splitlines() if "train." in line
     ]
     return recipe(**yaml.safe_load("\n".join(word.replace("=", ": ") for word in words)) | changes)
 
@@ -115,4 +115,4 @@ def start_as_torch() -> AbstractContextManager:
             elif isinstance(module, nn.BatchNorm2d):
                 nn.init.normal_(module.weight, 1.0, 0.02)
 
-    return mock.patch("pipeline.decoding.model.draw_weights", draw)
+    return mock.patch("pipeline.eeg.nice.draw_weights", draw)

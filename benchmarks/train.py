@@ -36,8 +36,8 @@ from pipeline.decoding.training import (
     make_optimizer,
     train,
 )
-from pipeline.eeg import encoders as eeg_encoders
-from pipeline.eeg.encoders import NiceSeed
+from pipeline.eeg import nice
+from pipeline.eeg.nice import NiceRecipe
 from pipeline.params import read_params
 from pipeline.sections import Train
 
@@ -50,7 +50,7 @@ FULL = 165_400  # 10 subjects x 16,540 images
 # functions whose simple operations are one of these; and the gradients of simple operations that only the latter have.
 MATHEMATICS = ("mm", "matmul", "conv", "linear", "norm", "elu")
 GRADIENTS = ("DivBackward0", "ClampMinBackward0", "ExpandBackward0", "SqrtBackward0")  # of normalisations
-LABELS = ((NiceSeed, "composed", "conv: filters"), (eeg_encoders, "_window_moments", "norm: moments"))
+LABELS = ((NiceRecipe, "composed", "conv: filters"), (nice, "_window_moments", "norm: moments"))
 LABELS += ((functional, "normalize", "norm: unit length"),)
 
 
@@ -60,7 +60,7 @@ def simulated(n: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def recipe(**changes: object) -> Train:
-    return Train(**read_params(Path("params.yaml")).train.model_dump() | {"eeg_encoder": "nice-seed"} | changes)
+    return Train(**read_params(Path("params.yaml")).train.model_dump() | {"eeg_encoder": "nice-recipe"} | changes)
 
 
 def speed() -> dict[str, float]:

@@ -13,11 +13,15 @@ from pipeline.errors import InputError
 from pipeline.images.encoders import BACKBONES
 from pipeline.sections import Download, Embed, Evaluate, Preprocess, Section, Train
 
+RENAMED = {"nice-seed": "nice-recipe", "train.warmup_epochs_encoder": "train.warmup_epochs_eeg_encoder"}
+
 
 def _one_of(table: Collection[str]) -> AfterValidator:
     """The value must be a name in the table as it is when the parameters are read."""
 
     def check(name: str) -> str:
+        if name in RENAMED:
+            raise PydanticCustomError("renamed", "is now called {name}", {"name": RENAMED[name]})
         if name not in table:
             raise PydanticCustomError("unknown_name", "should be one of {names}", {"names": ", ".join(table)})
         return name
@@ -61,6 +65,8 @@ def _first_problem(error: ValidationError) -> str:
     problems = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
     first = problems[0]
     key = _key(first)
+    if key in RENAMED:
+        return f"the key {key} is now called {RENAMED[key]}"
     if first["type"] == "extra_forbidden":
         return f"unknown key {key}; is it misspelt?"
     if first["type"] == "missing":

@@ -61,7 +61,7 @@ class Train(Section):
     final_learning_rate: Rate
     betas: Annotated[list[Share], Field(min_length=2, max_length=2)]
     warmup_start: Share
-    warmup_epochs_encoder: Annotated[int, Field(ge=0)]
+    warmup_epochs_eeg_encoder: Annotated[int, Field(ge=0)]
     warmup_epochs_projectors: Annotated[int, Field(ge=0)]
     dropout: Annotated[float, Field(ge=0, lt=1)]
     projection_size: Count

@@ -11,18 +11,14 @@ from torch.nn import functional as F
 
 from pipeline.decoding.model import Projector
 from pipeline.decoding.retrieval import symmetric_cross_entropy
-from pipeline.eeg.encoders import (
-    EEG_ENCODERS,
-    LEAST_SAMPLES,
-    AtmS,
-    Dropout,
-    _sinusoids,
-    make_eeg_encoder,
-)
+from pipeline.eeg.atm import AtmS, sinusoids
+from pipeline.eeg.braindecode_networks import LEAST_SAMPLES
+from pipeline.eeg.encoder import Dropout
+from pipeline.eeg.encoders import EEG_ENCODERS, make_eeg_encoder
 from pipeline.errors import InputError
 
-OWN = ("nice-seed", "nice", "atm-s")
-SHAPES = st.tuples(st.integers(8, 40), st.integers(1, 4), st.integers(75, 100))  # batch (chunks are of 32), C, T
+OWN = ("nice-recipe", "nice", "atm-s")
+SHAPES = st.tuples(st.integers(8, 40), st.integers(1, 4), st.integers(75, 100))  # batch (chunks are of 16), C, T
 
 
 def make(name: str, n_chans: int, n_times: int, sfreq: float = 100.0, dropout: float = 0.5) -> nn.Module:
@@ -123,7 +119,7 @@ def test_one_channel_is_enough(name):
 
 @pytest.mark.parametrize("name", EEG_ENCODERS)
 def test_the_least_number_of_samples_works_and_one_less_is_refused(name):
-    least = {"nice-seed": 65, "nice": 75, "atm-s": 75, **LEAST_SAMPLES}[name]
+    least = {"nice-recipe": 65, "nice": 75, "atm-s": 75, **LEAST_SAMPLES}[name]
     encoder = make(name, 4, least)
     assert encoder(torch.randn(2, 4, least)).shape == (2, encoder.output_size)
     with pytest.raises(InputError, match=f"{name} needs at least {least} samples, not {least - 1}: widen"):
@@ -164,7 +160,7 @@ def test_half_precision_changes_the_features_little(name):
 
 
 def test_the_recipe_has_794_thousand_parameters():
-    encoder = make("nice-seed", 17, 100)
+    encoder = make("nice-recipe", 17, 100)
     assert encoder.output_size == 1440
     modules = [encoder, Projector(encoder.output_size, 256, 0.5), Projector(768, 256, 0.5)]
     assert round(sum(p.numel() for module in modules for p in module.parameters()) / 1000) == 794
@@ -197,23 +193,23 @@ def test_deep4_keeps_its_pools_where_the_eeg_is_short():
 
 def test_atm_s_knows_which_channel_is_which():
     """A transformer without positions would permute its tokens with the channels."""
-    encoder = AtmS(6, 80, 0.5).eval()
+    encoder = AtmS(6, 80, 100.0, 0.5).eval()
     eeg = torch.randn(2, 6, 80)
-    swapped = encoder._attended(eeg.flip(1)).flip(1)
-    assert not torch.allclose(encoder._attended(eeg), swapped, atol=1e-2)
+    swapped = encoder.attended(eeg.flip(1)).flip(1)
+    assert not torch.allclose(encoder.attended(eeg), swapped, atol=1e-2)
     encoder.positions.zero_()
-    torch.testing.assert_close(encoder._attended(eeg), encoder._attended(eeg.flip(1)).flip(1), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(encoder.attended(eeg), encoder.attended(eeg.flip(1)).flip(1), rtol=1e-4, atol=1e-5)
 
 
 def test_positions_are_sines_and_cosines():
-    positions = _sinusoids(3, 4)
+    positions = sinusoids(3, 4)
     angles = torch.tensor([1.0, 1.0, 0.01, 0.01]) * torch.arange(3.0)[:, None]
     torch.testing.assert_close(positions[:, 0::2], angles[:, 0::2].sin())
     torch.testing.assert_close(positions[:, 1::2], angles[:, 1::2].cos())
 
 
 def test_an_unknown_encoder_is_refused():
-    with pytest.raises(InputError, match="nonsense is not known: choose one of nice-seed, nice"):
+    with pytest.raises(InputError, match="nonsense is not known: choose one of nice-recipe, nice"):
         make("nonsense", 17, 100)
 
 
@@ -226,7 +222,7 @@ def test_what_cannot_take_one_channel_says_so(name):
 @pytest.mark.parametrize("name", LEAST_SAMPLES)
 def test_without_braindecode_the_command_that_installs_it_is_named(name, monkeypatch):
     monkeypatch.setitem(sys.modules, "braindecode", None)
-    with pytest.raises(InputError, match="pip install -r requirements-braindecode.txt -c constraints.txt"):
+    with pytest.raises(InputError, match="""pip install -e '.\\[braindecode\\]' -c constraints.txt"""):
         make_eeg_encoder(name, n_chans=17, n_times=100, sfreq=100.0, dropout=0.5)
 
 

@@ -42,6 +42,12 @@ def test_the_shipped_file_is_valid():
         ("train.epochs", 0, "train.epochs is 0: input should be greater than 0"),
         ("train.learning_rate", float("nan"), "train.learning_rate is nan: input should be a finite number"),
         ("train.epocs", 10, "unknown key train.epocs"),
+        ("train.eeg_encoder", "nice-seed", "train.eeg_encoder is 'nice-seed': is now called nice-recipe"),
+        (
+            "train.warmup_epochs_encoder",
+            4,
+            "the key train.warmup_epochs_encoder is now called train.warmup_epochs_eeg_encoder",
+        ),
         ("encder", "aligned", "unknown key encder"),
         ("train.epochs", None, "the key train.epochs is missing"),
         ("embed", None, "the key embed is missing"),

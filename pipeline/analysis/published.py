@@ -19,7 +19,11 @@ class Published:
     note: str
 
 
-_SEED = "re-implementation of arXiv 2502.03081", "pooled", "17 channels, 100 Hz, one seed; epoch chosen on the test set"
+_RECIPE = (
+    "re-implementation of arXiv 2502.03081",
+    "pooled",
+    "17 channels, 100 Hz, one seed; epoch chosen on the test set",
+)
 _PAPER = "arXiv 2502.03081", "within-subject", "63 channels, 250 Hz, 5 seeds; as others quote it"
 _NICE = "scored against other images of the concept: another task"
 _SHALLOW = "middle layers of the image encoder, 5 seeds"
@@ -37,8 +41,8 @@ def _both(method: str, source: str, within: tuple[float, float], left_out: tuple
 
 
 PUBLISHED = (
-    Published("NICE + SynCLR, unaligned", _SEED[0], _SEED[1], 47.7, 79.9, _SEED[2]),
-    Published("NICE + SynCLR, aligned", _SEED[0], _SEED[1], 65.0, 92.3, _SEED[2]),
+    Published("NICE + SynCLR, unaligned", _RECIPE[0], _RECIPE[1], 47.7, 79.9, _RECIPE[2]),
+    Published("NICE + SynCLR, aligned", _RECIPE[0], _RECIPE[1], 65.0, 92.3, _RECIPE[2]),
     Published("NICE + SynCLR, unaligned", _PAPER[0], _PAPER[1], 44.2, None, _PAPER[2]),
     Published("NICE + SynCLR, aligned", _PAPER[0], _PAPER[1], 58.4, None, _PAPER[2]),
     *_both("NICE", "arXiv 2308.13234", (16.1, 43.6), (6.2, 21.4), _NICE),

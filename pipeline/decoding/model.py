@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.eeg.encoders import Dropout, make_eeg_encoder
+from pipeline.eeg.encoder import Dropout
+from pipeline.eeg.encoders import make_eeg_encoder
 from pipeline.errors import InputError
 from pipeline.files import replacing
 from pipeline.sections import Train
@@ -69,8 +70,8 @@ class ContrastiveModel(nn.Module):
         if recipe.image_projector:
             self.image_projector = Projector(sizes.embedding_size, projection_size, dropout)
         learned = recipe.temperature == "learned"
-        if recipe.first_weights == "published" and recipe.eeg_encoder in ("nice-seed", "nice"):
-            draw_weights(self, zero_biases=recipe.eeg_encoder == "nice-seed")
+        if recipe.first_weights == "published":
+            self.eeg_encoder.draw_weights(self)
         log_scale = torch.tensor(math.log(1 / (recipe.start_temperature if learned else recipe.temperature)))
         self.log_scale = nn.Parameter(log_scale, requires_grad=learned)
         self.register_buffer("eeg_mean", torch.zeros(sizes.n_chans, sizes.n_times))
@@ -79,7 +80,7 @@ class ContrastiveModel(nn.Module):
     def standardise(self, eeg: Tensor, rows: Tensor) -> None:
         """From now on take out the mean response to these rows of EEG (M, C, T), and divide by the channels' spread.
 
-        What all responses share outweighs what differs between them, and tells no image from another.
+        The evoked response that all images share is larger than what differs between images, and tells nothing of them.
         """
         parts = rows.split(STANDARDISED_AT_ONCE)
         mean = sum(eeg[part].double().sum(0) for part in parts) / len(rows)  # (C, T)
@@ -102,21 +103,6 @@ class ContrastiveModel(nn.Module):
     def logit_scale(self) -> Tensor:
         """1 / temperature, the factor from cosine similarity to logit."""
         return self.log_scale.exp()
-
-
-def draw_weights(model: nn.Module, zero_biases: bool) -> None:
-    """Draw the weights of every convolution and Linear from N(0, 0.02) and those of every BatchNorm from N(1, 0.02).
-
-    So do NICE (https://github.com/eeyhsong/NICE-EEG, nice_stand.py: encoder and both projectors) and the recipe, which
-    has `zero_biases` of convolutions too. All other biases stay as torch drew them.
-    """
-    for module in model.modules():
-        if isinstance(module, nn.Conv2d | nn.Linear):
-            nn.init.normal_(module.weight, 0.0, 0.02)
-        elif isinstance(module, nn.BatchNorm2d):
-            nn.init.normal_(module.weight, 1.0, 0.02)
-        if isinstance(module, nn.Conv2d) and module.bias is not None and zero_biases:
-            nn.init.zeros_(module.bias)
 
 
 def save_model(model: ContrastiveModel, folder: Path, notes: dict) -> None:

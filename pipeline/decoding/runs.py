@@ -87,7 +87,7 @@ def train_all(eeg_dir: Path, embeddings: Path, out: Path, parameters: Train, see
         tqdm(total=len(runs) * parameters.epochs, unit="epoch", desc=f"train {len(runs)} x", disable=None) as bar,
     ):
         task = partial(_train_run, files, embeddings, out, parameters, states, threads)
-        notes = [task(run, bar.update) for run in runs] if workers == 1 else _side_by_side(task, runs, workers, bar)
+        notes = [task(run, bar.update) for run in runs] if workers == 1 else _in_processes(task, runs, workers, bar)
     histories = pd.concat(pd.read_csv(out / run.name / "history.csv") for run in runs)
     with replacing(out / "history.csv") as temporary:
         histories.groupby("epoch", as_index=False).mean().to_csv(temporary, index=False)
@@ -131,12 +131,12 @@ def _train_run(
     return notes
 
 
-def _side_by_side(task: Callable[..., dict], runs: list[Run], workers: int, bar: tqdm) -> list[dict]:
+def _in_processes(task: Callable[..., dict], runs: list[Run], workers: int, bar: tqdm) -> list[dict]:
     """The runs in processes of their own; each epoch of each moves the one bar on."""
     context = get_context("spawn")  # a forked copy of torch's threads can hang
     epochs = context.Queue()
     with ProcessPoolExecutor(workers, context, _report_to, (epochs,)) as pool:
-        futures = [pool.submit(_in_process, task, run) for run in runs]
+        futures = [pool.submit(_train_and_tell, task, run) for run in runs]
         try:
             pending = set(futures)
             while pending:
@@ -160,5 +160,5 @@ def _report_to(epochs: Queue) -> None:
     _epochs = epochs
 
 
-def _in_process(task: Callable[..., dict], run: Run) -> dict:
+def _train_and_tell(task: Callable[..., dict], run: Run) -> dict:
     return task(run, lambda: _epochs.put(1))

@@ -159,7 +159,7 @@ def train(
         schedule.step()
         row = {"epoch": epoch, "train_loss": loss, "spread": spread(average.module, *probe)}
         row |= _score(average.module, selection, embeddings, galleries, device)
-        _check(loss, epoch, parameters, resume)
+        _stop_if_diverged(loss, epoch, parameters, resume)
         state["history"].append(row)
         if selection is None or row["selection_loss"] <= min(past["selection_loss"] for past in state["history"]):
             state["best"], state["epoch"] = copy.deepcopy(average.module.state_dict()), epoch
@@ -193,7 +193,7 @@ def make_optimizer(
         weight_decay=parameters.weight_decay,
         fused=True,
     )
-    warmups = parameters.warmup_epochs_encoder, parameters.warmup_epochs_projectors
+    warmups = parameters.warmup_epochs_eeg_encoder, parameters.warmup_epochs_projectors
     return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, [_rate(parameters, warmup) for warmup in warmups])
 
 
@@ -289,7 +289,7 @@ def _loss(similarity: Tensor, logit_scale: float) -> float:
     return score_queries(similarity, logit_scale)["nice_loss"].mean().item()
 
 
-def _check(loss: float, epoch: int, parameters: Train, resume: Path | None) -> None:
+def _stop_if_diverged(loss: float, epoch: int, parameters: Train, resume: Path | None) -> None:
     chance = math.log(parameters.batch_size)
     if not loss <= EXPLODED * chance:  # NaN too
         kept = f"; the state after epoch {epoch - 1} is kept in {resume}" if resume and resume.exists() else ""
