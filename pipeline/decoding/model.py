@@ -6,8 +6,10 @@ options.
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, NotRequired, TypedDict
 
 import safetensors.torch
 import torch
@@ -105,22 +107,36 @@ class ContrastiveModel(nn.Module):
         return self.log_scale.exp()
 
 
-def save_model(model: ContrastiveModel, folder: Path, notes: dict) -> None:
+class Notes(TypedDict):
+    """How a model was trained, as in its model.json."""
+
+    fold: str
+    seed: int
+    trained_on: list[str]
+    tested_on: list[str]
+    protocol: str
+    selected_on: str
+    selected_epoch: int
+    collapsed: bool
+    train: NotRequired[dict[str, Any]]  # the section of the parameters, once it is saved
+
+
+def save_model(model: ContrastiveModel, folder: Path, notes: Mapping[str, Any]) -> None:
     """Write model.safetensors, and model.json: what rebuilds the model, and notes on how it was trained."""
     folder.mkdir(parents=True, exist_ok=True)
     with replacing(folder / "model.safetensors") as temporary:
         safetensors.torch.save_file(model.state_dict(), temporary)
     made_of = {"sizes": asdict(model.sizes), "train": model.recipe.model_dump()}
     with replacing(folder / "model.json") as temporary:
-        temporary.write_text(json.dumps(notes | made_of, indent=2) + "\n")
+        temporary.write_text(json.dumps({**notes, **made_of}, indent=2) + "\n")
 
 
-def load_model(folder: Path) -> tuple[ContrastiveModel, dict]:
+def load_model(folder: Path) -> tuple[ContrastiveModel, Notes]:
     """Read what `save_model` wrote: the model in evaluation mode and the notes."""
     try:
         notes = json.loads((folder / "model.json").read_text())
         model = ContrastiveModel(ModelSizes(**notes["sizes"]), Train(**notes["train"]))
         model.load_state_dict(safetensors.torch.load_file(folder / "model.safetensors"))
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, safetensors.SafetensorError) as error:
-        raise InputError(f"{folder}: holds no trained model ({error}); run `dvc repro train`") from error
+        raise InputError(f"{folder}: holds no trained model ({error}); run the train stage again") from error
     return model.eval(), notes

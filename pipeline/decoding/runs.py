@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
 from multiprocessing.queues import Queue
@@ -19,7 +19,7 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from pipeline.decoding.model import save_model
+from pipeline.decoding.model import Notes, save_model
 from pipeline.decoding.training import derive_seeds, held_out, read_samples, train
 from pipeline.devices import pick_device
 from pipeline.errors import InputError
@@ -67,7 +67,7 @@ def seeds_of(seed: int, seeds: int | list[int]) -> list[int]:
     return seeds
 
 
-def train_all(eeg_dir: Path, embeddings: Path, out: Path, parameters: Train, seed: int) -> list[dict]:
+def train_all(eeg_dir: Path, embeddings: Path, out: Path, parameters: Train, seed: int) -> list[Notes]:
     """Train every run of the protocol, `parameters.workers` side by side: a folder of `out` each, and the mean history.
 
     Returns the notes of each run, as in its model.json. After an interruption finished runs are not repeated and
@@ -76,7 +76,7 @@ def train_all(eeg_dir: Path, embeddings: Path, out: Path, parameters: Train, see
     """
     files = {path.stem: path for path in sorted(eeg_dir.glob("*.h5"))}
     if not files:
-        raise InputError(f"{eeg_dir}: holds no subject's EEG; run `dvc repro preprocess`")
+        raise InputError(f"{eeg_dir}: holds no subject's EEG; run the preprocess stage first")
     runs = plan(parameters.protocol, list(files), seeds_of(seed, parameters.seeds))
     workers = min(parameters.workers, len(runs))
     threads = max(1, (os.cpu_count() or 1) // workers)
@@ -103,8 +103,12 @@ def _train_run(
     threads: int,
     run: Run,
     progress: Callable[[], None],
-) -> dict:
-    """Train one run and write its folder; what it is given decides what it can see."""
+) -> Notes:
+    """Train one run and write its folder.
+
+    Only the files of `run.trained_on` are opened, and those of `run.tested_on` if `select_on` is test, so that nothing
+    else can leak.
+    """
     torch.set_num_threads(threads)
     cache = read_embeddings(embeddings, parameters.block)
     samples = read_samples([files[subject] for subject in run.trained_on], "train", cache)
@@ -119,19 +123,23 @@ def _train_run(
     torch.use_deterministic_algorithms(device.type == "cuda", warn_only=True)
     state = states / f"{run.name}.pt"
     trained = train(samples, rows, selection, values, parameters, seeds, device, state, progress)
-    notes = asdict(run) | {
-        "protocol": parameters.protocol,
-        "selected_on": parameters.select_on,
-        "selected_epoch": trained.epoch,
-        "collapsed": trained.collapsed,
-    }
+    notes = Notes(
+        fold=run.fold,
+        seed=run.seed,
+        trained_on=list(run.trained_on),
+        tested_on=list(run.tested_on),
+        protocol=parameters.protocol,
+        selected_on=parameters.select_on,
+        selected_epoch=trained.epoch,
+        collapsed=trained.collapsed,
+    )
     save_model(trained.model.cpu(), out / run.name, notes)
     with replacing(out / run.name / "history.csv") as temporary:
         trained.history.to_csv(temporary, index=False)
     return notes
 
 
-def _in_processes(task: Callable[..., dict], runs: list[Run], workers: int, bar: tqdm) -> list[dict]:
+def _in_processes(task: Callable[..., Notes], runs: list[Run], workers: int, bar: tqdm) -> list[Notes]:
     """The runs in processes of their own; each epoch of each moves the one bar on."""
     context = get_context("spawn")  # a forked copy of torch's threads can hang
     epochs = context.Queue()
@@ -160,5 +168,5 @@ def _report_to(epochs: Queue) -> None:
     _epochs = epochs
 
 
-def _train_and_tell(task: Callable[..., dict], run: Run) -> dict:
+def _train_and_tell(task: Callable[..., Notes], run: Run) -> Notes:
     return task(run, lambda: _epochs.put(1))

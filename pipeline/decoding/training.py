@@ -2,15 +2,15 @@
 
 Source: the reference recipe in the README. Deliberate differences: by default part of the training concepts is held out
 and selects the epoch (the recipe selected it on the test set), and everything random follows from one seed.
-EEG and embeddings lie on the device once; an epoch is a permutation of their rows, and waits for the device at its end.
+All data stay on the device; an epoch shuffles row indices and waits for the device once, at its end.
 """
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, TypedDict
 
 import numpy as np
 import pandas as pd
@@ -57,6 +57,14 @@ class Seeds:
     dropout: int
 
 
+class _State(TypedDict):
+    """What a run knows after an epoch, beside the state of its parts."""
+
+    history: list[dict[str, float]]
+    best: dict[str, Tensor]  # the model's weights in the selected epoch
+    epoch: int  # the selected one
+
+
 def derive_seeds(seed: int, fold: str) -> Seeds:
     """Seeds of one run: those of another seed, or of another fold of the protocol, are independent of them."""
     return Seeds(*np.random.SeedSequence([seed, *fold.encode()]).generate_state(4).tolist())
@@ -82,7 +90,7 @@ def read_samples(paths: Sequence[Path], split: Literal["train", "test"], embeddi
     """
     recordings = [read_split(path, split, average=split == "test") for path in paths]
     if len({(recording.ch_names, len(recording.times)) for recording in recordings}) != 1:
-        raise InputError(f"{paths[0].parent}: the subjects' channels or times differ; run `dvc repro preprocess`")
+        raise InputError(f"{paths[0].parent}: the subjects' channels or times differ; run the preprocess stage again")
     n = [recording.eeg.shape[1] if recording.eeg.ndim == 4 else 1 for recording in recordings]  # repetitions
     size = [len(recording.eeg) * r for recording, r in zip(recordings, n, strict=True)]
     subject = np.repeat([recording.subject for recording in recordings], size)
@@ -144,7 +152,7 @@ def train(
         model.standardise(eeg, rows)
     average = _average(model, parameters, n_steps=math.ceil(len(rows) / parameters.batch_size))
     parts = {"model": model, "average": average, "optimizer": optimizer, "schedule": schedule}
-    state = {"history": [], "best": {}, "epoch": 0}
+    state = _State(history=[], best={}, epoch=0)
     if resume is not None and resume.exists():
         state = _restore(torch.load(resume, map_location=device, weights_only=True), parts, shuffle)
         for _ in state["history"]:
@@ -299,19 +307,19 @@ def _stop_if_diverged(loss: float, epoch: int, parameters: Train, resume: Path |
         )
 
 
-def _save(path: Path, state: dict, parts: dict, shuffle: torch.Generator) -> None:
+def _save(path: Path, state: _State, parts: Mapping[str, Any], shuffle: torch.Generator) -> None:
     random = {"cpu": torch.get_rng_state(), "shuffle": shuffle.get_state()}
     if torch.cuda.is_available():
         random["cuda"] = torch.cuda.get_rng_state()
     with replacing(path) as temporary:
-        torch.save(state | {"random": random} | {name: part.state_dict() for name, part in parts.items()}, temporary)
+        torch.save({**state, "random": random} | {name: part.state_dict() for name, part in parts.items()}, temporary)
 
 
-def _restore(saved: dict, parts: dict, shuffle: torch.Generator) -> dict:
+def _restore(saved: dict[str, Any], parts: Mapping[str, Any], shuffle: torch.Generator) -> _State:
     for name, part in parts.items():
         part.load_state_dict(saved[name])
     torch.set_rng_state(saved["random"]["cpu"].cpu())
     shuffle.set_state(saved["random"]["shuffle"].cpu())
     if "cuda" in saved["random"]:
         torch.cuda.set_rng_state(saved["random"]["cuda"].cpu())
-    return {name: saved[name] for name in ("history", "best", "epoch")}
+    return _State(history=saved["history"], best=saved["best"], epoch=saved["epoch"])
