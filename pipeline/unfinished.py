@@ -47,7 +47,8 @@ def unfinished(kind: str, code: str, packages: Sequence[str], decided_by: object
 
 def imported(path: Path, besides: Collection[Path] = ()) -> set[Path]:
     """The files of this library that a Python file imports, directly or through another one, but for `besides`."""
-    found, waiting = set(), {path}
+    found: set[Path] = set()
+    waiting = {path}
     while waiting:
         new = _imported_by(waiting.pop()) - found - set(besides)
         found |= new

@@ -58,6 +58,9 @@ class ContrastiveModel(nn.Module):
     centred by `eeg_mean` (C, T) and divided by `eeg_sd` (C, 1): 0 and 1, unless `standardise` takes those of the data.
     """
 
+    eeg_mean: Tensor
+    eeg_sd: Tensor
+
     def __init__(self, sizes: ModelSizes, recipe: Train) -> None:
         super().__init__()
         self.sizes, self.recipe = sizes, recipe
@@ -68,14 +71,14 @@ class ContrastiveModel(nn.Module):
             recipe.eeg_encoder, n_chans=sizes.n_chans, n_times=sizes.n_times, sfreq=sizes.sfreq, dropout=dropout
         )
         self.eeg_projector = Projector(self.eeg_encoder.output_size, projection_size, dropout)
-        self.image_projector = nn.Identity()
+        self.image_projector: nn.Module = nn.Identity()
         if recipe.image_projector:
             self.image_projector = Projector(sizes.embedding_size, projection_size, dropout)
-        learned = recipe.temperature == "learned"
         if recipe.first_weights == "published":
             self.eeg_encoder.draw_weights(self)
-        log_scale = torch.tensor(math.log(1 / (recipe.start_temperature if learned else recipe.temperature)))
-        self.log_scale = nn.Parameter(log_scale, requires_grad=learned)
+        learned = recipe.temperature == "learned"
+        temperature = recipe.start_temperature if recipe.temperature == "learned" else recipe.temperature
+        self.log_scale = nn.Parameter(torch.tensor(math.log(1 / temperature)), requires_grad=learned)
         self.register_buffer("eeg_mean", torch.zeros(sizes.n_chans, sizes.n_times))
         self.register_buffer("eeg_sd", torch.ones(sizes.n_chans, 1))
 
@@ -85,8 +88,9 @@ class ContrastiveModel(nn.Module):
         The evoked response that all images share is larger than what differs between images, and tells nothing of them.
         """
         parts = rows.split(STANDARDISED_AT_ONCE)
-        mean = sum(eeg[part].double().sum(0) for part in parts) / len(rows)  # (C, T)
-        variance = sum((eeg[part] - mean).square().sum(0) for part in parts).mean(1, keepdim=True) / len(rows)  # (C, 1)
+        mean = torch.stack([eeg[part].double().sum(0) for part in parts]).sum(0) / len(rows)  # (C, T)
+        squares = torch.stack([(eeg[part] - mean).square().sum(0) for part in parts]).sum(0)  # (C, T)
+        variance = squares.mean(1, keepdim=True) / len(rows)  # (C, 1)
         self.eeg_mean.copy_(mean)
         self.eeg_sd.copy_(variance.sqrt().where(variance > 0, 1))  # a flat channel is 0 by now and stays so
 

@@ -160,10 +160,10 @@ def _in_processes(task: Callable[..., Notes], runs: list[Run], workers: int, bar
     return [future.result() for future in futures]
 
 
-_epochs: Queue | None = None  # of a worker: where it tells that an epoch is over
+_epochs: "Queue[int]"  # in a worker: where it tells that an epoch is over
 
 
-def _report_to(epochs: Queue) -> None:
+def _report_to(epochs: "Queue[int]") -> None:
     global _epochs
     _epochs = epochs
 

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, TypedDict, cast
 
 import numpy as np
 import pandas as pd
@@ -141,36 +141,38 @@ def train(
     called once an epoch. InputError where the loss explodes; the state of the epoch before it stays in `resume`.
     """
     torch.manual_seed(seeds.start)
-    sizes = ModelSizes(*samples.eeg.shape[1:], samples.sfreq, embeddings.shape[1])
+    n_chans, n_times = samples.eeg.shape[1:]
+    sizes = ModelSizes(n_chans, n_times, samples.sfreq, embeddings.shape[1])
     model = ContrastiveModel(sizes, parameters).to(device)
     optimizer, schedule = make_optimizer(model, parameters)
     torch.manual_seed(seeds.dropout)
     shuffle = torch.Generator().manual_seed(seeds.order)
     eeg, target, embeddings = samples.eeg.to(device), samples.target.to(device), embeddings.to(device)
-    rows = torch.from_numpy(rows).to(device)
+    trained_on = torch.from_numpy(rows).to(device)
     if parameters.standardise_eeg:
-        model.standardise(eeg, rows)
+        model.standardise(eeg, trained_on)
     average = _average(model, parameters, n_steps=math.ceil(len(rows) / parameters.batch_size))
+    averaged = cast(ContrastiveModel, average.module)
     parts = {"model": model, "average": average, "optimizer": optimizer, "schedule": schedule}
     state = _State(history=[], best={}, epoch=0)
     if resume is not None and resume.exists():
         state = _restore(torch.load(resume, map_location=device, weights_only=True), parts, shuffle)
         for _ in state["history"]:
             progress()
-    probe = eeg[rows[:PROBED]], embeddings[target[rows[:PROBED]]]
+    probe = eeg[trained_on[:PROBED]], embeddings[target[trained_on[:PROBED]]]
     galleries = [] if selection is None else make_galleries(selection.subject, selection.concept)
     while len(state["history"]) < parameters.epochs:
         epoch = len(state["history"]) + 1
-        order = rows[torch.randperm(len(rows), generator=shuffle).to(device)]
+        order = trained_on[torch.randperm(len(rows), generator=shuffle).to(device)]
         batches = order.split(parameters.batch_size)
         loss = _train_epoch(model, average, optimizer, eeg, target, embeddings, batches, parameters)
         schedule.step()
-        row = {"epoch": epoch, "train_loss": loss, "spread": spread(average.module, *probe)}
-        row |= _score(average.module, selection, embeddings, galleries, device)
+        row = {"epoch": epoch, "train_loss": loss, "spread": spread(averaged, *probe)}
+        row |= _score(averaged, selection, embeddings, galleries, device)
         _stop_if_diverged(loss, epoch, parameters, resume)
         state["history"].append(row)
         if selection is None or row["selection_loss"] <= min(past["selection_loss"] for past in state["history"]):
-            state["best"], state["epoch"] = copy.deepcopy(average.module.state_dict()), epoch
+            state["best"], state["epoch"] = copy.deepcopy(averaged.state_dict()), epoch
         if resume is not None:
             _save(resume, state, parts, shuffle)
         progress()

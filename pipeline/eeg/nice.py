@@ -174,7 +174,7 @@ class _Convolutions(torch.autograd.Function):
         return of_eeg, *(sum(of_weight) for of_weight in of_weights), None, None
 
 
-def _in_threads(function: Callable, *parts: Sequence) -> list:
+def _in_threads(function: Callable[..., Any], *parts: Sequence[Any]) -> list[Any]:
     """[function(*part) for part in zip(*parts)], each in a thread of its own, in which torch uses no others.
 
     Small operations that spread over all threads spend more time on waking them than they save.
