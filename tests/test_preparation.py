@@ -220,7 +220,7 @@ def test_memory_does_not_grow_with_the_data(tmp_path: Path) -> None:
     metadata["train_img_concepts"] = metadata["train_img_concepts_THINGS"] = ["thing"] * big[0]
     write_metadata(tmp_path / "raw" / "image_metadata.npy", metadata)
     script = (
-        "import resource, sys; from pathlib import Path; from tests.test_eeg import run, peak_mb\n"
+        "import resource, sys; from pathlib import Path; from tests.test_preparation import run, peak_mb\n"
         "if __name__ == '__main__':\n"
         "    run(Path(sys.argv[1]), Path(sys.argv[2]))\n"
         "    print(peak_mb(resource.RUSAGE_CHILDREN))\n"
