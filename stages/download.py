@@ -5,11 +5,13 @@ from pathlib import Path
 from pipeline.data import sample
 from pipeline.fetch.download import fetch_things_eeg2
 from pipeline.params import read_params
+from pipeline.tables import check_names
 from stages import run, show
 
 
 def main(params: Path, eeg: Path, images: Path, metadata: Path) -> str:
     p = read_params(params)
+    check_names(p)  # here, where a first run begins: not after hours of downloading and embedding
     if p.dataset == "sample":
         sample.make_raw(p.subjects, eeg, images, metadata)
     else:

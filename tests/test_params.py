@@ -6,6 +6,7 @@ import yaml
 
 from pipeline.errors import InputError
 from pipeline.params import read_params
+from pipeline.tables import check_names
 
 SHIPPED = Path("params.yaml")
 
@@ -35,7 +36,6 @@ def test_the_shipped_file_is_valid():
     [
         ("dataset", "things", "dataset is 'things': input should be 'sample' or 'things-eeg2'"),
         ("encoder", "align", "encoder is 'align': input should be 'unaligned' or 'aligned'"),
-        ("backbone", "resnet50", "backbone is 'resnet50'"),
         ("subjects", "sub-01", "subjects is 'sub-01': input should be 'all', or input should be a valid list"),
         ("subjects", [], "subjects is []"),
         ("seed", "42", "seed is '42': input should be a valid integer"),
@@ -57,6 +57,18 @@ def test_a_wrong_value_is_told_in_one_sentence(tmp_path, key, value, message):
     with pytest.raises(InputError, match=re.escape(message)) as error:
         read_params(changed(tmp_path, key, value))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        ("backbone", "params.yaml: backbone is 'resnet50': should be one of synclr_vitb16, dinov2_vitb14"),
+        ("train.eeg_encoder", "params.yaml: train.eeg_encoder is 'resnet50': should be one of nice-recipe, nice"),
+    ],
+)
+def test_a_name_that_no_table_has_is_told_in_one_sentence(tmp_path, key, message):
+    with pytest.raises(InputError, match=re.escape(message)):
+        check_names(read_params(changed(tmp_path, key, "resnet50")))
 
 
 @pytest.mark.parametrize("text", ["train: [", "", "just words", "\t"])

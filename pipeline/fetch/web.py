@@ -31,7 +31,7 @@ class Patience:
     would exceed `total`, which outlasts the hour of OSF's request limit.
     """
 
-    first_attempts: int = 5  # before a server has answered at all: somebody sits before the screen
+    first_attempts: int = 5  # before a server has answered at all: fail fast, a user is waiting
     attempts: int = 20
     progress: int = 2**20  # bytes
     backoff: float = 1.0  # bound of the first wait, doubled at each failure up to `longest`

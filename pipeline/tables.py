@@ -1,0 +1,22 @@
+"""What can be named in params.yaml: the tables of this library together, so that a misspelt name fails at once.
+
+Apart from `params`, because some of these tables take seconds to import.
+"""
+
+from collections.abc import Collection
+
+from pipeline.eeg.encoders import EEG_ENCODERS
+from pipeline.errors import InputError
+from pipeline.images.encoders import BACKBONES
+from pipeline.params import Params
+
+
+def check_names(p: Params) -> None:
+    """InputError for the first name that no table has."""
+    tables: tuple[tuple[str, str, Collection[str]], ...] = (
+        ("backbone", p.backbone, BACKBONES),
+        ("train.eeg_encoder", p.train.eeg_encoder, EEG_ENCODERS),
+    )
+    for key, name, table in tables:
+        if name not in table:
+            raise InputError(f"params.yaml: {key} is {name!r}: should be one of {', '.join(table)}")
