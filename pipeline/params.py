@@ -8,6 +8,7 @@ import yaml
 from pydantic import AfterValidator, Field, ValidationError
 from pydantic_core import ErrorDetails, PydanticCustomError
 
+from pipeline.data.datasets import DATASETS
 from pipeline.eeg.encoders import EEG_ENCODERS
 from pipeline.errors import InputError
 from pipeline.images.encoders import BACKBONES
@@ -30,7 +31,7 @@ class _Train(Train):
 
 
 class Params(Section):
-    dataset: Literal["sample", "things-eeg2"]
+    dataset: Annotated[str, _one_of(DATASETS)]
     encoder: Literal["unaligned", "aligned"]
     backbone: Annotated[str, _one_of(BACKBONES)]
     subjects: Literal["all"] | Annotated[list[str], Field(min_length=1)]

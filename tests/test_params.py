@@ -33,7 +33,7 @@ def test_the_shipped_file_is_valid():
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("dataset", "things", "dataset is 'things': input should be 'sample' or 'things-eeg2'"),
+        ("dataset", "things", "dataset is 'things': should be one of sample, things-eeg2"),
         ("encoder", "align", "encoder is 'align': input should be 'unaligned' or 'aligned'"),
         ("backbone", "resnet50", "backbone is 'resnet50'"),
         ("subjects", "sub-01", "subjects is 'sub-01': input should be 'all', or input should be a valid list"),
