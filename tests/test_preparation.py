@@ -75,7 +75,7 @@ def test_values_names_and_ids(raw: Path, prepared: Path) -> None:
             assert np.array_equal(recording.times, TIMES)
             names = zip(metadata[f"{split}_img_concepts"], metadata[f"{split}_img_files"], strict=True)
             assert list(recording.image_ids) == [f"{folder}/{concept}/{file}" for concept, file in names]
-            assert list(recording.concept) == metadata[f"{split}_img_concepts"]
+            assert list(recording.concept_in_split) == metadata[f"{split}_img_concepts"]
             assert list(recording.things_concept) == metadata[f"{split}_img_concepts_THINGS"]
 
 

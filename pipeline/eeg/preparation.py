@@ -62,8 +62,8 @@ def preprocess(
     The training EEG is averaged over repetitions if `average_repetitions`, the test EEG never. `channels` are taken by
     name, in the order asked for; `window` is the first and the last time in seconds, both included.
     A worker holds what the dataset's `open_eeg` holds, a few blocks and 0.12 GB of libraries: at most
-    0.34 GB as measured on a full-size subject as published, of which the test EEG is 0.22; 1.1 GB where the archive was
-    not written as the published ones are (Fortran order, pickle protocol 5).
+    0.34 GB as measured on a full-size subject as published, of which the test EEG is 0.22; about 1.3 GB where the
+    archive was not written as the published ones are (Fortran order, pickle protocol 5).
     InputError for a file that is not as published, a channel that it lacks, a window beyond its times.
     """
     subjects = dataset.find_subjects(eeg_dir)
