@@ -29,9 +29,9 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from benchmarks import write_latest
+from pipeline.data.archives import read_member
+from pipeline.data.images import decode_image
 from pipeline.data.sample import make_raw
-from pipeline.data.things_eeg2 import decode_image
-from pipeline.data.untrusted import read_member
 from pipeline.devices import pick_device
 from pipeline.images.acceleration import accelerate
 from pipeline.images.embedder import _embed_all, _name

@@ -40,9 +40,11 @@ def make_subject(folder: Path) -> None:
 
 
 def ours(folder: Path) -> None:
+    from pipeline.data.datasets import THINGS_EEG2
     from pipeline.eeg.preparation import preprocess
 
     preprocess(
+        THINGS_EEG2,
         folder / "raw",
         folder / "image_metadata.npy",
         folder / "ours",

@@ -24,7 +24,7 @@ class _Train(Train):
 
 
 class Params(Section):
-    dataset: Literal["sample", "things-eeg2"]
+    dataset: str
     encoder: Literal["unaligned", "aligned"]
     backbone: str
     subjects: Literal["all"] | Annotated[list[str], Field(min_length=1)]

@@ -5,6 +5,7 @@ Apart from `params`, because some of these tables take seconds to import.
 
 from collections.abc import Collection
 
+from pipeline.data.datasets import DATASETS
 from pipeline.eeg.encoders import EEG_ENCODERS
 from pipeline.errors import InputError
 from pipeline.images.encoders import BACKBONES
@@ -14,6 +15,7 @@ from pipeline.params import Params
 def check_names(p: Params) -> None:
     """InputError for the first name that no table has."""
     tables: tuple[tuple[str, str, Collection[str]], ...] = (
+        ("dataset", p.dataset, DATASETS),
         ("backbone", p.backbone, BACKBONES),
         ("train.eeg_encoder", p.train.eeg_encoder, EEG_ENCODERS),
     )

@@ -1,9 +1,9 @@
-"""Get the archives of the chosen dataset as they are published: the subjects' EEG, the images, the metadata."""
+"""Get the files of the chosen dataset as they are published: the subjects' EEG, the images, the metadata."""
 
 from pathlib import Path
 
-from pipeline.data import sample
-from pipeline.fetch.download import fetch_things_eeg2
+from pipeline.data.datasets import DATASETS
+from pipeline.fetch.download import fetch_dataset
 from pipeline.params import read_params
 from pipeline.tables import check_names
 from stages import run, show
@@ -12,12 +12,9 @@ from stages import run, show
 def main(params: Path, eeg: Path, images: Path, metadata: Path) -> str:
     p = read_params(params)
     check_names(p)  # here, where a first run begins: not after hours of downloading and embedding
-    if p.dataset == "sample":
-        sample.make_raw(p.subjects, eeg, images, metadata)
-    else:
-        fetch_things_eeg2(p.download.osf_api, p.subjects, eeg, images, metadata)
+    fetch_dataset(DATASETS[p.dataset].source, p.download.osf_api, p.subjects, eeg, images, metadata)
     files = [*sorted(eeg.iterdir()), *sorted(images.iterdir()), metadata]
-    show(f"{p.dataset}: archives", [{"file": str(path), "MB": path.stat().st_size / 1e6} for path in files])
+    show(f"{p.dataset}: files", [{"file": str(path), "MB": path.stat().st_size / 1e6} for path in files])
     return f"{len(list(eeg.iterdir()))} subjects to {eeg} and the images to {images}"
 
 

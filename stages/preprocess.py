@@ -4,13 +4,15 @@ from pathlib import Path
 
 import h5py
 
+from pipeline.data.datasets import DATASETS
 from pipeline.eeg.preparation import preprocess
 from pipeline.params import read_params
 from stages import run, show
 
 
 def main(params: Path, raw: Path, metadata: Path, eeg: Path) -> str:
-    preprocess(raw, metadata, eeg, **read_params(params).preprocess.model_dump())
+    p = read_params(params)
+    preprocess(DATASETS[p.dataset], raw, metadata, eeg, **p.preprocess.model_dump())
     rows = []
     for path in sorted(eeg.iterdir()):
         with h5py.File(path, "r") as file:

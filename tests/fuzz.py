@@ -1,4 +1,4 @@
-"""Damaged and hostile inputs for the parsers of `untrusted` and `things_eeg2`: `python -m tests.fuzz 10000`.
+"""Damaged and hostile inputs for the parsers of `pipeline.data`: `python -m tests.fuzz 10000`.
 
 Every input is read or ends in InputError; nothing is imported, run or written, nothing hangs, memory stays small.
 """
@@ -22,8 +22,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pipeline.data.things_eeg2 import decode_image, open_eeg_zip, read_eeg, read_layout
-from pipeline.data.untrusted import read_member, read_npy
+from pipeline.data.archives import open_zip, read_member
+from pipeline.data.images import decode_image
+from pipeline.data.pickles import Streamed, stream_npy
+from pipeline.data.things_eeg2 import LARGEST_EEG, open_eeg
 from pipeline.errors import InputError
 
 SECONDS_EACH = 5  # of processor time, which others on the machine do not lengthen
@@ -220,17 +222,20 @@ def random_pickle(chance: random.Random) -> bytes:
 
 
 def read_npy_bytes(data: bytes) -> None:
-    read_npy(io.BytesIO(data), "fuzz.npy", lambda shape, dtype, blocks: sum(block.size for block in blocks))
+    for item in stream_npy(io.BytesIO(data), "fuzz.npy"):
+        if isinstance(item, Streamed):
+            sum(block.size for block in item.blocks)
 
 
 def read_zip(path: Path) -> None:
-    """All that is done with a subject's archive, as `eeg` does it."""
-    with open_eeg_zip(path) as archive:
+    """All that is done with a subject's archive, as `eeg.preparation` does it."""
+    with open_zip(path, LARGEST_EEG) as archive:
         for name in archive.namelist():
             read_member(archive, name)
-        layout = read_layout(archive, "sub-01")
-        for split, count in (("train", N_TRAIN), ("test", N_TEST)):
-            read_eeg(archive, "sub-01", split, count, layout, lambda shape, blocks: [None for _ in blocks])
+    with open_eeg(path, {"train": N_TRAIN, "test": N_TEST}) as raw:
+        for blocks in raw.blocks.values():
+            for _ in blocks:
+                pass
 
 
 def make_input(parser: str, seeds: list[bytes], chance: random.Random) -> bytes:

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.data.datasets import THINGS_EEG2
 from pipeline.errors import InputError
-from pipeline.fetch.download import fetch_dreamsim, fetch_things_eeg2
+from pipeline.fetch.download import fetch_dataset, fetch_dreamsim
 from pipeline.fetch.web import Patience
 from tests.osf_server import Server, fault, serve
 
@@ -27,7 +28,8 @@ CHECKPOINT = "dreamsim_synclr_vitb16_checkpoint.zip"
 CLIENT = """
 import resource, sys
 from pathlib import Path
-from pipeline.fetch.download import fetch_things_eeg2
+from pipeline.data.datasets import THINGS_EEG2
+from pipeline.fetch.download import fetch_dataset
 from pipeline.errors import InputError
 from pipeline.fetch.web import Patience
 api, subjects, where, patience, largest_file = eval(sys.argv[1])
@@ -35,7 +37,7 @@ if largest_file:
     resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
 places = [Path(where, name) for name in ("eeg", "images", "image_metadata.npy")]
 try:
-    fetch_things_eeg2(api, subjects, *places, Patience(**patience))
+    fetch_dataset(THINGS_EEG2.source, api, subjects, *places, Patience(**patience))
 except InputError as error:
     sys.exit(f"InputError: {error}")
 """
@@ -92,7 +94,8 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def get(server: Server, where: Path, subjects: list[str] | str = ("sub-01",), patience: Patience = QUICK) -> None:
     chosen = subjects if subjects == "all" else list(subjects)
-    fetch_things_eeg2(server.api, chosen, where / "eeg", where / "images", where / "image_metadata.npy", patience)
+    places = (where / "eeg", where / "images", where / "image_metadata.npy")
+    fetch_dataset(THINGS_EEG2.source, server.api, chosen, *places, patience)
 
 
 def originals(published: Path) -> dict[str, Path]:

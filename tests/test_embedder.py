@@ -17,8 +17,9 @@ import torch
 import yaml
 from PIL import Image
 
+from pipeline.data.datasets import SAMPLE
+from pipeline.data.images import Images
 from pipeline.data.sample import Size, make_raw
-from pipeline.data.things_eeg2 import read_metadata
 from pipeline.errors import InputError
 from pipeline.files import sha256
 from pipeline.images import embedder
@@ -55,12 +56,12 @@ def parameters(**changes: object) -> Embed:
 
 def embed(data: Path, target: Path, images: Path | None = None, **changes: object) -> Path:
     inputs = images or data / "images", data / "image_metadata.npy", data / CHECKPOINT
-    embed_images(*inputs, target, "synclr_vitb16", "aligned", parameters(**changes), torch.device("cpu"))
+    embed_images(SAMPLE, *inputs, target, "synclr_vitb16", "aligned", parameters(**changes), torch.device("cpu"))
     return target
 
 
 def ids(data: Path) -> list[str]:
-    return [name for split in read_metadata(data / "image_metadata.npy").values() for name in split["image_ids"]]
+    return [name for split in SAMPLE.read_metadata(data / "image_metadata.npy").values() for name in split["image_ids"]]
 
 
 def side_files(cache: Path) -> list[Path]:
@@ -83,13 +84,13 @@ def with_member(data: Path, target: Path, name: str, content: bytes) -> Path:
 @pytest.fixture
 def decoded(monkeypatch) -> list[str]:
     """The ids of the images that are decoded, as they are."""
-    names, decode = [], embedder.decode_image
+    names, read = [], Images.read
 
-    def counting(content: bytes, image_id: str) -> Image.Image:
+    def counting(images: Images, image_id: str) -> Image.Image:
         names.append(image_id)
-        return decode(content, image_id)
+        return read(images, image_id)
 
-    monkeypatch.setattr(embedder, "decode_image", counting)
+    monkeypatch.setattr(Images, "read", counting)
     return names
 
 

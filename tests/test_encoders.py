@@ -16,7 +16,7 @@ from dreamsim.config import dreamsim_args
 from PIL import Image
 from torch import Tensor, nn
 
-from pipeline.data.things_eeg2 import decode_image
+from pipeline.data.images import decode_image
 from pipeline.errors import InputError
 from pipeline.fetch.download import DREAMSIM_TAGS
 from pipeline.images import sample_checkpoints

@@ -34,7 +34,6 @@ def test_the_shipped_file_is_valid():
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("dataset", "things", "dataset is 'things': input should be 'sample' or 'things-eeg2'"),
         ("encoder", "align", "encoder is 'align': input should be 'unaligned' or 'aligned'"),
         ("subjects", "sub-01", "subjects is 'sub-01': input should be 'all', or input should be a valid list"),
         ("subjects", [], "subjects is []"),
@@ -62,6 +61,7 @@ def test_a_wrong_value_is_told_in_one_sentence(tmp_path, key, value, message):
 @pytest.mark.parametrize(
     ("key", "message"),
     [
+        ("dataset", "params.yaml: dataset is 'resnet50': should be one of sample, things-eeg2"),
         ("backbone", "params.yaml: backbone is 'resnet50': should be one of synclr_vitb16, dinov2_vitb14"),
         ("train.eeg_encoder", "params.yaml: train.eeg_encoder is 'resnet50': should be one of nice-recipe, nice"),
     ],

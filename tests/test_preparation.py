@@ -12,8 +12,9 @@ import h5py
 import numpy as np
 import pytest
 
-from pipeline.data.things_eeg2 import Layout
-from pipeline.eeg.preparation import _picks, _samples, preprocess
+from pipeline.data.datasets import THINGS_EEG2
+from pipeline.data.entry import Layout
+from pipeline.eeg.preparation import pick_channels, pick_samples, preprocess
 from pipeline.eeg.recordings import read_split
 from pipeline.errors import InputError
 from tests.test_things_eeg2 import CH_NAMES, SHAPES, TIMES, make_metadata, make_recording, write_eeg, write_metadata
@@ -47,7 +48,7 @@ def prepared(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(raw: Path, out: Path, **changes: object) -> Path:
-    preprocess(raw, raw / "image_metadata.npy", out, **(REFERENCE | changes))
+    preprocess(THINGS_EEG2, raw, raw / "image_metadata.npy", out, **(REFERENCE | changes))
     return out
 
 
@@ -74,7 +75,7 @@ def test_values_names_and_ids(raw: Path, prepared: Path) -> None:
             assert np.array_equal(recording.times, TIMES)
             names = zip(metadata[f"{split}_img_concepts"], metadata[f"{split}_img_files"], strict=True)
             assert list(recording.image_ids) == [f"{folder}/{concept}/{file}" for concept, file in names]
-            assert list(recording.concept) == metadata[f"{split}_img_concepts"]
+            assert list(recording.concept_in_split) == metadata[f"{split}_img_concepts"]
             assert list(recording.things_concept) == metadata[f"{split}_img_concepts_THINGS"]
 
 
@@ -146,11 +147,11 @@ def test_refuses_a_channel_that_is_not_there(raw: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("choose", "wanted", "message"),
     [
-        (_picks, ["Pz", "Pz"], "name each wanted channel once"),
-        (_picks, [], "is empty"),
-        (_samples, [-0.5, 0.79], "window -0.5 .. 0.79 s is no part of the recorded -0.2 .. 0.79 s"),
-        (_samples, [0.3, 0.1], "is no part"),
-        (_samples, [0.104, 0.106], "no sample lies in"),
+        (pick_channels, ["Pz", "Pz"], "name each wanted channel once"),
+        (pick_channels, [], "is empty"),
+        (pick_samples, [-0.5, 0.79], "window -0.5 .. 0.79 s is no part of the recorded -0.2 .. 0.79 s"),
+        (pick_samples, [0.3, 0.1], "is no part"),
+        (pick_samples, [0.104, 0.106], "no sample lies in"),
     ],
 )
 def test_refuses_parameters_that_do_not_fit(choose: Callable, wanted: list, message: str) -> None:
@@ -161,7 +162,7 @@ def test_refuses_parameters_that_do_not_fit(choose: Callable, wanted: list, mess
 @pytest.mark.parametrize("window", ([-0.2, 0.79], [-0.1999999, 0.7900001], [0.0, 0.0], [0.1, 0.3]))
 def test_window_includes_both_ends(window: list[float]) -> None:
     times = np.arange(-20, 80) * 0.01 + 1e-9 * (-1) ** np.arange(100)  # steps of 0.01 with the noise of arithmetic
-    kept = times[_samples(Layout(("Pz",), times), window, Path("sub-01.zip"))]
+    kept = times[pick_samples(Layout(("Pz",), times), window, Path("sub-01.zip"))]
     assert np.array_equal(np.round(kept, 2), np.arange(round(window[0] * 100), round(window[1] * 100) + 1) / 100)
 
 
@@ -175,7 +176,7 @@ def test_leaves_nothing_half_written(tmp_path: Path) -> None:
         run(tmp_path / "raw", tmp_path / "eeg")
     assert not list((tmp_path / "eeg").iterdir())
     (tmp_path / "raw" / "sub-01.zip").unlink()
-    with pytest.raises(InputError, match="holds no sub-XX.zip; run the download"):
+    with pytest.raises(InputError, match="holds no subject's EEG; run the download"):
         run(tmp_path / "raw", tmp_path / "eeg")
 
 

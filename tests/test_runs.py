@@ -12,8 +12,8 @@ import pandas as pd
 import pytest
 import yaml
 
+from pipeline.data.datasets import SAMPLE
 from pipeline.data.sample import Size, make_raw
-from pipeline.data.things_eeg2 import read_metadata
 from pipeline.decoding.runs import Run, plan, seeds_of, train_all
 from pipeline.eeg.preparation import preprocess
 from pipeline.errors import InputError
@@ -32,9 +32,16 @@ def data(tmp_path_factory) -> Path:
     make_raw("all", base / "raw", base / "images", base / "image_metadata.npy", TINY)
     options = {"average_repetitions": True, "channels": ["O1", "Oz", "O2"], "window": [-0.2, 0.79]}
     preprocess(
-        base / "raw", base / "image_metadata.npy", base / "eeg", **options, normalise="none", dtype="float32", workers=1
+        SAMPLE,
+        base / "raw",
+        base / "image_metadata.npy",
+        base / "eeg",
+        **options,
+        normalise="none",
+        dtype="float32",
+        workers=1,
     )
-    images = read_metadata(base / "image_metadata.npy")
+    images = SAMPLE.read_metadata(base / "image_metadata.npy")
     ids = np.array([image_id for split in images.values() for image_id in split["image_ids"]], dtype=object)
     values = np.random.default_rng(0).standard_normal((len(ids), 20)).astype(np.float32)
     write_embeddings(base / "embeddings.h5", ids, [("last", values, {})], {})

@@ -9,15 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.data.things_eeg2 import (
-    decode_image,
-    open_eeg_zip,
-    open_image_zip,
-    read_eeg,
-    read_layout,
-    read_metadata,
-    subject_of,
-)
+from pipeline.data.images import decode_image
+from pipeline.data.things_eeg2 import open_eeg, open_images, read_metadata, subject_of
 from pipeline.errors import InputError
 from tests.fuzz import saved, zip_bytes
 
@@ -57,26 +50,17 @@ def write_metadata(path: Path, metadata: dict) -> Path:
 
 
 def read(path: Path, split: str) -> np.ndarray:
-    """All blocks together; what `read_eeg` hands over in pieces."""
-    collected = []
-
-    def consume(shape: tuple, blocks: object) -> None:
-        collected.append(np.concatenate(list(blocks)))
-        assert collected[0].shape == shape
-
-    with open_eeg_zip(path) as archive:
-        layout = read_layout(archive, subject_of(path))
-        read_eeg(archive, subject_of(path), split, SHAPES[split][0], layout, consume)
-    (eeg,) = collected
-    return eeg
+    """All blocks together."""
+    with open_eeg(path, {name: shape[0] for name, shape in SHAPES.items()}) as raw:
+        return np.concatenate(list(raw.blocks[split]))
 
 
 @pytest.mark.parametrize("protocol", (None, 2, 3, 4, 5))
 def test_reads_the_eeg_as_numpy_does(protocol: int | None, tmp_path: Path) -> None:
     recordings = {split: make_recording(split) for split in SHAPES}
     path = write_eeg(tmp_path / "sub-01.zip", recordings, protocol)
-    with open_eeg_zip(path) as archive:
-        layout = read_layout(archive, "sub-01")
+    with open_eeg(path, {name: shape[0] for name, shape in SHAPES.items()}) as raw:
+        layout = raw.layout
     assert layout.ch_names == tuple(CH_NAMES)
     assert np.array_equal(layout.times, TIMES)
     with zipfile.ZipFile(path) as archive:
@@ -208,12 +192,15 @@ def encode(image: Image.Image, kind: str) -> bytes:
 
 
 def test_names_the_first_missing_image(tmp_path: Path) -> None:
-    path = tmp_path / "images.zip"
+    path = tmp_path / "test_images.zip"
     path.write_bytes(zip_bytes({"test_images/a/1.jpg": b"", "test_images/b/2.jpg": b""}, zipfile.ZIP_STORED))
-    with open_image_zip(path, ["test_images/b/2.jpg", "test_images/a/1.jpg"]) as archive:
-        assert len(archive.namelist()) == 2
-    with pytest.raises(InputError, match="images.zip: 2 of 3 images are missing, the first is test_images/c/3.jpg"):
-        open_image_zip(path, ["test_images/a/1.jpg", "test_images/c/3.jpg", "test_images/d/4.jpg"])
+    with open_images(tmp_path, ["test_images/b/2.jpg", "test_images/a/1.jpg"]) as images:
+        assert images.fingerprint("test_images/b/2.jpg") == ("test_images/b/2.jpg", 0, 0)
+    with (
+        pytest.raises(InputError, match="images.zip: 2 of 3 images are missing, the first is test_images/c/3.jpg"),
+        open_images(tmp_path, ["test_images/a/1.jpg", "test_images/c/3.jpg", "test_images/d/4.jpg"]),
+    ):
+        pass
 
 
 @pytest.mark.parametrize(

@@ -80,7 +80,8 @@ def _axes(recording: Recording, parameters: Evaluate) -> Axes:
             f"evaluate.window = {parameters.window} s is more than the {n_times / recording.sfreq:g} s of EEG: lower it"
         )
     return Axes(
-        *(recording.image_ids, recording.concept, recording.things_concept, recording.ch_names, recording.times),
+        *(recording.image_ids, recording.concept_in_split, recording.things_concept),
+        *(recording.ch_names, recording.times),
         n_repetitions=recording.eeg.shape[1],
         windows=windows(n_times, width, step),
     )

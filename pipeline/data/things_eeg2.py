@@ -5,48 +5,31 @@ Nothing read here is believed: sizes come from the metadata and are compared wit
 Axes: N conditions (images), R repetitions, C channels, T samples.
 """
 
-import io
+import math
 import re
-import struct
 import zipfile
-import zlib
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import pandas as pd
-from PIL import Image, UnidentifiedImageError
 
-from pipeline.data.untrusted import open_member, open_zip, read_npy
+from pipeline.data.archives import open_member, open_zip, read_member
+from pipeline.data.entry import SPLITS, Layout, RawEeg, Split
+from pipeline.data.images import Images
+from pipeline.data.pickles import Streamed, read_npy, stream_npy
 from pipeline.errors import InputError
-
-Split = Literal["train", "test"]
-SPLITS: tuple[Split, ...] = ("train", "test")
 
 IMAGE_FOLDERS = {"train": "training_images", "test": "test_images"}
 EEG_FILES = {"train": "preprocessed_eeg_training.npy", "test": "preprocessed_eeg_test.npy"}
-EEG_KEYS = ("preprocessed_eeg_data", "ch_names", "times")
+EEG_KEY = "preprocessed_eeg_data"
 
 LARGEST_EEG = 4 << 30  # bytes of one EEG file, about four times the largest published
+LARGEST_TEST_EEG = 1 << 30  # bytes of the test EEG, which is kept in memory; the published one has 218 MB
 LARGEST_IMAGE = 64 << 20  # bytes of one image file; the published ones have about 100 kB
 BLOCK_ROWS = 256  # conditions in one piece of an array that had to be read whole
-
-Consume = Callable[[tuple[int, int, int, int], Iterator[np.ndarray]], None]
-
-
-@dataclass(frozen=True)
-class Layout:
-    """What both splits of a recording share: C channel names and T times in seconds from stimulus onset, float64."""
-
-    ch_names: tuple[str, ...]
-    times: np.ndarray
-
-    @property
-    def step(self) -> float:
-        """Seconds between two samples."""
-        return float(self.times[-1] - self.times[0]) / (len(self.times) - 1)
 
 
 def read_metadata(path: Path) -> dict[Split, pd.DataFrame]:
@@ -106,57 +89,95 @@ def subject_of(path: Path) -> str:
     return path.stem
 
 
-def open_eeg_zip(path: Path) -> zipfile.ZipFile:
-    """The archive of one subject, checked; members other than its two EEG files are never read."""
-    return open_zip(path, LARGEST_EEG)
+def find_subjects(folder: Path) -> dict[str, Path]:
+    """The archives in a folder, by subject."""
+    return {subject_of(path): path for path in sorted(folder.glob("sub-*.zip"))}
 
 
-def read_layout(archive: zipfile.ZipFile, subject: str) -> Layout:
-    """Channel names and times, from the test file because it is the smaller one; the EEG in it is passed over."""
-    return _read_recording(archive, subject, "test", lambda shape, dtype, blocks: None)[0]
+@contextmanager
+def open_eeg(path: Path, n_conditions: Mapping[Split, int]) -> Iterator[RawEeg]:
+    """The EEG of one subject, see `RawEeg`; members of the archive other than its two EEG files are never read.
 
-
-def read_eeg(
-    archive: zipfile.ZipFile, subject: str, split: Split, n_conditions: int, layout: Layout, consume: Consume
-) -> None:
-    """Call `consume(shape, blocks)` once: shape (N, R, C, T), blocks float64 (n, R, C, T), one after the other along N.
-
-    The whole array is never in memory (about 8 MiB are), unless it was saved in Fortran order or as pickle protocol 2
-    or 5. What `consume` was given is right only once this returns: channel names, times and the archive's CRC come
-    after the values. InputError where count, shape, type, channels, times or a value is not what it should be.
+    Channel names and times come after the values in a file, so that the test file, the smaller one, is read first and
+    kept at its stored precision (218 MB at full size) until its blocks are asked for. The training EEG is never whole
+    in memory (about 8 MiB are), unless it was saved in Fortran order or as pickle protocol 2 or 5.
     """
-    where = _where(archive, subject, split)
-    done = object()
+    subject = subject_of(path)
+    with open_zip(path, LARGEST_EEG) as archive:
+        layout, shape, dtype, test = _read_test(archive, subject)
+        where = _where(archive, subject, "test")
+        _check_eeg(shape, dtype, n_conditions["test"], layout, where)
+        train = _train_blocks(archive, subject, n_conditions["train"], layout)
+        yield RawEeg(layout, {"train": train, "test": _finite(test, where)})
 
-    def take(shape: tuple[int, ...], dtype: np.dtype, blocks: Iterator[np.ndarray]) -> object:
-        expected = (n_conditions, "repetitions", len(layout.ch_names), len(layout.times))
-        fits = len(shape) == 4 and shape[1] > 0 and (shape[0], *shape[2:]) == (expected[0], *expected[2:])
-        if not fits:
-            raise InputError(
-                f"{where}: the EEG has shape {shape}, expected ({', '.join(map(str, expected))}) from the image "
-                "metadata, the channel names and the times; do both files come from the same release?"
-            )
-        if dtype.kind != "f":
-            raise InputError(f"{where}: the EEG is of type {dtype}, expected floating point")
-        consume(shape, _finite(blocks, where))
-        return done
 
-    found, data = _read_recording(archive, subject, split, take)
-    if found.ch_names != layout.ch_names or not np.allclose(found.times, layout.times, rtol=0, atol=layout.step / 1000):
-        raise InputError(f"{where}: channel names or times differ from those of the other split")
-    if isinstance(data, np.ndarray):
-        data = take(data.shape, data.dtype, _pieces(data))
-    if data is not done:
-        raise InputError(f"{where}: {EEG_KEYS[0]} is not an array")
+def _read_test(archive: zipfile.ZipFile, subject: str) -> tuple[Layout, tuple, np.dtype, Iterator[np.ndarray]]:
+    """Channels and times, shape, type and the EEG, all of it in memory; a block is let go once it is used."""
+    where = _where(archive, subject, "test")
+    for item in _read_file(archive, subject, "test"):
+        if isinstance(item, Layout):
+            layout = item
+            continue
+        shape, dtype = item.shape, item.dtype
+        size = math.prod(shape) * dtype.itemsize
+        if size > LARGEST_TEST_EEG:
+            raise InputError(f"{where}: the EEG has {size} bytes, at most {LARGEST_TEST_EEG} fit in memory")
+        kept = deque(item.blocks)
+    return layout, shape, dtype, (kept.popleft() for _ in range(len(kept)))
+
+
+def _train_blocks(archive: zipfile.ZipFile, subject: str, n: int, layout: Layout) -> Iterator[np.ndarray]:
+    where = _where(archive, subject, "train")
+    for item in _read_file(archive, subject, "train"):
+        if isinstance(item, Layout):
+            same_times = np.allclose(item.times, layout.times, rtol=0, atol=layout.step / 1000)
+            if item.ch_names != layout.ch_names or not same_times:
+                raise InputError(f"{where}: channel names or times differ from those of the other split")
+        else:
+            _check_eeg(item.shape, item.dtype, n, layout, where)
+            yield from _finite(item.blocks, where)
+
+
+def _read_file(archive: zipfile.ZipFile, subject: str, split: Split) -> Iterator[Streamed | Layout]:
+    """The EEG of one file, once, and its layout; the archive's CRC has been compared when both have come."""
+    where, eeg = _where(archive, subject, split), None
+    with open_member(archive, f"{subject}/{EEG_FILES[split]}") as stream:
+        for item in stream_npy(stream, where):
+            if isinstance(item, dict):
+                fields = item
+            elif eeg is None:
+                eeg = item
+                yield eeg
+            else:
+                raise InputError(f"{where}: holds a second large array, expected only {EEG_KEY}")
+    if EEG_KEY not in fields:
+        raise InputError(f"{where}: has no {EEG_KEY}, it has {_keys(fields)}; is it the published file?")
+    yield _read_layout(fields, where)
+    found = fields[EEG_KEY]
+    if eeg is None and isinstance(found, np.ndarray):  # it was small, or not stored as the published ones are
+        yield Streamed(found.shape, found.dtype, _pieces(found))
+    elif eeg is None or found is not eeg:
+        raise InputError(f"{where}: {EEG_KEY} is not an array")
 
 
 def _pieces(array: np.ndarray) -> Iterator[np.ndarray]:
-    for start in range(0, len(array), BLOCK_ROWS):
+    for start in range(0, array.shape[0] if array.shape else 0, BLOCK_ROWS):
         yield array[start : start + BLOCK_ROWS]
 
 
 def _where(archive: zipfile.ZipFile, subject: str, split: Split) -> str:
     return f"{archive.filename}: {subject}/{EEG_FILES[split]}"
+
+
+def _check_eeg(shape: tuple[int, ...], dtype: np.dtype, n: int, layout: Layout, where: str) -> None:
+    expected = (n, "repetitions", len(layout.ch_names), len(layout.times))
+    if len(shape) != 4 or shape[1] == 0 or (shape[0], *shape[2:]) != (expected[0], *expected[2:]):
+        raise InputError(
+            f"{where}: the EEG has shape {shape}, expected ({', '.join(map(str, expected))}) from the image "
+            "metadata, the channel names and the times; do both files come from the same release?"
+        )
+    if dtype.kind != "f":
+        raise InputError(f"{where}: the EEG is of type {dtype}, expected floating point")
 
 
 def _finite(blocks: Iterator[np.ndarray], where: str) -> Iterator[np.ndarray]:
@@ -167,24 +188,6 @@ def _finite(blocks: Iterator[np.ndarray], where: str) -> Iterator[np.ndarray]:
             raise InputError(f"{where}: condition {start + int(wrong.argmax())} (from 0) holds NaN or infinite values")
         start += len(block)
         yield block.astype(np.float64, copy=False)
-
-
-def _read_recording(archive: zipfile.ZipFile, subject: str, split: Split, take: Callable) -> tuple[Layout, object]:
-    """Layout and EEG of one file; the EEG is an array where it was small, else what `take` returned."""
-    where = _where(archive, subject, split)
-    taken = []
-
-    def once(shape: tuple[int, ...], dtype: np.dtype, blocks: Iterator[np.ndarray]) -> object:
-        if taken:
-            raise InputError(f"{where}: holds a second large array, expected only {EEG_KEYS[0]}")
-        taken.append(take(shape, dtype, blocks))
-        return taken[0]
-
-    with open_member(archive, f"{subject}/{EEG_FILES[split]}") as stream:
-        fields = read_npy(stream, where, once)
-    if EEG_KEYS[0] not in fields:
-        raise InputError(f"{where}: has no {EEG_KEYS[0]}, it has {_keys(fields)}; is it the published file?")
-    return _read_layout(fields, where), fields[EEG_KEYS[0]]
 
 
 def _read_layout(fields: dict, where: str) -> Layout:
@@ -201,8 +204,24 @@ def _read_layout(fields: dict, where: str) -> Layout:
     return Layout(tuple(ch_names), times)
 
 
-def open_image_zip(path: Path, image_ids: Sequence[str]) -> zipfile.ZipFile:
-    """One of the two image archives, checked to hold every image id; InputError names the first that is missing."""
+@contextmanager
+def open_images(folder: Path, image_ids: Sequence[str]) -> Iterator[Images]:
+    """The images in the archives that these ids name; InputError names the first that is missing."""
+    with ExitStack() as stack:
+        archive_of = {}
+        for name in sorted({image_id.split("/")[0] for image_id in image_ids}):
+            own = [image_id for image_id in image_ids if image_id.split("/")[0] == name]
+            archive = stack.enter_context(_open_image_zip(folder / f"{name}.zip", own))
+            archive_of |= dict.fromkeys(own, archive)
+
+        def fingerprint(image_id: str) -> tuple[str, int, int]:
+            member = archive_of[image_id].getinfo(image_id)
+            return member.filename, member.file_size, member.CRC  # compared when the image is read
+
+        yield Images(lambda image_id: read_member(archive_of[image_id], image_id), fingerprint)
+
+
+def _open_image_zip(path: Path, image_ids: Sequence[str]) -> zipfile.ZipFile:
     archive = open_zip(path, LARGEST_IMAGE)
     held = set(archive.namelist())
     missing = [image_id for image_id in image_ids if image_id not in held]
@@ -213,20 +232,3 @@ def open_image_zip(path: Path, image_ids: Sequence[str]) -> zipfile.ZipFile:
             "delete the archive and download it again"
         )
     return archive
-
-
-def decode_image(data: bytes, image_id: str) -> Image.Image:
-    """The picture as RGB, converted as PIL does it; InputError if it is no JPEG or PNG, is damaged or is a bomb."""
-    try:
-        # Only these formats: some of the others that PIL knows start programs.
-        with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as image:
-            if image.width * image.height > Image.MAX_IMAGE_PIXELS:
-                raise InputError(
-                    f"{image_id}: has {image.width} x {image.height} pixels, more than the {Image.MAX_IMAGE_PIXELS} "
-                    "that are taken for a picture; get the archive from its source again"
-                )
-            return image.convert("RGB")
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise InputError(f"{image_id}: unpacks to far too many pixels ({error}); get the archive again") from error
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error) as error:
-        raise InputError(f"{image_id}: cannot be decoded as JPEG or PNG ({error}); get the archive again") from error

@@ -1,4 +1,4 @@
-"""EEG prepared for training: one HDF5 file a subject, written from the published archives in bounded memory.
+"""EEG prepared for training: one HDF5 file a subject, written from the raw files in bounded memory.
 
     /                  attributes: subject, sfreq, units, the parameters of `preprocess`, the source's hash, versions
     /ch_names (C,)     channel names, in the order of the channel axis
@@ -13,11 +13,10 @@ the same bytes. `normalise: trial` is the paper's (x - mean(x)) / ||x|| over tim
 throughout, which there gives NaN and here stays zero.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
-from functools import partial
 from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
@@ -28,23 +27,11 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from pipeline.data.things_eeg2 import (
-    SPLITS,
-    Layout,
-    Split,
-    open_eeg_zip,
-    read_eeg,
-    read_layout,
-    read_metadata,
-    subject_of,
-)
+from pipeline.data.entry import SPLITS, Dataset, Layout, Split
 from pipeline.errors import InputError
 from pipeline.files import replacing, sha256
 
-UNITS = {
-    "none": "as released: whitened (multivariate noise normalisation), no physical unit",
-    "trial": "share of the norm of the released trace, no physical unit",
-}
+UNITS_OF_TRIAL = "share of the norm of the released trace, no physical unit"
 
 
 @dataclass(frozen=True)
@@ -58,6 +45,7 @@ class _Settings:
 
 
 def preprocess(
+    dataset: Dataset,
     eeg_dir: Path,
     metadata: Path,
     out_dir: Path,
@@ -69,25 +57,28 @@ def preprocess(
     dtype: Literal["float32", "float64"],
     workers: int,
 ) -> None:
-    """Write `out_dir/sub-XX.h5` for every `eeg_dir/sub-XX.zip`, `workers` subjects side by side in their own processes.
+    """Write `out_dir/<subject>.h5` for every subject in `eeg_dir`, `workers` of them side by side in own processes.
 
     The training EEG is averaged over repetitions if `average_repetitions`, the test EEG never. `channels` are taken by
     name, in the order asked for; `window` is the first and the last time in seconds, both included.
-    A worker holds less than 0.2 GB, whatever the number of conditions; 1.1 GB for a full-size subject whose archive was
-    not written as the published ones are (Fortran order, pickle protocol 5).
-    InputError for an archive that is not as published, a channel that it lacks, a window beyond its times.
+    A worker holds what the dataset's `open_eeg` holds, a few blocks and 0.12 GB of libraries: at most
+    0.34 GB as measured on a full-size subject as published, of which the test EEG is 0.22; about 1.3 GB where the
+    archive was not written as the published ones are (Fortran order, pickle protocol 5).
+    InputError for a file that is not as published, a channel that it lacks, a window beyond its times.
     """
-    archives = sorted(eeg_dir.glob("sub-*.zip"))
-    if not archives:
-        raise InputError(f"{eeg_dir}: holds no sub-XX.zip; run the download")
-    jobs = {archive: out_dir / f"{subject_of(archive)}.h5" for archive in archives}
-    images = read_metadata(metadata)
+    subjects = dataset.find_subjects(eeg_dir)
+    if not subjects:
+        raise InputError(f"{eeg_dir}: holds no subject's EEG; run the download")
+    images = dataset.read_metadata(metadata)
     names = channels if channels == "all" else list(channels)
     settings = _Settings(average_repetitions, names, list(window), normalise, dtype, sha256(metadata))
     # Not forked: the caller may have threads, and a forked copy of them can hang.
-    with ProcessPoolExecutor(min(workers, len(jobs)), get_context("spawn")) as pool:
+    with ProcessPoolExecutor(min(workers, len(subjects)), get_context("spawn")) as pool:
         try:
-            tasks = [pool.submit(_preprocess_subject, archive, out, images, settings) for archive, out in jobs.items()]
+            tasks = [
+                pool.submit(_preprocess_subject, dataset, subject, path, out_dir / f"{subject}.h5", images, settings)
+                for subject, path in subjects.items()
+            ]
             for task in tqdm(as_completed(tasks), "preprocess", len(tasks), unit="subject", disable=None):
                 task.result()
         except BrokenProcessPool as error:
@@ -96,13 +87,20 @@ def preprocess(
             pool.shutdown(cancel_futures=True)
 
 
-def _preprocess_subject(path: Path, out: Path, images: dict[Split, pd.DataFrame], settings: _Settings) -> None:
-    subject = subject_of(path)
-    with open_eeg_zip(path) as archive, replacing(out) as temporary, h5py.File(temporary, "w") as file:
-        layout = read_layout(archive, subject)
-        picks, samples = _picks(layout, settings.channels, path), _samples(layout, settings.window, path)
+def _preprocess_subject(
+    dataset: Dataset, subject: str, path: Path, out: Path, images: dict[Split, pd.DataFrame], settings: _Settings
+) -> None:
+    n_conditions = {split: len(table) for split, table in images.items()}
+    units = UNITS_OF_TRIAL if settings.normalise == "trial" else dataset.units
+    with (
+        dataset.open_eeg(path, n_conditions) as raw,
+        replacing(out) as temporary,
+        h5py.File(temporary, "w") as file,
+    ):
+        layout = raw.layout
+        picks, samples = pick_channels(layout, settings.channels, path), pick_samples(layout, settings.window, path)
         file.attrs.update({"subject": subject, "sfreq": round(1 / layout.step, 6), **asdict(settings)})
-        file.attrs.update({"units": UNITS[settings.normalise], "source": path.name, "source_sha256": sha256(path)})
+        file.attrs.update({"units": units, "source": path.name, "source_sha256": sha256(path)})
         file.attrs.update({f"{package}_version": version(package) for package in ("h5py", "numpy")})
         _write_axes(file, np.array(layout.ch_names)[picks], layout.times[samples])
         for split in SPLITS:
@@ -110,12 +108,14 @@ def _preprocess_subject(path: Path, out: Path, images: dict[Split, pd.DataFrame]
             for name, values in images[split].items():
                 _write_text(group, name, values)
             average = split == "train" and settings.average_repetitions
-            prepare = partial(_prepare, picks, samples, settings.normalise == "trial", average)
-            write = partial(_write_eeg, group, prepare, average, settings.dtype, path)
-            read_eeg(archive, subject, split, len(images[split]), layout, write)
+            blocks = (
+                _prepare(block[:, :, picks, samples], settings.normalise == "trial", average)
+                for block in raw.blocks[split]
+            )
+            _write_eeg(group, blocks, average, settings.dtype, path)
 
 
-def _picks(layout: Layout, channels: list[str] | Literal["all"], path: Path) -> slice | list[int]:
+def pick_channels(layout: Layout, channels: list[str] | Literal["all"], path: Path) -> slice | list[int]:
     """Where the wanted channels are on the channel axis."""
     if channels == "all":
         return slice(None)
@@ -129,7 +129,7 @@ def _picks(layout: Layout, channels: list[str] | Literal["all"], path: Path) -> 
     return [layout.ch_names.index(name) for name in channels]
 
 
-def _samples(layout: Layout, window: list[float], path: Path) -> slice:
+def pick_samples(layout: Layout, window: list[float], path: Path) -> slice:
     """The samples within the window; a thousandth of a sample is allowed for rounding."""
     (first, last), times = window, layout.times
     slack = layout.step / 1000
@@ -143,24 +143,31 @@ def _samples(layout: Layout, window: list[float], path: Path) -> slice:
     return slice(int(start), int(stop))
 
 
-def _prepare(picks: slice | list[int], samples: slice, normalise: bool, average: bool, block: np.ndarray) -> np.ndarray:
-    """(n, R, C, T) as read to (n, R, C', T'), or (n, C', T') if averaged, float64."""
-    block = block[:, :, picks, samples]
+def _prepare(block: np.ndarray, normalise: bool, average: bool) -> np.ndarray:
+    """(n, R, C, T) to (n, R, C, T), or (n, C, T) if averaged, float64."""
     if normalise:
         norm = np.linalg.norm(block, axis=-1, keepdims=True)
         block = (block - block.mean(axis=-1, keepdims=True)) / np.where(norm == 0, 1, norm)
     return block.mean(axis=1) if average else block
 
 
-def _write_eeg(
-    group: h5py.Group,
-    prepare: Callable[[np.ndarray], np.ndarray],
-    average: bool,
-    dtype: str,
-    path: Path,
-    shape: tuple[int, int, int, int],
-    blocks: Iterator[np.ndarray],
-) -> None:
+def _write_eeg(group: h5py.Group, blocks: Iterator[np.ndarray], average: bool, dtype: str, path: Path) -> None:
+    n_conditions, start, eeg = len(group["image_ids"]), 0, None
+    try:
+        with np.errstate(over="raise"):
+            for block in blocks:
+                if eeg is None:
+                    eeg = _create_eeg(group, (n_conditions, *block.shape[1:]), average, dtype)
+                eeg[start : start + len(block)] = block.astype(dtype)
+                start += len(block)
+    except FloatingPointError as error:
+        raise InputError(f"{path}: EEG values near condition {start} are too large for {dtype}") from error
+    if start != n_conditions:
+        raise InputError(f"{path}: the {group.name[1:]} EEG has {start} conditions, the metadata {n_conditions} images")
+
+
+def _create_eeg(group: h5py.Group, shape: tuple[int, ...], average: bool, dtype: str) -> h5py.Dataset:
+    """The array, still empty, its axes labelled."""
     axes = {
         "condition": group["image_ids"],
         "repetition": None,
@@ -169,21 +176,13 @@ def _write_eeg(
     }
     if average:
         del axes["repetition"]
-    size = [shape[1] if scale is None else len(scale) for scale in axes.values()]
-    eeg = group.create_dataset("eeg", size, dtype, fill_time="never")
+    eeg = group.create_dataset("eeg", shape, dtype, fill_time="never")
     eeg.attrs["units"] = group.file.attrs["units"]
     for axis, (label, scale) in zip(eeg.dims, axes.items(), strict=True):
         axis.label = label
         if scale is not None:
             axis.attach_scale(scale)
-    start = 0
-    try:
-        with np.errstate(over="raise"):
-            for block in blocks:
-                eeg[start : start + len(block)] = prepare(block).astype(dtype)
-                start += len(block)
-    except FloatingPointError as error:
-        raise InputError(f"{path}: EEG values near condition {start} are too large for {dtype}") from error
+    return eeg
 
 
 def _write_axes(file: h5py.File, ch_names: Sequence[str], times: np.ndarray) -> None:

@@ -22,7 +22,7 @@ class Recording:
     sfreq: float  # Hz
     eeg: np.ndarray  # (N, C, T) or (N, R, C, T), float32 or float64, no unit
     image_ids: np.ndarray  # (N,) str, unique over both splits
-    concept: np.ndarray  # (N,) str, numbered within the split
+    concept_in_split: np.ndarray  # (N,) str, its number restarts in each split: never compare it across them
     things_concept: np.ndarray  # (N,) str, the same names in both splits
 
 
@@ -42,7 +42,7 @@ def read_split(path: Path, split: Literal["train", "test"], average: bool) -> Re
                 sfreq=float(file.attrs["sfreq"]),
                 eeg=_average(eeg) if average and eeg.ndim == 4 else eeg[:],
                 image_ids=group["image_ids"].asstr()[:],
-                concept=group["concept"].asstr()[:],
+                concept_in_split=group["concept"].asstr()[:],
                 things_concept=group["things_concept"].asstr()[:],
             )
     except (OSError, KeyError, AttributeError, TypeError, ValueError) as error:

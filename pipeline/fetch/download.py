@@ -1,6 +1,5 @@
-"""Which published files a run needs: THINGS-EEG2 from OSF, a DreamSim checkpoint from its releases.
+"""Which published files a run needs: a dataset's from the kind of server it names, DreamSim's from its releases.
 
-Data: Gifford et al. 2022, doi 10.1016/j.neuroimage.2022.119754, preprocessed EEG and images, https://osf.io/3jk45.
 Weights: DreamSim, arXiv 2306.09344, https://github.com/ssundaram21/dreamsim/releases (no hash is published).
 API: https://developer.osf.io, JSON:API 1.0, 100 requests an hour without an account.
 """
@@ -14,16 +13,12 @@ from typing import Annotated, Literal
 
 from pydantic import AliasPath, BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError
 
+from pipeline.data.sources import Make, Osf, Subjects
 from pipeline.errors import InputError
 from pipeline.fetch.transfer import Remote, cached_size, fetch, is_cached
 from pipeline.fetch.web import PATIENCE, Patience, read, remote_size
 from pipeline.files import cache_folder, replacing
 
-EEG_NODE = "anp5v"
-IMAGES_NODE = "y63gw"
-IMAGE_ZIPS = ("training_images.zip", "test_images.zip")
-METADATA = "image_metadata.npy"
-SUBJECT_ZIP = re.compile(r"(sub-\d+)\.zip")
 DREAMSIM_TAGS = {
     "synclr_vitb16": "v0.2.1-checkpoints",
     "dinov2_vitb14": "v0.2.1-checkpoints",
@@ -62,29 +57,41 @@ class _Page(BaseModel):
 _LISTING = TypeAdapter(list[_Listed])
 
 
-def fetch_things_eeg2(
+def fetch_dataset(
+    source: Osf | Make,
     osf_api: str,
-    subjects: list[str] | Literal["all"],
+    subjects: Subjects,
     eeg_dir: Path,
     images_dir: Path,
     metadata: Path,
     patience: Patience = PATIENCE,
 ) -> None:
-    """Put sub-XX.zip of the chosen subjects ("all": each that is listed), the two image zips and the metadata in place.
+    """Put the chosen subjects' files ("all": each that there is), the images and the metadata in place, or make them.
 
     With all of them in the cache there is no request at all, not even for the listing. Raises InputError.
     """
+    if isinstance(source, Osf):
+        _fetch_osf(source, osf_api, subjects, eeg_dir, images_dir, metadata, patience)
+    else:
+        source(subjects, eeg_dir, images_dir, metadata)
+
+
+def _fetch_osf(
+    source: Osf, osf_api: str, subjects: Subjects, eeg_dir: Path, images_dir: Path, metadata: Path, patience: Patience
+) -> None:
+    nodes = (source.eeg_node, source.images_node)
 
     def choose(listings: Mapping[str, list[_Listed]]) -> dict[Path, Remote]:
-        eeg = {eeg_dir / name: _remote(listings, EEG_NODE, name) for name in _zips(listings[EEG_NODE], subjects)}
-        images = {images_dir / name: _remote(listings, IMAGES_NODE, name) for name in IMAGE_ZIPS}
-        return eeg | images | {metadata: _remote(listings, IMAGES_NODE, METADATA)}
+        chosen = _subject_files(source, listings[source.eeg_node], subjects)
+        eeg = {eeg_dir / name: _remote(listings, source.eeg_node, name) for name in chosen}
+        images = {images_dir / name: _remote(listings, source.images_node, name) for name in source.image_files}
+        return eeg | images | {metadata: _remote(listings, source.images_node, source.metadata_file)}
 
     wanted = {}
     with suppress(InputError):  # what the stored listing lacks, a new one may have
-        wanted = choose({node: _stored_listing(osf_api, node) for node in (EEG_NODE, IMAGES_NODE)})
+        wanted = choose({node: _stored_listing(osf_api, node) for node in nodes})
     if not wanted or not all(map(is_cached, wanted.values())):
-        wanted = choose({node: _list(osf_api, node, patience) for node in (EEG_NODE, IMAGES_NODE)})
+        wanted = choose({node: _list(osf_api, node, patience) for node in nodes})
     fetch(wanted, patience)
 
 
@@ -101,14 +108,14 @@ def fetch_dreamsim(releases: str, backbone: str, directory: Path, patience: Pati
     fetch({directory / name: Remote(name, url, size, key)}, patience)
 
 
-def _zips(listing: list[_Listed], subjects: list[str] | Literal["all"]) -> list[str]:
-    """The names of the subjects' archives."""
-    there = {match[1]: match[0] for item in listing if (match := SUBJECT_ZIP.fullmatch(item.name))}
+def _subject_files(source: Osf, listing: list[_Listed], subjects: Subjects) -> list[str]:
+    """The names of the subjects' files."""
+    there = {match[1]: match[0] for item in listing if (match := re.fullmatch(source.subject_file, item.name))}
     chosen = sorted(there) if subjects == "all" else subjects
     unknown = [subject for subject in chosen if subject not in there]
     if unknown or not chosen:
         raise InputError(
-            f"OSF node {EEG_NODE}: no subject {', '.join(unknown) or 'was chosen or is listed'}; "
+            f"OSF node {source.eeg_node}: no subject {', '.join(unknown) or 'was chosen or is listed'}; "
             f"there are {', '.join(sorted(there)) or 'none'}"
         )
     return [there[subject] for subject in chosen]

@@ -12,7 +12,6 @@ import json
 import math
 import os
 import threading
-import zipfile
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
@@ -26,8 +25,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from pipeline.data.things_eeg2 import decode_image, open_image_zip, read_metadata
-from pipeline.data.untrusted import read_member
+from pipeline.data.entry import Dataset
+from pipeline.data.images import Images
 from pipeline.errors import InputError
 from pipeline.files import replacing, sha256
 from pipeline.images import health
@@ -45,6 +44,7 @@ PACKAGES = ("torch", "torchvision", "timm", "pillow")  # whose versions decide t
 
 
 def embed_images(
+    dataset: Dataset,
     images_dir: Path,
     metadata: Path,
     checkpoint: Path,
@@ -62,7 +62,7 @@ def embed_images(
     """
     if len(set(parameters.blocks)) < len(parameters.blocks):
         raise InputError(f"embed.blocks names a block twice: {parameters.blocks}")
-    splits = read_metadata(metadata)
+    splits = dataset.read_metadata(metadata)
     image_ids = [image_id for split in ("train", "test") for image_id in splits[split]["image_ids"]]
     encoder, adapter = load_encoder(checkpoint, backbone, variant)
     made_with = {
@@ -79,15 +79,12 @@ def embed_images(
         "versions": " ".join(f"{name} {version(name)}" for name in PACKAGES),
     }
     with (
-        open_image_zip(images_dir / "training_images.zip", splits["train"]["image_ids"]) as train,
-        open_image_zip(images_dir / "test_images.zip", splits["test"]["image_ids"]) as test,
+        dataset.open_images(images_dir, image_ids) as images,
         unfinished("embedding", __file__, PACKAGES, [made_with, parameters.blocks]) as folder,
     ):
-        archives = {"training_images": train, "test_images": test}
-        archive_of = {image_id: archives[image_id.split("/")[0]] for image_id in image_ids}
 
         def decode(image_id: str) -> Tensor:
-            return preprocess(decode_image(read_member(archive_of[image_id], image_id), image_id))
+            return preprocess(images.read(image_id))
 
         rows = np.unique(np.linspace(0, len(image_ids) - 1, RECOMPUTED).astype(int))
         reference = _one_by_one(encoder, [decode(image_ids[row]) for row in rows], parameters)
@@ -95,7 +92,7 @@ def embed_images(
             raise InputError(f"{checkpoint}: the {variant} encoder gives values that are not finite; fetch it again")
         accelerate(encoder, parameters.blocks, parameters.tokens, parameters.precision, device)
         batches = [image_ids[i : i + parameters.batch_size] for i in range(0, len(image_ids), parameters.batch_size)]
-        files = [folder / f"{_fingerprint(batch, archive_of)}.npy" for batch in batches]
+        files = [folder / f"{_fingerprint(batch, images)}.npy" for batch in batches]
         todo = [(file, batch) for file, batch in zip(files, batches, strict=True) if not file.exists()]
         n_done = len(image_ids) - sum(len(batch) for _, batch in todo)
         with tqdm(total=len(image_ids), initial=n_done, unit="image", desc=f"embed {variant}", disable=None) as bar:
@@ -111,10 +108,9 @@ def _name(device: torch.device) -> str:
     return f"{device.type} ({kind})"
 
 
-def _fingerprint(image_ids: list[str], archive_of: dict[str, zipfile.ZipFile]) -> str:
+def _fingerprint(image_ids: list[str], images: Images) -> str:
     """A batch by the names, sizes and checksums of its images, which are compared when an image is read."""
-    members = [archive_of[image_id].getinfo(image_id) for image_id in image_ids]
-    return hashlib.sha256(repr([(m.filename, m.file_size, m.CRC) for m in members]).encode()).hexdigest()[:32]
+    return hashlib.sha256(repr(list(map(images.fingerprint, image_ids))).encode()).hexdigest()[:32]
 
 
 @torch.inference_mode()

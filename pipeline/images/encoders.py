@@ -36,7 +36,7 @@ from timm.models import VisionTransformer
 from torch import Tensor, nn
 from torchvision.transforms import functional as transforms
 
-from pipeline.data.untrusted import open_zip, read_member
+from pipeline.data.archives import open_zip, read_member
 from pipeline.errors import InputError
 
 Block = int | Literal["last"]

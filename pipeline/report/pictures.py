@@ -20,8 +20,7 @@ from PIL import Image, ImageOps
 from scipy.cluster import hierarchy
 
 from pipeline.analysis.similarities import Scored, Similarities
-from pipeline.data.things_eeg2 import decode_image, open_image_zip
-from pipeline.data.untrusted import read_member
+from pipeline.data.entry import Dataset
 from pipeline.files import replacing
 
 COLOURS = {"unaligned": "#0072B2", "aligned": "#D55E00"}
@@ -138,13 +137,10 @@ def kept_runs(similarities: Similarities) -> list[Scored]:
     return [scored for scored in similarities.scored if not scored.collapsed] or similarities.scored
 
 
-def read_thumbnails(archive: Path, image_ids: Sequence[str]) -> list[Image.Image]:
-    """The images of an archive, cut to squares and made small."""
-    with open_image_zip(archive, image_ids) as opened:
-        return [
-            ImageOps.fit(decode_image(read_member(opened, image_id), image_id), (THUMBNAIL, THUMBNAIL))
-            for image_id in image_ids
-        ]
+def read_thumbnails(dataset: Dataset, images_dir: Path, image_ids: Sequence[str]) -> list[Image.Image]:
+    """The images, cut to squares and made small."""
+    with dataset.open_images(images_dir, image_ids) as images:
+        return [ImageOps.fit(images.read(image_id), (THUMBNAIL, THUMBNAIL)) for image_id in image_ids]
 
 
 def _typical(scored: list[Scored]) -> Scored:

@@ -1,33 +1,39 @@
-"""Zip archives and pickled arrays from elsewhere, read without running or believing what is in them.
+"""Pickled arrays from elsewhere, read without running or believing what is in them.
 
 A pickle is a program for a small stack machine, and Python's own machine imports and calls whatever the program names.
 The machine here knows only the steps that arrays, lists, tuples, dictionaries, text and numbers need. It looks nothing
-up: the few names that numpy writes are compared as text, and the array or dtype is then made from checked values, not
-by numpy's own `__setstate__`, which believes what it is given. Opcodes: `pickletools` of the standard library.
+up: the few names that numpy writes are compared as text, and the array or dtype is then made from checked values.
+
+Why a `pickle.Unpickler` whose `find_class` allows only numpy's names is not enough:
+- numpy's own functions believe their arguments. `ndarray.__setstate__` with a dtype of objects takes raw bytes as
+  pointers; a record dtype, a negative or an overflowing shape have crashed the interpreter.
+- BUILD sets any attribute of what was allowed, and REDUCE calls it with arguments of the file's choice.
+- The C machine takes a length at its word: 30 bytes can ask for gigabytes, and a few kB of text encoded over and over,
+  or named again and again, grow without bound.
+- Deep nesting, or keys whose hashes collide or recurse, end in a crash or in hours, not in an error.
+- It gives nothing before the last byte, so that an array of a gigabyte could not go by in blocks.
+- `find_class` is asked for names only: the extension registry (EXT1) and persistent ids come in by other doors.
+Opcodes: `pickletools` of the standard library.
 """
 
 import io
 import math
 import pickletools
 import re
-import stat
 import struct
-import zipfile
-import zlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 import numpy as np
 
+from pipeline.data.archives import ZIP_FAULTS, damaged, zip_faults
 from pipeline.errors import InputError
 
 MIB = 1 << 20
 CHUNK = MIB  # bytes asked of a stream at once
 BLOCK = 8 * MIB  # about so many bytes of a streamed array are in memory at once
-STREAMED = MIB // 16  # arrays of more bytes than this are handed to `take`
+STREAMED = MIB // 16  # arrays of more bytes than this are streamed
 LARGEST_BLOCK = 256 * MIB  # one row of a streamed array; a full-size test condition has 1 MiB
 MOST_IN_MEMORY = 1024 * MIB  # all values that are not streamed; a full-size recording has 900 MB
 MOST_STEPS = 1_000_000  # opcodes; the published metadata has about 150,000
@@ -40,6 +46,11 @@ _NPY_HEADER = re.compile(rb"\{'descr': '\|O', 'fortran_order': (True|False), 'sh
 _STOP = b"."
 _OPCODES = {opcode.code.encode("latin-1"): opcode for opcode in pickletools.opcodes}
 _BYTES_OPCODES = {"SHORT_BINBYTES": 1, "BINBYTES": 4, "BINBYTES8": 8, "BYTEARRAY8": 8}  # width of the length, in bytes
+# Opcodes that leave what follows them in the stream, and those that leave a new value of their own.
+_ARGUMENTS = {"INT", "LONG", "BININT", "BININT1", "BININT2", "LONG1", "LONG4", "FLOAT", "BINFLOAT"}
+_ARGUMENTS |= {"UNICODE", "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8"}
+_CONSTANTS = {"NONE": lambda: None, "NEWTRUE": lambda: True, "NEWFALSE": lambda: False}
+_CONSTANTS |= {"EMPTY_TUPLE": tuple, "EMPTY_LIST": list, "EMPTY_DICT": dict}
 _DTYPE = re.compile(r"b1|[iu][1248]|f[248]|c8|c16|O8?|[SU]\d{1,5}")
 _NAMES = {
     "_codecs encode": "encode",  # bytes in protocol 2
@@ -55,104 +66,47 @@ _NAMES = {
     "numpy._core.numeric _frombuffer": "frombuffer",
 }
 
-_ZIP_FAULTS = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError, struct.error)
 
-Take = Callable[[tuple[int, ...], np.dtype, Iterator[np.ndarray]], object]
+@dataclass(frozen=True, eq=False)
+class Streamed:
+    """A large array that goes by: `blocks` are consecutive pieces along the first axis, about BLOCK bytes each."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    blocks: Iterator[np.ndarray]
 
 
-def open_zip(path: Path, largest_member: int) -> zipfile.ZipFile:
-    """Open a zip whose directory has been checked; InputError names the first thing wrong.
+def read_npy(stream: BinaryIO, name: str) -> dict:
+    """Read a dictionary saved by `numpy.save`, or a bare pickle of one (protocols 2 to 5), whole.
 
-    Refused: what is no zip or is cut off, and members that are absolute, climb out with `..`, are links, are encrypted,
-    appear twice, use another compression than deflate or declare more than `largest_member` bytes.
+    `name` is what error messages call the stream. An object array without dimensions is returned as the object in it.
+    InputError where anything else is in the file, or more than MOST_IN_MEMORY bytes.
     """
-    try:
-        archive = zipfile.ZipFile(path)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be opened ({error.strerror or error}); run the download again") from error
-    except _ZIP_FAULTS as error:
-        raise InputError(f"{path}: is not a whole zip archive ({error}); delete it and download it again") from error
-    try:
-        _check_members(archive, path, largest_member)
-    except InputError:
-        archive.close()
-        raise
-    return archive
+    (fields,) = _read(stream, name, streaming=False)
+    return fields
 
 
-def _check_members(archive: zipfile.ZipFile, path: Path, largest_member: int) -> None:
-    seen = set()
-    for info in archive.infolist():
-        plain = PurePosixPath(info.filename)
-        kind = stat.S_IFMT(info.external_attr >> 16)
-        if not plain.parts or plain.is_absolute() or ".." in plain.parts or re.search(r"[\\:\0]", info.orig_filename):
-            problem = "has a name that leads out of the archive"
-        elif kind not in (0, stat.S_IFREG, stat.S_IFDIR):
-            problem = "is a link or a special file"
-        elif info.flag_bits & 0x1:
-            problem = "is encrypted"
-        elif info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            problem = f"is compressed by method {info.compress_type}, not by deflate"
-        elif info.file_size > largest_member:
-            problem = f"declares {info.file_size} bytes, more than the {largest_member} that such a file can have"
-        elif info.header_offset < 0:
-            problem = "begins before the file"
-        elif plain in seen:
-            problem = "appears twice"
-        else:
-            seen.add(plain)
-            continue
-        raise InputError(f"{path}: member {info.filename!a:.200} {problem}; get the archive from its source again")
+def stream_npy(stream: BinaryIO, name: str) -> Iterator[Streamed | dict]:
+    """As `read_npy`, but each large array of numbers is yielded when its bytes come; last of all the dictionary is.
 
-
-@contextmanager
-def open_member(archive: zipfile.ZipFile, name: str) -> Iterator[BinaryIO]:
-    """The member as a stream; InputError where it is not in the archive or its header is broken."""
-    with _zip_faults(f"{archive.filename}: {name}"):
-        try:
-            stream = archive.open(name)
-        except KeyError as error:
-            raise InputError(f"{archive.filename}: holds no {name}; is it the right archive?") from error
-    with stream:
-        yield stream
-
-
-def read_member(archive: zipfile.ZipFile, name: str) -> bytes:
-    """The whole member, its CRC checked; no more bytes than `open_zip` allowed. InputError if damaged."""
-    with open_member(archive, name) as stream, _zip_faults(f"{archive.filename}: {name}"):
-        return stream.read()
-
-
-@contextmanager
-def _zip_faults(name: str) -> Iterator[None]:
-    try:
-        yield
-    except _ZIP_FAULTS as error:
-        raise _damaged(name, error) from error
-
-
-def _damaged(name: str, error: Exception) -> InputError:
-    return InputError(f"{name}: is damaged ({error}); delete the archive and download it again")
-
-
-def read_npy(stream: BinaryIO, name: str, take: Take | None = None) -> dict:
-    """Read a dictionary saved by `numpy.save`, or a bare pickle of one (protocols 2 to 5).
-
-    `name` is what error messages call the stream. With `take`, an array of numbers in C order is not kept in memory:
-    while it goes by, `take(shape, dtype, blocks)` is called with an iterator over consecutive pieces along the first
-    axis, and what it returns stands in the dictionary. Small arrays, and those of protocols 2 and 5, are returned whole
-    all the same. An object array without dimensions is returned as the object in it. InputError where anything else is
-    in the file, or more than MOST_IN_MEMORY bytes of it that cannot be streamed.
+    In the dictionary, a `Streamed` stands where the array would. Its blocks are there until the next item is asked for;
+    those that are left are passed over. Only arrays in C order and of protocols 3 and 4 go by, others are read whole.
     """
+    return _read(stream, name, streaming=True)
+
+
+def _read(stream: BinaryIO, name: str, streaming: bool) -> Iterator[Streamed | dict]:
     source = _Source(stream, name)
-    machine = _Machine(source, streaming=take is not None)
+    machine = _Machine(source, streaming)
     try:
         code = _first_opcode(source)
         while code != _STOP:
             passing = machine.step(code)
             if passing is not None:
-                machine.passed(take(passing.shape, passing.dtype, source.blocks(passing)))
+                streamed = Streamed(passing.shape, passing.dtype, source.blocks(passing))
+                yield streamed
                 source.skip(passing.end - source.position)
+                machine.passed(streamed)
             code = source.read(1)
         result = machine.result()
     except _Malformed as error:
@@ -160,7 +114,7 @@ def read_npy(stream: BinaryIO, name: str, take: Take | None = None) -> dict:
     source.expect_end()
     if not isinstance(result, dict):
         raise InputError(f"{name}: holds a {type(result).__name__}, expected a dictionary")
-    return result
+    yield result
 
 
 class _Malformed(Exception):
@@ -200,10 +154,10 @@ class _Source:
 
     def some(self, size: int) -> bytes:
         """Between 1 and `size` bytes."""
-        try:  # once a byte, too often for `_zip_faults`
+        try:  # once a byte, too often for `zip_faults`
             data = self.stream.read(min(size, CHUNK))
-        except _ZIP_FAULTS as error:
-            raise _damaged(self.name, error) from error
+        except ZIP_FAULTS as error:
+            raise damaged(self.name, error) from error
         if not data:
             raise InputError(f"{self.name}: ends early, after {self.position} bytes; delete it and download it again")
         self.position += len(data)
@@ -258,7 +212,7 @@ class _Source:
 
     def expect_end(self) -> None:
         """At the end of a zip member the CRC is checked."""
-        with _zip_faults(self.name):
+        with zip_faults(self.name):
             rest = self.stream.read(1)
         if rest:
             raise InputError(f"{self.name}: goes on after its end at byte {self.position}; download it again")
@@ -279,9 +233,9 @@ class _Unbuilt:
 
 
 class _Passed:
-    """What `take` returned for the bytes of an array."""
+    """Stands for the bytes of an array that went by."""
 
-    def __init__(self, value: object) -> None:
+    def __init__(self, value: Streamed) -> None:
         self.value = value
 
 
@@ -293,7 +247,7 @@ class _Machine:
         self.stack, self.marks, self.memo = [], [], {}
         self.steps, self.made = 0, 0
 
-    def passed(self, value: object) -> None:
+    def passed(self, value: Streamed) -> None:
         """The bytes that `step` announced have gone by."""
         self.stack.append(_Passed(value))
 
@@ -332,14 +286,10 @@ class _Machine:
         match opcode:
             case "PROTO" | "FRAME":
                 pass
-            case "INT" | "LONG" | "BININT" | "BININT1" | "BININT2" | "LONG1" | "LONG4" | "FLOAT" | "BINFLOAT":
+            case _ if opcode in _ARGUMENTS:
                 stack.append(argument)
-            case "UNICODE" | "SHORT_BINUNICODE" | "BINUNICODE" | "BINUNICODE8":
-                stack.append(argument)
-            case "NONE":
-                stack.append(None)
-            case "NEWTRUE" | "NEWFALSE":
-                stack.append(opcode == "NEWTRUE")
+            case _ if opcode in _CONSTANTS:
+                stack.append(_CONSTANTS[opcode]())
             case "MEMOIZE":
                 self.memo[len(self.memo)] = stack[-1]
             case "PUT" | "BINPUT" | "LONG_BINPUT":
@@ -348,21 +298,15 @@ class _Machine:
                 stack.append(self.memo[argument])
             case "MARK":
                 self.marks.append(len(stack))
-            case "EMPTY_TUPLE":
-                stack.append(())
             case "TUPLE1" | "TUPLE2" | "TUPLE3":
                 stack.append(tuple(self._pop(int(opcode[-1]))))
             case "TUPLE":
                 stack.append(tuple(self._pop_mark()))
-            case "EMPTY_LIST":
-                stack.append([])
             case "LIST":
                 stack.append(self._pop_mark())
             case "APPEND" | "APPENDS":
                 items = self._pop(1) if opcode == "APPEND" else self._pop_mark()
                 self._top(list).extend(items)
-            case "EMPTY_DICT":
-                stack.append({})
             case "DICT":
                 stack.append(_pairs(self._pop_mark()))
             case "SETITEM" | "SETITEMS":

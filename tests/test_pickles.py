@@ -1,4 +1,4 @@
-"""The reader of foreign zips and pickles: agrees with numpy on honest files, refuses and runs nothing of the others."""
+"""The readers of foreign zips and pickles: as numpy on honest files; the others are refused, nothing of them runs."""
 
 import copyreg
 import io
@@ -16,7 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from pipeline.data.untrusted import open_member, open_zip, read_member, read_npy
+from pipeline.data.archives import open_member, open_zip, read_member
+from pipeline.data.pickles import read_npy, stream_npy
 from pipeline.errors import InputError
 from tests import fuzz
 
@@ -102,19 +103,18 @@ def test_reads_numpy_1_names_object_arrays_and_shared_parts(protocol: int) -> No
 def test_streams_a_large_array_block_by_block(protocol: int) -> None:
     large = np.random.default_rng(0).standard_normal((300, 8, 900)).astype(">f8")  # 17 MB
     data = pickle.dumps({"before": [1], "large": large, "after": np.arange(3)}, protocol)
-    blocks = []
-
-    def take(shape: tuple, dtype: np.dtype, stream: object) -> str:
-        assert (shape, dtype) == (large.shape, large.dtype)
-        blocks.extend(stream)
-        return "taken"
-
-    result = read_npy(io.BytesIO(data), "some.npy", take)
+    items = stream_npy(io.BytesIO(data), "some.npy")
+    streamed = next(items)
+    assert (streamed.shape, streamed.dtype) == (large.shape, large.dtype)
+    blocks = list(streamed.blocks)
+    (result,) = items
     assert len(blocks) > 1
     assert same(np.concatenate(blocks), large)
-    assert (result["before"], result["large"], result["after"].tolist()) == ([1], "taken", [0, 1, 2])
-    untouched = read_npy(io.BytesIO(data), "some.npy", lambda shape, dtype, stream: next(stream).shape)
-    assert untouched["after"].tolist() == [0, 1, 2], "what take leaves is passed over"
+    assert (result["before"], result["large"], result["after"].tolist()) == ([1], streamed, [0, 1, 2])
+    items = stream_npy(io.BytesIO(data), "some.npy")
+    next(next(items).blocks)
+    (untouched,) = items
+    assert untouched["after"].tolist() == [0, 1, 2], "what is left is passed over"
 
 
 class Reduced:
@@ -158,7 +158,7 @@ def test_runs_nothing(attack: str, tmp_path: Path) -> None:
         fuzz.nothing_runs(),
         pytest.raises(InputError, match="some.npy: tries to load '.*', which could run code") as refused,
     ):
-        read_npy(io.BytesIO(data), "some.npy", lambda shape, dtype, blocks: None)
+        list(stream_npy(io.BytesIO(data), "some.npy"))
     assert not marker.exists()
     named = ("system", "copyreg", "copy_reg", "Reduced", "eval", "getattr")
     assert any(name in str(refused.value) for name in named)

@@ -1,0 +1,32 @@
+"""The datasets by name. To add one, add an entry here: everything else takes what the entry says."""
+
+from dataclasses import replace
+
+from pipeline.data import sample, things_eeg2
+from pipeline.data.entry import Dataset
+from pipeline.data.sources import Osf
+
+THINGS_EEG2 = Dataset(
+    source=Osf(
+        eeg_node="anp5v",
+        subject_file=r"(sub-\d+)\.zip",
+        images_node="y63gw",
+        image_files=("training_images.zip", "test_images.zip"),
+        metadata_file="image_metadata.npy",
+    ),
+    find_subjects=things_eeg2.find_subjects,
+    read_metadata=things_eeg2.read_metadata,
+    open_eeg=things_eeg2.open_eeg,
+    open_images=things_eeg2.open_images,
+    units="as released: whitened (multivariate noise normalisation), no physical unit",
+    caveats=(
+        "The release was whitened with a covariance of training and test EEG together: everybody who uses it shares "
+        "that leak.",
+        "Images of THINGS may not be redistributed.",
+    ),
+)
+
+# In the published layout, so that all that reads the published data reads it too.
+SAMPLE = replace(THINGS_EEG2, source=sample.make_raw, caveats=(), may_share_images=True, synthetic=True)
+
+DATASETS: dict[str, Dataset] = {"sample": SAMPLE, "things-eeg2": THINGS_EEG2}
