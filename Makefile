@@ -11,11 +11,11 @@ help:  ## what there is to make
 
 setup: $(VENV)/installed  ## create .venv with the versions that were tried
 
-$(VENV)/installed: requirements.txt constraints.txt
+$(VENV)/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, and $(PYTHON) is older: make PYTHON=python3.12 ...")'
 	@echo 'Installing the packages of constraints.txt into $(VENV): some 3 GB, one to five minutes, once.'
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/pip install --quiet --disable-pip-version-check --no-compile -r requirements.txt -c constraints.txt
+	@$(BIN)/pip install --quiet --disable-pip-version-check --no-compile -e '.[test]' -c constraints.txt
 	@touch $@
 
 repro: setup  ## run the pipeline (what changed of it) and print the metrics
@@ -32,13 +32,14 @@ compare: setup  ## both encoders: the difference, and how sure it is; make compa
 results: setup  ## print the last comparison
 	@python -m stages.results
 
-test: setup  ## the test suite
-	python -m pytest -n auto --dist loadfile --no-loadscope-reorder
+test: setup  ## the test suite, and which branches of the code it runs
+	python -m pytest -n auto --dist loadfile --no-loadscope-reorder --cov --cov-report term
 
-check: setup  ## lint, format, the DAG, and that dvc.yaml, params.yaml and the code agree
+check: setup  ## lint, format, types, imports, the DAG, and that dvc.yaml, params.yaml and the code agree
 	ruff check .
 	ruff format --check .
 	lint-imports --no-logo > /dev/null || lint-imports
+	mypy
 	dvc dag > /dev/null
 	python -m pytest tests/test_contract.py
 
