@@ -34,9 +34,10 @@ from pipeline.data.images import decode_image
 from pipeline.data.sample import make_raw
 from pipeline.devices import pick_device
 from pipeline.images.acceleration import accelerate
+from pipeline.images.dreamsim import load_encoder
+from pipeline.images.dreamsim_stand_in import make_checkpoint
 from pipeline.images.embedder import _embed_all, _name
-from pipeline.images.encoders import load_encoder, preprocess
-from pipeline.images.sample_checkpoints import make_checkpoint
+from pipeline.images.vit import resize
 from pipeline.params import read_params
 from pipeline.sections import Embed
 
@@ -83,7 +84,7 @@ def ours(folder: Path, archive: zipfile.ZipFile, device: torch.device, precision
     accelerate(encoder, parameters.blocks, parameters.tokens, parameters.precision, device)
 
     def decode(name: str) -> torch.Tensor:
-        return preprocess(decode_image(read_member(archive, name), name))
+        return resize(decode_image(read_member(archive, name), name), 224)
 
     def embed(names: list[str]) -> np.ndarray:
         size = parameters.batch_size

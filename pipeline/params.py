@@ -26,6 +26,7 @@ class _Train(Train):
 class Params(Section):
     dataset: str
     encoder: Literal["unaligned", "aligned"]
+    alignment: str
     backbone: str
     subjects: Literal["all"] | Annotated[list[str], Field(min_length=1)]
     seed: Annotated[int, Field(ge=0)]

@@ -8,7 +8,7 @@ from collections.abc import Collection
 from pipeline.data.datasets import DATASETS
 from pipeline.eeg.encoders import EEG_ENCODERS
 from pipeline.errors import InputError
-from pipeline.images.encoders import BACKBONES
+from pipeline.images.models import IMAGE_MODELS
 from pipeline.params import Params
 
 
@@ -16,9 +16,15 @@ def check_names(p: Params) -> None:
     """InputError for the first name that no table has."""
     tables: tuple[tuple[str, str, Collection[str]], ...] = (
         ("dataset", p.dataset, DATASETS),
-        ("backbone", p.backbone, BACKBONES),
+        ("backbone", p.backbone, IMAGE_MODELS),
         ("train.eeg_encoder", p.train.eeg_encoder, EEG_ENCODERS),
     )
     for key, name, table in tables:
         if name not in table:
             raise InputError(f"params.yaml: {key} is {name!r}: should be one of {', '.join(table)}")
+    kinds = IMAGE_MODELS[p.backbone].aligned
+    if p.alignment not in kinds and (kinds or p.encoder == "aligned"):
+        raise InputError(
+            f"params.yaml: alignment is {p.alignment!r}: of {p.backbone} there is "
+            f"{', '.join(kinds) or 'only the unaligned encoder'}"
+        )

@@ -5,18 +5,25 @@ from pathlib import Path
 from pipeline.data.datasets import DATASETS
 from pipeline.devices import pick_device
 from pipeline.images.embedder import embed_images
-from pipeline.images.embeddings import read_health
+from pipeline.images.embeddings import read_health, write_no_embeddings
+from pipeline.images.models import IMAGE_MODELS
 from pipeline.params import read_params
 from stages import run, show
 
 
 def main(params: Path, encoder: str, images: Path, metadata: Path, weights: Path, target: Path) -> str:
     p = read_params(params)
-    checkpoint = weights / f"dreamsim_{p.backbone}_checkpoint.zip"
-    dataset = DATASETS[p.dataset]
-    embed_images(
-        dataset, images, metadata, checkpoint, target, p.backbone, encoder, p.embed, pick_device(p.embed.device)
-    )
+    model, dataset = IMAGE_MODELS[p.backbone], DATASETS[p.dataset]
+    aligned = encoder == "aligned"
+    load = model.aligned.get(p.alignment) if aligned else model.unaligned
+    if load is None:  # DVC asks for both encoders, also where nobody wants the aligned one
+        why = f"{p.backbone} has no alignment {p.alignment}: set encoder to unaligned, or name another backbone"
+        print(why)
+        write_no_embeddings(target, why)
+        return str(target)
+    names = {"backbone": p.backbone, "encoder": encoder, "alignment": p.alignment if aligned else "none"}
+    device = pick_device(p.embed.device)
+    embed_images(dataset, images, metadata, load, weights / model.file, target, names, p.embed, device)
     show(f"{p.backbone}, {encoder}", [{"block": block} | health for block, health in read_health(target).items()])
     return str(target)
 

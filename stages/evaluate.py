@@ -6,6 +6,7 @@ from pathlib import Path
 from pipeline.analysis.evaluation import tabulate
 from pipeline.analysis.scoring import score
 from pipeline.analysis.similarities import Similarities, settings_of, write_similarities
+from pipeline.data.datasets import DATASETS
 from pipeline.decoding.model import load_model
 from pipeline.eeg.recordings import read_split
 from pipeline.files import replacing
@@ -29,7 +30,7 @@ def main(
     n_way = len(axes.image_ids)
     made_with = {
         "dataset": p.dataset,
-        "synthetic": p.dataset == "sample",
+        "synthetic": DATASETS[p.dataset].synthetic,
         "backbone": p.backbone,
         "encoder": p.encoder,
         "block": notes["train"]["block"],

@@ -1,19 +1,24 @@
-"""Get DreamSim's checkpoint of the backbone: the base weights and the LoRA that aligns them."""
+"""Get the checkpoint of the backbone, or for synthetic data random weights in its layout."""
 
 from pathlib import Path
 
-from pipeline.fetch.download import fetch_dreamsim
-from pipeline.images.sample_checkpoints import make_checkpoint
+from pipeline.data.datasets import DATASETS
+from pipeline.errors import InputError
+from pipeline.fetch.download import fetch_release
+from pipeline.images.models import IMAGE_MODELS
 from pipeline.params import read_params
 from stages import run, show
 
 
 def main(params: Path, weights: Path) -> str:
     p = read_params(params)
-    if p.dataset == "sample":
-        make_checkpoint(p.backbone, weights)
+    model = IMAGE_MODELS[p.backbone]
+    if DATASETS[p.dataset].synthetic:
+        model.stand_in(weights)
+    elif model.release is not None:
+        fetch_release(p.download.dreamsim_releases, model.release, model.file, weights)
     else:
-        fetch_dreamsim(p.download.dreamsim_releases, p.backbone, weights)
+        raise InputError(f"{p.backbone}: its weights are published nowhere that this can fetch them from")
     files = sorted(weights.iterdir())
     show(f"{p.backbone}: checkpoint", [{"file": str(path), "MB": path.stat().st_size / 1e6} for path in files])
     return ", ".join(map(str, files))

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from pipeline.images.acceleration import accelerate
-from pipeline.images.encoders import ImageEncoder, load_encoder
-from pipeline.images.sample_checkpoints import make_checkpoint
+from pipeline.images.dreamsim import load_encoder
+from pipeline.images.dreamsim_stand_in import make_checkpoint
+from pipeline.images.vit import ImageEncoder
 
 CPU = torch.device("cpu")
 IMAGES = torch.rand(2, 3, 224, 224, generator=torch.Generator().manual_seed(0))

@@ -15,7 +15,7 @@ import pytest
 
 from pipeline.data.datasets import THINGS_EEG2
 from pipeline.errors import InputError
-from pipeline.fetch.download import fetch_dataset, fetch_dreamsim
+from pipeline.fetch.download import fetch_dataset, fetch_release
 from pipeline.fetch.web import Patience
 from tests.osf_server import Server, fault, serve
 
@@ -25,6 +25,7 @@ QUICK = Patience(
 HASTY = replace(QUICK, silence=0.25)
 SIZE = 400_000
 CHECKPOINT = "dreamsim_synclr_vitb16_checkpoint.zip"
+SYNCLR = ("v0.2.1-checkpoints", CHECKPOINT)
 CLIENT = """
 import resource, sys
 from pathlib import Path
@@ -144,11 +145,11 @@ def test_all_subjects_then_offline(published: Path, tmp_path: Path) -> None:
     everyone = [f"sub-{number:02}" for number in range(1, 6)]
     with serve(nodes(published), published / "releases", direct=True) as server:
         get(server, tmp_path / "a", "all")
-        fetch_dreamsim(server.releases, "synclr_vitb16", tmp_path / "weights", QUICK)
+        fetch_release(server.releases, *SYNCLR, tmp_path / "weights", QUICK)
     check(published, tmp_path / "a", everyone)
     get(server, tmp_path / "b", "all")  # the server is gone
     check(published, tmp_path / "b", everyone)
-    fetch_dreamsim(server.releases, "synclr_vitb16", tmp_path / "again", QUICK)
+    fetch_release(server.releases, *SYNCLR, tmp_path / "again", QUICK)
     assert (tmp_path / "again" / CHECKPOINT).read_bytes() == originals(published)[CHECKPOINT].read_bytes()
     with pytest.raises(InputError, match="no good connection to 127.0.0.1"):
         get(server, tmp_path / "c", ["sub-06"])
@@ -486,26 +487,24 @@ def test_addresses_and_folders_that_cannot_be(server: Server, tmp_path: Path, mo
 def test_dreamsim(server: Server, published: Path, tmp_path: Path) -> None:
     whole = originals(published)[CHECKPOINT]
     server.set_faults({CHECKPOINT: [fault("html"), fault("expired"), DROP, DROP, fault("flip", at=200_000)]})
-    fetch_dreamsim(server.releases, "synclr_vitb16", tmp_path / "a", QUICK)
+    fetch_release(server.releases, *SYNCLR, tmp_path / "a", QUICK)
     assert (tmp_path / "a" / CHECKPOINT).read_bytes() == whole.read_bytes()
     server.clear_log()
-    fetch_dreamsim(server.releases + "/", "synclr_vitb16", tmp_path / "b", QUICK)
+    fetch_release(server.releases + "/", *SYNCLR, tmp_path / "b", QUICK)
     assert (tmp_path / "b" / CHECKPOINT).read_bytes() == whole.read_bytes()
     assert server.log() == []
-    with pytest.raises(InputError, match="'vgg'; there are synclr_vitb16, dinov2_vitb14, "):
-        fetch_dreamsim(server.releases, "vgg", tmp_path / "a", QUICK)
     with pytest.raises(InputError, match="answered 404.*check the address"):
-        fetch_dreamsim(server.releases, "ensemble", tmp_path / "a", QUICK)
+        fetch_release(server.releases, SYNCLR[0], "dreamsim_vgg_checkpoint.zip", tmp_path / "a", QUICK)
 
 
 def test_dreamsim_resumes(server: Server, published: Path, tmp_path: Path) -> None:
     size = originals(published)[CHECKPOINT].stat().st_size
     server.set_faults({CHECKPOINT: [fault("drop", -1, at=150_000)]})
     with pytest.raises(InputError, match=f"150000 of {size} bytes are kept"):
-        fetch_dreamsim(server.releases, "synclr_vitb16", tmp_path / "a", QUICK)
+        fetch_release(server.releases, *SYNCLR, tmp_path / "a", QUICK)
     server.set_faults({})
     server.log()
     server.clear_log()
-    fetch_dreamsim(server.releases, "synclr_vitb16", tmp_path / "a", QUICK)
+    fetch_release(server.releases, *SYNCLR, tmp_path / "a", QUICK)
     assert server.sent() == {CHECKPOINT: 64 + size - 150_000}
     assert (tmp_path / "a" / CHECKPOINT).read_bytes() == originals(published)[CHECKPOINT].read_bytes()

@@ -23,16 +23,20 @@ from pipeline.data.sample import Size, make_raw
 from pipeline.errors import InputError
 from pipeline.files import sha256
 from pipeline.images import embedder
+from pipeline.images.dreamsim import load_encoder
+from pipeline.images.dreamsim_stand_in import make_checkpoint
 from pipeline.images.embedder import RECOMPUTED, embed_images
 from pipeline.images.embeddings import read_embeddings, read_health
-from pipeline.images.encoders import load_encoder, preprocess
-from pipeline.images.sample_checkpoints import make_checkpoint
+from pipeline.images.models import IMAGE_MODELS, Load
+from pipeline.images.vit import resize
 from pipeline.params import read_params
 from pipeline.sections import Embed
 
 TINY = Size(train_concepts=12, images_per_concept=2, test_concepts=6, train_repetitions=2, test_repetitions=3)
 N = 12 * 2 + 6
 CHECKPOINT = "dreamsim_synclr_vitb16_checkpoint.zip"
+ALIGNED = IMAGE_MODELS["synclr_vitb16"].aligned["dreamsim"]
+NAMES = {"backbone": "synclr_vitb16", "encoder": "aligned", "alignment": "dreamsim"}
 
 
 @pytest.fixture(scope="module")
@@ -54,9 +58,9 @@ def parameters(**changes: object) -> Embed:
     return Embed(**read_params(Path("params.yaml")).embed.model_dump() | {"batch_size": 4, "device": "cpu"} | changes)
 
 
-def embed(data: Path, target: Path, images: Path | None = None, **changes: object) -> Path:
-    inputs = images or data / "images", data / "image_metadata.npy", data / CHECKPOINT
-    embed_images(SAMPLE, *inputs, target, "synclr_vitb16", "aligned", parameters(**changes), torch.device("cpu"))
+def embed(data: Path, target: Path, images: Path | None = None, load: Load = ALIGNED, **changes: object) -> Path:
+    inputs = images or data / "images", data / "image_metadata.npy", load, data / CHECKPOINT
+    embed_images(SAMPLE, *inputs, target, NAMES, parameters(**changes), torch.device("cpu"))
     return target
 
 
@@ -105,7 +109,7 @@ def test_each_row_is_its_image_embedded_alone(data, tmp_path):
             name = cached.image_ids[row]
             picture = Image.open(io.BytesIO(archives[name.split("/")[0]].read(name))).convert("RGB")
             with torch.inference_mode():
-                [expected] = encoder(preprocess(picture)[None].float() / 255, [block])
+                [expected] = encoder(resize(picture, 224)[None].float() / 255, [block])
             np.testing.assert_allclose(cached.values[row], expected[0], rtol=0, atol=1e-5 * float(expected.abs().max()))
 
 
@@ -218,15 +222,14 @@ def test_embeddings_that_are_all_alike_are_not_written(data, tmp_path, cache):
     assert not list((tmp_path / "out").iterdir())
 
 
-def test_a_checkpoint_of_nan_is_told_before_any_work(data, tmp_path, cache, monkeypatch):
-    def broken(*arguments: object) -> tuple:
-        encoder, adapter = load_encoder(*arguments)
+def test_a_checkpoint_of_nan_is_told_before_any_work(data, tmp_path, cache):
+    def broken(checkpoint: Path) -> tuple:
+        encoder, adapter = ALIGNED(checkpoint)
         encoder.vits[0].vit.blocks[5].mlp.fc1.bias.fill_(torch.nan)
         return encoder, adapter
 
-    monkeypatch.setattr(embedder, "load_encoder", broken)
     with pytest.raises(InputError, match=f"{CHECKPOINT}: the aligned encoder gives values that are not finite"):
-        embed(data, tmp_path / "x.h5")
+        embed(data, tmp_path / "x.h5", load=broken)
     assert not side_files(cache)
 
 
@@ -245,10 +248,10 @@ class Small:
 def test_the_batch_halves_until_it_fits(capsys):
     images = torch.arange(11, dtype=torch.uint8).view(11, 1, 1, 1).expand(11, 3, 2, 2)
     device = torch.device("cpu")
-    values, fits = embedder._embed(Small(3), images, parameters(batch_size=16), device, 16)
+    values, fits = embedder.embed_batch(Small(3), images, parameters(batch_size=16), device, 16)
     assert np.allclose(values[:, 0], np.arange(11)) and fits == 2
     assert [line.split(": ")[1] for line in capsys.readouterr().out.splitlines()] == [
         f"going on with {n} images at once" for n in (8, 4, 2)
     ]
     with pytest.raises(InputError, match="too little memory for one image"):
-        embedder._embed(Small(0), images, parameters(), device, 1)
+        embedder.embed_batch(Small(0), images, parameters(), device, 1)

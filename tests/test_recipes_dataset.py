@@ -18,18 +18,19 @@ from pipeline.eeg.recordings import read_split
 from pipeline.errors import InputError
 from stages import download, preprocess
 
-# The recipe, 23 lines of code up to and with the entry: one .npz a subject, a folder of PNGs, a table of images.
+# The recipe, 24 lines of code up to and with the entry: one .npz a subject, a folder of PNGs, a table of images.
 
 
 def make(subjects: list[str] | str, eeg_dir: Path, images_dir: Path, metadata: Path) -> None:
-    table = pd.DataFrame({"image_ids": [f"{i}.png" for i in range(5)], "split": ["train"] * 3 + ["test"] * 2})
-    table["concept"] = table["things_concept"] = [f"thing {i}" for i in range(5)]
+    table = pd.DataFrame({"image_ids": [f"{i}.png" for i in range(16)], "split": ["train"] * 10 + ["test"] * 6})
+    table["concept"] = table["things_concept"] = [f"thing {i}" for i in range(16)]
     for folder in (eeg_dir, images_dir):
         folder.mkdir(parents=True)
     table.to_csv(metadata, index=False)
-    for i, name in enumerate(table["image_ids"]):
-        Image.new("RGB", (8, 8), (i, 0, 0)).save(images_dir / name)
-    eeg = {"train": np.random.default_rng(0).random((3, 2, 4, 10)), "test": np.ones((2, 5, 4, 10))}
+    rng = np.random.default_rng(0)
+    for name in table["image_ids"]:
+        Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8)).save(images_dir / name)
+    eeg = {"train": rng.random((10, 2, 4, 10)), "test": rng.random((6, 5, 4, 10))}
     np.savez(eeg_dir / "anna.npz", ch_names=["O1", "Oz", "O2", "Pz"], times=np.arange(10) / 10, **eeg)
 
 
@@ -74,20 +75,20 @@ def test_from_download_to_prepared_eeg(params: Path, tmp_path: Path) -> None:
     with np.load(eeg / "anna.npz") as raw:
         expected = raw["train"][:, :, [1, 3], 2:6].mean(axis=1)
     assert np.array_equal(train.eeg, expected.astype(np.float32))
-    assert (test.eeg.shape, test.subject, test.ch_names) == ((2, 5, 2, 4), "anna", ("Oz", "Pz"))
-    assert list(test.image_ids) == ["3.png", "4.png"]
+    assert (test.eeg.shape, test.subject, test.ch_names) == ((6, 5, 2, 4), "anna", ("Oz", "Pz"))
+    assert list(test.image_ids) == [f"{i}.png" for i in range(10, 16)]
 
 
 def test_the_images_are_read_by_id(params: Path, tmp_path: Path) -> None:
     download.main(params, tmp_path / "eeg", tmp_path / "images", tmp_path / "images.csv")
     with TINY.open_images(tmp_path / "images", ["3.png"]) as images:
-        assert images.read("3.png").getpixel((0, 0)) == (3, 0, 0)
+        assert images.read("3.png").getpixel((0, 0)) == Image.open(tmp_path / "images/3.png").getpixel((0, 0))
         assert images.fingerprint("3.png")[0] == "3.png"
 
 
 def test_eeg_that_lacks_a_condition_is_refused(params: Path, tmp_path: Path) -> None:
     download.main(params, tmp_path / "raw", tmp_path / "images", tmp_path / "images.csv")
     text = (tmp_path / "images.csv").read_text()
-    (tmp_path / "images.csv").write_text(text + "5.png,test,thing 5,thing 5\n")
-    with pytest.raises(InputError, match="the test EEG has 2 conditions, the metadata 3 images"):
+    (tmp_path / "images.csv").write_text(text + "16.png,test,thing 16,thing 16\n")
+    with pytest.raises(InputError, match="the test EEG has 6 conditions, the metadata 7 images"):
         preprocess.main(params, tmp_path / "raw", tmp_path / "images.csv", tmp_path / "eeg")

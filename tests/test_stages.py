@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from pipeline.data.sample import Size, make_raw
-from pipeline.images.sample_checkpoints import make_checkpoint
+from pipeline.images.dreamsim_stand_in import make_checkpoint
 from tests.osf_server import serve
 
 ROOT = Path(__file__).parent.parent

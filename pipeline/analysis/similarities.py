@@ -86,9 +86,20 @@ def read_similarities(path: Path) -> Similarities:
 def settings_of(notes: dict, eeg: list[Path], embeddings: Path) -> dict:
     """What decides the figures besides encoder, subjects and seeds: the recipe, and how EEG and embeddings were made.
 
-    `notes` are those of a model. Left out is what changes no result, or is another for each encoder.
+    `notes` are those of a model. Left out: settings that cannot change a result (workers, device, versions), and those
+    that differ between the encoders by design.
     """
-    left_out = {"seeds", "workers", "device", "versions", "h5py_version", "numpy_version", "encoder", "lora"}
+    left_out = {
+        "alignment",
+        "seeds",
+        "workers",
+        "device",
+        "versions",
+        "h5py_version",
+        "numpy_version",
+        "encoder",
+        "lora",
+    }
 
     def attributes(path: Path) -> dict:
         with h5py.File(path, "r") as file:

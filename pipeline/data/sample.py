@@ -1,7 +1,7 @@
 """The built-in miniature dataset: procedural pictures and simulated EEG in the published layout.
 
 Layout: THINGS-EEG2, Gifford et al. 2022, doi 10.1016/j.neuroimage.2022.119754 (osf.io/3jk45). With it, and with the
-checkpoints of `sample_checkpoints`, everything runs without the network; its results say nothing about brains.
+stand-ins of the image models, everything runs without the network; its results say nothing about brains.
 Every number comes from one fixed seed. The arithmetic is float64 and what is written is rounded far more coarsely, so
 that neither the number of threads nor the vector width of a machine shows in the bytes.
 """

@@ -19,16 +19,6 @@ from pipeline.fetch.transfer import Remote, cached_size, fetch, is_cached
 from pipeline.fetch.web import PATIENCE, Patience, read, remote_size
 from pipeline.files import cache_folder, replacing
 
-DREAMSIM_TAGS = {
-    "synclr_vitb16": "v0.2.1-checkpoints",
-    "dinov2_vitb14": "v0.2.1-checkpoints",
-    "dino_vitb16": "v0.2.0-checkpoints",
-    "clip_vitb32": "v0.2.0-checkpoints",
-    "open_clip_vitb32": "v0.2.0-checkpoints",
-    "ensemble": "v0.2.0-checkpoints",
-}
-
-
 # They become file names in the cache.
 _Hex64 = Annotated[str, StringConstraints(to_lower=True, pattern="^[0-9a-fA-F]{64}$")]
 _Hex32 = Annotated[str, StringConstraints(to_lower=True, pattern="^[0-9a-fA-F]{32}$")]
@@ -95,12 +85,9 @@ def _fetch_osf(
     fetch(wanted, patience)
 
 
-def fetch_dreamsim(releases: str, backbone: str, directory: Path, patience: Patience = PATIENCE) -> None:
-    """Put `dreamsim_<backbone>_checkpoint.zip` into `directory`; no hash is published, so its CRCs are checked."""
-    if backbone not in DREAMSIM_TAGS:
-        raise InputError(f"DreamSim has no backbone {backbone!r}; there are {', '.join(DREAMSIM_TAGS)}")
-    name = f"dreamsim_{backbone}_checkpoint.zip"
-    url = f"{releases.rstrip('/')}/{DREAMSIM_TAGS[backbone]}/{name}"
+def fetch_release(releases: str, tag: str, name: str, directory: Path, patience: Patience = PATIENCE) -> None:
+    """Put the file `name` of a release into `directory`; no hash is published, so a zip's CRCs are checked."""
+    url = f"{releases.rstrip('/')}/{tag}/{name}"
     key = f"{_short_hash(url)}-{name}"
     size = cached_size(key)
     if size is None:

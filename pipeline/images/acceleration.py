@@ -1,6 +1,6 @@
 """An image encoder made ready for one pass over many images: the same function of the images, in less time.
 
-- Of the deepest block that is asked for, only the CLS token's way is computed where only that token is.
+- With tokens="cls", the deepest requested block computes queries and the MLP for the CLS token only.
 - The linear layers take `precision`; what is added up from block to block, the LayerNorms and the patch embedding stay
   float32, which costs nothing and brings a bfloat16 pass closer to float32 than autocast or bfloat16 throughout.
 - On a CPU with AVX-512, oneDNN lays the weights out for its matrix product once, and computes a GELU with the product;
@@ -16,7 +16,7 @@ from timm.models.vision_transformer import Block as Layer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.images.encoders import Block, ImageEncoder
+from pipeline.images.vit import Block, ImageEncoder
 
 
 def accelerate(
@@ -30,8 +30,9 @@ def accelerate(
     deepest = max(encoder.n_blocks if block == "last" else block for block in blocks)
     packed = device.type == "cpu" and torch.backends.cpu.get_cpu_capability() == "AVX512"
     for vit in (each.vit for each in encoder.vits):
-        if tokens == "cls":
-            vit.blocks[deepest - 1] = _ClsLayer(vit.blocks[deepest - 1])
+        last = vit.blocks[deepest - 1]
+        if tokens == "cls" and isinstance(last.attn.q_norm, nn.Identity) and last.attn.qkv.bias is not None:
+            vit.blocks[deepest - 1] = _ClsLayer(last)
         for parent in list(vit.blocks.modules()):
             if isinstance(parent, Attention) and packed and precision == "bfloat16":
                 parent.fused_attn = False

@@ -32,7 +32,8 @@ from pipeline.files import replacing, sha256
 from pipeline.images import health
 from pipeline.images.acceleration import accelerate
 from pipeline.images.embeddings import write_embeddings
-from pipeline.images.encoders import Block, ImageEncoder, load_encoder, preprocess
+from pipeline.images.models import Load
+from pipeline.images.vit import Block, ImageEncoder, resize
 from pipeline.sections import Embed
 from pipeline.unfinished import unfinished
 
@@ -47,14 +48,14 @@ def embed_images(
     dataset: Dataset,
     images_dir: Path,
     metadata: Path,
+    load: Load,
     checkpoint: Path,
     target: Path,
-    backbone: str,
-    variant: Literal["unaligned", "aligned"],
+    names: dict[str, str],
     parameters: Embed,
     device: torch.device,
 ) -> None:
-    """Embed the training and test images that the metadata names and write the cache.
+    """Embed the training and test images that the metadata names and write the cache, which says `names` of itself.
 
     On a CPU the file is byte-identical for the same inputs, parameters, versions and kind of CPU, however many cores
     there are and whether or not the run was interrupted. InputError, and no file, where an image is damaged or the
@@ -64,10 +65,8 @@ def embed_images(
         raise InputError(f"embed.blocks names a block twice: {parameters.blocks}")
     splits = dataset.read_metadata(metadata)
     image_ids = [image_id for split in ("train", "test") for image_id in splits[split]["image_ids"]]
-    encoder, adapter = load_encoder(checkpoint, backbone, variant)
-    made_with = {
-        "backbone": backbone,
-        "encoder": variant,
+    encoder, alignment = load(checkpoint)
+    made_with = names | {
         "tokens": parameters.tokens,
         "preprocessing": encoder.preprocessing,
         "precision": parameters.precision,
@@ -75,7 +74,7 @@ def embed_images(
         "device": _name(device),
         "checkpoint": checkpoint.name,
         "checkpoint_sha256": sha256(checkpoint),
-        "lora": json.dumps(adapter, sort_keys=True) if variant == "aligned" else "none",
+        "lora": json.dumps(alignment, sort_keys=True) if alignment else "none",
         "versions": " ".join(f"{name} {version(name)}" for name in PACKAGES),
     }
     with (
@@ -84,18 +83,20 @@ def embed_images(
     ):
 
         def decode(image_id: str) -> Tensor:
-            return preprocess(images.read(image_id))
+            return resize(images.read(image_id), encoder.side)
 
         rows = np.unique(np.linspace(0, len(image_ids) - 1, RECOMPUTED).astype(int))
         reference = _one_by_one(encoder, [decode(image_ids[row]) for row in rows], parameters)
         if not all(np.isfinite(block).all() for block in reference):
-            raise InputError(f"{checkpoint}: the {variant} encoder gives values that are not finite; fetch it again")
+            raise InputError(
+                f"{checkpoint}: the {names['encoder']} encoder gives values that are not finite; fetch it again"
+            )
         accelerate(encoder, parameters.blocks, parameters.tokens, parameters.precision, device)
         batches = [image_ids[i : i + parameters.batch_size] for i in range(0, len(image_ids), parameters.batch_size)]
         files = [folder / f"{_fingerprint(batch, images)}.npy" for batch in batches]
         todo = [(file, batch) for file, batch in zip(files, batches, strict=True) if not file.exists()]
         n_done = len(image_ids) - sum(len(batch) for _, batch in todo)
-        with tqdm(total=len(image_ids), initial=n_done, unit="image", desc=f"embed {variant}", disable=None) as bar:
+        with tqdm(total=len(image_ids), initial=n_done, unit="image", desc=f"embed {target.stem}", disable=None) as bar:
             _embed_all(encoder, todo, decode, parameters, device, bar)
         features = {block: _feature(encoder, block, parameters.tokens) for block in parameters.blocks}
         blocks = _checked(features, files, rows, reference, f"{target} (from {checkpoint.name})")
@@ -145,7 +146,7 @@ def _embed_all(
                     file, images = next(decoded, (None, None))
                 if file is None:
                     return
-                values, fits = _embed(encoders[own], images, parameters, own, fits)
+                values, fits = embed_batch(encoders[own], images, parameters, own, fits)
                 with replacing(file) as temporary, temporary.open("wb") as stream:
                     np.save(stream, values)
                 with turn:
@@ -185,7 +186,7 @@ def _stacked(file: Path, images: list[Future]) -> tuple[Path, Tensor]:
     return file, torch.stack([image.result() for image in images])
 
 
-def _embed(
+def embed_batch(
     encoder: ImageEncoder, images: Tensor, parameters: Embed, device: torch.device, fits: int
 ) -> tuple[np.ndarray, int]:
     """All blocks side by side, (B, sum of D) float32, and how many images fit in the device's memory at once."""

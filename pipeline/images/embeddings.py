@@ -1,7 +1,7 @@
 """The embedding cache: an HDF5 file with one row an image beside the image's id, and what it was made with.
 
-/                          attributes: backbone, encoder, tokens, preprocessing, precision, batch_size, device,
-                           checkpoint, checkpoint_sha256, lora, versions
+/                          attributes: backbone, encoder, alignment, tokens, preprocessing, precision, batch_size,
+                           device, checkpoint, checkpoint_sha256, lora, versions; of an empty cache only `why`
 /image_ids (N,)            the path in the image archives, such as `training_images/00001_aardvark/aardvark_01b.jpg`
 /embeddings/<block> (N, D) float32, training and test images in one table; `last`, or the number of a transformer block;
                            attributes: feature, and its health (`pipeline.images.health`)
@@ -35,7 +35,7 @@ class Embeddings:
         if missing:
             raise InputError(
                 f"{len(missing)} of the {len(image_ids)} images seen have no embedding, first {missing[0]}: "
-                "were EEG and embeddings made from the same dataset? Run `dvc repro`"
+                "were EEG and embeddings made from the same dataset? Run the preprocess and embed stages again"
             )
         return np.array([row_of[image_id] for image_id in image_ids], dtype=np.int64)
 
@@ -49,6 +49,7 @@ def write_embeddings(
     """Write a cache, block by block: its name, values (N, D) and attributes; the same ones give the same bytes."""
     with replacing(path) as temporary, h5py.File(temporary, "w") as file:
         file.attrs.update(made_with)
+        file.create_group("embeddings")
         file.create_dataset("image_ids", data=np.array(image_ids, dtype=object), dtype=h5py.string_dtype())
         for block, values, attributes in blocks:
             dataset = file.create_dataset(f"embeddings/{block}", data=values, dtype=np.float32)
@@ -56,22 +57,29 @@ def write_embeddings(
             dataset.attrs.update(attributes)
 
 
+def write_no_embeddings(path: Path, why: str) -> None:
+    """A cache without a block, for an encoder that there is not; who reads it is told why."""
+    write_embeddings(path, [], [], {"why": why})
+
+
 def read_embeddings(path: Path, block: int | Literal["last"]) -> Embeddings:
     """Read one block of a cache; InputError if it is no cache, or has not that block."""
     try:
         with h5py.File(path, "r") as file:
+            if "why" in file.attrs:
+                raise InputError(f"{path}: holds no embeddings: {file.attrs['why']}")
             blocks = _blocks(file)
             if str(block) not in blocks:
                 there = ", ".join(blocks)
                 raise InputError(f"{path}: train.block is {block}; set it to one that is there, {there}, or embed it")
             values, image_ids = blocks[str(block)][:], file["image_ids"].asstr()[:]
     except (OSError, KeyError, AttributeError, TypeError, ValueError) as error:
-        raise InputError(f"{path}: is not a whole embedding cache ({error}); run `dvc repro embed`") from error
+        raise InputError(f"{path}: is not a whole embedding cache ({error}); run the embed stage again") from error
     fits = values.ndim == 2 and values.dtype.kind == "f" and len(values) == len(image_ids) == len(set(image_ids))
     if not fits:
         raise InputError(
             f"{path}: expected a row of numbers an image id, got {values.dtype} {values.shape} of block {block} for "
-            f"{len(set(image_ids))} ids; run `dvc repro embed`"
+            f"{len(set(image_ids))} ids; run the embed stage again"
         )
     return Embeddings(values.astype(np.float32, copy=False), image_ids)
 
@@ -82,7 +90,7 @@ def read_health(path: Path) -> dict[str, dict[str, int | float]]:
         with h5py.File(path, "r") as file:
             known = {block: dict(dataset.attrs) for block, dataset in _blocks(file).items()}
     except (OSError, KeyError, AttributeError, TypeError, ValueError) as error:
-        raise InputError(f"{path}: is not a whole embedding cache ({error}); run `dvc repro embed`") from error
+        raise InputError(f"{path}: is not a whole embedding cache ({error}); run the embed stage again") from error
     return {
         block: {name: value.item() for name, value in attributes.items() if isinstance(value, np.number)}
         for block, attributes in known.items()

@@ -1,4 +1,4 @@
-"""The image encoders: DreamSim's published checkpoints, rebuilt in timm with the LoRA merged into the base weights.
+"""DreamSim's published checkpoints, rebuilt in timm with the LoRA merged into the base weights.
 
 What is right is what `dreamsim.PerceptualModel.embed` returns with `normalize_embeds=False` (for the unaligned encoder
 with `baseline=True`) on the same files: of SynCLR, DINO and DINOv2 the CLS token after the last block and before the
@@ -21,28 +21,23 @@ import io
 import math
 import re
 import zipfile
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import safetensors.torch
 import torch
-from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
-from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from timm.layers import QuickGELU
 from timm.models import VisionTransformer
 from torch import Tensor, nn
-from torchvision.transforms import functional as transforms
 
 from pipeline.data.archives import open_zip, read_member
 from pipeline.errors import InputError
-
-Block = int | Literal["last"]
+from pipeline.images.vit import CLIP, IMAGENET, ImageEncoder, ViT
 
 IMAGE_SIZE = 224  # pixels a side, as in dreamsim.config
-N_BLOCKS = 12  # of every ViT that DreamSim publishes, as are the heads of 64 dimensions and an MLP of 4 x the width
+N_BLOCKS = 12  # all published ViTs have 12 blocks, 64-dimensional heads and an MLP ratio of 4
 HEAD_SIZE = 64
 LARGEST_MEMBER = 2**31  # bytes; DINO's two networks with their heads are 0.9 GB
 
@@ -55,8 +50,8 @@ class Source:
     patch_size: int
     key: str | None = None  # of the weights in the saved dict; None: the dict itself
     prefix: str = ""  # before each weight's name
-    ignored: str | None = None  # names that begin so are no weights of the ViT
-    trained_size: int = IMAGE_SIZE  # pixels a side: of what grid the positions are
+    ignored: str | None = None  # skip weights with this prefix
+    trained_size: int = IMAGE_SIZE  # image size (pixels) at which pos_embed was trained
     layer_scale: bool = False
     clip: bool = False  # a LayerNorm before the blocks, eps 1e-5, a projection at the end, CLIP's mean and std
     activation: type[nn.Module] = nn.GELU
@@ -111,108 +106,27 @@ class _LoraConfig(BaseModel):
 _LORA_KEYS = {"r", "lora_alpha", "lora_dropout", "bias", "target_modules"}
 
 
-class _ViT(nn.Module):
-    """One ViT with the normalisation before it and what dreamsim reads from it."""
-
-    def __init__(self, vit: VisionTransformer, projection: Tensor | None) -> None:
-        """`projection`, (width, D), is CLIP's; None for the others."""
-        super().__init__()
-        self.vit = vit
-        mean, std = (
-            (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD) if projection is None else (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD)
-        )
-        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1))
-        self.register_buffer("std", torch.tensor(std).view(3, 1, 1))
-        self.register_buffer("projection", projection)
-
-    def forward(self, images: Tensor, blocks: Sequence[Block], tokens: Literal["cls", "mean"]) -> list[Tensor]:
-        numbers = [N_BLOCKS if block == "last" else block for block in blocks]
-        kept = sorted(set(numbers))
-        outputs = self.vit.forward_intermediates(
-            (images - self.mean) / self.std,
-            indices=[number - 1 for number in kept],
-            norm=False,
-            stop_early=True,
-            intermediates_only=True,
-            return_prefix_tokens=True,
-            output_fmt="NLC",
-        )
-        after = {  # (B, 1, width) or (B, patches, width)
-            number: cls if tokens == "cls" else patches for number, (patches, cls) in zip(kept, outputs, strict=True)
-        }
-        return [
-            (self._last(after[number]) if block == "last" else after[number]).mean(1)
-            for block, number in zip(blocks, numbers, strict=True)
-        ]
-
-    def _last(self, tokens: Tensor) -> Tensor:
-        return tokens if self.projection is None else self.vit.norm(tokens) @ self.projection
-
-
-class ImageEncoder(nn.Module):
-    """A frozen backbone: pixels (B, 3, 224, 224) in [0, 1] -> embeddings (B, D), those of several blocks from one pass.
-
-    `feature` and `preprocessing` say in words what "last" is and what is done to an image before the blocks.
-    """
-
-    n_blocks = N_BLOCKS
-
-    def __init__(self, vits: Sequence[_ViT]) -> None:
-        super().__init__()
-        self.vits = nn.ModuleList(vits)
-        self.feature = "; ".join(
-            "CLS token after the last LayerNorm, projected"
-            if vit.projection is not None
-            else "CLS token after the last block, before the last LayerNorm"
-            for vit in vits
-        )
-        self.preprocessing = "whole image resized to 224 x 224 (bicubic); mean and std of " + "; ".join(
-            "ImageNet" if vit.projection is None else "CLIP" for vit in vits
-        )
-
-    def forward(
-        self, images: Tensor, blocks: Sequence[Block] = ("last",), tokens: Literal["cls", "mean"] = "cls"
-    ) -> list[Tensor]:
-        """One (B, D) for each of `blocks`; InputError for a block that is not there.
-
-        "last" is what dreamsim returns. A number i in 1..n_blocks is the residual stream after block i, without norm or
-        projection. `tokens`: the CLS token, or the mean of the patch tokens; of "last" it is the mean of what the patch
-        tokens give when they are treated as the CLS token is. Of the ensemble, the three ViTs' in a row.
-        """
-        wrong = [block for block in blocks if block != "last" and not 1 <= block <= self.n_blocks]
-        if wrong:
-            raise InputError(f"blocks: this encoder has the blocks 1 to {self.n_blocks} and last, not {wrong[0]}")
-        each = [vit(images, blocks, tokens) for vit in self.vits]
-        return [torch.cat(parts, dim=-1) for parts in zip(*each, strict=True)]
-
-
 def load_encoder(
-    checkpoint: Path, backbone: str, variant: Literal["unaligned", "aligned"]
-) -> tuple[ImageEncoder, dict]:
-    """Build the encoder, in evaluation mode, from DreamSim's archive; also return the adapter's configuration.
+    checkpoint: Path, backbone: str, encoder: Literal["unaligned", "aligned"]
+) -> tuple[ImageEncoder, dict[str, Any]]:
+    """Build the image encoder, in evaluation mode, from DreamSim's archive; also return the adapter's configuration.
 
     InputError if the archive is damaged or another backbone's: every weight must be there in its shape, and no other;
     the adapter must cover every layer that it says it targets.
     """
     adapter_folder, sources = BACKBONES[backbone]
     with open_zip(checkpoint, LARGEST_MEMBER) as archive:
-        encoder = ImageEncoder([_build(_read_weights(archive, source), source, archive) for source in sources])
+        model = ImageEncoder([_build(_read_weights(archive, source), source, archive) for source in sources])
         config = _read_config(archive, f"{adapter_folder}/adapter_config.json")
         adapter = _read_adapter(archive, adapter_folder)
-    layers = _targets(encoder, adapter, config, checkpoint)
-    if variant == "aligned":
+    layers = _targets(model, adapter, config, checkpoint)
+    if encoder == "aligned":
         for name, layer in layers.items():
             layer.weight.data += config["lora_alpha"] / config["r"] * (adapter[name]["B"] @ adapter[name]["A"])
-    return encoder.eval().requires_grad_(False), config
+    return model.eval().requires_grad_(False), config
 
 
-def preprocess(image: Image.Image) -> Tensor:
-    """An RGB picture of any size -> (3, 224, 224) uint8: dreamsim's bicubic resize, without cropping."""
-    size = [IMAGE_SIZE, IMAGE_SIZE]
-    return transforms.pil_to_tensor(transforms.resize(image, size, transforms.InterpolationMode.BICUBIC))
-
-
-def _load(archive: zipfile.ZipFile, member: str) -> dict:
+def _load(archive: zipfile.ZipFile, member: str) -> dict[str, Any]:
     """`torch.load` that runs no code; a training script's argparse.Namespace beside the weights is let through."""
     data = io.BytesIO(read_member(archive, member))
     try:
@@ -261,7 +175,7 @@ def _is_weights(saved: object) -> bool:
     )
 
 
-def _build(weights: dict[str, Tensor], source: Source, archive: zipfile.ZipFile) -> _ViT:
+def _build(weights: dict[str, Tensor], source: Source, archive: zipfile.ZipFile) -> ViT:
     """timm's ViT in the width that the weights have; each weight must fit and be used."""
     where = f"{archive.filename}: {source.member}"
     shape = tuple(weights["cls_token"].shape) if "cls_token" in weights else (0,)
@@ -300,14 +214,14 @@ def _build(weights: dict[str, Tensor], source: Source, archive: zipfile.ZipFile)
     if source.trained_size != IMAGE_SIZE:
         weights["pos_embed"] = _interpolate(weights["pos_embed"], IMAGE_SIZE // source.patch_size)
     vit.load_state_dict(weights)
-    return _ViT(vit, projection)
+    return ViT(vit, CLIP if source.clip else IMAGENET, normed=source.clip, projection=projection)
 
 
 def _interpolate(positions: Tensor, side: int) -> Tensor:
     """The positions of a square grid for one of `side` x `side`, (1, 1 + side^2, width), as DINOv2's own model does it.
 
-    It names the scale and not the size, with 0.1 patches too many, and smooths nothing, all of which shows in the
-    result: an error of a part in a hundred against the common way.
+    It passes scale_factor = (side + 0.1) / trained instead of size, without antialiasing. Using size changes the
+    embedding by about 1 %, so we copy it.
     """
     cls, grid = positions[:, :1], positions[:, 1:]
     trained = math.isqrt(grid.shape[1])
@@ -317,7 +231,7 @@ def _interpolate(positions: Tensor, side: int) -> Tensor:
     return torch.cat([cls, grid.permute(0, 2, 3, 1).flatten(1, 2)], dim=1)
 
 
-def _read_config(archive: zipfile.ZipFile, member: str) -> dict:
+def _read_config(archive: zipfile.ZipFile, member: str) -> dict[str, Any]:
     """What the adapter is: r, lora_alpha, lora_dropout, bias, target_modules (the keys that dreamsim reads)."""
     data = read_member(archive, member)
     try:
@@ -355,15 +269,17 @@ def _read_adapter(archive: zipfile.ZipFile, folder: str) -> dict[str, dict[str, 
     return adapter
 
 
-def _targets(encoder: ImageEncoder, adapter: dict, config: dict, checkpoint: Path) -> dict[str, nn.Linear]:
+def _targets(
+    model: ImageEncoder, adapter: dict[str, dict[str, Tensor]], config: dict[str, Any], checkpoint: Path
+) -> dict[str, nn.Linear]:
     """The layers to adapt, by peft's rule: those whose name, or its end after a dot, is a target.
 
-    An adapter that lost some layers, or is another backbone's, shows here for both variants.
+    An adapter that lost some layers, or is another backbone's, shows here for both encoders.
     """
     targets = set(config["target_modules"])
     layers = {
         name: module
-        for index, vit in enumerate(encoder.vits)
+        for index, vit in enumerate(model.vits)
         for name, module in vit.vit.named_modules(prefix=f"extractor_list.{index}.model")
         if isinstance(module, nn.Linear) and any(f".{name}".endswith(f".{target}") for target in targets)
     }

@@ -80,7 +80,7 @@ def _tensors(saved: dict) -> dict:
 
 def _saved(kind: Kind, patch_size: int, embed_dim: int, rng: np.random.Generator) -> dict:
     """What the published file of this kind holds."""
-    weights = _vit_weights(embed_dim, patch_size, 37 if kind == "dinov2" else 224 // patch_size, rng)
+    weights = vit_weights(embed_dim, patch_size, 37 if kind == "dinov2" else 224 // patch_size, rng)
     if kind == "synclr":
         return {"model": {f"module.visual.{name}": value for name, value in weights.items()}}
     if kind == "dinov2":
@@ -101,7 +101,7 @@ def _saved(kind: Kind, patch_size: int, embed_dim: int, rng: np.random.Generator
     return {"student": {f"module.{name}": 0.9 * value for name, value in teacher.items()}, "teacher": teacher}
 
 
-def _vit_weights(embed_dim: int, patch_size: int, grid: int, rng: np.random.Generator) -> Weights:
+def vit_weights(embed_dim: int, patch_size: int, grid: int, rng: np.random.Generator) -> Weights:
     """Random weights of a ViT for `grid` x `grid` patches, whose last CLS tokens differ between images.
 
     Common initialisations give almost one CLS token for every image. Here filters and positions are smooth, positions

@@ -18,10 +18,11 @@ from torch import Tensor, nn
 
 from pipeline.data.images import decode_image
 from pipeline.errors import InputError
-from pipeline.fetch.download import DREAMSIM_TAGS
-from pipeline.images import sample_checkpoints
-from pipeline.images.encoders import BACKBONES, ImageEncoder, load_encoder, preprocess
-from pipeline.images.sample_checkpoints import make_checkpoint
+from pipeline.images import dreamsim_stand_in
+from pipeline.images.dreamsim import BACKBONES, load_encoder
+from pipeline.images.dreamsim_stand_in import make_checkpoint
+from pipeline.images.models import IMAGE_MODELS
+from pipeline.images.vit import ImageEncoder, resize
 from tests.dreamsim_offline import load_dreamsim, offline
 
 WIDTH = 192  # of the ViTs that are compared
@@ -53,7 +54,7 @@ def images() -> Tensor:
     rng = np.random.default_rng(0)
     pictures = [Image.fromarray(rng.integers(0, 256, size, dtype=np.uint8)) for size in [(500, 480, 3), (31, 640, 3)]]
     pictures.append(Image.fromarray(rng.integers(0, 256, (3, 4, 3), dtype=np.uint8)).resize((400, 300)))
-    return torch.stack([preprocess(picture) for picture in pictures]).float() / 255
+    return torch.stack([resize(picture, 224) for picture in pictures]).float() / 255
 
 
 def rewritten(archive: Path, folder: Path, changes: dict[str, bytes | Callable[[dict], object] | None]) -> Path:
@@ -165,7 +166,7 @@ def test_the_published_width_equals_dreamsim(images: Tensor, tmp_path: Path) -> 
 
 def test_the_backbones_are_everywhere_the_same() -> None:
     theirs = [name for name in dreamsim_args["model_config"] if not name.endswith("_patch")]
-    assert set(theirs) == set(BACKBONES) == set(DREAMSIM_TAGS) == set(sample_checkpoints.BACKBONES)
+    assert set(theirs) == set(BACKBONES) == set(IMAGE_MODELS) == set(dreamsim_stand_in.BACKBONES)
 
 
 def test_a_block_that_is_not_there_is_refused(archives, images: Tensor) -> None:
@@ -200,7 +201,7 @@ def encoded(mode: str, size: tuple[int, int], kind: str) -> bytes:
 )
 def test_a_picture_becomes_what_dreamsim_makes_of_it(mode: str, size, kind: str, dreamsims_own: Callable) -> None:
     data = encoded(mode, size, kind)
-    ours = preprocess(decode_image(data, "a.jpg")).float() / 255
+    ours = resize(decode_image(data, "a.jpg"), 224).float() / 255
     assert torch.equal(ours[None], dreamsims_own(Image.open(io.BytesIO(data))))
 
 

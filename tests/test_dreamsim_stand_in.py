@@ -15,8 +15,9 @@ from PIL import Image
 
 from pipeline.data import sample
 from pipeline.errors import InputError
-from pipeline.images.encoders import load_encoder, preprocess
-from pipeline.images.sample_checkpoints import BACKBONES, _vit_weights, make_checkpoint
+from pipeline.images.dreamsim import load_encoder
+from pipeline.images.dreamsim_stand_in import BACKBONES, make_checkpoint, vit_weights
+from pipeline.images.vit import resize
 from tests.dreamsim_offline import load_dreamsim
 
 
@@ -28,7 +29,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> torch.Tensor:
     sample.make_raw(["sub-01"], folder, folder, folder / "metadata.npy", size)
     with zipfile.ZipFile(folder / "training_images.zip") as archive:
         images = [Image.open(io.BytesIO(archive.read(name))) for name in archive.namelist()]
-    return torch.stack([preprocess(image) for image in images]).float() / 255
+    return torch.stack([resize(image, 224) for image in images]).float() / 255
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
@@ -52,7 +53,7 @@ def test_images_differ_and_those_of_a_concept_less(backbone: str, pictures: torc
 def test_bytes_are_the_same_in_another_process_with_another_number_of_threads(backbone: str, tmp_path: Path) -> None:
     make_checkpoint(backbone, tmp_path / "here")
     program = (
-        "import sys; from pathlib import Path; from pipeline.images.sample_checkpoints import make_checkpoint\n"
+        "import sys; from pathlib import Path; from pipeline.images.dreamsim_stand_in import make_checkpoint\n"
         f"make_checkpoint('{backbone}', Path(sys.argv[1]))\n"
     )
     environment = {"PYTHONPATH": ".", "OMP_NUM_THREADS": "2", "OPENBLAS_NUM_THREADS": "2", "PYTHONHASHSEED": "7"}
@@ -87,6 +88,6 @@ def test_adapter_names_are_those_that_peft_saves(backbone: str, tmp_path: Path) 
 
 
 def test_a_checkpoint_of_full_width_has_the_shapes_of_vit_base() -> None:
-    ours = _vit_weights(768, 16, 14, np.random.default_rng(0))
+    ours = vit_weights(768, 16, 14, np.random.default_rng(0))
     theirs = vision_transformer.vit_base().state_dict()
     assert {name: value.shape for name, value in ours.items()} == {name: value.shape for name, value in theirs.items()}

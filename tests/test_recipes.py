@@ -1,0 +1,110 @@
+"""A dataset, an image model and an EEG encoder from outside the library go through all stages as the library's own do.
+
+The dataset is that of test_recipes_dataset (24 lines of code).
+"""
+
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import timm
+import torch
+import yaml
+from torch import Tensor, nn
+
+from pipeline.data.datasets import DATASETS
+from pipeline.eeg.encoder import EegEncoder
+from pipeline.eeg.encoders import EEG_ENCODERS
+from pipeline.errors import InputError
+from pipeline.images.models import IMAGE_MODELS, ImageModel
+from pipeline.images.vit import ImageEncoder, ViT
+from stages import download, embed, evaluate, health, preprocess, report, train, weights
+from tests.test_recipes_dataset import TINY, Dataset
+
+# The recipe of an image model that timm knows and nobody has aligned, 14 lines of code: its weights in safetensors.
+
+build = partial(timm.create_model, "vit_tiny_patch16_224", img_size=64, depth=2, num_classes=0)
+
+
+def write_random(folder: Path) -> None:
+    torch.manual_seed(0)
+    folder.mkdir()
+    state = {name: torch.randn_like(value) / 8 for name, value in build().state_dict().items()}
+    safetensors.torch.save_file(state, folder / "tiny.safetensors")
+
+
+def load(checkpoint: Path) -> tuple[ImageEncoder, dict[str, Any]]:
+    vit = build()
+    vit.load_state_dict(safetensors.torch.load_file(checkpoint))
+    return ImageEncoder([ViT(vit, normed=True)]).eval().requires_grad_(False), {}
+
+
+TINY_VIT = ImageModel("tiny.safetensors", None, write_random, load)
+
+# The recipe of an EEG encoder, 8 lines of code.
+
+
+class Linear(EegEncoder):
+    def __init__(self, n_chans: int, n_times: int, sfreq: float, dropout: float) -> None:
+        super().__init__()
+        self.output_size = 16
+        self.layers = nn.Sequential(nn.Flatten(), nn.Linear(n_chans * n_times, self.output_size), nn.Dropout(dropout))
+
+    def forward(self, eeg: Tensor) -> Tensor:
+        return self.layers(eeg)
+
+
+SETTINGS = {
+    "preprocess": {"window": [0.0, 0.9], "channels": "all"},
+    "embed": {"blocks": [1, "last"], "device": "cpu"},
+    "train": {"eeg_encoder": "linear", "epochs": 2, "batch_size": 4, "validation_concepts": 0.2, "device": "cpu"},
+    "evaluate": {"resamples": 100, "top_k": [1, 3], "n_way": [2], "repetitions": [1]},
+}
+
+
+def test_all_stages_take_entries_from_outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ALIGNED_EEG_CACHE", str(tmp_path / "cache"))
+    synthetic = Dataset(**{**vars(TINY), "synthetic": True})
+    for table, name, entry in (
+        (DATASETS, "tiny", synthetic),
+        (IMAGE_MODELS, "tiny-vit", TINY_VIT),
+        (EEG_ENCODERS, "linear", Linear),
+    ):
+        monkeypatch.setitem(table, name, entry)
+    values = yaml.safe_load(Path("params.yaml").read_text()) | {"dataset": "tiny", "backbone": "tiny-vit"}
+    for section, changes in SETTINGS.items():
+        values[section] |= changes
+    params, raw, metrics = tmp_path / "params.yaml", tmp_path / "raw", tmp_path / "metrics"
+    params.write_text(yaml.safe_dump(values))
+    images, metadata, eeg, model = raw / "images", raw / "images.csv", tmp_path / "eeg", tmp_path / "model"
+    caches = {encoder: tmp_path / f"{encoder}.h5" for encoder in ("unaligned", "aligned")}
+    names = ("per_subject", "top_k", "n_way", "repetitions", "time_course", "channels")
+    tables = [metrics / f"{name}.csv" for name in names]
+
+    download.main(params, raw / "eeg", images, metadata)
+    weights.main(params, tmp_path / "weights")
+    preprocess.main(params, raw / "eeg", metadata, eeg)
+    for encoder, cache in caches.items():
+        embed.main(params, encoder, images, metadata, tmp_path / "weights", cache)
+    health.main(*caches.values(), metrics / "embeddings.json")
+    train.main(params, eeg, caches["unaligned"], model)
+    found = metrics / "evaluation.json", tmp_path / "evaluation.h5"
+    evaluate.main(params, eeg, caches["unaligned"], model, *found, tables)
+    curves, page = metrics / "learning_curves.csv", metrics / "report.html"
+    published = Path("reference/learning_curve.csv")
+    rest = metrics / "comparison.json", published, curves, metrics / "pictures", page, tables
+    report.main(params, images, found[1], model / "history.csv", found[0], *rest)
+
+    summary = json.loads(found[0].read_text())
+    assert (summary["dataset"], summary["backbone"], summary["n_way"]) == ("tiny", "tiny-vit", 6)
+    assert "tiny-vit" in page.read_text()
+    blocks = json.loads((metrics / "embeddings.json").read_text())
+    assert blocks["unaligned"].keys() == {"1", "last"} and blocks["aligned"] == {}
+    with pytest.raises(InputError, match="tiny-vit has no alignment dreamsim: set encoder to unaligned"):
+        train.main(params, eeg, caches["aligned"], tmp_path / "aligned")
+    params.write_text(yaml.safe_dump(values | {"encoder": "aligned"}))
+    with pytest.raises(InputError, match="of tiny-vit there is only the unaligned encoder"):
+        download.main(params, raw / "eeg", images, metadata)
