@@ -25,8 +25,8 @@ repro: setup  ## run the pipeline (what changed of it) and print the metrics
 		'  dvc metrics diff                     what that changed' \
 		'  dvc exp run -S dataset=things-eeg2   the published data (ten archives of a gigabyte, and the images)'
 
-compare: setup  ## both encoders: the difference, and how sure it is; make compare SEEDS=5
-	python -m stages.compare $(if $(SEEDS),--seeds $(SEEDS))
+compare: setup  ## both encoders: the difference, and how sure it is; make compare SEEDS=5 [BASELINE=key=value OTHER=key=value]
+	python -m stages.compare $(if $(SEEDS),--seeds $(SEEDS)) $(if $(BASELINE),--baseline '$(BASELINE)') $(if $(OTHER),--other '$(OTHER)')
 	@echo '`$(if $(SEEDS),dvc exp run -S train.seeds=$(SEEDS),dvc repro)` puts it into metrics/report.html'
 
 results: setup  ## print the last comparison

@@ -33,6 +33,7 @@ def main(
         "synthetic": DATASETS[p.dataset].synthetic,
         "backbone": p.backbone,
         "encoder": p.encoder,
+        "alignment": p.alignment if p.encoder == "aligned" else "none",
         "block": notes["train"]["block"],
         "protocol": notes["protocol"],
         "selected_on": notes["selected_on"],

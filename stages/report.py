@@ -31,8 +31,8 @@ def main(
     p = read_params(params)
     summary, scored = json.loads(evaluation.read_text()), read_similarities(similarities)
     frames = {path.stem: pd.read_csv(path) for path in tables}
-    compared = json.loads(comparison.read_text()) if comparison.exists() else {"sha256": {}}
-    if sha256(similarities) not in compared["sha256"].values():
+    compared = json.loads(comparison.read_text()) if comparison.exists() else {"sha256": []}
+    if sha256(similarities) not in compared["sha256"]:
         compared = None  # of other evaluations
     dataset = DATASETS[summary["dataset"]]
     shows_images = summary["synthetic"] or p.evaluate.embed_images

@@ -1,9 +1,8 @@
-"""Print the last comparison of the two encoders: the metrics, published figures beside them, and the answer."""
+"""Print the last comparison: the metrics, published figures beside them, and the answer."""
 
 import json
 from pathlib import Path
 
-from pipeline.analysis.comparison import ENCODERS
 from pipeline.analysis.published import PUBLISHED
 from pipeline.errors import InputError
 from pipeline.files import sha256
@@ -12,13 +11,13 @@ from stages import run, show
 
 def print_comparison(comparison: dict) -> None:
     """Two tables and the answer."""
-    metrics = comparison.get("metrics", {})
+    metrics, baseline, other = comparison.get("metrics", {}), comparison["baseline"], comparison["other"]
     if metrics:
         rows = [
             {
                 "metric": name,
-                "unaligned": _number(row["unaligned"]),
-                "aligned": _number(row["aligned"]),
+                baseline: _number(row[baseline]),
+                other: _number(row[other]),
                 "difference": _number(row["difference"], "+"),
                 "95 % interval": _interval(row["ci95"]),
                 "p": _number(row["p"]),
@@ -27,15 +26,13 @@ def print_comparison(comparison: dict) -> None:
             for name, row in metrics.items()
         ]
         over = " and ".join(comparison["ci95_over"]) or "nothing: one seed tells too little"
-        show(
-            f"Aligned against unaligned; interval of the difference and p over {over}; of these models: test images",
-            rows,
-        )
+        title = f"{other[0].upper()}{other[1:]} against {baseline}; interval of the difference and p over {over}"
+        show(f"{title}; of these models: test images", rows)
     note = f"{comparison['n_way']}-way, {comparison['dataset']}{', synthetic' * comparison['synthetic']}"
     rows = []
-    for encoder in ENCODERS if metrics else ():
-        top1, top5 = (metrics.get(f"top{k}_acc", {}).get(encoder) for k in (1, 5))
-        rows.append(_row(f"this run, {encoder}", comparison["protocol"], _percent(top1), _percent(top5), note))
+    for side in (baseline, other) if metrics else ():
+        top1, top5 = (metrics.get(f"top{k}_acc", {}).get(side) for k in (1, 5))
+        rows.append(_row(f"this run, {side}", comparison["protocol"], _percent(top1), _percent(top5), note))
     rows += [_row(one.method, one.protocol, one.top1, one.top5, one.note) for one in PUBLISHED]
     show("Published on THINGS-EEG2, 200-way: only rows of one protocol compare, on the same data", rows)
     print(comparison["answer"])
@@ -64,7 +61,7 @@ def main(comparison: Path = Path("metrics/comparison.json"), evaluation: Path = 
     try:
         result = json.loads(comparison.read_text())
         print_comparison(result)
-        compared = result["sha256"].values()
+        compared = result["sha256"]
     except (OSError, ValueError, KeyError, AttributeError) as error:
         raise InputError(f"{comparison}: holds no comparison ({error!r}); run `make compare`") from error
     if evaluation.exists() and sha256(evaluation) not in compared:

@@ -225,12 +225,12 @@ def of_the_other_encoder(side: Similarities) -> Similarities:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (of_another_protocol, r"differ in protocol \(unaligned: pooled; aligned: within-subject\)"),
-        (of_other_epochs, r"differ in settings.train.epochs \(unaligned: 100; aligned: 50\)"),
-        (of_another_seed, r"differ in runs \(unaligned: \['pooled-seed-1'\]; aligned: \['pooled-seed-7'\]\)"),
+        (of_another_protocol, r"differ in protocol \(pooled; within-subject\) too"),
+        (of_other_epochs, r"differ in settings.train.epochs \(100; 50\) too"),
+        (of_another_seed, r"differ in runs \(\['pooled-seed-1'\]; \['pooled-seed-7'\]\)"),
         (of_fewer_subjects, "differ in subjects"),
-        (of_other_images, "differ in the test images and so"),
-        (of_the_other_encoder, "the aligned evaluation is one of the unaligned encoder"),
+        (of_other_images, "differ in the test images too, and so not in the encoder alone"),
+        (of_the_other_encoder, "differ in nothing"),
     ],
 )
 def test_runs_that_differ_in_more_than_the_encoder_are_refused(change, message):
@@ -250,3 +250,59 @@ def test_left_out_subjects_are_not_as_many_repetitions():
         low, high = compared(*runs, protocol=protocol)["metrics"]["top1_acc"]["ci95"]
         widths.append(high - low)
     assert widths[1] > 1.05 * widths[0]
+
+
+EMBEDDED = {"backbone": "synclr_vitb16", "checkpoint": "a.zip", "checkpoint_sha256": "1", "preprocessing": "x"}
+SETTINGS = {"train": {"eeg_encoder": "nice", "block": "last", "epochs": 100}, "embeddings": EMBEDDED}
+SETTINGS |= {f"eeg of sub-{i:02}": {"channels": ["O1", "Oz"], "dtype": "float32"} for i in (1, 2)}
+
+
+def side(n: int, settings: dict | None = None, encoder: str = "unaligned", **changes: object) -> Similarities:
+    runs = [scored(name, first(n + (seed > 1)), seed) for seed in (1, 2, 3) for name in ("sub-01", "sub-02")]
+    about = {"block": "last", "alignment": "none", "settings": settings or SETTINGS}
+    return evaluation(encoder, runs, **about | changes)
+
+
+def with_settings(**sections: dict) -> dict:
+    return {name: of | sections.get(name.replace(" ", "_").replace("-", "_"), {}) for name, of in SETTINGS.items()}
+
+
+DINO = EMBEDDED | {"backbone": "dino_vitb16", "checkpoint": "b.zip", "checkpoint_sha256": "2", "preprocessing": "y"}
+OCCIPITAL = {"channels": ["O1"]}
+PAIRS = {
+    "alignment": (side(14, encoder="aligned", alignment="glocal"), "dreamsim", "glocal"),
+    "backbone": (side(14, with_settings(embeddings=DINO), backbone="dino_vitb16"), "synclr_vitb16", "dino_vitb16"),
+    "block": (side(14, with_settings(train={"block": 6}), block=6), "last", "6"),
+    "EEG encoder": (side(14, with_settings(train={"eeg_encoder": "atm-s"})), "nice", "atm-s"),
+    "channels": (side(14, with_settings(eeg_of_sub_01=OCCIPITAL, eeg_of_sub_02=OCCIPITAL)), "O1 Oz", "O1"),
+}
+
+
+@pytest.mark.parametrize("thing", PAIRS)
+def test_any_one_thing_can_be_compared(thing):
+    other, a, b = PAIRS[thing]
+    baseline = side(8, encoder="aligned", alignment="dreamsim") if thing == "alignment" else side(8)
+    result = compare(baseline, other, parameters(), 0)
+    assert (result["differs_in"], result["baseline"], result["other"]) == (thing, a, b)
+    assert result["metrics"]["top1_acc"]["difference"] == pytest.approx(0.3)
+    assert f"with the {thing} {b} decoding is better than with {a}: top-1" in result["answer"]
+    reverse = compare(other, baseline, parameters(), 0)
+    assert reverse["metrics"]["top1_acc"]["difference"] == pytest.approx(-0.3)
+    assert reverse["metrics"]["top1_acc"]["p"] == result["metrics"]["top1_acc"]["p"]
+    assert f"with the {thing} {a} decoding is worse than with {b}: top-1" in reverse["answer"]
+
+
+def test_the_unaligned_encoder_is_the_baseline_in_whatever_order():
+    runs = pair(8)
+    sides = evaluation("unaligned", runs[0]), evaluation("aligned", runs[1])
+    there, back = (compare(*pair, parameters(), 0) for pair in (sides, sides[::-1]))
+    assert json.dumps(there) == json.dumps(back)
+
+
+def test_two_things_at_once_are_refused():
+    both = side(14, with_settings(train={"block": 6}), block=6, encoder="aligned", alignment="dreamsim")
+    with pytest.raises(InputError, match="differ in encoder and block: compare one thing at a time"):
+        compare(side(8), both, parameters(), 0)
+    for change in ({"dtype": "float64"}, {"window": [0, 1]}):
+        with pytest.raises(InputError, match="they may differ in one of encoder, alignment, backbone"):
+            compare(side(8), side(8, with_settings(eeg_of_sub_01=change)), parameters(), 0)

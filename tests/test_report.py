@@ -18,7 +18,7 @@ import yaml
 from PIL import Image
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from pipeline.analysis.comparison import ENCODERS, compare
+from pipeline.analysis.comparison import compare
 from pipeline.analysis.evaluation import tabulate
 from pipeline.analysis.scoring import CHANNEL, WHOLE, WINDOW, Axes, Outcome
 from pipeline.analysis.similarities import Scored, Similarities, read_similarities, write_similarities
@@ -31,6 +31,7 @@ from stages.report import main
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 HOSTILE = "<script>throw Error('ran')</script>"
+ENCODERS = ("unaligned", "aligned")
 TABLES = ("per_subject", "top_k", "n_way", "repetitions", "time_course", "channels")
 CHARTS = 6
 PARAMETERS = Evaluate(**read_params(Path("params.yaml")).evaluate.model_dump() | {"resamples": 200})
@@ -101,7 +102,7 @@ def evaluate_both(base: Path, **options: object) -> tuple[Path, dict]:
     for draw, (encoder, folder) in enumerate(folders.items()):
         evaluate(folder, encoder=encoder, draw=draw, **options)
     comparison = compare(*(read_similarities(folder / "evaluation.h5") for folder in folders.values()), PARAMETERS, 0)
-    comparison["sha256"] = {encoder: sha256(folder / "evaluation.h5") for encoder, folder in folders.items()}
+    comparison["sha256"] = [sha256(folder / "evaluation.h5") for folder in folders.values()]
     return folders["aligned"], json.loads(json.dumps(comparison))
 
 
@@ -110,7 +111,7 @@ def report(folder: Path, comparison: dict | None = None, embed_images: bool = Fa
     params = yaml.safe_load(Path("params.yaml").read_text())
     params["evaluate"]["embed_images"] = embed_images
     (folder / "params.yaml").write_text(yaml.safe_dump(params))
-    (folder / "comparison.json").write_text(json.dumps(comparison or {"sha256": {}}))
+    (folder / "comparison.json").write_text(json.dumps(comparison or {"sha256": []}))
     names = ("params.yaml", "images", "evaluation.h5", "history.csv", "evaluation.json", "comparison.json")
     outputs = [folder / name for name in ("learning_curves.csv", "pictures", "report.html")]
     tables = [folder / f"{name}.csv" for name in TABLES]
@@ -351,7 +352,7 @@ def test_what_flatters_is_said_first(tmp_path):
 def test_images_of_things_need_to_be_asked_for(tmp_path):
     evaluate(tmp_path / "run", dataset="things-eeg2", synthetic=False)
     shutil.move(tmp_path / "run/images", tmp_path / "images")  # they are not even opened
-    page = words(report(tmp_path / "run", comparison={"sha256": {"aligned": "of other files"}, "answer": "Yes."}))
+    page = words(report(tmp_path / "run", comparison={"sha256": ["of other files"], "answer": "Yes."}))
     assert "Yes." not in page and "this run alone cannot say" in page
     assert "concept names stand for them" in page and "covariance of training and test EEG" in page
     assert reds(tmp_path / "run") == 0

@@ -70,7 +70,7 @@ def project(tmp_path_factory) -> Iterator[Project]:
         else:
             shutil.copy(source, target)
     (folder / "metrics").mkdir()
-    (folder / "metrics/comparison.json").write_text('{"sha256": {}}')
+    (folder / "metrics/comparison.json").write_text('{"sha256": []}')
     environment = {
         **os.environ,
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
@@ -149,7 +149,7 @@ def test_both_encoders_are_compared_and_the_workspace_stays(project, tmp_path):
     assert result["answer"] in printed and "data/evaluation.h5 is another run than those compared" in printed
     evaluation = "data/evaluation.h5"
     refused = project.run(sys.executable, "-m", "stages.compare", evaluation, evaluation, fails=True)
-    assert "error: the aligned evaluation is one of the unaligned encoder" in refused and "Traceback" not in refused
+    assert "error: the two evaluations differ in nothing" in refused and "Traceback" not in refused
     refused = project.run(sys.executable, "-m", "stages.compare", "--seeds", "2", evaluation, evaluation, fails=True)
     assert "error: --seeds is for evaluations that DVC makes" in refused
     project.run("git", "checkout", "metrics/comparison.json")

@@ -1,12 +1,13 @@
-"""Two evaluated runs that differ in the image encoder only: the paired difference, how sure it is, what to say of it.
+"""Two evaluations that differ in one thing, such as the image encoder: the paired difference, and how sure it is.
 
-What varies besides the encoder is seeds, subjects and test images, and interval and p take in all that the runs can
+What varies besides that thing is seeds, subjects and test images, and interval and p take in all that the runs can
 tell of them. A model trained on several subjects moves them all together, so that subjects cannot stand for seeds:
 without several seeds nothing is claimed. Models of one subject each vary from subject to subject, seeds included. The
 question is asked of top-1, as settled beforehand; the p-values of the other metrics are not corrected for their number.
 How often this claims what is not there, and misses what is: benchmarks/calibration.py.
 """
 
+import fnmatch
 from collections.abc import Iterable
 
 import numpy as np
@@ -19,7 +20,16 @@ from pipeline.decoding.retrieval import score_queries, weigh_queries
 from pipeline.errors import InputError
 from pipeline.sections import Evaluate
 
-ENCODERS = ("unaligned", "aligned")
+# What two evaluations may differ in, and the facts that follow from it, the first of which names the sides.
+MAY_DIFFER = {
+    "encoder": ("encoder", "alignment"),
+    "alignment": ("alignment",),
+    "backbone": ("backbone", "settings.embeddings.backbone", "settings.embeddings.checkpoint*")
+    + ("settings.embeddings.preprocessing",),
+    "block": ("block", "settings.train.block"),
+    "EEG encoder": ("settings.train.eeg_encoder",),
+    "channels": ("settings.eeg of *.channels",),
+}
 ALPHA = 0.05
 LEAST_SUBJECTS = 6  # fewer speak for themselves only
 ONE_SEED = (
@@ -29,29 +39,36 @@ ONE_SEED = (
 COSINE_EDGES = np.linspace(-1, 1, 41).round(2)
 
 
-def compare(unaligned: Similarities, aligned: Similarities, parameters: Evaluate, seed: int) -> dict:
-    """The comparison as plain data; every difference is aligned - unaligned.
+def compare(baseline: Similarities, other: Similarities, parameters: Evaluate, seed: int) -> dict:
+    """The comparison as plain data; every difference is other - baseline, of encoders always aligned - unaligned.
 
-    Pairs of which one run collapsed are left out, and then nothing is claimed. InputError where the two differ in
-    anything but the encoder.
+    The sides are called by their values of the one thing in which they differ, such as `unaligned` and `aligned`. Pairs
+    of which one run collapsed are left out, and then nothing is claimed. InputError where the two differ in nothing, in
+    more than one thing of `MAY_DIFFER` or in anything else.
     """
-    sides = dict(zip(ENCODERS, (unaligned, aligned), strict=True))
-    _require_alike(sides)
-    runs = {encoder: {(s.fold, s.seed, s.subject): s for s in side.scored} for encoder, side in sides.items()}
-    whole = sorted(key for key in runs["aligned"] if not any(of[key].collapsed for of in runs.values()))
-    made_with, n_way = aligned.made_with, len(aligned.image_ids)
-    result = {key: value for key, value in made_with.items() if key not in ("encoder", "settings")} | {
+    thing, names = _what_differs(_facts(baseline), _facts(other))
+    sides = dict(zip(names, (baseline, other), strict=True))
+    if thing == "encoder":
+        sides = {name: sides[name] for name in sorted(names, reverse=True)}
+    runs = {name: {(s.fold, s.seed, s.subject): s for s in side.scored} for name, side in sides.items()}
+    whole = sorted(key for key in runs[names[0]] if not any(of[key].collapsed for of in runs.values()))
+    made_with, n_way = other.made_with, len(other.image_ids)
+    own = ("settings", *MAY_DIFFER[thing])
+    result = {key: value for key, value in made_with.items() if key not in own} | {
+        "differs_in": thing,
+        **dict(zip(("baseline", "other"), sides, strict=True)),
         "n_way": n_way,
         "chance_top1": 1 / n_way,
-        "subjects": sorted({scored.subject for scored in aligned.scored}),
-        "seeds": sorted({scored.seed for scored in aligned.scored}),
-        "runs": _runs(aligned.scored),
-        "collapsed": {encoder: _runs(s for s in side.scored if s.collapsed) for encoder, side in sides.items()},
+        "subjects": sorted({scored.subject for scored in other.scored}),
+        "seeds": sorted({scored.seed for scored in other.scored}),
+        "runs": _runs(other.scored),
+        "collapsed": {name: _runs(s for s in side.scored if s.collapsed) for name, side in sides.items()},
     }
     if whole:
-        kept = {encoder: [of[key] for key in whole] for encoder, of in runs.items()}
-        result |= _differences(kept, aligned, parameters, seed)
-        result["cosines"] = {"edges": COSINE_EDGES.tolist()} | {e: cosine_histograms(kept[e]) for e in ENCODERS}
+        kept = {name: [of[key] for key in whole] for name, of in runs.items()}
+        result |= _differences(kept, other, parameters, seed)
+        histograms = {name: cosine_histograms(scored) for name, scored in kept.items()}
+        result["cosines"] = {"edges": COSINE_EDGES.tolist()} | histograms
     return _answer(result) | result | {"settings": made_with["settings"]}
 
 
@@ -59,23 +76,48 @@ def _runs(scored: Iterable[Scored]) -> list[str]:
     return sorted({one.run for one in scored})
 
 
-def _require_alike(sides: dict[str, Similarities]) -> None:
-    flat = []
-    for encoder, side in sides.items():
-        if side.made_with.get("encoder") != encoder:
+def _facts(side: Similarities) -> dict:
+    """All that two evaluations should have in common, but for one thing."""
+    facts = {"subjects": sorted({scored.subject for scored in side.scored}), "runs": _runs(side.scored)}
+    facts |= {"n_way": len(side.image_ids), "the test images": side.image_ids.tolist()}
+    return _flat(side.made_with) | facts
+
+
+def _what_differs(first: dict, second: dict) -> tuple[str, tuple[str, str]]:
+    """The one thing, and what each side is called."""
+    differing = [name for name in first | second if first.get(name) != second.get(name)]
+    things = {}
+    for thing, patterns in MAY_DIFFER.items():
+        found = fnmatch.filter(differing, patterns[0])
+        if found and not (thing == "alignment" and "encoder" in things):
+            things[thing] = found[0]
+    if not differing:
+        raise InputError("the two evaluations differ in nothing: give two that differ in one thing")
+    if len(things) > 1:
+        raise InputError(f"the two evaluations differ in {' and '.join(things)}: compare one thing at a time")
+    if not things:
+        raise InputError(
+            f"the two evaluations differ in {_told(differing[0], first, second)}: they may differ in one of "
+            f"{', '.join(MAY_DIFFER)}, and in nothing else"
+        )
+    [(thing, fact)] = things.items()
+    labels = _label(first.get(fact)), _label(second.get(fact))
+    follows = {name for pattern in MAY_DIFFER[thing] for name in fnmatch.filter(differing, pattern)}
+    for name in differing:
+        if name not in follows:
             raise InputError(
-                f"the {encoder} evaluation is one of the {side.made_with.get('encoder')} encoder: give both"
+                f"the two evaluations ({' and '.join(labels)}) differ in {_told(name, first, second)} too, and so not "
+                f"in the {thing} alone: evaluate them alike"
             )
-        facts = _flat({key: value for key, value in side.made_with.items() if key != "encoder"})
-        facts |= {"subjects": sorted({scored.subject for scored in side.scored}), "runs": _runs(side.scored)}
-        flat.append(facts | {"n_way": len(side.image_ids), "the test images": side.image_ids.tolist()})
-    for name in flat[0] | flat[1]:
-        first, second = (facts.get(name) for facts in flat)
-        if first != second:
-            values = "" if name == "the test images" else f" (unaligned: {first}; aligned: {second})"
-            raise InputError(
-                f"the two runs differ in {name}{values} and so not in the encoder alone; evaluate them alike"
-            )
+    return thing, labels
+
+
+def _told(name: str, first: dict, second: dict) -> str:
+    return name if name == "the test images" else f"{name} ({first.get(name)}; {second.get(name)})"
+
+
+def _label(value: object) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _flat(values: dict, prefix: str = "") -> dict:
@@ -86,33 +128,34 @@ def _flat(values: dict, prefix: str = "") -> dict:
 
 
 def _differences(kept: dict[str, list[Scored]], of: Similarities, parameters: Evaluate, seed: int) -> dict:
-    """Metrics of both encoders and their paired difference: overall, by subject, and top-1 by image."""
-    subjects = [scored.subject for scored in kept["aligned"]]
+    """Metrics of both sides and their paired difference: overall, by subject, and top-1 by image."""
+    baseline, other = kept
+    subjects = [scored.subject for scored in kept[other]]
     names, n_images = sorted(set(subjects)), len(of.image_ids)
     resamples = draw_resamples(len(names), n_images, parameters.resamples, seed).with_fixed_subjects()
-    points, resampled, correct = {}, {}, {}  # by encoder and metric: (R,), a row a run and subject; (S, B); (S, N)
-    for encoder in ENCODERS:
-        queries = [_queries(scored) for scored in kept[encoder]]
+    points, resampled, correct = {}, {}, {}  # by side and metric: (R,), a row a run and subject; (S, B); (S, N)
+    for side in kept:
+        queries = [_queries(scored) for scored in kept[side]]
         weighed = [weigh_queries(one, np.ones((1, n_images)), parameters.top_k) for one in queries]
-        points[encoder] = pd.DataFrame([{name: float(value[0]) for name, value in one.items()} for one in weighed])
+        points[side] = pd.DataFrame([{name: float(value[0]) for name, value in one.items()} for one in weighed])
         weighed = [weigh_queries(one, resamples.images, parameters.top_k) for one in queries]
-        resampled[encoder] = {name: mean_by_subject(subjects, [one[name] for one in weighed]) for name in weighed[0]}
-        correct[encoder] = mean_by_subject(subjects, [one["rank"] == 1 for one in queries])
-    runs = pd.DataFrame([{"fold": one.fold, "seed": one.seed, "subject": one.subject} for one in kept["aligned"]])
+        resampled[side] = {name: mean_by_subject(subjects, [one[name] for one in weighed]) for name in weighed[0]}
+        correct[side] = mean_by_subject(subjects, [one["rank"] == 1 for one in queries])
+    runs = pd.DataFrame([{"fold": one.fold, "seed": one.seed, "subject": one.subject} for one in kept[other]])
     over, left_out_in_turn = _varies(runs), of.made_with["protocol"] == "leave-one-subject-out"
-    by_subject = {encoder: points[encoder].groupby(runs["subject"]).mean() for encoder in ENCODERS}
+    by_subject = {side: points[side].groupby(runs["subject"]).mean() for side in kept}
     metrics = {}
-    for name in points["aligned"]:
-        values = {encoder: by_subject[encoder][name] for encoder in ENCODERS}
-        difference = values["aligned"] - values["unaligned"]  # (S,)
-        in_resamples = resampled["aligned"][name] - resampled["unaligned"][name]  # (S, B)
+    for name in points[other]:
+        values = {side: by_subject[side][name] for side in kept}
+        difference = values[other] - values[baseline]  # (S,)
+        in_resamples = resampled[other][name] - resampled[baseline][name]  # (S, B)
         parts = {
             "test images": [Variance(float(in_resamples.mean(0).var(ddof=1)), n_images - 1)],
             "subjects": [variance_of_mean(difference.to_numpy(), left_out_in_turn)],
-            "seeds": [part for encoder in ENCODERS for part in _over_seeds(runs, points[encoder][name])],
+            "seeds": [part for side in kept for part in _over_seeds(runs, points[side][name])],
         }
         interval, p = t_test(float(difference.mean()), [part for what in over for part in parts[what]])
-        metrics[name] = {encoder: float(value.mean()) for encoder, value in values.items()} | {
+        metrics[name] = {side: float(value.mean()) for side, value in values.items()} | {
             "difference": float(difference.mean()),
             "ci95": interval if over else None,
             "ci95_these_models": resamples.interval(in_resamples.T),
@@ -123,11 +166,10 @@ def _differences(kept: dict[str, list[Scored]], of: Similarities, parameters: Ev
         "ci95_over": over,
         "n_resamples": parameters.resamples,
         "per_subject": [
-            {"subject": subject} | {encoder: by_subject[encoder].loc[subject].to_dict() for encoder in ENCODERS}
-            for subject in names
+            {"subject": subject} | {side: by_subject[side].loc[subject].to_dict() for side in kept} for subject in names
         ],
         "per_image": {"image_ids": of.image_ids.tolist(), "things_concept": of.things_concept.tolist()}
-        | {encoder: {"top1_acc": correct[encoder].mean(0).tolist()} for encoder in ENCODERS},
+        | {side: {"top1_acc": correct[side].mean(0).tolist()} for side in kept},
     }
 
 
@@ -145,7 +187,7 @@ def _varies(runs: pd.DataFrame) -> list[str]:
 
 
 def _over_seeds(runs: pd.DataFrame, values: pd.Series) -> list[Variance]:
-    """What the seeds of each fold add to the variance of the mean over all subjects of one encoder's values (R,)."""
+    """What the seeds of each fold add to the variance of the mean over all subjects of one side's values (R,)."""
     parts = []
     for _, fold in runs.groupby("fold"):
         weight = fold["subject"].nunique() / runs["subject"].nunique()
@@ -180,14 +222,14 @@ def _answer(result: dict) -> dict:
 
 
 def _verdict(result: dict) -> tuple[str, str]:
-    collapsed = {encoder: len(runs) for encoder, runs in result["collapsed"].items()}
+    thing, baseline, other = (result[key] for key in ("differs_in", "baseline", "other"))
+    collapsed = {side: len(runs) for side, runs in result["collapsed"].items()}
     if any(collapsed.values()):
-        told = " and ".join(f"{n} {encoder}" for encoder, n in collapsed.items() if n)
-        return "no claim", f"No claim can be made: of {len(result['runs'])} runs of each encoder, {told} collapsed."
+        told = " and ".join(f"{n} {side}" for side, n in collapsed.items() if n)
+        return "no claim", f"No claim can be made: of {len(result['runs'])} runs of each {thing}, {told} collapsed."
     top1, over, n_seeds = result["metrics"]["top1_acc"], result["ci95_over"], len(result["seeds"])
     found = (
-        f"top-1 {100 * top1['aligned']:.1f} % against {100 * top1['unaligned']:.1f} %, "
-        f"{100 * top1['difference']:+.1f} points"
+        f"top-1 {100 * top1[other]:.1f} % against {100 * top1[baseline]:.1f} %, {100 * top1['difference']:+.1f} points"
     )
     made = (
         f"{result['n_way']}-way, {result['protocol']}, {_count(len(result['subjects']), 'subject')}, "
@@ -201,7 +243,12 @@ def _verdict(result: dict) -> tuple[str, str]:
         )
     shown = top1["p"] <= ALPHA
     verdict = ("better" if top1["difference"] > 0 else "worse") if shown else "no difference shown"
-    said = f"the aligned encoder decodes {verdict}" if shown else "no difference between the encoders is shown"
+    if thing == "encoder":
+        said = f"the {other} encoder decodes {verdict}" if shown else "no difference between the encoders is shown"
+    elif shown:
+        said = f"with the {thing} {other} decoding is {verdict} than with {baseline}"
+    else:
+        said = f"no difference between the {thing} {other} and {baseline} is shown"
     if "subjects" not in over:
         n = len(result["subjects"])
         said = f"in {'this' if n == 1 else 'these'} {_count(n, 'subject')}, too few to speak for others, {said}"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from pipeline.report.pictures import COLOURS
+from pipeline.report.pictures import COLOURS, colours_of
 
 SCHEMA = "https://vega.github.io/schema/vega-lite/v6.json"  # a name, which nothing fetches
 DASHED = {"strokeDash": [6, 4], "color": "currentColor"}
@@ -50,8 +50,8 @@ class Chart:
 
 def subjects(table: pd.DataFrame) -> Chart:
     """Top-1 of each subject and encoder: subject, encoder, top1_acc, chance, perhaps top1_acc_low and top1_acc_high."""
-    encoders = [encoder for encoder in COLOURS if encoder in set(table["encoder"])]
-    colours = {"domain": encoders, "range": [COLOURS[encoder] for encoder in encoders]}
+    encoders = list(table["encoder"].unique())
+    colours = {"domain": encoders, "range": list(colours_of(encoders).values())}
     shared = {
         "x": {"field": "subject", "type": "nominal", "title": None, "axis": {"labelAngle": -45}},
         "xOffset": {"field": "encoder", "type": "nominal", "scale": {"domain": encoders}},

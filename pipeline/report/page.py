@@ -16,7 +16,7 @@ import jinja2
 import pandas as pd
 import vl_convert
 
-from pipeline.analysis.comparison import COSINE_EDGES, ENCODERS, cosine_histograms
+from pipeline.analysis.comparison import COSINE_EDGES, cosine_histograms
 from pipeline.analysis.published import PUBLISHED
 from pipeline.analysis.similarities import Similarities
 from pipeline.files import replacing
@@ -138,17 +138,16 @@ def learning_curves(history: pd.DataFrame, reference: pd.DataFrame, evaluation: 
 
 
 def cosines(similarities: Similarities, evaluation: dict, comparison: dict | None) -> dict:
-    """What `pictures.cosine_distributions` draws: of both encoders where they were compared, else of this one."""
+    """What `pictures.cosine_distributions` draws: of both sides where two were compared, else of this one."""
     if comparison is None or "metrics" not in comparison:
         kept = cosine_histograms(kept_runs(similarities))
         means = {name: evaluation[name] for name in ("matched_cosine", "mismatched_cosine")}
         return {"edges": COSINE_EDGES, evaluation["encoder"]: kept | means}
-    means = {
-        encoder: {name: comparison["metrics"][name][encoder] for name in ("matched_cosine", "mismatched_cosine")}
-        for encoder in ENCODERS
-    }
-    drawn = comparison["cosines"]
-    return {"edges": drawn["edges"]} | {encoder: drawn[encoder] | means[encoder] for encoder in ENCODERS}
+    drawn = {"edges": comparison["cosines"]["edges"]}
+    for side in (comparison["baseline"], comparison["other"]):
+        means = {name: comparison["metrics"][name][side] for name in ("matched_cosine", "mismatched_cosine")}
+        drawn[side] = comparison["cosines"][side] | means
+    return drawn
 
 
 def _charts(
@@ -173,13 +172,13 @@ def _charts(
 
 
 def _subjects(run: dict, per_subject: pd.DataFrame, comparison: dict | None) -> pd.DataFrame:
-    """Top-1 of each subject, the mean over seeds; of both encoders where they were compared."""
+    """Top-1 of each subject, the mean over seeds; of both sides where two were compared."""
     kept = per_subject[~per_subject["collapsed"]] if run["n_collapsed"] < run["n_runs"] else per_subject
     if comparison is not None and "per_subject" in comparison:
         both = [
-            {"subject": row["subject"], "encoder": encoder, "top1_acc": row[encoder]["top1_acc"]}
+            {"subject": row["subject"], "encoder": side, "top1_acc": row[side]["top1_acc"]}
             for row in comparison["per_subject"]
-            for encoder in ENCODERS
+            for side in (comparison["baseline"], comparison["other"])
         ]
         return pd.DataFrame(both).assign(chance=run["chance_top1"])
     table = kept.groupby("subject", as_index=False)[["top1_acc", "top1_acc_low", "top1_acc_high"]].mean()

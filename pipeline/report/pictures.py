@@ -24,6 +24,7 @@ from pipeline.data.entry import Dataset
 from pipeline.files import replacing
 
 COLOURS = {"unaligned": "#0072B2", "aligned": "#D55E00"}
+PAIR = tuple(COLOURS.values())
 RIGHT, QUIET = "#009E73", "#767676"
 STYLE = {
     "font.family": "DejaVu Sans",
@@ -130,6 +131,11 @@ def draw_pictures(
             *(typical.eeg, typical.images, found, f"Projected embeddings\n{one}, {whose}"),
         ),
     ]
+
+
+def colours_of(sides: Sequence[str]) -> dict[str, str]:
+    """The colour of each side of a comparison, or of the encoder of a single run."""
+    return {side: COLOURS.get(side, PAIR[place]) for place, side in enumerate(sides)}
 
 
 def kept_runs(similarities: Similarities) -> list[Scored]:
@@ -252,26 +258,26 @@ def similarity_matrix(similarity: np.ndarray, concepts: Sequence[str], images: n
 
 
 def cosine_distributions(cosines: dict, title: str) -> Figure:
-    """How matching and differing pairs are spread, a panel an encoder.
+    """How matching and differing pairs are spread, a panel a side: an encoder, or what else was compared.
 
-    `cosines` has `edges` (K + 1), and for each encoder the counts `matched` and `mismatched` (K) and the means
+    `cosines` has `edges` (K + 1), and for each side the counts `matched` and `mismatched` (K) and the means
     `matched_cosine` and `mismatched_cosine`.
     """
     edges = np.asarray(cosines["edges"])
-    encoders = [encoder for encoder in COLOURS if encoder in cosines]
-    figure = Figure(figsize=(6.4, 0.9 + 2 * len(encoders)), layout="constrained")
+    colours = colours_of([side for side in cosines if side != "edges"])
+    figure = Figure(figsize=(6.4, 0.9 + 2 * len(colours)), layout="constrained")
     figure.suptitle(title, fontsize=9, fontweight="bold")
-    axes, drawn = figure.subplots(len(encoders), 1, sharex=True, squeeze=False)[:, 0], []
-    for ax, encoder in zip(axes, encoders, strict=True):
-        for kind, colour, filled in (("mismatched", QUIET, False), ("matched", COLOURS[encoder], True)):
-            counts = np.asarray(cosines[encoder][kind], dtype=np.float64)
+    axes, drawn = figure.subplots(len(colours), 1, sharex=True, squeeze=False)[:, 0], []
+    for ax, (side, own_colour) in zip(axes, colours.items(), strict=True):
+        for kind, colour, filled in (("mismatched", QUIET, False), ("matched", own_colour, True)):
+            counts = np.asarray(cosines[side][kind], dtype=np.float64)
             density = counts / (counts.sum() * np.diff(edges))
             what = "image seen" if filled else "other images"
-            mean = cosines[encoder][f"{kind}_cosine"]
+            mean = cosines[side][f"{kind}_cosine"]
             ax.stairs(density, edges, fill=filled, alpha=0.45 if filled else 1, color=colour, linewidth=1.4)
             ax.axvline(mean, color=colour, linestyle="-" if filled else "--", label=f"{what}, mean {mean:.3f}")
             drawn.append(edges[:-1][counts > 0])
-        ax.set_ylabel(f"{encoder}\ndensity")
+        ax.set_ylabel(f"{side}\ndensity")
         ax.legend(loc="upper left")
     axes[0].set_xlim(np.concatenate(drawn).min() - 0.1, np.concatenate(drawn).max() + 0.15)
     axes[-1].set_xlabel("cosine similarity of EEG and image")
