@@ -8,6 +8,7 @@ import ast
 import hashlib
 import json
 import shutil
+import threading
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
@@ -18,6 +19,7 @@ from filelock import FileLock, Timeout
 from pipeline.files import cache_folder, sha256
 
 ROOT = Path(__file__).parents[1]
+_parsing = threading.Lock()  # two threads in ast.parse at once may fail in Python 3.11 (SystemError: recursion depth)
 
 
 @contextmanager
@@ -58,7 +60,9 @@ def imported(path: Path, besides: Collection[Path] = ()) -> set[Path]:
 
 def _imported_by(path: Path) -> set[Path]:
     names = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    with _parsing:
+        tree = ast.parse(path.read_text())
+    for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.module:
             names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
         elif isinstance(node, ast.Import):
