@@ -102,7 +102,7 @@ def _top_k(kept: list[Outcome], resamples: Resamples) -> pd.DataFrame:
 
 
 def _n_way(kept: list[Outcome], resamples: Resamples, parameters: Evaluate) -> pd.DataFrame:
-    """The galleries asked for that are smaller than all test images, and all; no top-k of k images or fewer."""
+    """One row a gallery size below N, and N itself; top-k is NaN where the gallery has k images or fewer."""
     n_images = resamples.images.shape[1]
     sizes = sorted({n for n in parameters.n_way if n < n_images} | {n_images})
 

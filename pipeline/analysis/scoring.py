@@ -91,7 +91,7 @@ def _in_order(recording: Recording, axes: Axes) -> np.ndarray:
     """The EEG (N, R, C, T) in the common order of the images; InputError where it does not fit the first subject's."""
     if not np.isfinite(recording.eeg).all():
         raise InputError(
-            f"{recording.subject}: the test EEG holds values that are not finite; run `dvc repro preprocess`"
+            f"{recording.subject}: the test EEG holds values that are not finite; run the preprocess stage again"
         )
     if set(recording.image_ids) != set(axes.image_ids):
         raise InputError(f"{recording.subject}: the test images are not those of the first subject; set subjects apart")
@@ -99,7 +99,7 @@ def _in_order(recording: Recording, axes: Axes) -> np.ndarray:
     if not alike or recording.eeg.shape[1] != axes.n_repetitions:
         raise InputError(
             f"{recording.subject}: channels, times or repetitions of the test EEG differ from the first subject's; "
-            "run `dvc repro preprocess`"
+            "run the preprocess stage again"
         )
     row_of = {image_id: row for row, image_id in enumerate(recording.image_ids)}
     order = [row_of[image_id] for image_id in axes.image_ids]
@@ -111,15 +111,15 @@ def _check(model: ContrastiveModel, recording: Recording, values: np.ndarray) ->
     if (n_chans, n_times) != (sizes.n_chans, sizes.n_times):
         raise InputError(
             f"{recording.subject}: the model was trained on {sizes.n_chans} channels x {sizes.n_times} "
-            f"samples and the test EEG has {n_chans} x {n_times}; run `dvc repro`"
+            f"samples and the test EEG has {n_chans} x {n_times}; run the train stage again"
         )
     if values.shape[1] != sizes.embedding_size:
         raise InputError(
             f"the model was trained on embeddings of {sizes.embedding_size} dimensions and these have "
-            f"{values.shape[1]}; run `dvc repro`"
+            f"{values.shape[1]}; run the train stage again"
         )
     if not np.isfinite(values).all():
-        raise InputError("the embeddings of the test images hold values that are not finite; run `dvc repro embed`")
+        raise InputError("the embeddings of the test images hold values that are not finite; run the embed stage again")
 
 
 def _variants(

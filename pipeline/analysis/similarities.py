@@ -80,7 +80,7 @@ def read_similarities(path: Path) -> Similarities:
             axes = [file[name].asstr()[:] for name in ("image_ids", "concept", "things_concept")]
             return Similarities(*axes, scored, made_with | {"settings": json.loads(made_with["settings"])})
     except (OSError, KeyError, AttributeError, TypeError, ValueError) as error:
-        raise InputError(f"{path}: holds no similarities of the evaluate stage ({error}); run `dvc repro`") from error
+        raise InputError(f"{path}: holds no similarities of the evaluate stage ({error}); run that again") from error
 
 
 def settings_of(notes: dict, eeg: list[Path], embeddings: Path) -> dict:

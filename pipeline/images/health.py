@@ -59,5 +59,5 @@ def check(health: Health, name: str, tells_images_apart: bool) -> None:
 def _cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Row by row, float64."""
     a, b = a.astype(np.float64), b.astype(np.float64)
-    with np.errstate(invalid="ignore"):  # of a row without length it is not a number, which no bound lets pass
+    with np.errstate(invalid="ignore"):  # a zero row gives NaN; every check above is written so that NaN fails it
         return (a * b).sum(1) / np.sqrt((a * a).sum(1) * (b * b).sum(1))

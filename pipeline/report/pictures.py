@@ -63,9 +63,9 @@ def draw_pictures(
 ) -> list[Picture]:
     """Draw all pictures of an evaluation into `folder`.
 
-    Those of single responses are of the one run and subject whose top-1 is nearest to the mean. `channels` has ch_name,
-    nice_loss_rise and top1_acc_drop, `cosines` is what `cosine_distributions` takes, `thumbnails` are the N test
-    images, or None where they may not be shown.
+    retrieval.png and embeddings.png show the one run and subject whose top-1 is nearest to the mean. `channels` has
+    ch_name, nice_loss_rise and top1_acc_drop, `cosines` is what `cosine_distributions` takes, `thumbnails` are the N
+    test images, or None where they may not be shown.
     """
     kept = kept_runs(similarities)
     typical, mean = _typical(kept), np.mean([scored.similarity for scored in kept], axis=0)
