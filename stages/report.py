@@ -6,7 +6,6 @@ from pathlib import Path
 import pandas as pd
 
 from pipeline.analysis.similarities import read_similarities
-from pipeline.data.datasets import DATASETS
 from pipeline.files import replacing, sha256
 from pipeline.params import read_params
 from pipeline.report.page import cosines, learning_curves, write_report
@@ -34,9 +33,8 @@ def main(
     compared = json.loads(comparison.read_text()) if comparison.exists() else {"sha256": []}
     if sha256(similarities) not in compared["sha256"]:
         compared = None  # of other evaluations
-    dataset = DATASETS[summary["dataset"]]
     shows_images = summary["synthetic"] or p.evaluate.embed_images
-    thumbnails = read_thumbnails(dataset, images, scored.image_ids) if shows_images else None
+    thumbnails = read_thumbnails(images, scored.image_ids) if shows_images else None
     learning = learning_curves(pd.read_csv(history), pd.read_csv(published_curve), summary)
     with replacing(curves) as temporary:
         learning.to_csv(temporary, index=False)

@@ -17,7 +17,6 @@ THINGS_EEG2 = Dataset(
     find_subjects=things_eeg2.find_subjects,
     read_metadata=things_eeg2.read_metadata,
     open_eeg=things_eeg2.open_eeg,
-    open_images=things_eeg2.open_images,
     units="as released: whitened (multivariate noise normalisation), no physical unit",
     caveats=(
         "The release was whitened with a covariance of training and test EEG together: everybody who uses it shares "

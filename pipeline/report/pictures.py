@@ -20,7 +20,7 @@ from PIL import Image, ImageOps
 from scipy.cluster import hierarchy
 
 from pipeline.analysis.similarities import Scored, Similarities
-from pipeline.data.entry import Dataset
+from pipeline.data.images import open_images
 from pipeline.files import replacing
 
 COLOURS = {"unaligned": "#0072B2", "aligned": "#D55E00"}
@@ -143,9 +143,9 @@ def kept_runs(similarities: Similarities) -> list[Scored]:
     return [scored for scored in similarities.scored if not scored.collapsed] or similarities.scored
 
 
-def read_thumbnails(dataset: Dataset, images_dir: Path, image_ids: Sequence[str]) -> list[Image.Image]:
+def read_thumbnails(images_dir: Path, image_ids: Sequence[str]) -> list[Image.Image]:
     """The images, cut to squares and made small."""
-    with dataset.open_images(images_dir, image_ids) as images:
+    with open_images(images_dir, image_ids) as images:
         return [ImageOps.fit(images.read(image_id), (THUMBNAIL, THUMBNAIL)) for image_id in image_ids]
 
 
