@@ -105,7 +105,7 @@ def _prepare_subject(
             if parameters.dtype == "float16":
                 if split == "train":
                     blocks = stack.enter_context(_measured(blocks, file))
-                mean, sd = file["mean"][:, None], file["sd"][:, None]
+                mean, sd = file["mean"][:][:, None], file["sd"][:][:, None]
                 blocks = ((block - mean) / sd for block in blocks)
             _write_eeg(group, blocks, average, parameters.dtype, path)
 
