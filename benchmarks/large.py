@@ -3,7 +3,7 @@
     python -m benchmarks.large            # needs 5 GB of disk in the temporary folder, and 8 GB of memory
 
 Simulated. Memory is that of a process which trains one fold of leave-one-subject-out, 9 x 16,540 samples stored as
-float16; all of them are held and standardised, and the steps of its one epoch are cut to `STEPS`, which changes no peak.
+float16; all of them are held and standardised, and its one epoch is cut to `STEPS` steps, which changes no peak.
 What evaluation takes at this size: `python -m benchmarks.evaluate large`. Accuracy: the same trainings on the same EEG
 as float32 and as float16 (benchmarks/simulated.py: 8 subjects pooled, 100-way).
 """
