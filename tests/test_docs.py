@@ -1,6 +1,6 @@
 """What README, CONTRIBUTING and docs/ tell people to type works: commands, parameters, files, links; and the tree.
 
-Commands are parsed as make, DVC and the stages parse them, and not run.
+Commands are parsed as make, DVC and the stages parse them, and not run. test_preparation runs the lines for MNE.
 """
 
 import importlib
@@ -22,10 +22,8 @@ from dvc.utils.hydra import apply_overrides
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
-from pipeline.eeg.preparation import preprocess
 from pipeline.params import read_params
 from pipeline.tables import check_names
-from tests.test_recipes_dataset import TINY
 
 PAGES = [Path("README.md"), Path("CONTRIBUTING.md"), *sorted(Path("docs").glob("*.md"))]
 MAKEFILE = Path("Makefile").read_text()
@@ -237,19 +235,6 @@ def test_the_code_points_at_pages_and_headings_that_there_are() -> None:
     assert pointers
     for page, heading in pointers:
         check_link(f"{page}#{heading.lower()}", Path("README.md"))
-
-
-def test_the_prepared_eeg_opens_in_mne_as_the_page_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    [code] = [t.content for t in parse(Path("docs/data.md").read_text()) if t.type == "fence" and t.info == "python"]
-    values = read_params(Path("params.yaml")).preprocess.model_dump() | {"window": [0.0, 0.9], "workers": 1}
-    TINY.source("all", tmp_path / "raw", tmp_path / "images", tmp_path / "images.csv")
-    preprocess(TINY, tmp_path / "raw", tmp_path / "images.csv", tmp_path / "data/eeg", **values)
-    (tmp_path / "data/eeg/anna.h5").rename(tmp_path / "data/eeg/sub-01.h5")
-    monkeypatch.chdir(tmp_path)
-    names: dict = {}
-    exec(compile(code, "docs/data.md", "exec"), names)
-    assert names["epochs"].get_data(copy=False).shape == (10, 4, 10)
-    assert (names["evoked"].nave, names["evoked"].comment) == (5, "10.png")
 
 
 def test_the_site_builds_and_its_pages_load_nothing_from_elsewhere(tmp_path: Path) -> None:
