@@ -19,6 +19,8 @@ from pipeline.errors import InputError
 from stages import download, preprocess
 
 # The recipe, 24 lines of code up to and with the entry: one .npz a subject, a folder of PNGs, a table of images.
+# docs/adding.md shows it, from the next line to the mark of its end.
+# --8<-- [start:dataset]
 
 
 def make(subjects: list[str] | str, eeg_dir: Path, images_dir: Path, metadata: Path) -> None:
@@ -55,6 +57,7 @@ def find_subjects(folder: Path) -> dict[str, Path]:
 
 
 TINY = Dataset(make, find_subjects, read_metadata, open_eeg, open_images, units="microvolt")
+# --8<-- [end:dataset]
 
 
 @pytest.fixture

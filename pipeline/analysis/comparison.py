@@ -33,8 +33,8 @@ MAY_DIFFER = {
 ALPHA = 0.05
 LEAST_SUBJECTS = 6  # fewer speak for themselves only
 ONE_SEED = (
-    "Another seed alone moves top-1 by some 2 points in simulations, more with other recipes (README, Seeds): "
-    "`make compare SEEDS=5` trains five."
+    "Another seed alone moves top-1 by some 2 points in simulations, more with other recipes "
+    "(docs/protocols.md, Seeds): `make compare SEEDS=5` trains five."
 )
 COSINE_EDGES = np.linspace(-1, 1, 41).round(2)
 
