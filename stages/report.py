@@ -35,7 +35,7 @@ def main(
     if sha256(similarities) not in compared["sha256"]:
         compared = None  # of other evaluations
     dataset = DATASETS[summary["dataset"]]
-    shows_images = summary["synthetic"] or p.evaluate.embed_images
+    shows_images = dataset.may_share_images or p.evaluate.embed_images
     thumbnails = read_thumbnails(dataset, images, scored.image_ids) if shows_images else None
     learning = learning_curves(pd.read_csv(history), pd.read_csv(published_curve), summary)
     with replacing(curves) as temporary:
@@ -50,6 +50,9 @@ def main(
         comparison=compared,
         settings=scored.made_with["settings"] | {"evaluate": p.evaluate.model_dump()},
         pictures=drawn,
+        caveats=dataset.caveats,
+        published=dataset.published,
+        may_share_images=dataset.may_share_images,
         shows_images=shows_images,
         hashes={str(path): sha256(path) for path in (evaluation, similarities, history, *tables)},
     )

@@ -13,7 +13,8 @@ from pipeline.report.pictures import COLOURS, colours_of
 SCHEMA = "https://vega.github.io/schema/vega-lite/v6.json"  # a name, which nothing fetches
 DASHED = {"strokeDash": [6, 4], "color": "currentColor"}
 ROUND = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)  # ticks of a logarithmic axis
-LINES = {"training": COLOURS["unaligned"], "published": "#8a8a8a"}  # any other curve: COLOURS["aligned"]
+PUBLISHED_RUN = "published run, on its test images"  # the name of its curve
+LINES = {"training": COLOURS["unaligned"], PUBLISHED_RUN: "#8a8a8a"}  # any other curve: COLOURS["aligned"]
 ZOOM = [
     {
         "name": "zoom",
@@ -92,13 +93,13 @@ def curve(
 def learning(curves: pd.DataFrame, y: str, heading: str, y_title: str) -> Chart:
     """Curves of training: epoch, curve (its name) and the value `y`; those of the published run are faint."""
     names = list(curves["curve"].unique())
-    colours = [LINES.get(name.split()[0], COLOURS["aligned"]) for name in names]
+    colours = [LINES.get(name, COLOURS["aligned"]) for name in names]
     encoding = {
         "x": _number("epoch", "epoch"),
         "y": _number(y, y_title),
         "color": {"field": "curve", "type": "nominal", "scale": {"domain": names, "range": colours}},
         "strokeDash": {"field": "curve", "type": "nominal", "scale": {"domain": names}},
-        "opacity": {"condition": {"test": "indexof(datum.curve, 'published') == 0", "value": 0.7}, "value": 1},
+        "opacity": {"condition": {"test": {"field": "curve", "equal": PUBLISHED_RUN}, "value": 0.7}, "value": 1},
     }
     layers = [{"mark": {"type": "line", "tooltip": True, "clip": True}, "params": ZOOM}]
     return _chart(heading, f"{y_title} against epoch: {', '.join(names)}", curves, layers, encoding)

@@ -17,8 +17,8 @@ import pandas as pd
 import vl_convert
 
 from pipeline.analysis.comparison import COSINE_EDGES, cosine_histograms
-from pipeline.analysis.published import PUBLISHED
 from pipeline.analysis.similarities import Similarities
+from pipeline.data.published import Published
 from pipeline.files import replacing
 from pipeline.report import charts
 from pipeline.report.pictures import Picture, kept_runs
@@ -54,6 +54,9 @@ def write_report(
     comparison: dict | None,
     settings: dict,
     pictures: Sequence[Picture],
+    caveats: Sequence[str],
+    published: Sequence[Published],
+    may_share_images: bool,
     shows_images: bool,
     hashes: dict[str, str],
 ) -> None:
@@ -61,7 +64,8 @@ def write_report(
 
     `evaluation` is evaluation.json, `tables` the CSV files of the evaluate stage by their stem, `curves` what
     `learning_curves` returns, `comparison` that of the two encoders where there is one of this evaluation, `settings`
-    what decided the figures, `hashes` the sha256 of the files that the page is made of.
+    what decided the figures, `caveats`, `published` and `may_share_images` those of the dataset's entry, `hashes` the
+    sha256 of the files that the page is made of.
     """
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -80,8 +84,10 @@ def write_report(
         charts=drawn,
         specs={id: chart.spec for id, chart in drawn.items()},
         pictures=[(picture, base64.b64encode(picture.path.read_bytes()).decode()) for picture in pictures],
+        caveats=caveats,
+        published=published,
+        may_share_images=may_share_images,
         shows_images=shows_images,
-        published=PUBLISHED,
         parameters=_records(pd.json_normalize(settings))[0],
         versions={package: version(package) for package in PACKAGES} | {"Vega-Lite": VEGA_LITE},
         hashes=hashes,
@@ -119,21 +125,19 @@ def _records(table: pd.DataFrame) -> list[dict]:
 def learning_curves(history: pd.DataFrame, reference: pd.DataFrame, evaluation: dict) -> pd.DataFrame:
     """Epoch by epoch, a row a curve: `curve` (its name), `epoch`, `loss` (nats) and `top1_acc` (of training: none).
 
-    `history` has epoch, train_loss and, where an epoch was selected, selection_loss and selection_top1. The published
-    run's curve (`reference`: encoder, epoch from 0, nice_loss and top1_acc of its test images) is added where protocol
-    and data are its own.
+    `history` has epoch, train_loss and, where an epoch was selected, selection_loss and selection_top1. Of
+    published runs (`reference`: dataset, protocol, encoder, epoch from 0, nice_loss and top1_acc of the test images)
+    the one of the same dataset, protocol and encoder is added, if there is one.
     """
     curves = [history[["epoch"]].assign(curve="training", loss=history["train_loss"])]
     if "selection_loss" in history:
         selection = {"loss": history["selection_loss"], "top1_acc": history["selection_top1"]}
         curves.append(history[["epoch"]].assign(curve=evaluation["selected_on"], **selection))
-    if evaluation["dataset"] == "things-eeg2" and evaluation["protocol"] == "pooled":
-        theirs = reference[reference["encoder"] == evaluation["encoder"]]
-        curves.append(
-            pd.DataFrame(
-                {"epoch": theirs["epoch"] + 1, "loss": theirs["nice_loss"], "top1_acc": theirs["top1_acc"]}
-            ).assign(curve="published run, on its test images")
-        )
+    alike = ["dataset", "protocol", "encoder"]
+    theirs = reference[(reference[alike] == [evaluation[name] for name in alike]).all(axis=1)]
+    if len(theirs):
+        published = {"epoch": theirs["epoch"] + 1, "loss": theirs["nice_loss"], "top1_acc": theirs["top1_acc"]}
+        curves.append(pd.DataFrame(published).assign(curve=charts.PUBLISHED_RUN))
     return pd.concat(curves).reindex(columns=["curve", "epoch", "loss", "top1_acc"])
 
 
