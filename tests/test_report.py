@@ -20,7 +20,7 @@ from playwright.sync_api import Browser, Page, sync_playwright
 
 from pipeline.analysis.comparison import compare
 from pipeline.analysis.evaluation import tabulate
-from pipeline.analysis.scoring import CHANNEL, WHOLE, WINDOW, Axes, Outcome
+from pipeline.analysis.scoring import Axes, Outcome
 from pipeline.analysis.similarities import Scored, Similarities, read_similarities, write_similarities
 from pipeline.data.datasets import THINGS_EEG2
 from pipeline.data.published import Published
@@ -67,16 +67,20 @@ def evaluate(
 
         for subject in range(1, subjects + 1):
             eeg = noisy(0.3) if seed not in collapsed else np.full_like(images, 0.25)
-            variants = {WHOLE: eeg[None], WINDOW: noisy(2, len(windows)), CHANNEL: noisy(0.4, 5)}
-            variants |= {n: noisy(0.8 / n, 3) for n in (1, 2)}
             scored = Scored(
                 "pooled", seed, f"sub-{subject:02}", 7, seed in collapsed, 10.0, images, eeg, eeg @ images.T
             )
-            outcomes.append(Outcome(scored, {kind: queries(values) for kind, values in variants.items()}))
+            outcome = Outcome(
+                scored,
+                whole=scored.queries(),
+                windows=queries(noisy(2, len(windows))),
+                channels=queries(noisy(0.4, 5)),
+                repetitions={n: queries(noisy(0.8 / n, 3)) for n in (1, 2)},
+            )
+            outcomes.append(outcome)
     about = {"dataset": "sample", "synthetic": True, "backbone": "synclr_vitb16", "encoder": "aligned"}
     about |= {"protocol": "pooled", "selected_on": "validation"} | made_with
-    summary, tables = tabulate(outcomes, axes, PARAMETERS, 0)
-    summary |= about | {"n_way": n_images, "chance_top1": 1 / n_images, "seed": 42, "n_seeds": seeds}
+    summary, tables = tabulate(outcomes, axes, about, PARAMETERS, 42)
     folder.mkdir()
     (folder / "evaluation.json").write_text(json.dumps(summary))
     settings = {"settings": {"train": {"epochs": 3, "eeg_encoder": HOSTILE}}}
