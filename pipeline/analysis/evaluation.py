@@ -55,7 +55,7 @@ def summarise(table: pd.DataFrame, metrics: list[str]) -> dict[str, Any]:
     if n_collapsed < n_runs:
         table = table[~table["collapsed"]]
     by_subject, by_seed = (table.groupby(key).mean(numeric_only=True) for key in ("subject", "seed"))
-    summary: dict[str, Any] = by_subject[metrics].mean().to_dict()
+    summary: dict[str, Any] = dict(zip(metrics, by_subject[metrics].mean().tolist(), strict=True))
     for name, groups in (("sd_over_subjects", by_subject), ("sd_over_seeds", by_seed)):
         if len(groups) > 1:
             summary[name] = groups[metrics].std(ddof=1).to_dict()
