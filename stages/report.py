@@ -36,7 +36,7 @@ def main(
         compared = None  # of other evaluations
     dataset = DATASETS[summary["dataset"]]
     shows_images = dataset.may_share_images or p.evaluate.embed_images
-    thumbnails = read_thumbnails(dataset, images, scored.image_ids) if shows_images else None
+    thumbnails = read_thumbnails(dataset, images, scored.image_ids.tolist()) if shows_images else None
     learning = learning_curves(pd.read_csv(history), pd.read_csv(published_curve), summary)
     with replacing(curves) as temporary:
         learning.to_csv(temporary, index=False)

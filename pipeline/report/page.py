@@ -8,9 +8,10 @@ import base64
 import functools
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import jinja2
 import pandas as pd
@@ -25,8 +26,8 @@ from pipeline.report.pictures import Picture, kept_runs
 
 TEMPLATE = Path(__file__).with_name("page.html")
 VEGA_LITE = "6.4"
-PACKAGES = ("torch", "timm", "dreamsim", "peft", "numpy", "scipy", "pandas", "h5py", "mne", "matplotlib")
-PACKAGES += ("jinja2", "vl-convert-python", "dvc")
+PACKAGES = ["torch", "timm", "dreamsim", "peft", "numpy", "scipy", "pandas", "h5py", "mne", "matplotlib"]
+PACKAGES += ["jinja2", "vl-convert-python", "dvc"]
 SUBJECT_COLUMNS = {
     "subject": "subject",
     "seed": "seed",
@@ -48,11 +49,11 @@ SUBJECT_COLUMNS = {
 def write_report(
     path: Path,
     *,
-    evaluation: dict,
+    evaluation: dict[str, Any],
     tables: dict[str, pd.DataFrame],
     curves: pd.DataFrame,
-    comparison: dict | None,
-    settings: dict,
+    comparison: dict[str, Any] | None,
+    settings: dict[str, Any],
     pictures: Sequence[Picture],
     caveats: Sequence[str],
     published: Sequence[Published],
@@ -67,20 +68,16 @@ def write_report(
     what decided the figures, `caveats`, `published` and `may_share_images` those of the dataset's entry, `hashes` the
     sha256 of the files that the page is made of.
     """
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.tests["missing"] = _missing
     subjects = tables["per_subject"]
     drawn = _charts(evaluation, tables, curves, comparison)
-    page = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+    page = _template().render(
         run=evaluation,
         comparison=comparison,
         chance=chance_levels(evaluation["n_way"]),
         subject_columns={name: title for name, title in SUBJECT_COLUMNS.items() if name in subjects},
         subjects=_records(subjects),
         galleries=_records(tables["n_way"]),
-        top_k=[name[3:-4] for name in tables["n_way"] if re.fullmatch(r"top\d+_acc", name)],
+        top_k=[name[3:-4] for name in map(str, tables["n_way"]) if re.fullmatch(r"top\d+_acc", name)],
         charts=drawn,
         specs={id: chart.spec for id, chart in drawn.items()},
         pictures=[(picture, base64.b64encode(picture.path.read_bytes()).decode()) for picture in pictures],
@@ -95,6 +92,14 @@ def write_report(
     )
     with replacing(path) as temporary:
         temporary.write_text(page, encoding="utf-8")
+
+
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.tests["missing"] = _missing
+    return environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
 
 
 @functools.cache
@@ -117,12 +122,12 @@ def _missing(value: object) -> bool:
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
-def _records(table: pd.DataFrame) -> list[dict]:
+def _records(table: pd.DataFrame) -> list[dict[Hashable, Any]]:
     """Rows with the plain types of Python, which Jinja2 can tell apart."""
     return table.astype(object).to_dict("records")
 
 
-def learning_curves(history: pd.DataFrame, reference: pd.DataFrame, evaluation: dict) -> pd.DataFrame:
+def learning_curves(history: pd.DataFrame, reference: pd.DataFrame, evaluation: dict[str, Any]) -> pd.DataFrame:
     """Epoch by epoch, a row a curve: `curve` (its name), `epoch`, `loss` (nats) and `top1_acc` (of training: none).
 
     `history` has epoch, train_loss and, where an epoch was selected, selection_loss and selection_top1. Of
@@ -141,7 +146,9 @@ def learning_curves(history: pd.DataFrame, reference: pd.DataFrame, evaluation: 
     return pd.concat(curves).reindex(columns=["curve", "epoch", "loss", "top1_acc"])
 
 
-def cosines(similarities: Similarities, evaluation: dict, comparison: dict | None) -> dict:
+def cosines(
+    similarities: Similarities, evaluation: dict[str, Any], comparison: dict[str, Any] | None
+) -> dict[str, Any]:
     """What `pictures.cosine_distributions` draws: of both sides where two were compared, else of this one."""
     if comparison is None or "metrics" not in comparison:
         kept = cosine_histograms(kept_runs(similarities))
@@ -155,11 +162,11 @@ def cosines(similarities: Similarities, evaluation: dict, comparison: dict | Non
 
 
 def _charts(
-    run: dict, tables: dict[str, pd.DataFrame], curves: pd.DataFrame, comparison: dict | None
+    run: dict[str, Any], tables: dict[str, pd.DataFrame], curves: pd.DataFrame, comparison: dict[str, Any] | None
 ) -> dict[str, charts.Chart]:
     encoder, top1 = run["encoder"], "top-1 accuracy"
     drawn = {
-        "subjects": charts.subjects(_subjects(run, tables["per_subject"], comparison)),
+        "subjects": charts.subjects(_top1_of_subjects(run, tables["per_subject"], comparison)),
         "loss": charts.learning(curves.dropna(subset="loss"), "loss", "Learning curve", "contrastive loss (nats)"),
     }
     selection = curves.dropna(subset="top1_acc")
@@ -175,7 +182,9 @@ def _charts(
     return drawn
 
 
-def _subjects(run: dict, per_subject: pd.DataFrame, comparison: dict | None) -> pd.DataFrame:
+def _top1_of_subjects(
+    run: dict[str, Any], per_subject: pd.DataFrame, comparison: dict[str, Any] | None
+) -> pd.DataFrame:
     """Top-1 of each subject, the mean over seeds; of both sides where two were compared."""
     kept = per_subject[~per_subject["collapsed"]] if run["n_collapsed"] < run["n_runs"] else per_subject
     if comparison is not None and "per_subject" in comparison:
