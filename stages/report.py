@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -31,9 +32,7 @@ def main(
     p = read_params(params)
     summary, scored = json.loads(evaluation.read_text()), read_similarities(similarities)
     frames = {path.stem: pd.read_csv(path) for path in tables}
-    compared = json.loads(comparison.read_text()) if comparison.exists() else {"sha256": []}
-    if sha256(similarities) not in compared["sha256"]:
-        compared = None  # of other evaluations
+    compared = _comparison_of(similarities, comparison)
     dataset = DATASETS[summary["dataset"]]
     shows_images = dataset.may_share_images or p.evaluate.embed_images
     thumbnails = read_thumbnails(dataset, images, scored.image_ids.tolist()) if shows_images else None
@@ -59,6 +58,12 @@ def main(
     files = [*(picture.path for picture in drawn), page]
     show("report", [{"file": str(path), "MB": path.stat().st_size / 1e6} for path in files])
     return str(page)
+
+
+def _comparison_of(similarities: Path, comparison: Path) -> dict[str, Any] | None:
+    """The last comparison, or None if it is not of these similarities."""
+    compared = json.loads(comparison.read_text()) if comparison.exists() else {"sha256": []}
+    return compared if sha256(similarities) in compared["sha256"] else None
 
 
 if __name__ == "__main__":

@@ -102,8 +102,10 @@ def read_similarities(path: Path) -> Similarities:
 
 
 def settings_of(recipe: Mapping[str, Any], eeg: list[Path], embeddings: Path) -> dict[str, dict[str, Any]]:
-    """What decides the figures besides encoder, subjects and seeds: `recipe`, the train section of the parameters, and
-    how EEG and embeddings were made."""
+    """What decides the figures besides encoder, subjects and seeds: the recipe, and how EEG and embeddings were made.
+
+    `recipe` is the train section of the parameters. Without NO_SETTINGS.
+    """
     parts = {"train": recipe}
     for name, path in [("embeddings", embeddings), *((f"eeg of {path.stem}", path) for path in eeg)]:
         with h5py.File(path, "r") as file:

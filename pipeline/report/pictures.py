@@ -111,7 +111,6 @@ def draw_pictures(
     everybody = f"mean of {n_subjects} subjects" if n_subjects > 1 else typical.subject
     synthetic = ", SYNTHETIC DATA" if similarities.made_with["synthetic"] else ""
     of_one, of_all = (f"{whose}, {similarities.made_with['encoder']} encoder{synthetic}" for whose in (one, everybody))
-    pictures = []
     with matplotlib.style.context(["default", STYLE]):
         figures = {
             "retrieval": retrieval_grid(
@@ -123,12 +122,12 @@ def draw_pictures(
             "embeddings": embedding_map(typical.eeg, typical.images, found, f"Projected embeddings\n{of_one}"),
         }
         for name, figure in figures.items():
-            heading, description = TEXTS[name]
             with replacing(folder / f"{name}.png") as temporary:
                 figure.savefig(temporary, format="png", bbox_inches="tight", pad_inches=0.08)
-            told = description.format(one=one, everybody=everybody)
-            pictures.append(Picture(folder / f"{name}.png", heading, told))
-    return pictures
+    return [
+        Picture(folder / f"{name}.png", heading, description.format(one=one, everybody=everybody))
+        for name, (heading, description) in TEXTS.items()
+    ]
 
 
 def colours_of(sides: Sequence[str]) -> dict[str, str]:
