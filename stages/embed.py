@@ -23,7 +23,7 @@ def main(params: Path, encoder: str, images: Path, image_table: Path, weights: P
     names = {"backbone": p.backbone, "encoder": encoder, "alignment": p.alignment if aligned else "none"}
     device = pick_device(p.embed.device)
     embed_images(image_table, images, load, weights / model.file, target, names, p.embed, device)
-    show(f"{p.backbone}, {encoder}", [{"block": block} | health for block, health in read_health(target).items()])
+    show(f"{p.backbone}, {encoder}", [{"block": block, **health} for block, health in read_health(target).items()])
     return str(target)
 
 

@@ -7,17 +7,15 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import pandas as pd
 
+from pipeline.data.image_table import Split
+from pipeline.data.published import Published
 from pipeline.data.sources import Make, Osf
 from pipeline.errors import InputError
 from pipeline.sections import Preprocess
-
-Split = Literal["train", "test"]
-SPLITS: tuple[Split, ...] = ("train", "test")
 
 
 @dataclass(frozen=True)
@@ -73,6 +71,7 @@ class Dataset:
     caveats: tuple[str, ...] = ()  # sentences for every report
     may_share_images: bool = False  # whether a page that holds them may be passed on
     synthetic: bool = False
+    published: tuple[Published, ...] = ()  # figures on it, in the order in which they are shown
 
 
 def require_as_published(preprocess: Preprocess, prepared_as: str) -> None:

@@ -8,13 +8,15 @@ embedding cache, does not depend on which EEG was recorded with them.
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 import pandas as pd
 
-from pipeline.data.entry import SPLITS, Split
 from pipeline.errors import InputError
 from pipeline.files import replacing
 
+Split = Literal["train", "test"]
+SPLITS: tuple[Split, ...] = ("train", "test")
 COLUMNS = ["split", "image_ids", "concept", "things_concept"]
 
 

@@ -17,7 +17,8 @@ import numpy as np
 import pandas as pd
 
 from pipeline.data.archives import open_member, open_zip
-from pipeline.data.entry import SPLITS, Layout, RawEeg, Split, require_as_published
+from pipeline.data.entry import Layout, RawEeg, require_as_published
+from pipeline.data.image_table import SPLITS, Split
 from pipeline.data.pickles import Streamed, read_npy, stream_npy
 from pipeline.errors import InputError
 from pipeline.sections import Preprocess

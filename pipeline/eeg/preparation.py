@@ -33,8 +33,8 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from pipeline.data.entry import SPLITS, Dataset, Layout, Split
-from pipeline.data.image_table import read_image_table
+from pipeline.data.entry import Dataset, Layout
+from pipeline.data.image_table import SPLITS, Split, read_image_table
 from pipeline.errors import InputError
 from pipeline.files import replacing, sha256
 from pipeline.sections import Preprocess
