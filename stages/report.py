@@ -49,7 +49,6 @@ def main(
         comparison=compared,
         settings=scored.made_with["settings"] | {"evaluate": p.evaluate.model_dump()},
         pictures=drawn,
-        caveats=dataset.caveats,
         published=dataset.published,
         may_share_images=dataset.may_share_images,
         shows_images=shows_images,
