@@ -8,14 +8,15 @@ import sys
 import time
 import zipfile
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, replace
+from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from pipeline.data.datasets import THINGS_EEG2
+from pipeline.data.sources import THINGS_EEG2, THINGS_EEG2_RAW, THINGS_MEG, Bucket, Published
 from pipeline.errors import InputError
-from pipeline.fetch.download import fetch_dataset, fetch_release
+from pipeline.fetch.download import Addresses, fetch_dataset, fetch_release
 from pipeline.fetch.web import Patience
 from tests.osf_server import Server, fault, serve
 
@@ -26,19 +27,26 @@ HASTY = replace(QUICK, silence=0.25)
 SIZE = 400_000
 CHECKPOINT = "dreamsim_synclr_vitb16_checkpoint.zip"
 SYNCLR = ("v0.2.1-checkpoints", CHECKPOINT)
+# The same files by three kinds of servers.
+KINDS = {
+    "osf": THINGS_EEG2,
+    "figshare": THINGS_EEG2_RAW,
+    "bucket": replace(THINGS_EEG2, eeg=Bucket("anp5v/")),
+}
+LISTED_AS = {"osf": "anp5v", "figshare": "18470912", "bucket": "bucket"}
 CLIENT = """
 import resource, sys
 from pathlib import Path
-from pipeline.data.datasets import THINGS_EEG2
-from pipeline.fetch.download import fetch_dataset
+from pipeline.data.sources import *
+from pipeline.fetch.download import Addresses, fetch_dataset
 from pipeline.errors import InputError
 from pipeline.fetch.web import Patience
-api, subjects, where, patience, largest_file = eval(sys.argv[1])
+source, addresses, subjects, where, patience, largest_file = eval(sys.argv[1])
 if largest_file:
     resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
 places = [Path(where, name) for name in ("eeg", "images", "image_metadata.npy")]
 try:
-    fetch_dataset(THINGS_EEG2.source, api, subjects, *places, Patience(**patience))
+    fetch_dataset(source, addresses, subjects, *places, patience)
 except InputError as error:
     sys.exit(f"InputError: {error}")
 """
@@ -68,13 +76,15 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def nodes(published: Path) -> dict[str, Path]:
-    return {"anp5v": published / "anp5v", "y63gw": published / "y63gw"}
+def serve_all(published: Path, direct: bool = False) -> AbstractContextManager[Server]:
+    nodes = {"anp5v": published / "anp5v", "y63gw": published / "y63gw"}
+    articles = {18470912: published / "anp5v"}
+    return serve(nodes, published / "releases", articles=articles, bucket=published, direct=direct)
 
 
 @pytest.fixture(scope="module")
 def shared_server(published: Path) -> Iterator[Server]:
-    with serve(nodes(published), published / "releases") as server:
+    with serve_all(published) as server:
         yield server
 
 
@@ -93,10 +103,20 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache"
 
 
-def get(server: Server, where: Path, subjects: list[str] | str = ("sub-01",), patience: Patience = QUICK) -> None:
+def addresses(server: Server) -> Addresses:
+    return Addresses(server.api, server.figshare, server.bucket)
+
+
+def get(
+    server: Server,
+    where: Path,
+    subjects: list[str] | str = ("sub-01",),
+    patience: Patience = QUICK,
+    source: Published = THINGS_EEG2,
+) -> None:
     chosen = subjects if subjects == "all" else list(subjects)
     places = (where / "eeg", where / "images", where / "image_metadata.npy")
-    fetch_dataset(THINGS_EEG2.source, server.api, chosen, *places, patience)
+    fetch_dataset(source, addresses(server), chosen, *places, patience)
 
 
 def originals(published: Path) -> dict[str, Path]:
@@ -143,7 +163,7 @@ def test_fetches_what_is_asked_for_and_nothing_twice(
 
 def test_all_subjects_then_offline(published: Path, tmp_path: Path) -> None:
     everyone = [f"sub-{number:02}" for number in range(1, 6)]
-    with serve(nodes(published), published / "releases", direct=True) as server:
+    with serve_all(published, direct=True) as server:
         get(server, tmp_path / "a", "all")
         fetch_release(server.releases, *SYNCLR, tmp_path / "weights", QUICK)
     check(published, tmp_path / "a", everyone)
@@ -248,9 +268,14 @@ def test_many_drops_that_bring_bytes_are_no_reason_to_give_up(server: Server, pu
 
 
 def client(
-    server: Server, where: Path, subjects: list[str], patience: Patience = QUICK, largest_file: int = 0
+    server: Server,
+    where: Path,
+    subjects: list[str],
+    patience: Patience = QUICK,
+    largest_file: int = 0,
+    source: Published = THINGS_EEG2,
 ) -> subprocess.Popen[str]:
-    arguments = repr((server.api, subjects, str(where), asdict(patience), largest_file))
+    arguments = repr((source, addresses(server), subjects, str(where), patience, largest_file))
     root = Path(__file__).parent.parent
     return subprocess.Popen(
         [sys.executable, "-c", CLIENT, arguments], cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

@@ -1,7 +1,8 @@
 """HTTP with patience: what may pass is tried again, what will not is one clear error.
 
 Tried again with exponential back-off and jitter, or when Retry-After says: connections that break, fall silent or
-crawl, 408, 425, 429 and 5xx, HTML pages in the place of data, and any refusal after a redirect: signed links expire.
+crawl, 202, 408, 425, 429 and 5xx, HTML pages in the place of data, and any refusal after a redirect, because signed
+links expire.
 """
 
 import asyncio
@@ -111,14 +112,14 @@ async def retry(
             state.attempt_number = 1
 
     def wait(state: RetryCallState) -> float:
-        asked = state.outcome.exception().wait
+        asked = _failure(state).wait
         return backoff(state) if asked is None else asked + backoff(state) / 10  # not all at the same moment
 
     def stop(state: RetryCallState) -> bool:
         return state.attempt_number >= patience.attempts or state.idle_for + state.upcoming_sleep > patience.total
 
     def tell(state: RetryCallState) -> None:
-        tell_user(f"{name}: {state.outcome.exception()}; again in {state.upcoming_sleep:.1f} s")
+        tell_user(f"{name}: {_failure(state)}; again in {state.upcoming_sleep:.1f} s")
 
     retrying = AsyncRetrying(
         retry=retry_if_exception_type(TryAgain),
@@ -129,6 +130,13 @@ async def retry(
         reraise=True,
     )
     return await retrying(once)
+
+
+def _failure(state: RetryCallState) -> TryAgain:
+    """Why the attempt failed, where it is to be made again."""
+    failure = state.outcome.exception() if state.outcome else None
+    assert isinstance(failure, TryAgain)
+    return failure
 
 
 def open_client(patience: Patience) -> httpx.AsyncClient:
@@ -152,6 +160,8 @@ def refuse(response: httpx.Response, start: bytes) -> None:
         return
     said = f"{host} answered {status} {response.reason_phrase}"
     asked = response.headers.get("Retry-After")
+    if status == 202:  # a firewall's answer to what is no browser, for instance
+        raise TryAgain(f"{said}, which is no data (a check for robots?)")
     if status in (408, 425, 429) or status >= 500:
         raise TryAgain(said + (f", Retry-After {asked}" if asked else ""), _seconds(asked))
     if response.history:  # the next attempt starts at the first link and is given a new one
