@@ -14,7 +14,7 @@ the first `times` requests for that file (-1: all), then the next fault has its 
     length (by: added to the true Content-Length)  no_range  html (disguised: as application/octet-stream)
     status (code, retry_after: text, or retry_date: seconds from now)  at the data;  api_status: the same at the link
     expired: the link leads to a token of the past
-for a listing, under the name of its node, article or "bucket": api_status, html, text (body), and, as long as they
+for a listing, under the name of its node, article or "bucket": api_status, html, text (body, encoding), and, as long as they
 stand, no_hashes, listed (name, and what its attributes shall say: None leaves one out), page_loop.
 """
 
@@ -251,7 +251,7 @@ class Handler(BaseHTTPRequestHandler):
         elif fault.get("kind") == "html":
             self.reply(200, PAGE, "text/html; charset=utf-8")
         elif fault.get("kind") == "text":
-            self.reply(200, fault["body"].encode(), content_type)
+            self.reply(200, fault["body"].encode(fault["encoding"]), content_type)
         elif not exists:
             self.reply(404, b"Not found.", content_type)
         return bool(fault) or not exists

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -185,7 +185,8 @@ FAULTS = {
     "no hashes": ([], 1),
     "429 with Retry-After in seconds": ([fault("status", code=429, retry_after="1")], 1),
     "503 with Retry-After as a date": ([fault("status", code=503, retry_date=2)], 1),
-    "429 at the OSF link": ([fault("api_status", code=429, retry_after="1")], 1),
+    "429 at the link": ([fault("api_status", code=429, retry_after="1")], 1),
+    "202 and no data, as a firewall answers": ([fault("api_status", code=202)], 1),
     "429 whose Retry-After says nothing": ([fault("status", code=429, retry_after="soon")], 1),
     "burst of 5xx": ([fault("status", code=code) for code in (500, 502, 503)], 1),
     "expired link": ([fault("expired")], 1),
@@ -201,13 +202,20 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize("name", FAULTS)
-def test_fault_that_passes(name: str, server: Server, published: Path, tmp_path: Path) -> None:
+def with_kinds(names: Iterable[str]) -> list[tuple[str, str]]:
+    """Each fault at each kind of server, but for what a bucket has not: links that expire."""
+    no_link = [name for name in names if "expired" not in name]
+    return [(kind, name) for kind in KINDS for name in (no_link if kind == "bucket" else names)]
+
+
+@pytest.mark.parametrize(("kind", "name"), with_kinds(FAULTS))
+def test_fault_that_passes(kind: str, name: str, server: Server, published: Path, tmp_path: Path) -> None:
     faults, times_sent = FAULTS[name]
     hidden = [fault("no_hashes", times=-1)] if "no hashes" in name else []
-    server.set_faults({"sub-01.zip": faults, "anp5v": hidden, "y63gw": hidden})
+    server.set_faults({"sub-01.zip": faults, LISTED_AS[kind]: hidden, "y63gw": hidden})
     start = time.monotonic()
-    get(server, tmp_path / "a", patience=HASTY if name in ("silence", "slow trickle") else QUICK)
+    patience = HASTY if name in ("silence", "slow trickle") else QUICK
+    get(server, tmp_path / "a", patience=patience, source=KINDS[kind])
     assert time.monotonic() - start > ("Retry-After in" in name or "Retry-After as" in name)
     check(published, tmp_path / "a")
     met = [request["fault"] for request in server.log() if request["fault"]]
@@ -215,7 +223,7 @@ def test_fault_that_passes(name: str, server: Server, published: Path, tmp_path:
     if times_sent:
         assert server.sent()["sub-01.zip"] == times_sent * sizes(published, "sub-01.zip")["sub-01.zip"]
     server.clear_log()
-    get(server, tmp_path / "b")
+    get(server, tmp_path / "b", source=KINDS[kind])
     check(published, tmp_path / "b")
     assert server.log() == []
 
@@ -223,31 +231,31 @@ def test_fault_that_passes(name: str, server: Server, published: Path, tmp_path:
 LASTING = {
     "connection dropped at one place": (fault("drop", -1, at=150_000), "no good connection.*150000 of", 150_000),
     "truncated body": (fault("truncate", -1, at=150_000), "stopped before the end.*150000 of", 150_000),
-    "one flipped byte": (fault("flip", -1, at=200_000), "expected sha256 .*, got .*", 0),
+    "one flipped byte": (fault("flip", -1, at=200_000), "expected (sha256|md5) .*, got .*", 0),
     "flipped byte, no hashes": (fault("flip", -1, at=200_000), "wrong CRC in its member", 0),
     "a longer body": (fault("longer", -1, by=1000), "expected 400.* bytes, got more", 0),
     "429, patience ends": (fault("status", -1, code=429, retry_after="3600"), "429 .*Retry-After 3600", 0),
-    "503 at the OSF link": (fault("api_status", -1, code=503), "127.0.0.1 answered 503", 0),
-    "403 at the OSF link": (fault("api_status", -1, code=403), "answered 403.*check the address", 0),
+    "503 at the link": (fault("api_status", -1, code=503), "127.0.0.1 answered 503", 0),
+    "403 at the link": (fault("api_status", -1, code=403), "answered 403.*check the address", 0),
     "links always expired": (fault("expired", -1), "403.*as for a link that has expired", 0),
     "HTML page instead of data": (fault("html", -1), "HTML page, not data", 0),
     "silence": (fault("hang", -1, at=150_000, seconds=20), "ReadTimeout", 150_000),
 }
 
 
-@pytest.mark.parametrize("name", LASTING)
-def test_fault_that_lasts(name: str, server: Server, published: Path, tmp_path: Path, cache: Path) -> None:
+@pytest.mark.parametrize(("kind", "name"), with_kinds(LASTING))
+def test_fault_that_lasts(kind: str, name: str, server: Server, published: Path, tmp_path: Path, cache: Path) -> None:
     lasting, message, kept = LASTING[name]
     hidden = [fault("no_hashes", times=-1)] if "no hashes" in name else []
-    server.set_faults({"sub-01.zip": [lasting], "anp5v": hidden})
+    server.set_faults({"sub-01.zip": [lasting], LISTED_AS[kind]: hidden})
     with pytest.raises(InputError, match=f"(?s)^[^\n]*sub-01.zip: [^\n]*{message}[^\n]*$"):
-        get(server, tmp_path / "a", ["sub-01", "sub-02"], HASTY if name == "silence" else QUICK)
+        get(server, tmp_path / "a", ["sub-01", "sub-02"], HASTY if name == "silence" else QUICK, KINDS[kind])
     assert not (tmp_path / "a/eeg/sub-01.zip").exists()
     assert sum(path.stat().st_size for path in cache.glob("*.part")) == kept
-    server.set_faults({"anp5v": hidden})
+    server.set_faults({LISTED_AS[kind]: hidden})
     server.log()
     server.clear_log()
-    get(server, tmp_path / "a", ["sub-01", "sub-02"])
+    get(server, tmp_path / "a", ["sub-01", "sub-02"], source=KINDS[kind])
     check(published, tmp_path / "a", ["sub-01", "sub-02"])
     assert server.sent() == {"sub-01.zip": sizes(published, "sub-01.zip")["sub-01.zip"] - kept}
 
@@ -301,13 +309,16 @@ def cached(cache: Path) -> int:
 SUBJECTS = ["sub-01", "sub-02", "sub-03"]
 
 
-@pytest.mark.parametrize("point", [0, 50_000, 600_000, 1_100_000, 1_500_000])
+@pytest.mark.parametrize(
+    ("kind", "point"),
+    [("osf", 0), ("osf", 50_000), ("osf", 1_100_000), ("osf", 1_500_000), ("figshare", 600_000), ("bucket", 600_000)],
+)
 def test_killed_midway_only_the_rest_is_fetched(
-    point: int, server: Server, published: Path, tmp_path: Path, cache: Path
+    kind: str, point: int, server: Server, published: Path, tmp_path: Path, cache: Path
 ) -> None:
     names = [f"{subject}.zip" for subject in SUBJECTS] + list(REST)
     server.set_faults({name: [fault("trickle", -1, rate=1_000_000)] for name in names})
-    process = client(server, tmp_path / "a", SUBJECTS)
+    process = client(server, tmp_path / "a", SUBJECTS, source=KINDS[kind])
     wait_until(lambda: cache.exists() and cached(cache) >= point)
     process.kill()
     process.communicate()
@@ -319,7 +330,7 @@ def test_killed_midway_only_the_rest_is_fetched(
     server.set_faults({})
     server.log()
     server.clear_log()
-    get(server, tmp_path / "a", SUBJECTS)
+    get(server, tmp_path / "a", SUBJECTS, source=KINDS[kind])
     check(published, tmp_path / "a", SUBJECTS)
     assert sum(server.sent().values()) == sum(sizes(published, *names).values()) - kept
 
@@ -445,39 +456,87 @@ def test_copies_where_hard_links_cannot_be(
         name.rmdir()
 
 
+BOMB = '<?xml version="1.0"?><!DOCTYPE x [<!ENTITY a "aaaaaaaaaa"><!ENTITY b "&a;&a;&a;&a;">]><ListBucketResult>&b;</ListBucketResult>'
+READS = '<?xml version="1.0"?><!DOCTYPE x [<!ENTITY a SYSTEM "file:///etc/passwd">]><ListBucketResult>&a;</ListBucketResult>'
+CUT = "<ListBucketResult><IsTruncated>true</IsTruncated></ListBucketResult>"
+
+
+def relisted(name: str = "sub-01.zip", /, **attributes: object) -> dict[str, object]:
+    return fault("listed", -1, name=name, attributes=attributes)
+
+
+def answer(body: str, encoding: str = "utf-8") -> dict[str, object]:
+    return fault("text", -1, body=body, encoding=encoding)
+
+
 LISTINGS = {
-    "an HTML page": (fault("html", -1), "HTML page"),
-    "no JSON": (fault("text", -1, body="{"), "expected a file listing of OSF's API"),
-    "other JSON": (fault("text", -1, body='{"data": [{"id": 1}]}'), "expected a file listing of OSF's API"),
-    "nothing": (fault("text", -1, body='{"data": [], "links": {"next": null}}'), "no subject sub-01.*there are none"),
-    "5xx": (fault("api_status", -1, code=502), "answered 502"),
-    "404": (fault("api_status", -1, code=404), "answered 404"),
-    "no size": (fault("listed", -1, name="sub-01.zip", attributes={"size": None}), "with a size and a download link"),
-    "a strange hash": (
-        fault("listed", -1, name="sub-01.zip", attributes={"extra": {"hashes": {"sha256": "../../x"}}}),
-        "expected a file listing of OSF's API",
+    ("osf", "an HTML page"): (fault("html", -1), "HTML page"),
+    ("osf", "no JSON"): (answer("{"), "expected the file listing of OSF node anp5v, got .*Invalid JSON"),
+    ("osf", "other JSON"): (
+        answer('{"data": [{"id": 1}]}'),
+        "got something else .data.0.attributes.kind Field required",
     ),
-    "two of a name": (fault("listed", -1, name="sub-02.zip", attributes={"name": "sub-01.zip"}), "got 2 by that name"),
+    ("osf", "nothing"): (answer('{"data": [], "links": {"next": null}}'), "no subject sub-01; there are none"),
+    ("osf", "5xx"): (fault("api_status", -1, code=502), "answered 502"),
+    ("osf", "404"): (fault("api_status", -1, code=404), "answered 404"),
+    ("osf", "no size"): (relisted(size=None), "sub-01.zip has no size"),
+    ("osf", "a strange hash"): (relisted(extra={"hashes": {"sha256": "../../x"}}), "sha256 String should match"),
+    ("osf", "two of a name"): (relisted("sub-02.zip", name="sub-01.zip"), "sub-01: expected 1 file such as .*got 2: "),
+    ("figshare", "an HTML page"): (fault("html", -1), "HTML page"),
+    ("figshare", "a firewall"): (fault("api_status", -1, code=202), "answered 202"),
+    ("figshare", "404"): (fault("api_status", -1, code=404), "answered 404"),
+    ("figshare", "no JSON"): (answer("[}"), "expected the file listing of Figshare article 18470912, .*Invalid JSON"),
+    ("figshare", "other JSON"): (answer('{"message": "gone"}'), "got something else .Input should be a valid array"),
+    ("figshare", "nothing"): (answer("[]"), "no subject sub-01; there are none"),
+    ("figshare", "no size"): (relisted(size=None), "got something else .0.size Field required"),
+    ("figshare", "a size below 0"): (relisted(size=-1), "0.size .*greater than or equal to 0"),
+    ("figshare", "a strange hash"): (relisted(computed_md5="../x"), "0.computed_md5"),
+    ("figshare", "a link to elsewhere"): (
+        relisted(is_link_only=True),
+        "sub-01.zip has no address .*a link to elsewhere",
+    ),
+    ("figshare", "two of a name"): (relisted("sub-02.zip", name="sub-01.zip"), "expected 1 file such as .*got 2: "),
+    ("bucket", "an HTML page"): (fault("html", -1), "HTML page"),
+    ("bucket", "403"): (fault("api_status", -1, code=403), "answered 403.*still public"),
+    ("bucket", "no XML"): (answer("{}"), "expected the file listing of bucket folder anp5v/, got .*not well-formed"),
+    ("bucket", "cut XML"): (answer("<ListBucketResult><Contents>"), "got something else .no element found"),
+    ("bucket", "other XML"): (
+        answer("<Error><Code>NoSuchBucket</Code></Error>"),
+        "got something else .it begins with Error",
+    ),
+    ("bucket", "XML that grows, hidden"): (answer(BOMB, "utf-16"), "got something else .*can't decode"),
+    ("bucket", "XML that grows"): (answer(BOMB), "got something else .it declares something"),
+    ("bucket", "XML that reads files"): (answer(READS), "got something else .it declares something"),
+    ("bucket", "cut off without a token"): (answer(CUT), "cut off and does not say where it goes on"),
+    ("bucket", "nothing"): (answer("<ListBucketResult/>"), "no subject sub-01; there are none"),
+    ("bucket", "no key"): (relisted(Key=None), "Key Field required"),
+    ("bucket", "no size"): (relisted(Size=None), "Size Field required"),
+    ("bucket", "a size that is none"): (relisted(Size="many"), "Size Input should be a valid integer"),
+    ("bucket", "two of a name"): (relisted("sub-02.zip", Key="anp5v/more/sub-01.zip"), "expected 1 file .*got 2: "),
 }
 
 
-@pytest.mark.parametrize("name", LISTINGS)
-def test_listing_that_is_none(name: str, server: Server, tmp_path: Path) -> None:
-    bad, message = LISTINGS[name]
-    server.set_faults({"anp5v": [bad]})
-    with pytest.raises(InputError, match=message):
-        get(server, tmp_path / "a")
+@pytest.mark.parametrize(("kind", "name"), LISTINGS)
+def test_listing_that_is_none(kind: str, name: str, server: Server, tmp_path: Path) -> None:
+    bad, message = LISTINGS[kind, name]
+    server.set_faults({LISTED_AS[kind]: [bad]})
+    with pytest.raises(InputError, match=f"(?s)^[^\n]*{message}[^\n]*$"):
+        get(server, tmp_path / "a", source=KINDS[kind])
     assert server.sent() == {}
+    assert not (tmp_path / "a").exists()
 
 
-def test_listing_faults_that_pass_and_a_page_that_names_itself(server: Server, published: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_listing_faults_that_pass_and_a_page_that_names_itself(
+    kind: str, server: Server, published: Path, tmp_path: Path
+) -> None:
     passing = [fault("api_status", code=429, retry_after="0"), fault("html"), fault("api_status", code=503)]
-    server.set_faults({"anp5v": passing[:2], "y63gw": passing[2:]})
-    get(server, tmp_path / "a")
+    server.set_faults({LISTED_AS[kind]: passing[:2], "y63gw": passing[2:]})
+    get(server, tmp_path / "a", source=KINDS[kind])
     check(published, tmp_path / "a")
-    server.set_faults({"anp5v": [fault("page_loop", -1)]})
+    server.set_faults({LISTED_AS[kind]: [fault("page_loop", -1)]})
     with pytest.raises(InputError, match="sub-05"):
-        get(server, tmp_path / "a", ["sub-05"])
+        get(server, tmp_path / "a", ["sub-05"], source=KINDS[kind])
 
 
 def test_only_an_md5(server: Server, published: Path, tmp_path: Path) -> None:

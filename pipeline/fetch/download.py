@@ -65,8 +65,8 @@ def fetch_dataset(
     def choose(list_of: Callable[[Server], list[Listed]]) -> dict[Path, Remote]:
         servers = dict.fromkeys([source.eeg, *(server for server, _ in named.values())])
         listings = {server: list_of(server) for server in servers}
-        chosen = {eeg_dir / place: file for place, file in _subject_files(source, listings[source.eeg], subjects)}
-        wanted = {place: _remote(source.eeg, file) for place, file in chosen.items()}
+        chosen = _subject_files(source, listings[source.eeg], subjects)
+        wanted = {eeg_dir / place: _remote(source.eeg, file) for place, file in chosen}
         for place, (server, name) in named.items():
             wanted[place] = _remote(server, _find(name, server, listings[server]))
         return wanted
@@ -105,9 +105,10 @@ def _subject_files(source: Published, listing: list[Listed], subjects: Subjects)
     for subject in chosen:
         names = sorted(file.name for file in there[subject])
         if len(names) != source.files_per_subject or len(set(names)) != len(names):
+            expected = "1 file" if source.files_per_subject == 1 else f"{source.files_per_subject} files"
             raise InputError(
-                f"{source.eeg}: {subject}: expected {source.files_per_subject} files with different names, "
-                f"got {len(names)}: {', '.join(names)}; has the server all that was published?"
+                f"{source.eeg}: {subject}: expected {expected} such as {names[0]}, each once, got {len(names)}: "
+                f"{', '.join(names)}; has the server all that was published?"
             )
         for file in there[subject]:
             yield (file.name if len(names) == 1 else f"{subject}/{file.name}"), file

@@ -240,7 +240,7 @@ async def _receive_rest(client: httpx.AsyncClient, remote: Remote, part: Path, p
             raise TryAgain(f"{host} has fewer bytes than the {have} that came before; from the start")
         chunks = response.aiter_raw()
         chunk = await anext(chunks, b"")
-        refuse(response, chunk)
+        refuse(response, chunk, f"{remote.name}: {remote.url}")
         if have and response.status_code == 200:  # Range was ignored
             if response.headers.get("Content-Length", expected) != expected:
                 raise TryAgain(f"{host} sent something of another size than the file")

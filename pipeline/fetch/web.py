@@ -58,7 +58,7 @@ def read(url: str, patience: Patience = PATIENCE) -> bytes:
 
     async def attempt(client: httpx.AsyncClient) -> bytes:
         response = await client.get(url)
-        refuse(response, response.content)
+        refuse(response, response.content, url)
         return response.content
 
     return asyncio.run(_ask(url, attempt, patience))
@@ -69,7 +69,7 @@ def remote_size(url: str, patience: Patience = PATIENCE) -> int:
 
     async def attempt(client: httpx.AsyncClient) -> int:
         async with client.stream("GET", url, headers={"Range": "bytes=0-63"}) as response:
-            refuse(response, await anext(response.aiter_raw(), b""))
+            refuse(response, await anext(response.aiter_raw(), b""), url)
             length = response.headers.get("Content-Length", "")
             if response.status_code == 206:
                 length = response.headers.get("Content-Range", "").rpartition("/")[2]
@@ -150,8 +150,8 @@ def _tls() -> ssl.SSLContext:
     return httpx.create_ssl_context()
 
 
-def refuse(response: httpx.Response, start: bytes) -> None:
-    """Raise unless the answer is data; `start` is the start of its body."""
+def refuse(response: httpx.Response, start: bytes, name: str) -> None:
+    """Raise unless the answer is data; `start` is the start of its body, `name` what was asked for."""
     host, status = response.url.host, response.status_code
     if status in (200, 206):
         page = start.lstrip()[:9].lower().startswith((b"<!doctype", b"<html"))
@@ -166,7 +166,7 @@ def refuse(response: httpx.Response, start: bytes) -> None:
         raise TryAgain(said + (f", Retry-After {asked}" if asked else ""), _seconds(asked))
     if response.history:  # the next attempt starts at the first link and is given a new one
         raise TryAgain(f"{said}, as for a link that has expired")
-    raise InputError(f"{response.url}: {said}; check the address and whether the file is still public")
+    raise InputError(f"{name}: {said}; check the address and whether the file is still public")
 
 
 def _seconds(retry_after: str | None) -> float | None:
