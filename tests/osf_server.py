@@ -14,8 +14,8 @@ the first `times` requests for that file (-1: all), then the next fault has its 
     length (by: added to the true Content-Length)  no_range  html (disguised: as application/octet-stream)
     status (code, retry_after: text, or retry_date: seconds from now)  at the data;  api_status: the same at the link
     expired: the link leads to a token of the past
-for a listing, under the name of its node, article or "bucket": api_status, html, text (body, encoding), and, as long as they
-stand, no_hashes, listed (name, and what its attributes shall say: None leaves one out), page_loop.
+for a listing, under the name of its node, article or "bucket": api_status, html, text (body, encoding), and, as long
+as they stand, no_hashes, listed (name, and what its attributes shall say: None leaves one out), page_loop.
 """
 
 import argparse

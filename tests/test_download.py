@@ -1,10 +1,14 @@
 """Downloads against a look-alike server with real faults, real kills and a real second process."""
 
+import hashlib
 import os
 import random
+import re
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
@@ -17,6 +21,7 @@ import pytest
 from pipeline.data.sources import THINGS_EEG2, THINGS_EEG2_RAW, THINGS_MEG, Bucket, Published
 from pipeline.errors import InputError
 from pipeline.fetch.download import Addresses, fetch_dataset, fetch_release
+from pipeline.fetch.transfer import Remote, fetch
 from pipeline.fetch.web import Patience
 from tests.osf_server import Server, fault, serve
 
@@ -62,7 +67,7 @@ def make_zip(path: Path, size: int) -> None:
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """anp5v with two pages and a folder, y63gw with one archive in a folder, and DreamSim's releases."""
+    """anp5v with two pages and a folder, y63gw with one archive in a folder, MEG, and DreamSim's releases."""
     root = tmp_path_factory.mktemp("published")
     for number in range(1, 6):
         make_zip(root / f"anp5v/sub-{number:02}.zip", SIZE)
@@ -72,6 +77,14 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
     make_zip(root / "y63gw/the test set/test_images.zip", SIZE // 4)
     (root / "y63gw/image_metadata.npy").write_bytes(b"\x93NUMPY" + random.Random(1).randbytes(1000))
     (root / "y63gw/LICENSE.txt").write_text("licence")
+    make_zip(root / "two words+/sub-77.zip", SIZE // 4)
+    for part in ("P1-epo", "P1-epo-1", "P1-epo-2", "P1-epo-3", "P2-epo", "P2-epo-1", "P2-epo-2", "P2-epo-3"):
+        path = root / f"ds004212/derivatives/preprocessed/preprocessed_{part}.fif"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(random.Random(part).randbytes(SIZE // 4))
+    (root / "ds004212/derivatives/preprocessed/README").write_text("about")
+    (root / "ds004212/sourcedata").mkdir()
+    (root / "ds004212/sourcedata/sample_attributes_P1.csv").write_text("trial_type,image_path\n")
     make_zip(root / "releases/v0.2.1-checkpoints" / CHECKPOINT, SIZE)
     return root
 
@@ -173,6 +186,10 @@ def test_all_subjects_then_offline(published: Path, tmp_path: Path) -> None:
     assert (tmp_path / "again" / CHECKPOINT).read_bytes() == originals(published)[CHECKPOINT].read_bytes()
     with pytest.raises(InputError, match="no good connection to 127.0.0.1"):
         get(server, tmp_path / "c", ["sub-06"])
+
+
+def relisted(name: str = "sub-01.zip", /, **attributes: object) -> dict[str, object]:
+    return fault("listed", -1, name=name, attributes=attributes)
 
 
 DROP = fault("drop", at=150_000)
@@ -390,13 +407,22 @@ def test_a_file_that_cannot_grow_is_kept_and_finished_later(server: Server, publ
     assert server.sent() == expected
 
 
-def test_no_room_is_said_before_the_first_byte(server: Server, tmp_path: Path) -> None:
-    huge = fault("listed", -1, name="sub-01.zip", attributes={"size": 10**16})
-    server.set_faults({"anp5v": [huge]})
-    with pytest.raises(InputError, match=r"cache: the files need 10000000.* GB more and only .* GB are free"):
-        get(server, tmp_path / "a")
+def test_what_is_missing_is_said_and_must_fit(
+    server: Server, published: Path, tmp_path: Path, cache: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    get(server, tmp_path / "a", source=THINGS_EEG2_RAW)
+    server.log()
+    server.clear_log()
+    server.set_faults({"18470912": [relisted(f"sub-0{number}.zip", size=10**16) for number in range(2, 6)]})
+    started = cache / f"md5-{hashlib.md5(originals(published)['sub-02.zip'].read_bytes()).hexdigest()}.part"
+    started.touch()
+    os.truncate(started, 10**10)  # takes no room
+    with pytest.raises(InputError, match=r"cache: the files need 39999990.000 GB more and only .* GB are free"):
+        get(server, tmp_path / "b", "all", source=THINGS_EEG2_RAW)
+    said = r"4 file\(s\), 40000000.000 GB, 10.000 GB of it came earlier; 4 more are there whole; [0-9.]+ GB are free"
+    assert re.search(said, capfd.readouterr().out)
     assert server.sent() == {}
-    assert not (tmp_path / "a").exists()
+    assert not (tmp_path / "b").exists()
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "empty"])
@@ -434,35 +460,39 @@ def test_damaged_partial_and_lost_records(server: Server, published: Path, tmp_p
     assert server.sent() == {"sub-01.zip": size - 150_000 + size}
 
 
-def test_copies_where_hard_links_cannot_be(
-    server: Server,
-    published: Path,
-    tmp_path: Path,
-    tmp_path_factory: pytest.TempPathFactory,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+@pytest.fixture
+def other_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A cache on another file system."""
     memory = Path("/dev/shm")
     if not memory.is_dir() or memory.stat().st_dev == tmp_path.stat().st_dev:
         pytest.skip("needs a second file system")
-    name = memory / f"test-{os.getpid()}"
-    monkeypatch.setenv("ALIGNED_EEG_CACHE", str(name))
-    try:
-        get(server, tmp_path / "a")
-        check(published, tmp_path / "a")
-        assert os.stat(tmp_path / "a/eeg/sub-01.zip").st_nlink == 1
-    finally:
-        for path in name.iterdir():
-            path.unlink()
-        name.rmdir()
+    with tempfile.TemporaryDirectory(dir=memory) as name:
+        monkeypatch.setenv("ALIGNED_EEG_CACHE", name)
+        yield Path(name)
 
 
-BOMB = '<?xml version="1.0"?><!DOCTYPE x [<!ENTITY a "aaaaaaaaaa"><!ENTITY b "&a;&a;&a;&a;">]><ListBucketResult>&b;</ListBucketResult>'
-READS = '<?xml version="1.0"?><!DOCTYPE x [<!ENTITY a SYSTEM "file:///etc/passwd">]><ListBucketResult>&a;</ListBucketResult>'
+def test_copies_where_hard_links_cannot_be(server: Server, published: Path, tmp_path: Path, other_disk: Path) -> None:
+    get(server, tmp_path / "a")
+    check(published, tmp_path / "a")
+    assert os.stat(tmp_path / "a/eeg/sub-01.zip").st_nlink == 1
+
+
+def test_room_for_copies_is_counted_for_the_whole_disk(tmp_path: Path, other_disk: Path) -> None:
+    size = int(shutil.disk_usage(tmp_path).free * 0.6)
+    wanted = {}
+    for name in ("eeg", "images"):
+        (other_disk / name).touch()
+        os.truncate(other_disk / name, size)  # takes no room
+        (tmp_path / name).mkdir()
+        wanted[tmp_path / name / "a.zip"] = Remote("a.zip", "http://127.0.0.1:1/", size, name)
+    with pytest.raises(InputError, match=f"need {2 * size / 1e9:.3f} GB more and only"):
+        fetch(wanted, QUICK)
+
+
+XML = '<?xml version="1.0"?>'
+BOMB = f'{XML}<!DOCTYPE x [<!ENTITY a "aaaaaaaa"><!ENTITY b "&a;&a;&a;">]><ListBucketResult>&b;</ListBucketResult>'
+READS = f'{XML}<!DOCTYPE x [<!ENTITY a SYSTEM "file:///etc/passwd">]><ListBucketResult>&a;</ListBucketResult>'
 CUT = "<ListBucketResult><IsTruncated>true</IsTruncated></ListBucketResult>"
-
-
-def relisted(name: str = "sub-01.zip", /, **attributes: object) -> dict[str, object]:
-    return fault("listed", -1, name=name, attributes=attributes)
 
 
 def answer(body: str, encoding: str = "utf-8") -> dict[str, object]:
@@ -537,6 +567,61 @@ def test_listing_faults_that_pass_and_a_page_that_names_itself(
     server.set_faults({LISTED_AS[kind]: [fault("page_loop", -1)]})
     with pytest.raises(InputError, match="sub-05"):
         get(server, tmp_path / "a", ["sub-05"], source=KINDS[kind])
+
+
+MEG = [f"P1/preprocessed_P1-epo{part}.fif" for part in ("", "-1", "-2", "-3")]
+
+
+def test_meg_in_parts_each_subject_in_a_folder(server: Server, published: Path, tmp_path: Path) -> None:
+    get(server, tmp_path / "a", "all", source=THINGS_MEG)
+    names = [*MEG, *(name.replace("P1", "P2") for name in MEG)]
+    assert sorted(str(path.relative_to(tmp_path / "a/eeg")) for path in (tmp_path / "a/eeg").rglob("*.*")) == sorted(
+        names
+    )
+    for name in names:
+        assert (tmp_path / "a/eeg" / name).read_bytes() == originals(published)[Path(name).name].read_bytes()
+    assert (tmp_path / "a/image_metadata.npy").read_text() == "trial_type,image_path\n"
+    assert not (tmp_path / "a/images").exists()
+    server.clear_log()
+    get(server, tmp_path / "b", ["P2"], source=THINGS_MEG)
+    assert server.log() == []
+
+
+def test_meg_without_a_part(server: Server, tmp_path: Path) -> None:
+    server.set_faults(
+        {"bucket": [relisted("preprocessed_P2-epo-2.fif", Key="ds004212/derivatives/preprocessed/x.fif")]}
+    )
+    with pytest.raises(InputError, match="P2: expected 4 files such as preprocessed_P2-epo-1.fif, each once, got 3: "):
+        get(server, tmp_path / "a", "all", source=THINGS_MEG)
+    twice = "ds004212/derivatives/preprocessed/old/preprocessed_P2-epo.fif"
+    server.set_faults({"bucket": [relisted("preprocessed_P2-epo-2.fif", Key=twice)]})
+    with pytest.raises(InputError, match="P2: expected 4 files such as .*, each once, got 4: "):
+        get(server, tmp_path / "a", "all", source=THINGS_MEG)
+    assert server.sent() == {}
+    get(server, tmp_path / "a", ["P1"], source=THINGS_MEG)
+    assert len(list((tmp_path / "a/eeg/P1").iterdir())) == 4
+
+
+def test_meg_that_was_stored_in_parts_has_no_hash(
+    server: Server, published: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    name = "preprocessed_P1-epo.fif"
+    drop = fault("drop", -1, at=50_000)
+    server.set_faults({"bucket": [fault("no_hashes", -1)], name: [drop]})
+    with pytest.raises(InputError, match=f"{name}: .*50000 of 100000"):
+        get(server, tmp_path / "a", ["P1"], source=THINGS_MEG)
+    assert f"{name}  (no hash is published: checked by its size alone)" in capfd.readouterr().out
+    server.clear_log()
+    changed = relisted(name, ETag=f'"{"0" * 32}-2"')  # another content of that size: what has come is no part of it
+    server.set_faults({"bucket": [fault("no_hashes", -1), changed]})
+    get(server, tmp_path / "a", ["P1"], source=THINGS_MEG)
+    assert server.sent() == {name: SIZE // 4}
+    assert (tmp_path / "a/eeg" / MEG[0]).read_bytes() == originals(published)[name].read_bytes()
+
+
+def test_a_key_with_signs_that_addresses_have_a_meaning_for(server: Server, published: Path, tmp_path: Path) -> None:
+    get(server, tmp_path / "a", ["sub-77"], source=replace(THINGS_EEG2, eeg=Bucket("two words+/")))
+    check(published, tmp_path / "a", ["sub-77"])
 
 
 def test_only_an_md5(server: Server, published: Path, tmp_path: Path) -> None:
