@@ -18,6 +18,9 @@ class Section(BaseModel):
 
 class Download(Section):
     osf_api: str
+    figshare_api: str
+    openneuro: str
+    things_images: str
     dreamsim_releases: str
 
 

@@ -2,19 +2,12 @@
 
 from dataclasses import replace
 
-from pipeline.data import sample, things_eeg2
+from pipeline.data import sample, sources, things_eeg2
 from pipeline.data.entry import Dataset
 from pipeline.data.published import ON_THINGS_EEG2
-from pipeline.data.sources import Osf
 
 THINGS_EEG2 = Dataset(
-    source=Osf(
-        eeg_node="anp5v",
-        subject_file=r"(sub-\d+)\.zip",
-        images_node="y63gw",
-        image_files=("training_images.zip", "test_images.zip"),
-        metadata_file="image_metadata.npy",
-    ),
+    source=sources.THINGS_EEG2,
     find_subjects=things_eeg2.find_subjects,
     read_metadata=things_eeg2.read_metadata,
     open_eeg=things_eeg2.open_eeg,

@@ -13,7 +13,7 @@ import pandas as pd
 
 from pipeline.data.image_table import Split
 from pipeline.data.published import Published
-from pipeline.data.sources import Make, Osf
+from pipeline.data.sources import Files, Make
 from pipeline.errors import InputError
 from pipeline.sections import Preprocess
 
@@ -63,7 +63,7 @@ class Dataset:
     refuses what these data do not allow; `require_as_published` refuses all of it.
     """
 
-    source: Osf | Make
+    source: Files | Make
     find_subjects: Callable[[Path], dict[str, Path]]
     read_metadata: Callable[[Path], dict[Split, pd.DataFrame]]
     open_eeg: Callable[[Path, Mapping[Split, pd.DataFrame], Preprocess], AbstractContextManager[RawEeg]]
