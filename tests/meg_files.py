@@ -26,7 +26,7 @@ def make_meg(
     n_chans: int = 8,
     n_times: int = 281,
 ) -> None:
-    """Write into `folder` eeg/<subject>/preprocessed_<subject>-epo{,-1,-2,-3}.fif, sample_attributes_<subject>.csv, images.
+    """Write eeg/<subject>/preprocessed_<subject>-epo{,-1,-2,-3}.fif, sample_attributes_<subject>.csv and the images.
 
     The images lie as in a user's copy of THINGS: object_images/<concept>/<file>. `n_test` of the concepts have
     a test image, which leaves (`n_concepts` - `n_test`) x `n_images` for training.
