@@ -35,16 +35,16 @@ EXPLODED = 10  # times the loss of chance
 
 @dataclass(frozen=True)
 class Samples:
-    """EEG (M, C, T), and of each sample the row of its image in the embeddings, its subject and its concept."""
+    """EEG (M, C, T), and of each sample the row of its image in the embeddings, its subject and its THINGS concept."""
 
     eeg: Tensor
     target: Tensor
     subject: np.ndarray
-    concept: np.ndarray
+    things_concept: np.ndarray
     sfreq: float
 
     def take(self, rows: np.ndarray) -> "Samples":
-        return Samples(self.eeg[rows], self.target[rows], self.subject[rows], self.concept[rows], self.sfreq)
+        return Samples(self.eeg[rows], self.target[rows], self.subject[rows], self.things_concept[rows], self.sfreq)
 
 
 @dataclass(frozen=True)
@@ -95,29 +95,29 @@ def read_samples(paths: Sequence[Path], split: Literal["train", "test"], embeddi
     size = [len(recording.eeg) * r for recording, r in zip(recordings, n, strict=True)]
     subject = np.repeat([recording.subject for recording in recordings], size)
     target = [embeddings.rows(recording.image_ids).repeat(r) for recording, r in zip(recordings, n, strict=True)]
-    concept = [recording.things_concept.repeat(r) for recording, r in zip(recordings, n, strict=True)]
+    things_concept = [recording.things_concept.repeat(r) for recording, r in zip(recordings, n, strict=True)]
     sfreq, shape = recordings[0].sfreq, recordings[0].eeg.shape[-2:]
     eeg = torch.empty(sum(size), *shape)
     for part in eeg.split(size):
         part.copy_(torch.from_numpy(recordings.pop(0).eeg).reshape(-1, *shape))
-    return Samples(eeg, torch.from_numpy(np.concatenate(target)), subject, np.concatenate(concept), sfreq)
+    return Samples(eeg, torch.from_numpy(np.concatenate(target)), subject, np.concatenate(things_concept), sfreq)
 
 
-def held_out(concept: np.ndarray, share: float, seed: int) -> np.ndarray:
+def held_out(things_concept: np.ndarray, share: float, seed: int) -> np.ndarray:
     """Mask (M,) of the samples whose concept is held out: `share` of the concepts, at least two, chosen by the seed."""
-    concepts = np.unique(concept)
+    concepts = np.unique(things_concept)
     n = max(2, round(share * len(concepts)))
     if n > len(concepts) - 2:
         raise InputError(f"train.validation_concepts = {share} holds out {n} of {len(concepts)} concepts: lower it")
-    return np.isin(concept, np.random.default_rng(seed).choice(concepts, n, replace=False))
+    return np.isin(things_concept, np.random.default_rng(seed).choice(concepts, n, replace=False))
 
 
-def make_galleries(subject: np.ndarray, concept: np.ndarray) -> list[np.ndarray]:
+def make_galleries(subject: np.ndarray, things_concept: np.ndarray) -> list[np.ndarray]:
     """Rows of one gallery each: one subject's responses to one image of every concept, as in the test set.
 
     A concept with k images gives k galleries a subject; the last images of a concept with more than others go unused.
     """
-    frame = pd.DataFrame({"subject": subject, "concept": concept})
+    frame = pd.DataFrame({"subject": subject, "concept": things_concept})
     frame["image"] = frame.groupby(["subject", "concept"]).cumcount()
     complete = frame.groupby(["subject", "image"])["concept"].transform("size") == frame["concept"].nunique()
     return [group.index.to_numpy(copy=True) for _, group in frame[complete].groupby(["subject", "image"])]
@@ -151,7 +151,7 @@ def train(
     trained_on = torch.from_numpy(rows).to(device)
     if parameters.standardise_eeg:
         model.standardise(eeg, trained_on)
-    average = _average(model, parameters, n_steps=math.ceil(len(rows) / parameters.batch_size))
+    average = _moving_average(model, parameters, n_steps=math.ceil(len(rows) / parameters.batch_size))
     averaged = cast(ContrastiveModel, average.module)
     parts = {"model": model, "average": average, "optimizer": optimizer, "schedule": schedule}
     state = _State(history=[], best={}, epoch=0)
@@ -160,7 +160,7 @@ def train(
         for _ in state["history"]:
             progress()
     probe = eeg[trained_on[:PROBED]], embeddings[target[trained_on[:PROBED]]]
-    galleries = [] if selection is None else make_galleries(selection.subject, selection.concept)
+    galleries = [] if selection is None else make_galleries(selection.subject, selection.things_concept)
     while len(state["history"]) < parameters.epochs:
         epoch = len(state["history"]) + 1
         order = trained_on[torch.randperm(len(rows), generator=shuffle).to(device)]
@@ -181,7 +181,7 @@ def train(
     return Trained(model.eval(), history, state["epoch"], state["history"][-1]["spread"] < COLLAPSED_SPREAD)
 
 
-def _average(model: ContrastiveModel, parameters: Train, n_steps: int) -> AveragedModel:
+def _moving_average(model: ContrastiveModel, parameters: Train, n_steps: int) -> AveragedModel:
     """The moving average of the weights, and of the statistics of BatchNorm, over some `average_epochs` of `n_steps`.
 
     With `none` it is the model as it stands after each step.

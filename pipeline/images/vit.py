@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from PIL import Image
@@ -93,7 +93,7 @@ class ImageEncoder(nn.Module):
 
     def __init__(self, vits: Sequence[ViT]) -> None:
         super().__init__()
-        self.vits = nn.ModuleList(vits)
+        self.vits = cast(Sequence[ViT], nn.ModuleList(vits))
         self.n_blocks = len(vits[0].vit.blocks)
         self.side = vits[0].vit.patch_embed.img_size[0]  # pixels
         self.feature = "; ".join(vit.feature for vit in vits)
