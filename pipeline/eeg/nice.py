@@ -29,8 +29,8 @@ MOMENTUM = 0.1  # of the first BatchNorm's running statistics, torch's default
 def draw_normal_weights(model: nn.Module, zero_biases: bool) -> None:
     """Draw the weights of every convolution and Linear from N(0, 0.02) and those of every BatchNorm from N(1, 0.02).
 
-    So do NICE (encoder and both projectors) and the recipe, which has `zero_biases` of convolutions too. All other
-    biases stay as torch drew them.
+    NICE does so (encoder and both projectors), and so does the recipe, which also sets the biases of convolutions to
+    zero (`zero_biases`). All other biases stay as torch drew them.
     """
     for module in model.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
@@ -52,7 +52,8 @@ class _Composed(EegEncoder):
     * That convolution is linear in the EEG, so that the first BatchNorm needs no pass over its output: filter w has
       the mean w.m and the variance w.Vw, where m and V are mean and covariance of the windows of the EEG
       (`_window_moments`). The normalisation becomes a scale and a shift of the filters.
-    * The windows are a view of the EEG, and each layer writes what the next one reads, filters innermost.
+    * The windows are a view of the EEG, and each layer writes in the order in which the next one reads, filters
+      innermost.
       The two convolutions and the ELU between them go through the batch in chunks (`_Convolutions`).
     """
 
@@ -193,7 +194,7 @@ def _in_threads(function: Callable[..., Any], *parts: Sequence[Any]) -> list[Any
 
 @functools.cache
 def _threads(n: int) -> ThreadPoolExecutor:
-    """Kept, since a new thread asks for its memory anew."""
+    """Kept: a new thread would have to get its memory anew."""
     return ThreadPoolExecutor(n, initializer=torch.set_num_threads, initargs=(1,))
 
 
@@ -214,7 +215,7 @@ class _Elu(torch.autograd.Function):
 
 
 def _elu_(x: Tensor, spare: Tensor) -> Tensor:
-    """The ELU of x, written into it, as max(x, exp(min(x, 0)) - 1); overwrites as many values of `spare`.
+    """The ELU of x, in place, as max(x, exp(min(x, 0)) - 1); overwrites `spare`, which has as many values or more.
 
     exp(x) - 1 instead of torch's expm1: the absolute error is at most one rounding of 1.0, and it is up to ten times
     faster on some processors.
@@ -224,7 +225,7 @@ def _elu_(x: Tensor, spare: Tensor) -> Tensor:
 
 
 def _through_elu_(gradient: Tensor, elu: Tensor, spare: Tensor) -> Tensor:
-    """The gradient of what went into an ELU, written into that of its value `elu`; overwrites as many of `spare`."""
+    """Change the gradient of an ELU's output, `elu`, into that of its input, in place; overwrites `spare`."""
     negative = torch.clamp(elu, max=0, out=spare[: elu.numel()].view_as(elu))
     return gradient.addcmul_(gradient, negative)  # ELU' = ELU + 1 where ELU < 0, else 1
 

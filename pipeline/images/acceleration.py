@@ -1,8 +1,8 @@
 """An image encoder made ready for one pass over many images: the same function of the images, in less time.
 
 - With tokens="cls", the deepest requested block computes queries and the MLP for the CLS token only.
-- The linear layers take `precision`; what is added up from block to block, the LayerNorms and the patch embedding stay
-  float32, which costs nothing and brings a bfloat16 pass closer to float32 than autocast or bfloat16 throughout.
+- The linear layers compute in `precision`; the residual stream, the LayerNorms and the patch embedding stay float32,
+  which costs nothing and brings a bfloat16 pass closer to float32 than autocast or bfloat16 throughout.
 - On a CPU with AVX-512, oneDNN lays the weights out for its matrix product once, and computes a GELU with the product;
   bfloat16 attention is three plain steps there, which are quicker than torch's fused ones.
 """

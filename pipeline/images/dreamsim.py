@@ -1,6 +1,6 @@
 """DreamSim's published checkpoints, rebuilt in timm with the LoRA merged into the base weights.
 
-What is right is what `dreamsim.PerceptualModel.embed` returns with `normalize_embeds=False` (for the unaligned encoder
+The reference is what `dreamsim.PerceptualModel.embed` returns with `normalize_embeds=False` (for the unaligned encoder
 with `baseline=True`) on the same files: of SynCLR, DINO and DINOv2 the CLS token after the last block and before the
 last LayerNorm, of CLIP and OpenCLIP the CLS token after it and projected, of the ensemble the three in a row.
 
@@ -132,7 +132,7 @@ def _load(archive: zipfile.ZipFile, member: str) -> dict[str, Any]:
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
             loaded = torch.load(data, map_location="cpu", weights_only=True)
-    except Exception as error:  # of a file that is no pickle it raises whatever its parser stumbles over
+    except Exception as error:  # for a file that is no pickle it raises whatever its parser runs into
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(
             f"{archive.filename}: {member} is not a torch file of weights ({reason}); fetch it again"

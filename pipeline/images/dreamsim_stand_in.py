@@ -147,7 +147,7 @@ def _lora_adapter(
     n_vits: int, embed_dim: int, alpha: float, dropout: float, rng: np.random.Generator
 ) -> tuple[dict[str, Any], Weights]:
     """The adapter as peft saves it from dreamsim's model: its configuration and its float32 matrices."""
-    share = 0.5  # how large the change is, beside the weights that it changes
+    share = 0.5  # size of the change, relative to the weights that it changes
     config = {
         "auto_mapping": {"base_model_class": "PerceptualModel", "parent_library": "dreamsim.model"},
         "base_model_name_or_path": None,

@@ -106,8 +106,8 @@ class ImageEncoder(nn.Module):
         """One (B, D) for each of `blocks`; InputError for a block that is not there.
 
         A number i in 1..n_blocks is the residual stream after block i, without norm or projection. `tokens`: the CLS
-        token, or the mean of the patch tokens; of "last" it is the mean of what the patch tokens give when they are
-        treated as the CLS token is. Of several ViTs, theirs in a row.
+        token, or the mean of the patch tokens; for "last" each of them first gets the norm and the projection that the
+        CLS token gets. The embeddings of several ViTs are concatenated.
         """
         wrong = [block for block in blocks if block != "last" and not 1 <= block <= self.n_blocks]
         if wrong:
