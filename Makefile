@@ -2,6 +2,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
+# pip does not compile what it installs (--no-compile): the first import does, and its result has to be kept. Without it
+# every stage and every dvc command compiles torch, timm and sympy again, some 4 seconds each time.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help setup repro compare results test check docs bench fuzz

@@ -17,7 +17,7 @@ from pipeline.data.image_table import SPLITS, Split
 from pipeline.eeg.recordings import read_split
 from pipeline.errors import InputError
 from pipeline.sections import Preprocess
-from stages import download, preprocess
+from stages import preprocess
 
 # The recipe, 22 lines of code up to and with the entry: one .npz a subject, a zip of PNGs, a table of images.
 # docs/adding.md shows it, from the next line to the mark of its end.
@@ -68,22 +68,29 @@ def params(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "params.yaml"
 
 
-def test_from_download_to_prepared_eeg(params: Path, tmp_path: Path) -> None:
-    eeg, table = tmp_path / "raw/eeg", tmp_path / "raw/images.csv"
-    download.main(params, eeg, tmp_path / "raw/images", tmp_path / "raw/metadata", table)
-    preprocess.main(params, eeg, table, tmp_path / "eeg")
+@pytest.fixture
+def raw(params: Path, tmp_path: Path) -> Path:
+    """A folder with eeg/, images/ and images.csv, as downloaded."""
+    from stages import download  # not above: it takes seconds, and preprocess's worker imports this file for the recipe
+
+    raw = tmp_path / "raw"
+    download.main(params, raw / "eeg", raw / "images", raw / "metadata", raw / "images.csv")
+    return raw
+
+
+def test_from_download_to_prepared_eeg(params: Path, raw: Path, tmp_path: Path) -> None:
+    preprocess.main(params, raw / "eeg", raw / "images.csv", tmp_path / "eeg")
     train = read_split(tmp_path / "eeg/anna.h5", "train", average=True)
     test = read_split(tmp_path / "eeg/anna.h5", "test", average=False)
-    with np.load(eeg / "anna.npz") as raw:
-        expected = raw["train"][:, :, [1, 3], 2:6].mean(axis=1)
+    with np.load(raw / "eeg/anna.npz") as file:
+        expected = file["train"][:, :, [1, 3], 2:6].mean(axis=1)
     assert np.array_equal(train.eeg, expected.astype(np.float32))
     assert (test.eeg.shape, test.subject, test.ch_names) == ((6, 5, 2, 4), "anna", ("Oz", "Pz"))
     assert list(test.image_ids) == [f"pictures/{i}.png" for i in range(10, 16)]
 
 
-def test_eeg_that_lacks_a_condition_is_refused(params: Path, tmp_path: Path) -> None:
-    table = tmp_path / "images.csv"
-    download.main(params, tmp_path / "raw", tmp_path / "images", tmp_path / "metadata", table)
+def test_eeg_that_lacks_a_condition_is_refused(params: Path, raw: Path, tmp_path: Path) -> None:
+    table = raw / "images.csv"
     table.write_text(table.read_text() + "test,pictures/16.png,thing 16,thing 16\n")
     with pytest.raises(InputError, match="the test EEG has 6 conditions, the metadata 7 images"):
-        preprocess.main(params, tmp_path / "raw", table, tmp_path / "eeg")
+        preprocess.main(params, raw / "eeg", table, tmp_path / "eeg")

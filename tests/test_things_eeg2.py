@@ -191,7 +191,7 @@ def test_refuses_absent_metadata(tmp_path: Path) -> None:
 def test_refuses_what_only_raw_recordings_allow(key: str, value: object, tmp_path: Path) -> None:
     path = write_eeg(tmp_path / "sub-01.zip", {split: make_recording(split) for split in SHAPES})
     with (
-        pytest.raises(InputError, match=f"preprocess.{key} is .* published prepared .*dataset: things-eeg2-raw"),
+        pytest.raises(InputError, match=f"preprocess.{key} is .*only raw recordings .* published prepared"),
         open_eeg(path, IMAGES, AS_PUBLISHED.model_copy(update={key: value})),
     ):
         pass

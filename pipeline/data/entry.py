@@ -83,6 +83,6 @@ def require_as_published(preprocess: Preprocess, prepared_as: str) -> None:
         value = getattr(preprocess, key)
         if value != as_published:
             raise InputError(
-                f"preprocess.{key} is {value}: these data were published prepared ({prepared_as}); set it to "
-                f"{as_published}, or take raw recordings (dataset: things-eeg2-raw)"
+                f"preprocess.{key} is {value}: only raw recordings (dataset: things-eeg2-raw) allow that, and these "
+                f"data were published prepared ({prepared_as}); set it to {as_published}"
             )

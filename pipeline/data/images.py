@@ -37,10 +37,11 @@ def decode_image(data: bytes, image_id: str) -> Image.Image:
     try:
         # Only these formats: some of the others that PIL knows start programs.
         with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as image:
-            if image.width * image.height > Image.MAX_IMAGE_PIXELS:
+            most = Image.MAX_IMAGE_PIXELS
+            if most is not None and image.width * image.height > most:
                 raise InputError(
-                    f"{image_id}: has {image.width} x {image.height} pixels, more than the {Image.MAX_IMAGE_PIXELS} "
-                    "that are taken for a picture; get the archive from its source again"
+                    f"{image_id}: has {image.width} x {image.height} pixels, more than the {most} that "
+                    "are taken for a picture; get the archive from its source again"
                 )
             return image.convert("RGB")
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -53,7 +54,7 @@ def decode_image(data: bytes, image_id: str) -> Image.Image:
 def open_images(folder: Path, image_ids: Sequence[str]) -> Iterator[Images]:
     """The images in the zips that these ids name: `a/b.jpg` lies in `a.zip`. InputError names the first missing one."""
     with ExitStack() as stack:
-        archive_of = {}
+        archive_of: dict[str, zipfile.ZipFile] = {}
         for name in sorted({image_id.split("/")[0] for image_id in image_ids}):
             own = [image_id for image_id in image_ids if image_id.split("/")[0] == name]
             archive = stack.enter_context(_open_image_zip(folder / f"{name}.zip", own))

@@ -19,7 +19,7 @@ import pandas as pd
 from pipeline.data.archives import open_member, open_zip
 from pipeline.data.entry import Layout, RawEeg, require_as_published
 from pipeline.data.image_table import SPLITS, Split
-from pipeline.data.pickles import Streamed, read_npy, stream_npy
+from pipeline.data.pickles import Fields, Streamed, read_npy, stream_npy
 from pipeline.errors import InputError
 from pipeline.sections import Preprocess
 
@@ -46,7 +46,7 @@ def read_metadata(path: Path) -> dict[Split, pd.DataFrame]:
     return {split: _read_images(fields, split, path) for split in SPLITS}
 
 
-def _read_images(fields: dict, split: Split, path: Path) -> pd.DataFrame:
+def _read_images(fields: Fields, split: Split, path: Path) -> pd.DataFrame:
     keys = [f"{split}_img_{name}" for name in ("concepts", "files", "concepts_THINGS")]
     concepts, files, things_concepts = (_names(fields, key, path) for key in keys)
     if not len(concepts) == len(files) == len(things_concepts) > 0:
@@ -64,7 +64,7 @@ def _read_images(fields: dict, split: Split, path: Path) -> pd.DataFrame:
     return pd.DataFrame({"image_ids": image_ids, "concept": concepts, "things_concept": things_concepts})
 
 
-def _names(fields: dict, key: str, path: Path | str) -> list[str]:
+def _names(fields: Fields, key: str, path: Path | str) -> list[str]:
     """A list or one-dimensional array of text that can be shown."""
     if key not in fields:
         raise InputError(f"{path}: has no {key}, it has {_keys(fields)}; is it the published file?")
@@ -78,7 +78,7 @@ def _names(fields: dict, key: str, path: Path | str) -> list[str]:
     return [str(value) for value in values]
 
 
-def _keys(fields: dict) -> str:
+def _keys(fields: Fields) -> str:
     return ", ".join(f"{key!a:.40}" for key in list(fields)[:10]) or "nothing"
 
 
@@ -112,7 +112,9 @@ def open_eeg(path: Path, images: Mapping[Split, pd.DataFrame], preprocess: Prepr
         yield RawEeg(layout, {"train": train, "test": _finite(test, where)})
 
 
-def _read_test(archive: zipfile.ZipFile, subject: str) -> tuple[Layout, tuple, np.dtype, Iterator[np.ndarray]]:
+def _read_test(
+    archive: zipfile.ZipFile, subject: str
+) -> tuple[Layout, tuple[int, ...], np.dtype, Iterator[np.ndarray]]:
     """Channels and times, shape, type and the EEG, all of it in memory; a block is let go once it is used."""
     where = _where(archive, subject, "test")
     for item in _read_file(archive, subject, "test"):
@@ -191,7 +193,7 @@ def _finite(blocks: Iterator[np.ndarray], where: str) -> Iterator[np.ndarray]:
         yield block.astype(np.float64, copy=False)
 
 
-def _read_layout(fields: dict, where: str) -> Layout:
+def _read_layout(fields: Fields, where: str) -> Layout:
     ch_names = _names(fields, "ch_names", where)
     if not ch_names or len(set(ch_names)) != len(ch_names):
         raise InputError(f"{where}: the {len(ch_names)} channel names are not unique: {', '.join(ch_names)[:200]}")

@@ -98,10 +98,11 @@ def _prepare_subject(
         file.attrs.create("caveats", raw.caveats, (len(raw.caveats),), h5py.string_dtype())
         for split in SPLITS:
             group = file.create_group(split)
-            for name, values in images[split].items():
-                _write_text(group, name, values)
+            for name in images[split].columns:
+                _write_text(group, name, images[split][name].tolist())
             average = split == "train" and parameters.average_repetitions
-            blocks = (_prepare(block[:, :, picks, samples], by_trial, average) for block in raw.blocks[split])
+            wanted = (block[:, :, picks, samples] for block in raw.blocks[split])
+            blocks: Iterator[np.ndarray] = (_prepare(block, by_trial, average) for block in wanted)
             if parameters.dtype == "float16":
                 if split == "train":
                     blocks = stack.enter_context(_measured(blocks, file))
@@ -212,7 +213,7 @@ def _create_eeg(group: h5py.Group, shape: tuple[int, ...], average: bool, dtype:
 
 
 def _write_axes(file: h5py.File, layout: Layout, picks: slice | list[int], samples: slice) -> None:
-    _write_text(file, "ch_names", np.array(layout.ch_names)[picks])
+    _write_text(file, "ch_names", np.array(layout.ch_names)[picks].tolist())
     file["times"] = layout.times[samples]
     if layout.places is not None:
         file["places"] = layout.places[picks]
