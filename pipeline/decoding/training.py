@@ -35,7 +35,7 @@ EXPLODED = 10  # times the loss of chance
 
 @dataclass(frozen=True)
 class Samples:
-    """EEG (M, C, T) float32 or float16; of each sample its image's row in the embeddings, subject and THINGS concept."""
+    """EEG (M, C, T) float32 or float16; of each sample the row of its image's embedding, subject, THINGS concept."""
 
     eeg: Tensor
     target: Tensor
