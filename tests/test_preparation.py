@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 from pipeline.data.datasets import THINGS_EEG2
-from pipeline.data.entry import Layout
+from pipeline.data.entry import POSTERIOR, Layout
 from pipeline.data.image_table import write_image_table
-from pipeline.eeg.preparation import POSTERIOR, pick_channels, pick_samples, prepare_subjects
+from pipeline.eeg.preparation import pick_channels, pick_samples, prepare_subjects
 from pipeline.eeg.recordings import read_shape, read_split
 from pipeline.errors import InputError
 from pipeline.params import read_params
@@ -194,7 +194,7 @@ def test_reads_into_an_array_of_the_callers(prepared: Path, tmp_path: Path) -> N
 def test_the_posterior_channels_are_those_released() -> None:
     names = ("Fz", *reversed(POSTERIOR))
     picks = pick_channels(Layout(names, TIMES), "posterior", Path("sub-01.zip"))
-    assert [names[pick] for pick in picks] == POSTERIOR and len(set(POSTERIOR)) == 17
+    assert [names[pick] for pick in picks] == list(POSTERIOR) and len(set(POSTERIOR)) == 17
 
 
 def test_refuses_a_channel_that_is_not_there(raw: Path, tmp_path: Path) -> None:

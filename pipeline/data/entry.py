@@ -17,6 +17,9 @@ from pipeline.data.sources import Files, Make
 from pipeline.errors import InputError
 from pipeline.sections import Preprocess
 
+# The channels that THINGS-EEG2 released, in its order: `preprocess.channels: posterior`.
+POSTERIOR = ("Pz", "P3", "P7", "O1", "Oz", "O2", "P4", "P8", "P1", "P5", "PO7", "PO3", "POz", "PO4", "PO8", "P6", "P2")
+
 
 @dataclass(frozen=True)
 class Layout:

@@ -16,8 +16,9 @@ import mne
 import numpy as np
 
 from pipeline.data.archives import open_member
-from pipeline.data.entry import Split
-from pipeline.data.pickles import Streamed, stream_npy
+from pipeline.data.entry import POSTERIOR
+from pipeline.data.image_table import Split
+from pipeline.data.pickles import Fields, Streamed, stream_npy
 from pipeline.errors import InputError
 
 SESSIONS = (1, 2, 3, 4)
@@ -25,8 +26,6 @@ FILES: dict[Split, str] = {"train": "raw_eeg_training.npy", "test": "raw_eeg_tes
 EEG_KEY = "raw_eeg_data"
 REPETITIONS: dict[Split, int] = {"train": 2, "test": 20}  # of an image in a session in which it is shown
 TARGET = 99999
-# The channels of the preprocessed release, in its order.
-POSTERIOR = ("Pz", "P3", "P7", "O1", "Oz", "O2", "P4", "P8", "P1", "P5", "PO7", "PO3", "POz", "PO4", "PO8", "P6", "P2")
 
 Wanted = Literal["all", "posterior"] | Sequence[str]
 
@@ -61,7 +60,7 @@ def read_channels(archive: zipfile.ZipFile, name: str) -> Channels:
     raise AssertionError("stream_npy ends with a dictionary")
 
 
-def _channels(fields: dict[str, object], where: str) -> Channels:
+def _channels(fields: Fields, where: str) -> Channels:
     texts = []
     for key in ("ch_names", "ch_types"):
         values = fields.get(key)

@@ -20,27 +20,29 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal
 
 import mne
 import numpy as np
+import pandas as pd
 
 from pipeline.data.archives import open_zip
-from pipeline.data.entry import SPLITS, Layout, RawEeg, Split
+from pipeline.data.entry import Layout, RawEeg
 from pipeline.data.epochs import EpochPlan, cut_epochs, epoch_bounds, plan_epochs
+from pipeline.data.image_table import SPLITS, Split
 from pipeline.data.noise_normalisation import mean_covariance, observations, whitening
 from pipeline.data.raw_files import (
     FILES,
     REPETITIONS,
     SESSIONS,
     Channels,
-    Wanted,
     find_events,
     read_channels,
     read_rows,
 )
 from pipeline.data.things_eeg2 import find_subjects, subject_of
 from pipeline.errors import InputError
+from pipeline.sections import Preprocess
 
 __all__ = ["caveats", "find_subjects", "open_eeg"]
 
@@ -49,24 +51,7 @@ TRIALS = 200  # epochs that are cut at once; at 1000 Hz, 63 channels of 1.2 s ha
 BLOCK = 32 << 20  # about so many bytes of prepared EEG are handed on at once
 
 
-class Preparation(Protocol):
-    """What is taken of the section `preprocess` of params.yaml."""
-
-    @property
-    def channels(self) -> Wanted: ...
-    @property
-    def sfreq(self) -> Literal["published"] | float: ...
-    @property
-    def window(self) -> Literal["published"] | Sequence[float]: ...
-    @property
-    def baseline(self) -> Literal["none"] | Sequence[float]: ...
-    @property
-    def mvnn(self) -> Literal["none", "time", "epochs"]: ...
-    @property
-    def mvnn_from(self) -> Literal["training", "training-and-test"]: ...
-
-
-def caveats(preprocess: Preparation) -> tuple[str, ...]:
+def caveats(preprocess: Preprocess) -> tuple[str, ...]:
     """Sentences that every result of EEG prepared so must carry."""
     if preprocess.mvnn == "none" or preprocess.mvnn_from == "training":
         return ()
@@ -77,7 +62,7 @@ def caveats(preprocess: Preparation) -> tuple[str, ...]:
 
 
 @contextmanager
-def open_eeg(path: Path, n_conditions: Mapping[Split, int], preprocess: Preparation) -> Iterator[RawEeg]:
+def open_eeg(path: Path, images: Mapping[Split, pd.DataFrame], preprocess: Preprocess) -> Iterator[RawEeg]:
     """The EEG of one subject, see `RawEeg`: in V, or without unit unless `preprocess.mvnn` is "none".
 
     All sessions are read and cut into epochs when the context is entered, which takes minutes; the epochs wait in the
@@ -108,17 +93,17 @@ def open_eeg(path: Path, n_conditions: Mapping[Split, int], preprocess: Preparat
         for n in SESSIONS:
             parts = {
                 split: _epoch_file(
-                    archive, names[n, split], split, n_conditions[split], steps, Path(folder, f"{n}-{split}")
+                    archive, names[n, split], split, len(images[split]), steps, Path(folder, f"{n}-{split}")
                 )
                 for split in SPLITS
             }
             sessions.append(_whiten(parts, preprocess, f"{path}: session {n}"))
         layout = Layout(tuple(known.names[row] for row in rows[:-1]), plan.times)
         blocks = {
-            split: _blocks([parts[split] for parts in sessions], n_conditions[split], f"{path}: {FILES[split]}")
+            split: _blocks([parts[split] for parts in sessions], len(images[split]), f"{path}: {FILES[split]}")
             for split in SPLITS
         }
-        yield RawEeg(layout, blocks)
+        yield RawEeg(layout, blocks, caveats(preprocess))
 
 
 @dataclass(frozen=True)
@@ -188,7 +173,7 @@ def _check_bounds(events: np.ndarray, plan: EpochPlan, sfreq: float, n_samples: 
         )
 
 
-def _whiten(parts: dict[Split, _Part], preprocess: Preparation, where: str) -> dict[Split, _Part]:
+def _whiten(parts: dict[Split, _Part], preprocess: Preprocess, where: str) -> dict[Split, _Part]:
     """The parts of a session, to be whitened when they are read."""
     if preprocess.mvnn == "none":
         return parts

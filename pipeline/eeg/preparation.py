@@ -33,7 +33,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from pipeline.data.entry import Dataset, Layout
+from pipeline.data.entry import POSTERIOR, Dataset, Layout
 from pipeline.data.image_table import SPLITS, Split, read_image_table
 from pipeline.errors import InputError
 from pipeline.files import replacing, sha256
@@ -41,9 +41,6 @@ from pipeline.sections import Preprocess
 
 UNITS_OF_TRIAL = "share of the norm of the released trace, no physical unit"
 UNITS_OF_FLOAT16 = "standard deviations of the channel over the training EEG"
-# The channels that THINGS-EEG2 released, in its order.
-POSTERIOR = ["Pz", "P3", "P7", "O1", "Oz", "O2", "P4", "P8", "P1", "P5"]
-POSTERIOR += ["PO7", "PO3", "POz", "PO4", "PO8", "P6", "P2"]
 
 
 def prepare_subjects(dataset: Dataset, eeg_dir: Path, image_table: Path, out_dir: Path, parameters: Preprocess) -> None:
@@ -143,7 +140,7 @@ def pick_channels(layout: Layout, channels: list[str] | Literal["all", "posterio
     if channels == "all":
         return slice(None)
     if channels == "posterior":
-        channels = POSTERIOR
+        channels = list(POSTERIOR)
     absent = [name for name in channels if name not in layout.ch_names]
     if absent:
         raise InputError(
