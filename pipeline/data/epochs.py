@@ -75,7 +75,7 @@ def epoch_bounds(plan: EpochPlan, sfreq: float) -> tuple[int, int]:
     return round(plan.tmin * sfreq), round(plan.tmax * sfreq)
 
 
-def cut_epochs(raw: mne.io.BaseRaw, events: np.ndarray, plan: EpochPlan) -> np.ndarray:
+def cut_epochs(raw: "mne.io.BaseRaw", events: np.ndarray, plan: EpochPlan) -> np.ndarray:
     """The epochs of `events` (n, 3; sample, 0, id) in any order: (n, C, T) float64 in the unit of `raw`.
 
     All of an epoch must lie in the recording. About three times the epochs at the recorded rate are in memory.

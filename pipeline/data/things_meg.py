@@ -115,7 +115,7 @@ def open_eeg(path: Path, images: Mapping[Split, pd.DataFrame], preprocess: Prepr
     )
 
 
-def _open_epochs(folder: Path) -> mne.BaseEpochs:
+def _open_epochs(folder: Path) -> "mne.BaseEpochs":
     """All parts as one, their values still on the disk."""
     name = f"preprocessed_{folder.name}-epo"
     parts = [folder / f"{name}{f'-{i}' if i else ''}.fif" for i in range(N_PARTS)]
@@ -183,7 +183,7 @@ def _trials(metadata: pd.DataFrame, images: Mapping[Split, pd.DataFrame], split:
     return seen.index.to_numpy()[np.argsort(row, kind="stable")].reshape(len(image_ids), n_repetitions)
 
 
-def _blocks(epochs: mne.BaseEpochs, trials: np.ndarray, path: Path) -> Iterator[np.ndarray]:
+def _blocks(epochs: "mne.BaseEpochs", trials: np.ndarray, path: Path) -> Iterator[np.ndarray]:
     n_conditions = max(1, BLOCK_TRIALS // trials.shape[1])
     for start in range(0, len(trials), n_conditions):
         block = trials[start : start + n_conditions]
@@ -195,7 +195,7 @@ def _blocks(epochs: mne.BaseEpochs, trials: np.ndarray, path: Path) -> Iterator[
         yield data.reshape(*block.shape, *data.shape[1:])
 
 
-def places(info: mne.Info) -> np.ndarray:
+def places(info: "mne.Info") -> np.ndarray:
     """The sensors (C, 2) on the head seen from above, nose up, the lowest at 1 from the middle; float64.
 
     By the angle from the top of the sphere nearest to the sensors (azimuthal equidistant).
