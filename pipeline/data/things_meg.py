@@ -8,7 +8,7 @@ subjects: what was seen in a trial is read from the epochs' own metadata. MNE ke
 Axes: N conditions (images), R repetitions, C channels, T samples.
 """
 
-import re
+import struct
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +16,7 @@ from pathlib import Path
 import mne
 import numpy as np
 import pandas as pd
+from mne.io.constants import FIFF
 
 from pipeline.data.entry import Layout, RawEeg, require_as_published
 from pipeline.data.image_table import SPLITS, Split
@@ -141,10 +142,23 @@ def _open_epochs(folder: Path) -> "mne.BaseEpochs":
 
 
 def _next_part(part: Path) -> str | None:
-    """The file that a part names as the next: MNE would open whatever is named there."""
-    lines = mne.io.show_fiff(part, max_str=1000, output=list, tag=118, verbose="error")  # 118: FIFF_REF_FILE_NAME
-    links = [link[1] for line in lines if (link := re.search(r"FIFF_REF_FILE_NAME.*?\) += (.*) \.\.\. str len", line))]
-    return ", ".join(links) or None
+    """The file that a part names as the next: MNE would open whatever is named there.
+
+    A FIF file is a chain of tags, each a header of kind, type, size and position of the next (0: at once, -1: none),
+    then its value. MNE would follow a chain that turns back for ever. ValueError where it does, or leaves the file.
+    """
+    with part.open("rb") as file:
+        position, length, name = 0, part.stat().st_size, None
+        while 0 <= position < length:
+            file.seek(position)
+            kind, _, size, following = struct.unpack(">iIIi", file.read(16).ljust(16, b"\xff"))
+            end = position + 16 + size
+            if end > length or 0 < following < end:
+                raise ValueError(f"the entry at byte {position} of {length} is damaged or cut")
+            if kind == FIFF.FIFF_REF_FILE_NAME:
+                name = file.read(size).decode("latin-1")
+            position = following or end
+    return name
 
 
 @contextmanager
