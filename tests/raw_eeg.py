@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 from scipy import signal
 
-from pipeline.data.raw_files import FILES, POSTERIOR, REPETITIONS, SESSIONS, TARGET
+from pipeline.data.entry import POSTERIOR
+from pipeline.data.raw_files import FILES, REPETITIONS, SESSIONS, TARGET
 
 # The channels of the release stand among others, and not in its order.
 CH_NAMES = ("Fp1", "Fz", *sorted(POSTERIOR), "T7")
