@@ -14,10 +14,9 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-import mne
+import mne  # loads itself at the first use, which is why its types stand in quotes here
 import numpy as np
 import pandas as pd
-from mne.io.constants import FIFF
 
 from pipeline.data.archives import open_zip, read_member
 from pipeline.data.entry import SPLITS, Layout, RawEeg, Split
@@ -35,6 +34,7 @@ N_PARTS = 4
 IMAGES_FILE = "things_images.zip"
 LARGEST_IMAGE = 64 << 20  # bytes of one image file; those of THINGS have about 500 kB
 BLOCK_TRIALS = 96  # trials in memory at a time: 58 MB at full size, and 8 test images of 12 repetitions
+REF_FILE_NAME = 118  # in FIF: the name of the file that comes next
 PREPARED = {"sfreq": "published", "baseline": "none", "mvnn": "none"}  # `preprocess`: what the release leaves to do
 
 # `image_path` of a trial, by its `trial_type`; a concept may hold underscores and digits (coat_rack, bat2)
@@ -122,7 +122,7 @@ def open_eeg(path: Path, images: Mapping[Split, pd.DataFrame], preprocess: Prepr
     )
 
 
-def _open_epochs(folder: Path) -> mne.BaseEpochs:
+def _open_epochs(folder: Path) -> "mne.BaseEpochs":
     """All parts as one, their values still on the disk."""
     name = f"preprocessed_{folder.name}-epo"
     parts = [folder / f"{name}{f'-{i}' if i else ''}.fif" for i in range(N_PARTS)]
@@ -161,7 +161,7 @@ def _next_part(part: Path) -> str | None:
             end = position + 16 + size
             if end > length or 0 < following < end:
                 raise ValueError(f"the entry at byte {position} of {length} is damaged or cut")
-            if kind == FIFF.FIFF_REF_FILE_NAME:
+            if kind == REF_FILE_NAME:
                 name = file.read(size).decode("latin-1")
             position = following or end
     return name
@@ -203,7 +203,7 @@ def _trials(metadata: pd.DataFrame, images: Mapping[Split, pd.DataFrame], split:
     return seen.index.to_numpy()[np.argsort(row, kind="stable")].reshape(len(image_ids), n_repetitions)
 
 
-def _blocks(epochs: mne.BaseEpochs, trials: np.ndarray, path: Path) -> Iterator[np.ndarray]:
+def _blocks(epochs: "mne.BaseEpochs", trials: np.ndarray, path: Path) -> Iterator[np.ndarray]:
     n_conditions = max(1, BLOCK_TRIALS // trials.shape[1])
     for start in range(0, len(trials), n_conditions):
         block = trials[start : start + n_conditions]
@@ -215,7 +215,7 @@ def _blocks(epochs: mne.BaseEpochs, trials: np.ndarray, path: Path) -> Iterator[
         yield data.reshape(*block.shape, *data.shape[1:])
 
 
-def places(info: mne.Info) -> np.ndarray:
+def places(info: "mne.Info") -> np.ndarray:
     """The sensors (C, 2) on the head seen from above, nose up, the lowest at 1 from the middle; float64.
 
     By the angle from the top of the sphere nearest to the sensors (azimuthal equidistant).
