@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from pipeline.data import sample, things_eeg2
 from pipeline.data.entry import Dataset
+from pipeline.data.published import ON_THINGS_EEG2
 from pipeline.data.sources import Osf
 
 THINGS_EEG2 = Dataset(
@@ -22,8 +23,8 @@ THINGS_EEG2 = Dataset(
     caveats=(
         "The release was whitened with a covariance of training and test EEG together: everybody who uses it shares "
         "that leak.",
-        "Images of THINGS may not be redistributed.",
     ),
+    published=ON_THINGS_EEG2,
 )
 
 # In the published layout, so that all that reads the published data reads it too.
