@@ -3,18 +3,18 @@
 import random
 import shutil
 import struct
-import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import SimpleNamespace
 
 import mne
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 
-from pipeline.data.things_meg import find_subjects, open_eeg, open_images, places, read_metadata
+from pipeline.data.things_meg import find_subjects, open_eeg, places, read_metadata
 from pipeline.errors import InputError
+from pipeline.sections import Preprocess
 from tests.meg_files import (
     expected,
     image_id,
@@ -25,11 +25,10 @@ from tests.meg_files import (
     numbers,
     save_parts,
     sensors,
-    write_images,
 )
 
 SUBJECTS = ("P1", "P2")
-PUBLISHED = SimpleNamespace(sfreq="published", baseline="none", mvnn="none")
+PUBLISHED = Preprocess.model_validate(yaml.safe_load(Path("params.yaml").read_text())["preprocess"])
 SPLITS = ("train", "test")
 N_TRAIN, N_TEST, N_CHANS, N_TIMES = 240, 10, 8, 281  # more training images and test trials than a block takes
 
@@ -61,14 +60,16 @@ def test_each_image_is_one_row_and_no_concept_is_in_both_splits(meg: Path) -> No
     assert [len(images[split]) for split in SPLITS] == [N_TRAIN, N_TEST]
     for table in images.values():
         assert list(table.columns) == ["image_ids", "concept", "things_concept"]
-        rows = [tuple(image.split("/")) for image in table["image_ids"]]
+        rows = [(concept, file) for _, concept, file in table["image_ids"].str.split("/")]
         assert rows == sorted(set(rows))
         assert list(table["concept"]) == list(table["things_concept"]) == [concept for concept, _ in rows]
         assert all(file.startswith(f"{concept}_") for concept, file in rows)
     assert not set(images["train"]["concept"]) & set(images["test"]["concept"])
     assert (images["train"].groupby("concept").size() == 12).all()
-    copy = meg / "object_images"
-    assert all((copy / image).is_file() for split in SPLITS for image in images[split]["image_ids"])
+    own_copy = meg / "object_images"
+    for image in pd.concat(images)["image_ids"]:
+        folder, path = image.split("/", 1)
+        assert folder == "things_images" and (own_copy / path).is_file()
 
 
 def test_the_table_is_the_same_whoever_was_recorded(meg: Path) -> None:
@@ -84,7 +85,11 @@ def test_each_condition_is_the_response_to_its_image(name: str, meg: Path) -> No
     eeg = read(find_subjects(meg / "eeg")[name], images)
     assert eeg["train"].shape == (N_TRAIN, 1, N_CHANS, N_TIMES)
     assert eeg["test"].shape == (N_TEST, 12, N_CHANS, N_TIMES)
-    number = {image_id(path): i for path, i in numbers(make_trials(name, 30, 12, 10)).items() if "catch" not in path}
+    number = {
+        f"things_images/{image_id(path)}": i
+        for path, i in numbers(make_trials(name, 30, 12, 10)).items()
+        if "catch" not in path
+    }
     for split in SPLITS:
         assert eeg[split].dtype == np.float64
         for condition, image in zip(eeg[split], images[split]["image_ids"], strict=True):
@@ -96,7 +101,7 @@ def test_it_is_what_mne_reads_whole(meg: Path) -> None:
     images = tables(meg)
     epochs = mne.read_epochs(meg / "eeg" / "P2" / "preprocessed_P2-epo.fif", verbose="error")
     assert len({len(list((meg / "eeg" / name).glob("*.fif"))) for name in SUBJECTS} | {4}) == 1
-    of_trial = [image_id(path) for path in epochs.metadata["image_path"]]
+    of_trial = [f"things_images/{image_id(path)}" for path in epochs.metadata["image_path"]]
     with open_eeg(meg / "eeg" / "P2", images, PUBLISHED) as raw:
         assert raw.layout.ch_names == tuple(epochs.ch_names)
         assert np.array_equal(raw.layout.times, epochs.times)
@@ -115,8 +120,8 @@ def test_subjects_are_folders(meg: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("key", "value"), [("sfreq", 100.0), ("baseline", [-0.1, 0.0]), ("mvnn", "epochs")])
 def test_what_the_release_has_done_is_not_done_again(key: str, value: object, meg: Path) -> None:
-    asked = SimpleNamespace(**(vars(PUBLISHED) | {key: value}))
-    with pytest.raises(InputError, match=rf"preprocess\.{key} is .*published prepared: set it to "):
+    asked = PUBLISHED.model_copy(update={key: value})
+    with pytest.raises(InputError, match=rf"preprocess\.{key} is .*published prepared .*; set it to "):
         open_eeg(meg / "eeg" / "P1", tables(meg), asked).__enter__()
 
 
@@ -239,10 +244,10 @@ TRAIN_CONCEPT = "bat_20005"
         (replace("images_test_meg/", "images_meg/"), "of a trial of type test is 'images_meg/.*, expected such as ima"),
         (
             replace(f"{TRAIN_CONCEPT}_02s", f"{TRAIN_CONCEPT}_99s"),
-            f"the train image '{TRAIN_CONCEPT}/.*99s.*' is no",
+            f"train image 'things_images/{TRAIN_CONCEPT}/.*99s.*' is no",
         ),
         (replace(f"{TRAIN_CONCEPT}_02s", f"{TRAIN_CONCEPT}_03s"), "_02s.jpg is seen 0 times, expected 1, .* 1 others"),
-        (replace(FIRST_TEST, "cat_99s.jpg"), "the test image 'cat/cat_99s.jpg' is not in the table"),
+        (replace(FIRST_TEST, "cat_99s.jpg"), "the test image 'things_images/cat/cat_99s.jpg' is not in the table"),
         (
             replace(FIRST_TEST, LAST_TEST, 1),
             f"test image .*{FIRST_TEST} is seen 11 times, expected 12, .* 1 others",
@@ -285,7 +290,7 @@ def test_a_value_that_is_no_number_is_refused(value: float, meg: Path, tmp_path:
         (b"trial_type,image_path\nexp,a_01b.jpg\n", "trial of type exp is 'a_01b.jpg', expected such as images_meg/"),
         (
             b"trial_type,image_path\nexp,images_meg/a/a_01b.jpg\ntest,images_test_meg/a_b_13s.jpg\n",
-            "the test image 'a_b/a_b_13s.jpg' is of a concept that no exp trial has, expected one of those 1",
+            "the test image 'things_images/a_b/a_b_13s.jpg' is of a concept that no exp trial has, expected one of th",
         ),
         (
             b"trial_type,image_path\nexp,images_meg/a/a_01b.jpg\ntest,images_test_meg/a_13s.jpg\n",
@@ -305,12 +310,12 @@ def test_a_table_of_trials_that_is_not_there_is_refused(tmp_path: Path) -> None:
         read_metadata(tmp_path / "sample_attributes_P1.csv")
 
 
-# Sensors and images
+# Sensors
 
 
 def test_places_are_those_of_the_layout_that_the_sensors_come_from() -> None:
     _, flat, _ = sensors(275)
-    found = places(make_info(275))
+    found = places(make_info(275), "P1")
     assert found.dtype == np.float64
     assert np.hypot(*found.T).max() == pytest.approx(1)
     assert np.allclose(found, flat, atol=1e-6)  # the positions are held as float32 or so
@@ -318,7 +323,7 @@ def test_places_are_those_of_the_layout_that_the_sensors_come_from() -> None:
 
 def test_left_is_left_and_the_nose_is_up() -> None:
     names, _, _ = sensors(275)
-    found = dict(zip(names, places(make_info(275)), strict=True))
+    found = dict(zip(names, places(make_info(275), "P1"), strict=True))
     assert found["MLT21-1609"][0] < -0.5 < 0.5 < found["MRT21-1609"][0]
     assert found["MZO03-1609"][1] < 0 < found["MZF01-1609"][1]
 
@@ -328,28 +333,5 @@ def test_sensors_without_positions_are_refused(position: float) -> None:
     info = make_info(8)
     for channel in info["chs"]:
         channel["loc"][:3] = position
-    with pytest.raises(InputError, match="the sensors have no positions"):
-        places(info)
-
-
-def write_zip(folder: Path) -> Path:
-    with zipfile.ZipFile(folder / "things_images.zip", "w") as archive:
-        for path in sorted((folder / "object_images").rglob("*.jpg")):
-            archive.write(path, path.relative_to(folder / "object_images"))
-    return folder
-
-
-def test_images_are_read_by_id_from_one_zip(tmp_path: Path) -> None:
-    image_ids = ["coat_rack/coat_rack_13s.jpg", "bat2/bat2_01b.jpg"]
-    write_images(tmp_path, image_ids)
-    with open_images(write_zip(tmp_path), image_ids) as images:
-        for image in image_ids:
-            data = (tmp_path / "object_images" / image).read_bytes()
-            assert images.read_bytes(image) == data
-            assert images.fingerprint(image)[:2] == (image, len(data))
-            assert images.read(image).size == (48, 48)
-    with (
-        pytest.raises(InputError, match=r"things_images.zip: lacks 1 of 3 images, the first is cat/cat_01b.jpg"),
-        open_images(tmp_path, [*image_ids, "cat/cat_01b.jpg"]),
-    ):
-        pytest.fail("opened")
+    with pytest.raises(InputError, match="P1: the sensors have no positions"):
+        places(info, "P1")

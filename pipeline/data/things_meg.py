@@ -9,18 +9,16 @@ Axes: N conditions (images), R repetitions, C channels, T samples.
 """
 
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 
 import mne  # loads itself at the first use, which is why its types stand in quotes here
 import numpy as np
 import pandas as pd
 
-from pipeline.data.archives import open_zip, read_member
-from pipeline.data.entry import SPLITS, Layout, RawEeg, Split
-from pipeline.data.images import Images
+from pipeline.data.entry import Layout, RawEeg, require_as_published
+from pipeline.data.image_table import SPLITS, Split
 from pipeline.errors import InputError
 from pipeline.sections import Preprocess
 
@@ -28,14 +26,11 @@ UNITS = "as released: standard deviations of the 0.1 s before onset in the same 
 CAVEATS = (
     "Each training image was shown once: the training data are single trials.",
     "The concepts of the test images were taken out of training, which leaves 1654 of 1854.",
-    "Images of THINGS may not be redistributed.",
 )
 N_PARTS = 4
-IMAGES_FILE = "things_images.zip"
-LARGEST_IMAGE = 64 << 20  # bytes of one image file; those of THINGS have about 500 kB
+IMAGES_FOLDER = "things_images"  # the zip that the download makes of the user's copy, and the folder in it
 BLOCK_TRIALS = 96  # trials in memory at a time: 58 MB at full size, and 8 test images of 12 repetitions
 REF_FILE_NAME = 118  # in FIF: the name of the file that comes next
-PREPARED = {"sfreq": "published", "baseline": "none", "mvnn": "none"}  # `preprocess`: what the release leaves to do
 
 # `image_path` of a trial, by its `trial_type`; a concept may hold underscores and digits (coat_rack, bat2)
 IMAGE_PATHS = {
@@ -53,9 +48,9 @@ def find_subjects(folder: Path) -> dict[str, Path]:
 def read_metadata(path: Path) -> dict[Split, pd.DataFrame]:
     """One row an image, by concept, then file; columns `image_ids`, `concept` and `things_concept`, which are the same.
 
-    `path` is sample_attributes_P1.csv, or that of another subject: all saw the same images. An image id is the path in
-    THINGS, such as `coat_rack/coat_rack_13s.jpg`. Training images are those of `exp` trials whose concept no test image
-    shows, test images those of `test` trials.
+    `path` is sample_attributes_P1.csv, or that of another subject: all saw the same images. An image id is such
+    as `things_images/coat_rack/coat_rack_13s.jpg`. Training images are those of `exp` trials whose concept no test
+    image shows, test images those of `test` trials.
     """
     try:
         trials = pd.read_csv(path, dtype=str, keep_default_na=False)
@@ -95,7 +90,9 @@ def _images(trials: pd.DataFrame, trial_type: str, where: str) -> pd.DataFrame:
             f"{where}: image_path of a trial of type {trial_type} is {wrong.iloc[0]!a:.100}, expected such as "
             f"{expected[trial_type]}"
         )
-    return pd.DataFrame({"image_ids": found["concept"] + "/" + found["file"], "concept": found["concept"]})
+    return pd.DataFrame(
+        {"image_ids": IMAGES_FOLDER + "/" + found["concept"] + "/" + found["file"], "concept": found["concept"]}
+    )
 
 
 def _table(seen: pd.DataFrame) -> pd.DataFrame:
@@ -110,14 +107,11 @@ def open_eeg(path: Path, images: Mapping[Split, pd.DataFrame], preprocess: Prepr
     `images` as `read_metadata` gives them. Trials are read when their block is asked for, each from its place on the
     disk, so that about 0.3 GB are in memory whatever the size of the files.
     """
-    for key, value in PREPARED.items():
-        found = getattr(preprocess, key)
-        if found != value:
-            raise InputError(f"preprocess.{key} is {found}, but THINGS-MEG is published prepared: set it to {value}")
+    require_as_published(preprocess, "epochs at 200 Hz, in standard deviations of the time before onset")
     epochs = _open_epochs(path)
     trials = {split: _trials(epochs.metadata, images, split, str(path)) for split in SPLITS}
     yield RawEeg(
-        Layout(tuple(epochs.ch_names), epochs.times.astype(np.float64)),
+        Layout(tuple(epochs.ch_names), epochs.times.astype(np.float64), places(epochs.info, str(path))),
         {split: _blocks(epochs, trials[split], path) for split in SPLITS},
     )
 
@@ -215,36 +209,17 @@ def _blocks(epochs: "mne.BaseEpochs", trials: np.ndarray, path: Path) -> Iterato
         yield data.reshape(*block.shape, *data.shape[1:])
 
 
-def places(info: "mne.Info") -> np.ndarray:
+def places(info: "mne.Info", where: str) -> np.ndarray:
     """The sensors (C, 2) on the head seen from above, nose up, the lowest at 1 from the middle; float64.
 
-    By the angle from the top of the sphere nearest to the sensors (azimuthal equidistant).
+    By the angle from the top of the sphere nearest to the sensors (azimuthal equidistant). InputError names `where`.
     """
     xyz = np.array([channel["loc"][:3] for channel in info["chs"]], dtype=np.float64)
     if not np.isfinite(xyz).all() or np.ptp(xyz, axis=0).min() == 0:
-        raise InputError(f"{info['chs'][0]['ch_name']} ... : the sensors have no positions; run the download again")
+        raise InputError(f"{where}: the sensors have no positions; run the download again")
     # |xyz|^2 = 2 xyz . centre + (radius^2 - |centre|^2)
     centre = np.linalg.lstsq(np.column_stack([2 * xyz, np.ones(len(xyz))]), (xyz**2).sum(1), rcond=None)[0][:3]
     x, y, z = (xyz - centre).T
     flat = np.hypot(x, y)
     angle = np.arctan2(flat, z)
     return np.stack([x, y], 1) * (angle / angle.max() / np.maximum(flat, 1e-9))[:, None]
-
-
-@contextmanager
-def open_images(folder: Path, image_ids: Sequence[str]) -> Iterator[Images]:
-    """The images in things_images.zip; InputError names the first that is missing."""
-    with open_zip(folder / IMAGES_FILE, LARGEST_IMAGE) as archive:
-        held = set(archive.namelist())
-        missing = [image_id for image_id in image_ids if image_id not in held]
-        if missing:
-            raise InputError(
-                f"{archive.filename}: lacks {len(missing)} of {len(image_ids)} images, the first is {missing[0]}; "
-                "delete it and run the download again with a whole copy of THINGS"
-            )
-
-        def fingerprint(image_id: str) -> tuple[str, int, int]:
-            member = archive.getinfo(image_id)
-            return member.filename, member.file_size, member.CRC  # compared when the image is read
-
-        yield Images(partial(read_member, archive), fingerprint)
