@@ -13,10 +13,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-import mne
+import mne  # loads itself at the first use, which is why its types stand in quotes here
 import numpy as np
 import pandas as pd
-from mne.io.constants import FIFF
 
 from pipeline.data.entry import Layout, RawEeg, require_as_published
 from pipeline.data.image_table import SPLITS, Split
@@ -31,6 +30,7 @@ CAVEATS = (
 N_PARTS = 4
 IMAGES_FOLDER = "things_images"  # the zip that the download makes of the user's copy, and the folder in it
 BLOCK_TRIALS = 96  # trials in memory at a time: 58 MB at full size, and 8 test images of 12 repetitions
+REF_FILE_NAME = 118  # in FIF: the name of the file that comes next
 
 # `image_path` of a trial, by its `trial_type`; a concept may hold underscores and digits (coat_rack, bat2)
 IMAGE_PATHS = {
@@ -111,7 +111,7 @@ def open_eeg(path: Path, images: Mapping[Split, pd.DataFrame], preprocess: Prepr
     epochs = _open_epochs(path)
     trials = {split: _trials(epochs.metadata, images, split, str(path)) for split in SPLITS}
     yield RawEeg(
-        Layout(tuple(epochs.ch_names), epochs.times.astype(np.float64), places(epochs.info)),
+        Layout(tuple(epochs.ch_names), epochs.times.astype(np.float64), places(epochs.info, str(path))),
         {split: _blocks(epochs, trials[split], path) for split in SPLITS},
     )
 
@@ -155,7 +155,7 @@ def _next_part(part: Path) -> str | None:
             end = position + 16 + size
             if end > length or 0 < following < end:
                 raise ValueError(f"the entry at byte {position} of {length} is damaged or cut")
-            if kind == FIFF.FIFF_REF_FILE_NAME:
+            if kind == REF_FILE_NAME:
                 name = file.read(size).decode("latin-1")
             position = following or end
     return name
@@ -209,14 +209,14 @@ def _blocks(epochs: "mne.BaseEpochs", trials: np.ndarray, path: Path) -> Iterato
         yield data.reshape(*block.shape, *data.shape[1:])
 
 
-def places(info: "mne.Info") -> np.ndarray:
+def places(info: "mne.Info", where: str) -> np.ndarray:
     """The sensors (C, 2) on the head seen from above, nose up, the lowest at 1 from the middle; float64.
 
-    By the angle from the top of the sphere nearest to the sensors (azimuthal equidistant).
+    By the angle from the top of the sphere nearest to the sensors (azimuthal equidistant). InputError names `where`.
     """
     xyz = np.array([channel["loc"][:3] for channel in info["chs"]], dtype=np.float64)
     if not np.isfinite(xyz).all() or np.ptp(xyz, axis=0).min() == 0:
-        raise InputError(f"{info['chs'][0]['ch_name']} ... : the sensors have no positions; run the download again")
+        raise InputError(f"{where}: the sensors have no positions; run the download again")
     # |xyz|^2 = 2 xyz . centre + (radius^2 - |centre|^2)
     centre = np.linalg.lstsq(np.column_stack([2 * xyz, np.ones(len(xyz))]), (xyz**2).sum(1), rcond=None)[0][:3]
     x, y, z = (xyz - centre).T
