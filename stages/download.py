@@ -4,7 +4,7 @@ from pathlib import Path
 
 from pipeline.data.datasets import DATASETS
 from pipeline.data.entry import SPLITS
-from pipeline.data.sources import OwnCopy, Published
+from pipeline.data.sources import OwnCopy, PublishedFiles
 from pipeline.fetch.download import Addresses, fetch_dataset
 from pipeline.fetch.own_copy import collect_images, find_own_copy
 from pipeline.params import read_params
@@ -18,7 +18,7 @@ def main(params: Path, eeg: Path, images: Path, metadata: Path) -> str:
     dataset = DATASETS[p.dataset]
     source = dataset.source
     own_copy = None
-    if isinstance(source, Published) and isinstance(source.images, OwnCopy):
+    if isinstance(source, PublishedFiles) and isinstance(source.images, OwnCopy):
         own_copy = find_own_copy(p.download.things_images)
     addresses = Addresses(p.download.osf_api, p.download.figshare_api, p.download.openneuro)
     fetch_dataset(source, addresses, p.subjects, eeg, images, metadata)

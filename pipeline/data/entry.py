@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from pipeline.data.images import Images
-from pipeline.data.sources import Make, Published
+from pipeline.data.sources import Make, PublishedFiles
 
 Split = Literal["train", "test"]
 SPLITS: tuple[Split, ...] = ("train", "test")
@@ -56,7 +56,7 @@ class Dataset:
     `open_images(folder, image_ids)`: these images, each of which must be there.
     """
 
-    source: Published | Make
+    source: PublishedFiles | Make
     find_subjects: Callable[[Path], dict[str, Path]]
     read_metadata: Callable[[Path], dict[Split, pd.DataFrame]]
     open_eeg: Callable[[Path, Mapping[Split, int]], AbstractContextManager[RawEeg]]
