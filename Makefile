@@ -2,9 +2,12 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
+# pip does not compile what it installs (--no-compile): the first import does, and its result has to be kept. Without it
+# every stage and every dvc command compiles torch, timm and sympy again, some 4 seconds each time.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup repro compare results test check bench fuzz
+.PHONY: help setup repro compare results test check docs bench fuzz
 
 help:  ## what there is to make
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -15,7 +18,7 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, and $(PYTHON) is older: make PYTHON=python3.12 ...")'
 	@echo 'Installing the packages of constraints.txt into $(VENV): some 3 GB, one to five minutes, once.'
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/pip install --quiet --disable-pip-version-check --no-compile -e '.[test]' -c constraints.txt
+	@$(BIN)/pip install --quiet --disable-pip-version-check --no-compile -e '.[docs,test]' -c constraints.txt
 	@touch $@
 
 repro: setup  ## run the pipeline (what changed of it) and print the metrics
@@ -35,13 +38,16 @@ results: setup  ## print the last comparison
 test: setup  ## the test suite, and which branches of the code it runs
 	python -m pytest -n auto --dist loadfile --no-loadscope-reorder --cov --cov-report term
 
-check: setup  ## lint, format, types, imports, the DAG, and that dvc.yaml, params.yaml and the code agree
+check: setup docs  ## lint, format, types, imports, the DAG, the documentation, and that dvc.yaml, params.yaml and the code agree
 	ruff check .
 	ruff format --check .
 	lint-imports --no-logo > /dev/null || lint-imports
 	mypy
 	dvc dag > /dev/null
 	python -m pytest tests/test_contract.py
+
+docs: setup  ## the documentation as a site, in site/
+	NO_MKDOCS_2_WARNING=1 mkdocs build --strict --quiet
 
 bench: setup  ## ratios against the plain way of doing the same, in one run
 	python -m benchmarks.preprocess

@@ -85,7 +85,7 @@ def run(protocol: str, number: int, model: str, seed: int) -> list[Scored]:
     for fold in plan(protocol, names, [seed]):
         samples = data.samples.take(np.flatnonzero(np.isin(data.samples.subject, fold.trained_on)))
         seeds = derive_seeds(seed, fold.fold)
-        mask = held_out(samples.concept, parameters.validation_concepts, seeds.concepts)
+        mask = held_out(samples.things_concept, parameters.validation_concepts, seeds.concepts)
         selection, rows = samples.take(np.flatnonzero(mask)), np.flatnonzero(~mask)
         trained = train(samples, rows, selection, embeddings, parameters, seeds, torch.device("cpu"))
         for subject in fold.tested_on:

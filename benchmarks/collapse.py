@@ -41,7 +41,7 @@ def run(case: tuple[str, float, float], seed: int) -> dict:
     sizes = {"n_subjects": 1, "n_concepts": 750, "per_concept": 8, "n_test": N_TEST, "shape": (8, 72)}
     data = simulate(0, signal=signal, common=common, **sizes, subject_spread=0)
     embeddings, seeds = embed(data, 0, 2.0), derive_seeds(seed, "pooled")
-    mask = held_out(data.samples.concept, 0.1, seeds.concepts)
+    mask = held_out(data.samples.things_concept, 0.1, seeds.concepts)
     selection, rows = data.samples.take(np.flatnonzero(mask)), np.flatnonzero(~mask)
     changes = {"select_on": "validation", "projection_size": 256, "epochs": 12} | VARIANTS[variant]
     with start_as_torch() if changes.pop("start", None) else mock.MagicMock():

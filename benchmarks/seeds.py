@@ -63,7 +63,7 @@ def run(signal: float, variant: str, seed: int) -> tuple[np.ndarray, float, int,
     embeddings, seeds = embed(data, 0, 2.0), derive_seeds(seed, "pooled")
     if only:
         seeds = replace(derive_seeds(0, "pooled"), **{only: getattr(seeds, only)})
-    mask = held_out(data.samples.concept, 0.1, seeds.concepts) & (parameters.select_on == "validation")
+    mask = held_out(data.samples.things_concept, 0.1, seeds.concepts) & (parameters.select_on == "validation")
     selection = data.samples.take(np.flatnonzero(mask)) if mask.any() and not fixed else None
     with start_as_torch() if start else mock.MagicMock():
         began = time.monotonic()

@@ -73,7 +73,7 @@ def simulate(
         eeg=torch.from_numpy(eeg[:, :n]).flatten(0, 1),
         target=torch.arange(n).repeat(n_subjects),
         subject=np.repeat([f"sub-{s:02}" for s in range(1, n_subjects + 1)], n),
-        concept=np.tile(np.repeat(np.arange(n_concepts).astype(str), per_concept), n_subjects),
+        things_concept=np.tile(np.repeat(np.arange(n_concepts).astype(str), per_concept), n_subjects),
         sfreq=100.0,
     )
     return Data(samples, torch.from_numpy(eeg[:, n:]), latents)
@@ -115,4 +115,4 @@ def start_as_torch() -> AbstractContextManager:
             elif isinstance(module, nn.BatchNorm2d):
                 nn.init.normal_(module.weight, 1.0, 0.02)
 
-    return mock.patch("pipeline.eeg.nice.draw_weights", draw)
+    return mock.patch("pipeline.eeg.nice.draw_normal_weights", draw)

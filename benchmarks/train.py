@@ -149,7 +149,7 @@ def planted(noise: float) -> tuple[Samples, torch.Tensor]:
         eeg=torch.from_numpy(eeg).float(),
         target=torch.arange(800).repeat(2),
         subject=np.repeat(["sub-01", "sub-02"], 800),
-        concept=np.tile(np.repeat(np.arange(160).astype(str), 5), 2),
+        things_concept=np.tile(np.repeat(np.arange(160).astype(str), 5), 2),
         sfreq=100.0,
     )
     return samples, torch.from_numpy(embeddings).float()
@@ -166,9 +166,9 @@ def parity(epochs: int = 8, seeds: int = 5, noise: float = 3.0) -> None:
         selection_temperature="model",
     )
     samples, embeddings = planted(noise)
-    mask = held_out(samples.concept, 0.2, seed=0)
+    mask = held_out(samples.things_concept, 0.2, seed=0)
     rows, selection = np.flatnonzero(~mask), samples.take(np.flatnonzero(mask))
-    galleries = make_galleries(selection.subject, selection.concept)
+    galleries = make_galleries(selection.subject, selection.things_concept)
     curves: dict[str, list[np.ndarray]] = {"plain": [], "ours": []}
     for seed in range(seeds):
         seeds_of_run = derive_seeds(seed, "pooled")

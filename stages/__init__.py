@@ -1,11 +1,14 @@
 """One command a DVC stage: read, call the library, write. Paths come from dvc.yaml, values from params.yaml."""
 
 import functools
+import json
 import os
 import re
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import typer
 from rich import box
@@ -14,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.errors import InputError
+from pipeline.files import replacing
 
 # Before torch is imported: threads that spin while they wait for each other made training five times slower on a
 # machine that others use too; threads that sleep at once made it a third slower on one that nobody else uses. GNU's
@@ -43,7 +47,15 @@ def run(main: Callable[..., str]) -> None:
     app()
 
 
-def show(title: str, rows: list[dict[str, object]]) -> None:
+def write_json(path: Path, values: dict[str, Any]) -> dict[str, Any]:
+    """Write a file of metrics; what is undefined (NaN) is null. Returns the values as they are read from it."""
+    values = json.loads(json.dumps(values), parse_constant=lambda _: None)
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(values, indent=2) + "\n")
+    return values
+
+
+def show(title: str, rows: Sequence[Mapping[str, object]]) -> None:
     """Print rows of the same keys as a table: ruled on a terminal, plain columns in a file or a pipe."""
     console = Console(highlight=False)
     plain = not console.is_terminal

@@ -6,7 +6,6 @@ takes seconds. The experiment is removed once its evaluation has been read. Inte
 last epoch next time.
 """
 
-import json
 import os
 import subprocess
 import tempfile
@@ -19,9 +18,9 @@ from dvc.api import DVCFileSystem
 from pipeline.analysis.comparison import compare
 from pipeline.analysis.similarities import read_similarities
 from pipeline.errors import InputError
-from pipeline.files import replacing, sha256
+from pipeline.files import sha256
 from pipeline.params import read_params
-from stages import run
+from stages import run, write_json
 from stages.results import print_comparison
 
 EVALUATION = "data/evaluation.h5"
@@ -48,10 +47,7 @@ def main(
         first, second = (read_similarities(path) for path in files)
         result = compare(first, second, p.evaluate, p.seed)
         result["sha256"] = [sha256(path) for path in files]
-    result = json.loads(json.dumps(result), parse_constant=lambda _: None)  # what is undefined is null
-    with replacing(comparison) as temporary:
-        temporary.write_text(json.dumps(result, indent=2) + "\n")
-    print_comparison(result)
+    print_comparison(write_json(comparison, result))
     return str(comparison)
 
 

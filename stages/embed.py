@@ -24,7 +24,7 @@ def main(params: Path, encoder: str, images: Path, metadata: Path, weights: Path
     names = {"backbone": p.backbone, "encoder": encoder, "alignment": p.alignment if aligned else "none"}
     device = pick_device(p.embed.device)
     embed_images(dataset, images, metadata, load, weights / model.file, target, names, p.embed, device)
-    show(f"{p.backbone}, {encoder}", [{"block": block} | health for block, health in read_health(target).items()])
+    show(f"{p.backbone}, {encoder}", [{"block": block, **health} for block, health in read_health(target).items()])
     return str(target)
 
 

@@ -1,7 +1,7 @@
 """Score the trained models on the test images: the metrics, tables of them, and the similarities behind them."""
 
-import json
 from pathlib import Path
+from typing import Any
 
 from pipeline.analysis.evaluation import tabulate
 from pipeline.analysis.scoring import score
@@ -12,7 +12,7 @@ from pipeline.eeg.recordings import read_split
 from pipeline.files import replacing
 from pipeline.images.embeddings import read_embeddings
 from pipeline.params import read_params
-from stages import run, show
+from stages import run, show, write_json
 
 
 def main(
@@ -22,12 +22,8 @@ def main(
     p = read_params(params)
     models = [load_model(folder) for folder in sorted(path for path in model.iterdir() if path.is_dir())]
     notes = models[0][1]
-    subjects = sorted({subject for _, notes in models for subject in notes["tested_on"]})
-    files = [eeg / f"{subject}.h5" for subject in subjects]
+    files = [eeg / f"{subject}.h5" for subject in sorted({name for _, notes in models for name in notes["tested_on"]})]
     recordings = (read_split(path, "test", average=False) for path in files)
-    outcomes, axes = score(recordings, models, read_embeddings(embeddings, notes["train"]["block"]), p.evaluate, p.seed)
-    summary, frames = tabulate(outcomes, axes, p.evaluate, p.seed)
-    n_way = len(axes.image_ids)
     made_with = {
         "dataset": p.dataset,
         "synthetic": DATASETS[p.dataset].synthetic,
@@ -38,29 +34,35 @@ def main(
         "protocol": notes["protocol"],
         "selected_on": notes["selected_on"],
     }
-    summary |= {"n_way": n_way, "chance_top1": 1 / n_way, **made_with, "seed": p.seed}
-    summary["n_seeds"] = len({one.scored.seed for one in outcomes})
-    made_with["settings"] = settings_of(notes, files, embeddings)
-    names = (axes.image_ids, axes.concept, axes.things_concept)
-    write_similarities(similarities, Similarities(*names, [one.scored for one in outcomes], made_with))
+    outcomes, axes = score(recordings, models, read_embeddings(embeddings, made_with["block"]), p.evaluate, p.seed)
+    summary, frames = tabulate(outcomes, axes, made_with, p.evaluate, p.seed)
+    everything = Similarities(
+        image_ids=axes.image_ids,
+        concept=axes.concept,
+        things_concept=axes.things_concept,
+        scored=[one.scored for one in outcomes],
+        made_with=made_with | {"settings": settings_of(notes["train"], files, embeddings)},
+    )
+    write_similarities(similarities, everything)
     for path in tables:
         with replacing(path) as temporary:
             frames[path.stem].to_csv(temporary, index=False)
-    with replacing(metrics) as temporary:
-        summary = json.loads(json.dumps(summary), parse_constant=lambda _: None)  # what is undefined is null
-        temporary.write_text(json.dumps(summary, indent=2) + "\n")
+    print_summary(write_json(metrics, summary), p.evaluate.top_k)
+    return str(metrics)
+
+
+def print_summary(summary: dict[str, Any], top_k: list[int]) -> None:
     if summary["synthetic"]:
         print("synthetic data: these figures show that the pipeline works and mean nothing about brains")
     if summary["collapsed"]:
         left_out = summary["n_collapsed"] < summary["n_runs"]
         consequence = "are left out of the means" if left_out else "are no result"
         print(f"{summary['n_collapsed']} of {summary['n_runs']} runs collapsed: they {consequence}")
-    rows = [
-        {"metric": name, "value": summary[name], "low": summary["ci95_low"][name], "high": summary["ci95_high"][name]}
-        for name in ("nice_loss", *(f"top{k}_acc" for k in p.evaluate.top_k), "matched_cosine", "mismatched_cosine")
-    ]
-    show(f"{p.encoder}, {n_way}-way, {summary['n_subjects']} subjects; chance of top-1 {1 / n_way:.3f}", rows)
-    return str(metrics)
+    names = ["nice_loss", *(f"top{k}_acc" for k in top_k), "matched_cosine", "mismatched_cosine"]
+    low, high = summary["ci95_low"], summary["ci95_high"]
+    rows = [{"metric": name, "value": summary[name], "low": low[name], "high": high[name]} for name in names]
+    gallery = f"{summary['n_way']}-way, {summary['n_subjects']} subjects"
+    show(f"{summary['encoder']}, {gallery}; chance of top-1 {summary['chance_top1']:.3f}", rows)
 
 
 if __name__ == "__main__":

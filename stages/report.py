@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -31,12 +32,10 @@ def main(
     p = read_params(params)
     summary, scored = json.loads(evaluation.read_text()), read_similarities(similarities)
     frames = {path.stem: pd.read_csv(path) for path in tables}
-    compared = json.loads(comparison.read_text()) if comparison.exists() else {"sha256": []}
-    if sha256(similarities) not in compared["sha256"]:
-        compared = None  # of other evaluations
+    compared = _comparison_of(similarities, comparison)
     dataset = DATASETS[summary["dataset"]]
-    shows_images = summary["synthetic"] or p.evaluate.embed_images
-    thumbnails = read_thumbnails(dataset, images, scored.image_ids) if shows_images else None
+    shows_images = dataset.may_share_images or p.evaluate.embed_images
+    thumbnails = read_thumbnails(dataset, images, scored.image_ids.tolist()) if shows_images else None
     learning = learning_curves(pd.read_csv(history), pd.read_csv(published_curve), summary)
     with replacing(curves) as temporary:
         learning.to_csv(temporary, index=False)
@@ -50,12 +49,21 @@ def main(
         comparison=compared,
         settings=scored.made_with["settings"] | {"evaluate": p.evaluate.model_dump()},
         pictures=drawn,
+        caveats=dataset.caveats,
+        published=dataset.published,
+        may_share_images=dataset.may_share_images,
         shows_images=shows_images,
         hashes={str(path): sha256(path) for path in (evaluation, similarities, history, *tables)},
     )
     files = [*(picture.path for picture in drawn), page]
     show("report", [{"file": str(path), "MB": path.stat().st_size / 1e6} for path in files])
     return str(page)
+
+
+def _comparison_of(similarities: Path, comparison: Path) -> dict[str, Any] | None:
+    """The last comparison, or None if it is not of these similarities."""
+    compared = json.loads(comparison.read_text()) if comparison.exists() else {"sha256": []}
+    return compared if sha256(similarities) in compared["sha256"] else None
 
 
 if __name__ == "__main__":

@@ -2,40 +2,55 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
-from pipeline.analysis.published import PUBLISHED
+from pipeline.data.datasets import DATASETS
+from pipeline.data.published import Published
 from pipeline.errors import InputError
 from pipeline.files import sha256
 from stages import run, show
 
 
-def print_comparison(comparison: dict) -> None:
+def print_comparison(comparison: dict[str, Any]) -> None:
     """Two tables and the answer."""
-    metrics, baseline, other = comparison.get("metrics", {}), comparison["baseline"], comparison["other"]
-    if metrics:
-        rows = [
-            {
-                "metric": name,
-                baseline: _number(row[baseline]),
-                other: _number(row[other]),
-                "difference": _number(row["difference"], "+"),
-                "95 % interval": _interval(row["ci95"]),
-                "p": _number(row["p"]),
-                "of these models": _interval(row["ci95_these_models"]),
-            }
-            for name, row in metrics.items()
-        ]
-        over = " and ".join(comparison["ci95_over"]) or "nothing: one seed tells too little"
-        title = f"{other[0].upper()}{other[1:]} against {baseline}; interval of the difference and p over {over}"
-        show(f"{title}; of these models: test images", rows)
-    note = f"{comparison['n_way']}-way, {comparison['dataset']}{', synthetic' * comparison['synthetic']}"
-    rows = []
-    for side in (baseline, other) if metrics else ():
-        top1, top5 = (metrics.get(f"top{k}_acc", {}).get(side) for k in (1, 5))
-        rows.append(_row(f"this run, {side}", comparison["protocol"], _percent(top1), _percent(top5), note))
-    rows += [_row(one.method, one.protocol, one.top1, one.top5, one.note) for one in PUBLISHED]
-    show("Published on THINGS-EEG2, 200-way: only rows of one protocol compare, on the same data", rows)
+    if "metrics" in comparison:
+        _show_metrics(comparison)
+    dataset = DATASETS.get(comparison["dataset"])  # a comparison may come from where there are other datasets
+    if dataset is not None and dataset.published:
+        _show_beside(comparison, dataset.published)
     print(comparison["answer"])
+
+
+def _show_metrics(comparison: dict[str, Any]) -> None:
+    baseline, other = comparison["baseline"], comparison["other"]
+    rows = [
+        {
+            "metric": name,
+            baseline: _number(row[baseline]),
+            other: _number(row[other]),
+            "difference": _number(row["difference"], "+"),
+            "95 % interval": _interval(row["ci95"]),
+            "p": _number(row["p"]),
+            "of these models": _interval(row["ci95_these_models"]),
+        }
+        for name, row in comparison["metrics"].items()
+    ]
+    over = " and ".join(comparison["ci95_over"]) or "nothing: one seed tells too little"
+    title = f"{other[0].upper()}{other[1:]} against {baseline}; interval of the difference and p over {over}"
+    show(f"{title}; of these models: test images", rows)
+
+
+def _show_beside(comparison: dict[str, Any], published: tuple[Published, ...]) -> None:
+    """Both sides above the published figures."""
+    note = f"{comparison['n_way']}-way, {comparison['dataset']}{', synthetic' if comparison['synthetic'] else ''}"
+    rows = []
+    if "metrics" in comparison:
+        for side in (comparison["baseline"], comparison["other"]):
+            top1, top5 = (_percent(comparison["metrics"].get(f"top{k}_acc", {}).get(side)) for k in (1, 5))
+            rows.append(_row(f"this run, {side}", comparison["protocol"], top1, top5, note))
+    rows += [_row(one.method, one.protocol, one.top1, one.top5, one.note) for one in published]
+    tasks = "; ".join(dict.fromkeys(one.task for one in published))
+    show(f"Published on {tasks}: only rows of one protocol compare, on the same data", rows)
 
 
 def _row(method: str, protocol: str, top1: float | None, top5: float | None, note: str) -> dict[str, str]:

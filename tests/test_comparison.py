@@ -11,6 +11,7 @@ from pipeline.analysis.similarities import Scored, Similarities
 from pipeline.errors import InputError
 from pipeline.params import read_params
 from pipeline.sections import Evaluate
+from stages.results import print_comparison
 
 N = 20
 
@@ -306,3 +307,13 @@ def test_two_things_at_once_are_refused():
     for change in ({"dtype": "float64"}, {"window": [0, 1]}):
         with pytest.raises(InputError, match="they may differ in one of encoder, alignment, backbone"):
             compare(side(8), side(8, with_settings(eeg_of_sub_01=change)), parameters(), 0)
+
+
+def test_published_figures_of_the_dataset_are_printed_beside_it(capsys):
+    for dataset, beside in (("things-eeg2", True), ("of a colleague", False)):
+        result = compared(*pair(2), dataset=dataset)
+        print_comparison(result)
+        printed = capsys.readouterr().out
+        assert "Aligned against unaligned" in printed and result["answer"] in " ".join(printed.split())
+        told = ["Published on THINGS-EEG2, 200-way, mean of 10 subjects", "this run, aligned", "ATM-S"]
+        assert [words in printed for words in told] == [beside] * 3

@@ -93,22 +93,36 @@ def disturb(saved: dict) -> None:
             value += 0.1 * torch.randn(value.shape, generator=torch.Generator().manual_seed(len(value)))
 
 
-def load_both(archive: Path, backbone: str, variant: str, embed_dim: int, folder: Path) -> Pair:
-    with zipfile.ZipFile(archive) as unpacked:
-        unpacked.extractall(folder)
-    theirs = load_dreamsim(folder, backbone, variant, embed_dim)
+def unpacked(archive: Path) -> Path:
+    """The archive, its members beside it, where dreamsim looks for them."""
+    with zipfile.ZipFile(archive) as members:
+        members.extractall(archive.parent)
+    return archive
+
+
+def load_both(archive: Path, backbone: str, variant: str, embed_dim: int) -> Pair:
+    theirs = load_dreamsim(archive.parent, backbone, variant, embed_dim)
     return Pair(load_encoder(archive, backbone, variant)[0], theirs)
+
+
+@pytest.fixture(scope="module")
+def disturbed(archives, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The checkpoint of a backbone, disturbed and unpacked; made once for both variants."""
+
+    @functools.cache
+    def archive(backbone: str) -> Path:
+        changes = {source.member: disturb for source in BACKBONES[backbone][1]}
+        return unpacked(rewritten(archives(backbone, WIDTH), tmp_path_factory.mktemp("pair"), changes))
+
+    return archive
 
 
 @pytest.fixture(
     scope="module", params=[(backbone, variant) for backbone in BACKBONES for variant in VARIANTS], ids="-".join
 )
-def pair(request: pytest.FixtureRequest, archives, tmp_path_factory: pytest.TempPathFactory) -> Pair:
+def pair(request: pytest.FixtureRequest, disturbed) -> Pair:
     backbone, variant = request.param
-    folder = tmp_path_factory.mktemp("pair")
-    disturbed = {source.member: disturb for source in BACKBONES[backbone][1]}
-    archive = rewritten(archives(backbone, WIDTH), folder, disturbed)
-    return load_both(archive, backbone, variant, WIDTH, folder)
+    return load_both(disturbed(backbone), backbone, variant, WIDTH)
 
 
 def assert_equal(ours: Tensor, theirs: Tensor) -> None:
@@ -156,8 +170,8 @@ def test_both_variants_differ_and_the_adapter_is_reported(archives, images: Tens
 
 
 def test_the_published_width_equals_dreamsim(images: Tensor, tmp_path: Path) -> None:
-    make_checkpoint("synclr_vitb16", tmp_path / "made", embed_dim=768)
-    pair = load_both(next((tmp_path / "made").iterdir()), "synclr_vitb16", "aligned", 768, tmp_path)
+    make_checkpoint("synclr_vitb16", tmp_path, embed_dim=768)
+    pair = load_both(unpacked(next(tmp_path.iterdir())), "synclr_vitb16", "aligned", 768)
     with torch.inference_mode():
         [ours] = pair.ours(images)
         assert ours.shape == (3, 768)

@@ -6,12 +6,13 @@ import pandas as pd
 import pytest
 
 from pipeline.analysis.evaluation import summarise, tabulate
-from pipeline.analysis.scoring import CHANNEL, WHOLE, WINDOW, Axes, Outcome
+from pipeline.analysis.scoring import Axes, Outcome
 from pipeline.analysis.similarities import Scored
 from pipeline.params import read_params
 from pipeline.sections import Evaluate
 
 N = 8
+POOLED = {"protocol": "pooled", "encoder": "aligned"}
 NAMES = ["nice_loss", "rank", "image_to_eeg_rank", "matched_cosine", "mismatched_cosine", "mismatched_square"]
 
 
@@ -25,16 +26,18 @@ def axes() -> Axes:
     return Axes(ids, ids, ids, ("O1", "O2"), np.arange(6) / 10, 4, [slice(0, 3), slice(3, 6)])
 
 
-def outcome(subject: str, seed: int, ranks: list[int], collapsed: bool = False) -> Outcome:
+def outcome(
+    subject: str, seed: int, ranks: list[int], collapsed: bool = False, fold: str = "pooled", epoch: int = 1
+) -> Outcome:
     """A run of which only the ranks are known; half of the images are second best where the EEG is masked."""
-    scored = Scored("pooled", seed, subject, 1, collapsed, 1.0, *(np.zeros((N, k), np.float32) for k in (2, 2, N)))
-    whole = {name: np.zeros((1, N)) for name in NAMES} | {"rank": np.array([ranks], float)}
-    whole["image_to_eeg_rank"], whole["matched_cosine"] = np.ones((1, N)), np.full((1, N), 0.5)
-    less = {name: values.repeat(2, axis=0) for name, values in whole.items()}
-    less["rank"] = less["rank"].copy()
+    sides = (np.zeros((N, k), np.float32) for k in (2, 2, N))
+    scored = Scored(fold, seed, subject, epoch, collapsed, 1.0, *sides)
+    whole = {name: np.zeros(N) for name in NAMES} | {"rank": np.array(ranks, float)}
+    whole["image_to_eeg_rank"], whole["matched_cosine"] = np.ones(N), np.full(N, 0.5)
+    less = {name: np.stack([values, values]) for name, values in whole.items()}
     less["rank"][1, : N // 2] = 2
     less["matched_cosine"] = np.array([[0.2] * N, [0.4] * N])
-    return Outcome(scored, {WHOLE: whole, WINDOW: less, CHANNEL: less, 1: less, 2: less})
+    return Outcome(scored, whole, windows=less, channels=less, repetitions={1: less, 2: less})
 
 
 ALL_FIRST, ALL_SECOND = [1] * N, [2] * N
@@ -46,7 +49,7 @@ def two() -> list[Outcome]:
 
 
 def test_the_curves_by_hand(two):
-    summary, tables = tabulate(two, axes(), parameters(), 0)
+    summary, tables = tabulate(two, axes(), POOLED, parameters(), 0)
     assert (summary["top1_acc"], summary["mean_rank"], summary["median_rank"], summary["mrr"]) == (0.5, 1.5, 1.5, 0.75)
     assert tables["top_k"]["top_k_acc"].tolist() == [0.5] + [1.0] * (N - 1)
     assert tables["top_k"]["chance"].tolist() == [k / N for k in range(1, N + 1)]
@@ -69,7 +72,7 @@ def test_the_curves_by_hand(two):
 
 def test_the_curves_meet_the_metrics(two):
     """The last gallery, all repetitions and k = 1 are the same figure, with the same interval."""
-    summary, tables = tabulate(two, axes(), parameters(), 0)
+    summary, tables = tabulate(two, axes(), POOLED, parameters(), 0)
     ends = (summary["ci95_low"]["top1_acc"], summary["ci95_high"]["top1_acc"])
     for name, row in (("n_way", -1), ("repetitions", -1)):
         last = tables[name].iloc[row]
@@ -83,14 +86,14 @@ def test_the_curves_meet_the_metrics(two):
 def test_seeds_are_averaged_before_anything_else():
     """Two seeds of one subject, top-1 of 1 and 0: each image is worth 0.5, and nothing is left to vary."""
     runs = [outcome("a", 1, ALL_FIRST), outcome("a", 2, ALL_SECOND)]
-    summary, tables = tabulate(runs, axes(), parameters(), 0)
+    summary, tables = tabulate(runs, axes(), POOLED, parameters(), 0)
     assert (summary["top1_acc"], summary["ci95_low"]["top1_acc"], summary["ci95_high"]["top1_acc"]) == (0.5, 0.5, 0.5)
     assert summary["sd_over_seeds"]["top1_acc"] == pytest.approx(0.5**0.5)
     assert tables["top_k"]["top_k_acc"][0] == 0.5
 
 
 def test_one_subject_has_no_spread_and_an_interval_over_images():
-    summary, tables = tabulate([outcome("a", 1, [1, 2] * (N // 2))], axes(), parameters(), 0)
+    summary, tables = tabulate([outcome("a", 1, [1, 2] * (N // 2))], axes(), POOLED, parameters(), 0)
     assert summary["ci95_over"] == "test images" and "sd_over_subjects" not in summary
     assert 0 < summary["ci95_low"]["top1_acc"] < 0.5 < summary["ci95_high"]["top1_acc"] < 1
     assert tables["top_k"]["top_k_acc_sd_over_subjects"].isna().all()
@@ -100,15 +103,43 @@ def test_one_subject_has_no_spread_and_an_interval_over_images():
 
 def test_collapsed_runs_are_in_no_curve():
     runs = [outcome("a", 1, ALL_FIRST), outcome("a", 2, ALL_SECOND, collapsed=True)]
-    summary, tables = tabulate(runs, axes(), parameters(), 0)
+    summary, tables = tabulate(runs, axes(), POOLED, parameters(), 0)
     assert (summary["top1_acc"], summary["n_collapsed"], summary["collapsed"]) == (1.0, 1, True)
     assert tables["top_k"]["top_k_acc"][0] == summary["ci95_low"]["top1_acc"] == 1.0
     assert len(tables["per_subject"]) == 2
-    assert tabulate(runs[1:], axes(), parameters(), 0)[0]["top1_acc"] == 0.0
+    assert tabulate(runs[1:], axes(), POOLED, parameters(), 0)[0]["top1_acc"] == 0.0
 
 
-def test_the_summary_is_json(two):
-    json.dumps(tabulate(two, axes(), parameters(), 0)[0])
+def test_the_summary_is_json_and_says_what_it_is_of(two):
+    summary = tabulate(two, axes(), POOLED, parameters(), 3)[0]
+    json.dumps(summary)
+    assert POOLED.items() <= summary.items()
+    assert (summary["n_way"], summary["chance_top1"], summary["seed"], summary["n_seeds"]) == (N, 1 / N, 3, 1)
+
+
+def test_what_is_no_metric_is_not_averaged():
+    """The epochs of two runs, their seeds and the gallery are numbers too."""
+    runs = [outcome("a", 1, ALL_FIRST, epoch=5), outcome("a", 2, ALL_SECOND, epoch=7)]
+    summary, tables = tabulate(runs, axes(), POOLED, parameters(), 0)
+    assert tables["per_subject"]["selected_epoch"].tolist() == [5, 7]
+    assert summary["sd_over_seeds"].keys() == summary["ci95_low"].keys() == summary["ci95_high"].keys()
+    assert not {"selected_epoch", "top1_acc_low"} & summary["ci95_low"].keys()
+
+
+@pytest.mark.parametrize(
+    ("protocol", "not_over"),
+    [
+        ("within-subject", "training images"),
+        ("leave-one-subject-out", "training images and training subjects, which the folds share"),
+    ],
+)
+def test_folds_that_share_training_subjects_are_told(protocol, not_over):
+    folds = [outcome(name, 1, ranks, fold=name) for name, ranks in (("a", ALL_FIRST), ("b", ALL_SECOND))]
+    summary = tabulate(folds, axes(), {"protocol": protocol}, parameters(), 0)[0]
+    assert summary["ci95_over"] == "subjects, each with models of its own, and test images"
+    assert summary["ci95_not_over"] == not_over
+    one = tabulate(folds[:1], axes(), {"protocol": protocol}, parameters(), 0)[0]
+    assert one["ci95_not_over"] == "seeds, subjects and training images"
 
 
 def table_of(rows: list[tuple[str, int, str, bool, float]]) -> pd.DataFrame:
@@ -118,7 +149,7 @@ def table_of(rows: list[tuple[str, int, str, bool, float]]) -> pd.DataFrame:
 def test_means_and_spread_by_hand():
     rows = [("pooled", 1, "a", False, 0.2), ("pooled", 1, "b", False, 0.4)]
     rows += [("pooled", 2, "a", False, 0.4), ("pooled", 2, "b", False, 0.6)]
-    summary = summarise(table_of(rows))
+    summary = summarise(table_of(rows), ["top1_acc"])
     assert summary["top1_acc"] == pytest.approx(0.4)
     assert summary["sd_over_subjects"]["top1_acc"] == pytest.approx(0.2 / 2**0.5)  # of 0.3 and 0.5
     assert summary["sd_over_seeds"]["top1_acc"] == pytest.approx(0.2 / 2**0.5)
@@ -127,12 +158,13 @@ def test_means_and_spread_by_hand():
 
 def test_collapsed_runs_are_counted_and_not_averaged():
     rows = [("pooled", 1, "a", False, 0.5), ("pooled", 2, "a", True, 0.01)]
-    summary = summarise(table_of(rows))
+    summary = summarise(table_of(rows), ["top1_acc"])
     assert summary["top1_acc"] == 0.5 and summary["collapsed"] is True
     assert (summary["n_runs"], summary["n_collapsed"]) == (2, 1)
     assert "sd_over_seeds" not in summary
 
 
 def test_where_all_collapsed_their_figures_stand_and_say_so():
-    summary = summarise(table_of([("pooled", 1, "a", True, 0.02), ("pooled", 1, "b", True, 0.04)]))
+    rows = [("pooled", 1, "a", True, 0.02), ("pooled", 1, "b", True, 0.04)]
+    summary = summarise(table_of(rows), ["top1_acc"])
     assert summary["top1_acc"] == pytest.approx(0.03) and summary["collapsed"] is True

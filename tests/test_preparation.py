@@ -1,5 +1,6 @@
 """Preprocessing: the values are those of numpy, the bytes are the same each time, memory stays bounded."""
 
+import re
 import resource
 import subprocess
 import sys
@@ -103,6 +104,23 @@ def test_a_neuroscientist_opens_it_without_us(prepared: Path) -> None:
     assert (attributes["source"], len(attributes["source_sha256"])) == ("sub-01.zip", 64)
     assert attributes["h5py_version"] == h5py.__version__
     assert attributes["numpy_version"] == np.__version__
+
+
+def test_mne_opens_it_as_the_documentation_says(
+    prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [code] = re.findall(r"```python\n(.*?)```", Path("docs/data.md").read_text(), re.DOTALL)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/eeg").symlink_to(prepared)
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    exec(code, names)
+    test = read_split(prepared / "sub-01.h5", "test", average=False)
+    assert names["epochs"].get_data(copy=False).shape == SHAPES["train"][:1] + SHAPES["train"][2:]
+    np.testing.assert_allclose(names["evoked"].data, test.eeg[0].mean(axis=0), rtol=1e-5)
+    assert names["evoked"].ch_names == CH_NAMES
+    assert names["evoked"].nave == SHAPES["test"][1]
+    assert names["evoked"].comment == test.image_ids[0]
 
 
 def test_same_bytes_each_time(raw: Path, prepared: Path, tmp_path: Path) -> None:

@@ -1,13 +1,16 @@
 """A dataset, an image model and an EEG encoder from outside the library go through all stages as the library's own do.
 
-The dataset is that of test_recipes_dataset (24 lines of code).
+The dataset is that of test_recipes_dataset (24 lines of code). docs/adding.md shows each recipe, between two marks.
 """
 
 import json
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import h5py
+import numpy as np
 import pytest
 import safetensors.torch
 import timm
@@ -19,13 +22,14 @@ from pipeline.data.datasets import DATASETS
 from pipeline.eeg.encoder import EegEncoder
 from pipeline.eeg.encoders import EEG_ENCODERS
 from pipeline.errors import InputError
+from pipeline.images.embeddings import read_embeddings
 from pipeline.images.models import IMAGE_MODELS, ImageModel
 from pipeline.images.vit import ImageEncoder, ViT
 from stages import download, embed, evaluate, health, preprocess, report, train, weights
-from tests.test_recipes_dataset import TINY, Dataset
+from tests.test_recipes_dataset import TINY
 
 # The recipe of an image model that timm knows and nobody has aligned, 14 lines of code: its weights in safetensors.
-
+# --8<-- [start:image-model]
 build = partial(timm.create_model, "vit_tiny_patch16_224", img_size=64, depth=2, num_classes=0)
 
 
@@ -43,8 +47,24 @@ def load(checkpoint: Path) -> tuple[ImageEncoder, dict[str, Any]]:
 
 
 TINY_VIT = ImageModel("tiny.safetensors", None, write_random, load)
+# --8<-- [end:image-model]
+
+# The recipe of an alignment, 6 lines of code: a linear map behind the model, here one that keeps each second dimension.
+# --8<-- [start:alignment]
+
+
+def load_aligned(checkpoint: Path) -> tuple[ImageEncoder, dict[str, Any]]:
+    [vit] = load(checkpoint)[0].vits
+    matrix = torch.eye(192)[:, ::2]
+    aligned = ViT(vit.vit, normed=True, projection=matrix)
+    return ImageEncoder([aligned]).eval().requires_grad_(False), {"kind": "linear", "size": 96}
+
+
+TINY_VIT_ALIGNED = replace(TINY_VIT, aligned={"linear": load_aligned})
+# --8<-- [end:alignment]
 
 # The recipe of an EEG encoder, 8 lines of code.
+# --8<-- [start:eeg-encoder]
 
 
 class Linear(EegEncoder):
@@ -57,6 +77,8 @@ class Linear(EegEncoder):
         return self.layers(eeg)
 
 
+# --8<-- [end:eeg-encoder]
+
 SETTINGS = {
     "preprocess": {"window": [0.0, 0.9], "channels": "all"},
     "embed": {"blocks": [1, "last"], "device": "cpu"},
@@ -65,18 +87,23 @@ SETTINGS = {
 }
 
 
+def tiny_values() -> dict[str, Any]:
+    values = yaml.safe_load(Path("params.yaml").read_text()) | {"dataset": "tiny", "backbone": "tiny-vit"}
+    for section, changes in SETTINGS.items():
+        values[section] |= changes
+    return values
+
+
 def test_all_stages_take_entries_from_outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ALIGNED_EEG_CACHE", str(tmp_path / "cache"))
-    synthetic = Dataset(**{**vars(TINY), "synthetic": True})
+    synthetic = replace(TINY, synthetic=True)
     for table, name, entry in (
         (DATASETS, "tiny", synthetic),
         (IMAGE_MODELS, "tiny-vit", TINY_VIT),
         (EEG_ENCODERS, "linear", Linear),
     ):
         monkeypatch.setitem(table, name, entry)
-    values = yaml.safe_load(Path("params.yaml").read_text()) | {"dataset": "tiny", "backbone": "tiny-vit"}
-    for section, changes in SETTINGS.items():
-        values[section] |= changes
+    values = tiny_values()
     params, raw, metrics = tmp_path / "params.yaml", tmp_path / "raw", tmp_path / "metrics"
     params.write_text(yaml.safe_dump(values))
     images, metadata, eeg, model = raw / "images", raw / "images.csv", tmp_path / "eeg", tmp_path / "model"
@@ -108,3 +135,24 @@ def test_all_stages_take_entries_from_outside(tmp_path: Path, monkeypatch: pytes
     params.write_text(yaml.safe_dump(values | {"encoder": "aligned"}))
     with pytest.raises(InputError, match="of tiny-vit there is only the unaligned encoder"):
         download.main(params, raw / "eeg", images, metadata)
+
+
+def test_an_alignment_from_outside_is_embedded_beside_the_plain_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(DATASETS, "tiny", replace(TINY, synthetic=True))
+    monkeypatch.setitem(IMAGE_MODELS, "tiny-vit", TINY_VIT_ALIGNED)
+    monkeypatch.setitem(EEG_ENCODERS, "linear", Linear)
+    params, images, metadata = tmp_path / "params.yaml", tmp_path / "images", tmp_path / "images.csv"
+    params.write_text(yaml.safe_dump(tiny_values() | {"alignment": "linear"}))
+    download.main(params, tmp_path / "eeg", images, metadata)
+    weights.main(params, tmp_path / "weights")
+    values = {}
+    for encoder in ("unaligned", "aligned"):
+        cache = tmp_path / f"{encoder}.h5"
+        embed.main(params, encoder, images, metadata, tmp_path / "weights", cache)
+        values[encoder] = read_embeddings(cache, "last").values
+    matrix = torch.eye(192)[:, ::2].numpy()
+    np.testing.assert_allclose(values["aligned"], values["unaligned"] @ matrix, rtol=0, atol=1e-3)
+    with h5py.File(tmp_path / "aligned.h5") as file:
+        assert (file.attrs["alignment"], json.loads(file.attrs["lora"])) == ("linear", {"kind": "linear", "size": 96})

@@ -16,9 +16,11 @@ from pipeline.data.entry import SPLITS, Dataset, Layout, RawEeg
 from pipeline.data.images import Images
 from pipeline.eeg.recordings import read_split
 from pipeline.errors import InputError
-from stages import download, preprocess
+from stages import preprocess
 
 # The recipe, 24 lines of code up to and with the entry: one .npz a subject, a folder of PNGs, a table of images.
+# docs/adding.md shows it, from the next line to the mark of its end.
+# --8<-- [start:dataset]
 
 
 def make(subjects: list[str] | str, eeg_dir: Path, images_dir: Path, metadata: Path) -> None:
@@ -55,6 +57,7 @@ def find_subjects(folder: Path) -> dict[str, Path]:
 
 
 TINY = Dataset(make, find_subjects, read_metadata, open_eeg, open_images, units="microvolt")
+# --8<-- [end:dataset]
 
 
 @pytest.fixture
@@ -66,29 +69,34 @@ def params(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "params.yaml"
 
 
-def test_from_download_to_prepared_eeg(params: Path, tmp_path: Path) -> None:
-    eeg, images, metadata = tmp_path / "raw/eeg", tmp_path / "raw/images", tmp_path / "raw/images.csv"
-    download.main(params, eeg, images, metadata)
-    preprocess.main(params, eeg, metadata, tmp_path / "eeg")
+@pytest.fixture
+def raw(params: Path, tmp_path: Path) -> Path:
+    """A folder with eeg/, images/ and images.csv, as downloaded."""
+    from stages import download  # not above: it takes seconds, and preprocess's worker imports this file for the recipe
+
+    download.main(params, tmp_path / "raw/eeg", tmp_path / "raw/images", tmp_path / "raw/images.csv")
+    return tmp_path / "raw"
+
+
+def test_from_download_to_prepared_eeg(params: Path, raw: Path, tmp_path: Path) -> None:
+    preprocess.main(params, raw / "eeg", raw / "images.csv", tmp_path / "eeg")
     train = read_split(tmp_path / "eeg/anna.h5", "train", average=True)
     test = read_split(tmp_path / "eeg/anna.h5", "test", average=False)
-    with np.load(eeg / "anna.npz") as raw:
-        expected = raw["train"][:, :, [1, 3], 2:6].mean(axis=1)
+    with np.load(raw / "eeg/anna.npz") as file:
+        expected = file["train"][:, :, [1, 3], 2:6].mean(axis=1)
     assert np.array_equal(train.eeg, expected.astype(np.float32))
     assert (test.eeg.shape, test.subject, test.ch_names) == ((6, 5, 2, 4), "anna", ("Oz", "Pz"))
     assert list(test.image_ids) == [f"{i}.png" for i in range(10, 16)]
 
 
-def test_the_images_are_read_by_id(params: Path, tmp_path: Path) -> None:
-    download.main(params, tmp_path / "eeg", tmp_path / "images", tmp_path / "images.csv")
-    with TINY.open_images(tmp_path / "images", ["3.png"]) as images:
-        assert images.read("3.png").getpixel((0, 0)) == Image.open(tmp_path / "images/3.png").getpixel((0, 0))
+def test_the_images_are_read_by_id(raw: Path) -> None:
+    with TINY.open_images(raw / "images", ["3.png"]) as images:
+        assert images.read("3.png").getpixel((0, 0)) == Image.open(raw / "images/3.png").getpixel((0, 0))
         assert images.fingerprint("3.png")[0] == "3.png"
 
 
-def test_eeg_that_lacks_a_condition_is_refused(params: Path, tmp_path: Path) -> None:
-    download.main(params, tmp_path / "raw", tmp_path / "images", tmp_path / "images.csv")
-    text = (tmp_path / "images.csv").read_text()
-    (tmp_path / "images.csv").write_text(text + "16.png,test,thing 16,thing 16\n")
+def test_eeg_that_lacks_a_condition_is_refused(params: Path, raw: Path, tmp_path: Path) -> None:
+    text = (raw / "images.csv").read_text()
+    (raw / "images.csv").write_text(text + "16.png,test,thing 16,thing 16\n")
     with pytest.raises(InputError, match="the test EEG has 6 conditions, the metadata 7 images"):
-        preprocess.main(params, tmp_path / "raw", tmp_path / "images.csv", tmp_path / "eeg")
+        preprocess.main(params, raw / "eeg", raw / "images.csv", tmp_path / "eeg")

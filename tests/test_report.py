@@ -20,8 +20,10 @@ from playwright.sync_api import Browser, Page, sync_playwright
 
 from pipeline.analysis.comparison import compare
 from pipeline.analysis.evaluation import tabulate
-from pipeline.analysis.scoring import CHANNEL, WHOLE, WINDOW, Axes, Outcome
+from pipeline.analysis.scoring import Axes, Outcome
 from pipeline.analysis.similarities import Scored, Similarities, read_similarities, write_similarities
+from pipeline.data.datasets import THINGS_EEG2
+from pipeline.data.published import Published
 from pipeline.decoding.retrieval import score_queries
 from pipeline.files import sha256
 from pipeline.params import read_params
@@ -65,16 +67,20 @@ def evaluate(
 
         for subject in range(1, subjects + 1):
             eeg = noisy(0.3) if seed not in collapsed else np.full_like(images, 0.25)
-            variants = {WHOLE: eeg[None], WINDOW: noisy(2, len(windows)), CHANNEL: noisy(0.4, 5)}
-            variants |= {n: noisy(0.8 / n, 3) for n in (1, 2)}
             scored = Scored(
                 "pooled", seed, f"sub-{subject:02}", 7, seed in collapsed, 10.0, images, eeg, eeg @ images.T
             )
-            outcomes.append(Outcome(scored, {kind: queries(values) for kind, values in variants.items()}))
+            outcome = Outcome(
+                scored,
+                whole=scored.queries(),
+                windows=queries(noisy(2, len(windows))),
+                channels=queries(noisy(0.4, 5)),
+                repetitions={n: queries(noisy(0.8 / n, 3)) for n in (1, 2)},
+            )
+            outcomes.append(outcome)
     about = {"dataset": "sample", "synthetic": True, "backbone": "synclr_vitb16", "encoder": "aligned"}
     about |= {"protocol": "pooled", "selected_on": "validation"} | made_with
-    summary, tables = tabulate(outcomes, axes, PARAMETERS, 0)
-    summary |= about | {"n_way": n_images, "chance_top1": 1 / n_images, "seed": 42, "n_seeds": seeds}
+    summary, tables = tabulate(outcomes, axes, about, PARAMETERS, 42)
     folder.mkdir()
     (folder / "evaluation.json").write_text(json.dumps(summary))
     settings = {"settings": {"train": {"epochs": 3, "eeg_encoder": HOSTILE}}}
@@ -119,12 +125,14 @@ def report(folder: Path, comparison: dict | None = None, embed_images: bool = Fa
     return folder / "report.html"
 
 
-def report_without_pictures(folder: Path, comparison: dict | None = None) -> Path:
+def report_without_pictures(
+    folder: Path, comparison: dict | None = None, published: tuple[Published, ...] = ()
+) -> Path:
     """The same page where only its words matter."""
     evaluation = json.loads((folder / "evaluation.json").read_text())
     tables = {name: pd.read_csv(folder / f"{name}.csv") for name in TABLES}
-    published = pd.read_csv("reference/learning_curve.csv")
-    curves = learning_curves(pd.read_csv(folder / "history.csv"), published, evaluation)
+    reference = pd.read_csv("reference/learning_curve.csv")
+    curves = learning_curves(pd.read_csv(folder / "history.csv"), reference, evaluation)
     write_report(
         folder / "report.html",
         evaluation=evaluation,
@@ -133,7 +141,10 @@ def report_without_pictures(folder: Path, comparison: dict | None = None) -> Pat
         comparison=comparison,
         settings={},
         pictures=[],
-        shows_images=False,
+        caveats=["A caveat of the data."],
+        published=published,
+        may_share_images=True,
+        shows_images=True,
         hashes={},
     )
     return folder / "report.html"
@@ -354,11 +365,22 @@ def test_images_of_things_need_to_be_asked_for(tmp_path):
     shutil.move(tmp_path / "run/images", tmp_path / "images")  # they are not even opened
     page = words(report(tmp_path / "run", comparison={"sha256": ["of other files"], "answer": "Yes."}))
     assert "Yes." not in page and "this run alone cannot say" in page
-    assert "concept names stand for them" in page and "covariance of training and test EEG" in page
+    assert "concept names stand for them" in page and THINGS_EEG2.caveats[0] in page
     assert reds(tmp_path / "run") == 0
     shutil.move(tmp_path / "images", tmp_path / "run/images")
     assert "keep it to yourself" in words(report(tmp_path / "run", embed_images=True))
     assert reds(tmp_path / "run") > 10_000
+
+
+def test_caveats_and_published_figures_are_those_it_is_given(tmp_path):
+    evaluate(tmp_path / "run", subjects=1)
+    page = words(report_without_pictures(tmp_path / "run"))
+    assert "A caveat of the data." in page and "Published figures" not in page
+    tasks = ("One task", "Another", "One task")
+    rows = tuple(Published(task, "A method", "a paper", "pooled", 12.3, None, "a note") for task in tasks)
+    page = words(report_without_pictures(tmp_path / "run", published=rows))
+    assert "Published figures One task; Another, in percent." in page
+    assert page.count("A method (a paper)") == 3
 
 
 def reds(folder: Path) -> int:
@@ -374,7 +396,7 @@ def test_the_published_curve_is_shown_where_it_compares():
     curves = learning_curves(history, published, run)
     assert curves["curve"].value_counts().to_dict() == {"published run, on its test images": 59, "training": 2}
     assert curves["epoch"].max() == 59 and curves["loss"].min() < 1.2  # its best epoch of nice_loss 1.164
-    for other in ({"dataset": "sample"}, {"protocol": "within-subject"}):
+    for other in ({"dataset": "sample"}, {"protocol": "within-subject"}, {"encoder": "another"}):
         assert set(learning_curves(history, published, run | other)["curve"]) == {"training"}
 
 

@@ -1,4 +1,3 @@
-import os
 import shutil
 import signal
 import subprocess
@@ -142,26 +141,21 @@ def test_side_by_side_gives_the_same_models(data, tmp_path):
 
 
 def test_a_killed_stage_goes_on_where_it_was(data, tmp_path, cache):
-    """SIGKILL in the second of two runs; then the same command ends with the very bytes of an undisturbed run."""
-    values = yaml.safe_load(Path("params.yaml").read_text())
-    values["train"] |= recipe(epochs=30, seeds=2).model_dump()
+    """SIGKILL in the second of two runs; then the same call ends with the very bytes of an undisturbed run."""
+    parameters, inputs = recipe(epochs=30, seeds=2), (data / "eeg", data / "embeddings.h5")
+    values = yaml.safe_load(Path("params.yaml").read_text()) | {"train": parameters.model_dump()}
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(values))
-
-    def command(out: str) -> list[str]:
-        paths = [tmp_path / "params.yaml", data / "eeg", data / "embeddings.h5", tmp_path / out]
-        return [sys.executable, "-m", "stages.train", *map(str, paths)]
-
-    process = subprocess.Popen(command("killed"), stdout=subprocess.DEVNULL)
+    command = [sys.executable, "-m", "stages.train", tmp_path / "params.yaml", *inputs, tmp_path / "killed"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     while process.poll() is None and not list(cache.glob("training/*/pooled-seed-43.pt")):
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     assert list(cache.glob("training/*/pooled-seed-42.pt"))
     shutil.rmtree(tmp_path / "killed")  # as DVC does before it runs a stage again
-    subprocess.run(command("killed"), check=True, stdout=subprocess.DEVNULL)
+    train_all(*inputs, tmp_path / "killed", parameters, values["seed"])
     assert not list(cache.glob("training/*/")), "the states are kept until all runs are done, and no longer"
-    environment = {**os.environ, "ALIGNED_EEG_CACHE": str(tmp_path / "other")}
-    subprocess.run(command("whole"), check=True, stdout=subprocess.DEVNULL, env=environment)
+    train_all(*inputs, tmp_path / "whole", parameters, values["seed"])
     assert weights(tmp_path / "killed") == weights(tmp_path / "whole")
 
 

@@ -83,8 +83,8 @@ def test_eeg_archive_is_as_published(raw: Path, subject: str) -> None:
 
 def test_responses_follow_the_stimulus_and_differ_between_images() -> None:
     features = np.random.default_rng(0).standard_normal((4, 60))
-    kernel = sample._kernel(np.random.default_rng(1))
-    eeg = sample._simulate_eeg(features, kernel, 400, np.random.default_rng(2))
+    kernel = sample.draw_kernel(np.random.default_rng(1))
+    eeg = sample.simulate_eeg(features, kernel, 400, np.random.default_rng(2))
     noise = eeg.std(axis=1, keepdims=True).mean() / 20  # of a mean over 400 repetitions
     evoked = eeg.mean(axis=1)
     before, after = evoked[..., sample.TIMES < 0.08], evoked[..., sample.TIMES > 0.15]
@@ -94,7 +94,7 @@ def test_responses_follow_the_stimulus_and_differ_between_images() -> None:
 
 
 def test_noise_is_pink() -> None:
-    eeg = sample._simulate_eeg(np.zeros((20, 60)), np.zeros((60, 17, 100)), 20, np.random.default_rng(0))
+    eeg = sample.simulate_eeg(np.zeros((20, 60)), np.zeros((60, 17, 100)), 20, np.random.default_rng(0))
     power = (np.abs(np.fft.rfft(eeg)) ** 2).mean(axis=(0, 1, 2))
     slope = np.polyfit(np.log(np.arange(1, 50)), np.log(power[1:50]), 1)[0]
     assert slope == pytest.approx(-1, abs=0.05)

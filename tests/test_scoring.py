@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pipeline.analysis.evaluation import tabulate
-from pipeline.analysis.scoring import CHANNEL, WHOLE, WINDOW, score
+from pipeline.analysis.scoring import score
 from pipeline.decoding.model import ContrastiveModel, ModelSizes
 from pipeline.decoding.retrieval import rank_of_match
 from pipeline.decoding.training import project
@@ -57,8 +57,9 @@ def test_the_order_of_rows_changes_nothing(scene):
     assert (axes.image_ids == axes_again.image_ids).all()
     for one, other in zip(outcomes, again, strict=True):
         assert one.scored.similarity == pytest.approx(other.scored.similarity, abs=1e-6)
-        for kind in (WHOLE, WINDOW, CHANNEL):
-            assert one.queries[kind]["nice_loss"] == pytest.approx(other.queries[kind]["nice_loss"], abs=1e-5)
+        for kind in ("whole", "windows", "channels"):
+            losses = [getattr(of, kind)["nice_loss"] for of in (one, other)]
+            assert losses[0] == pytest.approx(losses[1], abs=1e-5)
 
 
 def test_every_variant_is_scored_as_if_it_were_the_eeg(scene):
@@ -66,23 +67,20 @@ def test_every_variant_is_scored_as_if_it_were_the_eeg(scene):
     recordings, models, embeddings = scene
     outcomes, axes = score(recordings, models, embeddings, parameters(), 7)
 
-    def ranks(eeg: np.ndarray) -> np.ndarray:
+    def ranks(eeg: np.ndarray) -> list[int]:
         eeg_side, image_side = project(models[0][0], torch.from_numpy(eeg), torch.from_numpy(embeddings.values))
-        return rank_of_match((eeg_side.double() @ image_side.double().T).float()).numpy()
+        return rank_of_match((eeg_side.double() @ image_side.double().T).float()).tolist()
 
     for recording, one in zip(recordings, outcomes, strict=True):
         whole = recording.eeg.mean(1, dtype=np.float64).astype(np.float32)
+        assert one.whole["rank"].tolist() == ranks(whole)
+        parts = [keep_window(whole, slice(start, start + 20)) for start in range(0, 51, 10)]
+        assert one.windows["rank"].tolist() == [ranks(part) for part in parts]
+        assert one.channels["rank"].tolist() == [ranks(mask_channel(whole, channel)) for channel in range(3)]
         rng = np.random.default_rng([7, *recording.subject.encode()])
-        expected = {
-            WHOLE: [whole],
-            WINDOW: [keep_window(whole, slice(start, start + 20)) for start in range(0, 51, 10)],
-            CHANNEL: [mask_channel(whole, channel) for channel in range(3)],
-            1: average_some(recording.eeg, 1, 2, rng),
-            2: average_some(recording.eeg, 2, 2, rng),
-        }
-        assert one.queries.keys() == expected.keys()
-        for kind, variants in expected.items():
-            assert one.queries[kind]["rank"].tolist() == [ranks(variant).tolist() for variant in variants]
+        assert list(one.repetitions) == [1, 2]
+        for n, queries in one.repetitions.items():
+            assert queries["rank"].tolist() == [ranks(some) for some in average_some(recording.eeg, n, 2, rng)]
     assert [(window.start, window.stop) for window in axes.windows][-1] == (50, 70)
 
 
@@ -97,8 +95,7 @@ def test_one_repetition_and_one_subject(scene):
     recordings, models, embeddings = scene
     once = dataclasses.replace(recordings[0], eeg=recordings[0].eeg[:, :1])
     outcomes, axes = score([once], models, embeddings, parameters(), 0)
-    assert axes.n_repetitions == 1
-    assert [kind for kind in outcomes[0].queries if isinstance(kind, int)] == []
+    assert axes.n_repetitions == 1 and outcomes[0].repetitions == {}
 
 
 def test_two_test_images(scene):
@@ -107,7 +104,7 @@ def test_two_test_images(scene):
     two = [shuffled(recording, np.arange(2)) for recording in recordings]
     chosen = parameters(top_k=[1])
     outcomes, axes = score(two, models, embeddings, chosen, 0)
-    summary, tables = tabulate(outcomes, axes, chosen, 0)
+    summary, tables = tabulate(outcomes, axes, {"protocol": "pooled"}, chosen, 0)
     assert tables["n_way"]["n_way"].tolist() == [2] and tables["n_way"]["chance"].tolist() == [0.5]
     assert summary["top1_acc"] in (0, 0.25, 0.5, 0.75, 1) and 1 <= summary["mean_rank"] <= 2
 
@@ -118,14 +115,14 @@ def test_equal_embeddings_of_two_images_count_against_the_match(scene):
     values[5] = values[9]
     outcomes, _ = score(recordings, models, Embeddings(values, embeddings.image_ids), parameters(), 0)
     for one in outcomes:
-        assert (one.queries[WHOLE]["rank"][0, [5, 9]] >= 2).all()
+        assert (one.whole["rank"][[5, 9]] >= 2).all()
 
 
 def test_constant_embeddings_score_nothing(scene):
     recordings, models, embeddings = scene
     constant = Embeddings(np.ones_like(embeddings.values), embeddings.image_ids)
     outcomes, _ = score(recordings, models, constant, parameters(), 0)
-    assert all((one.queries[WHOLE]["rank"] == 12).all() for one in outcomes)
+    assert all((one.whole["rank"] == 12).all() for one in outcomes)
 
 
 def with_eeg(recording: Recording, eeg: np.ndarray) -> Recording:
@@ -144,6 +141,12 @@ def test_a_model_of_other_embeddings_is_refused(scene):
     other = Embeddings(embeddings.values[:, :4], embeddings.image_ids)
     with pytest.raises(InputError, match="embeddings of 6 dimensions and these have 4"):
         score(recordings, models, other, parameters(), 0)
+
+
+def test_no_eeg_is_refused(scene):
+    _, models, embeddings = scene
+    with pytest.raises(InputError, match="there is no test EEG to score"):
+        score([], models, embeddings, parameters(), 0)
 
 
 def test_ids_without_embedding_are_named(scene):

@@ -88,6 +88,7 @@ def project(tmp_path_factory) -> Iterator[Project]:
             train__epochs=3,
             train__batch_size=16,
             embed__blocks=[6, "last"],
+            evaluate__resamples=200,
         )
         for command in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "code"]):
             clone.run("git", *command)

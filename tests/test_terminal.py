@@ -1,6 +1,8 @@
-"""What a stage prints: a ruled table on a terminal, plain columns in a pipe."""
+"""What a stage prints: a ruled table on a terminal, plain columns in a pipe; and its metrics, as JSON."""
 
-from stages import show
+import json
+
+from stages import show, write_json
 
 ROWS = [
     {"name": "[bold]a", "top1_acc": 0.25, "collapsed": False},
@@ -18,3 +20,9 @@ def test_a_terminal_gets_rules(capsys, monkeypatch):
     monkeypatch.setenv("FORCE_COLOR", "1")  # how rich is told that there is one
     show("one run", ROWS[:1])
     assert "─" in capsys.readouterr().out
+
+
+def test_what_is_undefined_is_null(tmp_path):
+    written = write_json(tmp_path / "metrics.json", {"top1_acc": 0.5, "sd": {"top1_acc": float("nan")}, "ci95": (0, 1)})
+    assert written == {"top1_acc": 0.5, "sd": {"top1_acc": None}, "ci95": [0, 1]}
+    assert json.loads((tmp_path / "metrics.json").read_text()) == written

@@ -45,7 +45,7 @@ def planted(noise: float = 0.5) -> tuple[Samples, torch.Tensor]:
         eeg=torch.from_numpy(eeg).float(),
         target=torch.arange(n).repeat(subjects),
         subject=np.repeat([f"sub-{s:02}" for s in range(subjects)], n),
-        concept=np.tile(np.repeat([f"concept-{c:02}" for c in range(n_concepts)], images), subjects),
+        things_concept=np.tile(np.repeat([f"concept-{c:02}" for c in range(n_concepts)], images), subjects),
         sfreq=100.0,
     )
     return samples, torch.from_numpy(embeddings).float()
@@ -94,7 +94,7 @@ def test_the_schedule_is_the_recipes(recipe):
 def run(data: tuple[Samples, torch.Tensor], parameters: Train, seed: int = 0, **options: object) -> Trained:
     """Train with a fifth of the concepts held out."""
     samples, embeddings = data
-    mask = held_out(samples.concept, 0.2, seed)
+    mask = held_out(samples.things_concept, 0.2, seed)
     rows = np.arange(len(mask))
     seeds = derive_seeds(seed, "pooled")
     return train(samples, rows[~mask], samples.take(rows[mask]), embeddings, parameters, seeds, CPU, **options)
@@ -232,7 +232,7 @@ def test_the_eeg_is_standardised_by_what_is_trained_on(recipe):
     """Where the recipe says so, and by nothing of the concepts held out."""
     parameters = recipe.model_copy(update={"epochs": 1, "batch_size": 32, "standardise_eeg": True})
     samples, embeddings = planted()
-    mask = held_out(samples.concept, 0.2, seed=0)
+    mask = held_out(samples.things_concept, 0.2, seed=0)
     expected = samples.eeg[~mask].mean(0)
     samples.eeg[mask] += 100
     model = run((samples, embeddings), parameters).model

@@ -9,14 +9,15 @@ How often this claims what is not there, and misses what is: benchmarks/calibrat
 
 import fnmatch
 from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 
 from pipeline.analysis.similarities import Scored, Similarities
-from pipeline.analysis.statistics import Variance, draw_resamples, mean_by_subject, t_test, variance_of_mean
-from pipeline.decoding.retrieval import score_queries, weigh_queries
+from pipeline.analysis.statistics import Resamples, Variance, draw_resamples, mean_by_subject, t_test, variance_of_mean
+from pipeline.decoding.retrieval import weigh_queries
 from pipeline.errors import InputError
 from pipeline.sections import Evaluate
 
@@ -33,13 +34,13 @@ MAY_DIFFER = {
 ALPHA = 0.05
 LEAST_SUBJECTS = 6  # fewer speak for themselves only
 ONE_SEED = (
-    "Another seed alone moves top-1 by some 2 points in simulations, more with other recipes (README, Seeds): "
-    "`make compare SEEDS=5` trains five."
+    "Another seed alone moves top-1 by some 2 points in simulations, more with other recipes "
+    "(docs/protocols.md, Seeds): `make compare SEEDS=5` trains five."
 )
 COSINE_EDGES = np.linspace(-1, 1, 41).round(2)
 
 
-def compare(baseline: Similarities, other: Similarities, parameters: Evaluate, seed: int) -> dict:
+def compare(baseline: Similarities, other: Similarities, parameters: Evaluate, seed: int) -> dict[str, Any]:
     """The comparison as plain data; every difference is other - baseline, of encoders always aligned - unaligned.
 
     The sides are called by their values of the one thing in which they differ, such as `unaligned` and `aligned`. Pairs
@@ -54,7 +55,7 @@ def compare(baseline: Similarities, other: Similarities, parameters: Evaluate, s
     whole = sorted(key for key in runs[names[0]] if not any(of[key].collapsed for of in runs.values()))
     made_with, n_way = other.made_with, len(other.image_ids)
     own = ("settings", *MAY_DIFFER[thing])
-    result = {key: value for key, value in made_with.items() if key not in own} | {
+    result: dict[str, Any] = {key: value for key, value in made_with.items() if key not in own} | {
         "differs_in": thing,
         **dict(zip(("baseline", "other"), sides, strict=True)),
         "n_way": n_way,
@@ -76,14 +77,17 @@ def _runs(scored: Iterable[Scored]) -> list[str]:
     return sorted({one.run for one in scored})
 
 
-def _facts(side: Similarities) -> dict:
+def _facts(side: Similarities) -> dict[str, Any]:
     """All that two evaluations should have in common, but for one thing."""
-    facts = {"subjects": sorted({scored.subject for scored in side.scored}), "runs": _runs(side.scored)}
-    facts |= {"n_way": len(side.image_ids), "the test images": side.image_ids.tolist()}
-    return _flat(side.made_with) | facts
+    return _flat(side.made_with) | {
+        "subjects": sorted({scored.subject for scored in side.scored}),
+        "runs": _runs(side.scored),
+        "n_way": len(side.image_ids),
+        "the test images": side.image_ids.tolist(),
+    }
 
 
-def _what_differs(first: dict, second: dict) -> tuple[str, tuple[str, str]]:
+def _what_differs(first: dict[str, Any], second: dict[str, Any]) -> tuple[str, tuple[str, str]]:
     """The one thing, and what each side is called."""
     differing = [name for name in first | second if first.get(name) != second.get(name)]
     things = {}
@@ -112,7 +116,7 @@ def _what_differs(first: dict, second: dict) -> tuple[str, tuple[str, str]]:
     return thing, labels
 
 
-def _told(name: str, first: dict, second: dict) -> str:
+def _told(name: str, first: dict[str, Any], second: dict[str, Any]) -> str:
     return name if name == "the test images" else f"{name} ({first.get(name)}; {second.get(name)})"
 
 
@@ -120,42 +124,55 @@ def _label(value: object) -> str:
     return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def _flat(values: dict, prefix: str = "") -> dict:
-    flat = {}
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
     for key, value in values.items():
         flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
     return flat
 
 
-def _differences(kept: dict[str, list[Scored]], of: Similarities, parameters: Evaluate, seed: int) -> dict:
+@dataclass(frozen=True)
+class _Side:
+    """One side's R runs and subjects: S subjects, B resamples of N images."""
+
+    points: pd.DataFrame  # (R, metrics)
+    resampled: dict[str, np.ndarray]  # (S, B) by metric
+    correct: np.ndarray  # (S, N), the share of seeds that have the image first
+
+
+def _measure(scored: list[Scored], resamples: Resamples, top_k: list[int]) -> _Side:
+    subjects, queries = [one.subject for one in scored], [one.queries() for one in scored]
+    once = np.ones((1, resamples.images.shape[1]))
+    points = [weigh_queries(one, once, top_k) for one in queries]
+    weighed = [weigh_queries(one, resamples.images, top_k) for one in queries]
+    return _Side(
+        points=pd.DataFrame([{name: float(value[0]) for name, value in one.items()} for one in points]),
+        resampled={name: mean_by_subject(subjects, [one[name] for one in weighed]) for name in weighed[0]},
+        correct=mean_by_subject(subjects, [one["rank"] == 1 for one in queries]),
+    )
+
+
+def _differences(kept: dict[str, list[Scored]], of: Similarities, parameters: Evaluate, seed: int) -> dict[str, Any]:
     """Metrics of both sides and their paired difference: overall, by subject, and top-1 by image."""
     baseline, other = kept
-    subjects = [scored.subject for scored in kept[other]]
-    names, n_images = sorted(set(subjects)), len(of.image_ids)
-    resamples = draw_resamples(len(names), n_images, parameters.resamples, seed).with_fixed_subjects()
-    points, resampled, correct = {}, {}, {}  # by side and metric: (R,), a row a run and subject; (S, B); (S, N)
-    for side in kept:
-        queries = [_queries(scored) for scored in kept[side]]
-        weighed = [weigh_queries(one, np.ones((1, n_images)), parameters.top_k) for one in queries]
-        points[side] = pd.DataFrame([{name: float(value[0]) for name, value in one.items()} for one in weighed])
-        weighed = [weigh_queries(one, resamples.images, parameters.top_k) for one in queries]
-        resampled[side] = {name: mean_by_subject(subjects, [one[name] for one in weighed]) for name in weighed[0]}
-        correct[side] = mean_by_subject(subjects, [one["rank"] == 1 for one in queries])
     runs = pd.DataFrame([{"fold": one.fold, "seed": one.seed, "subject": one.subject} for one in kept[other]])
+    subjects, n_images = sorted(set(runs["subject"])), len(of.image_ids)
+    resamples = draw_resamples(len(subjects), n_images, parameters.resamples, seed).with_fixed_subjects()
+    sides = {name: _measure(scored, resamples, parameters.top_k) for name, scored in kept.items()}
+    by_subject = {name: side.points.groupby(runs["subject"]).mean() for name, side in sides.items()}
     over, left_out_in_turn = _varies(runs), of.made_with["protocol"] == "leave-one-subject-out"
-    by_subject = {side: points[side].groupby(runs["subject"]).mean() for side in kept}
-    metrics = {}
-    for name in points[other]:
-        values = {side: by_subject[side][name] for side in kept}
+    metrics: dict[str, dict[str, Any]] = {}
+    for metric in sides[other].resampled:
+        in_resamples = sides[other].resampled[metric] - sides[baseline].resampled[metric]  # (S, B)
+        values = {name: table[metric] for name, table in by_subject.items()}
         difference = values[other] - values[baseline]  # (S,)
-        in_resamples = resampled[other][name] - resampled[baseline][name]  # (S, B)
         parts = {
             "test images": [Variance(float(in_resamples.mean(0).var(ddof=1)), n_images - 1)],
             "subjects": [variance_of_mean(difference.to_numpy(), left_out_in_turn)],
-            "seeds": [part for side in kept for part in _over_seeds(runs, points[side][name])],
+            "seeds": [part for side in sides.values() for part in _over_seeds(runs, side.points[metric])],
         }
         interval, p = t_test(float(difference.mean()), [part for what in over for part in parts[what]])
-        metrics[name] = {side: float(value.mean()) for side, value in values.items()} | {
+        metrics[metric] = {name: float(value.mean()) for name, value in values.items()} | {
             "difference": float(difference.mean()),
             "ci95": interval if over else None,
             "ci95_these_models": resamples.interval(in_resamples.T),
@@ -166,10 +183,11 @@ def _differences(kept: dict[str, list[Scored]], of: Similarities, parameters: Ev
         "ci95_over": over,
         "n_resamples": parameters.resamples,
         "per_subject": [
-            {"subject": subject} | {side: by_subject[side].loc[subject].to_dict() for side in kept} for subject in names
+            {"subject": subject} | {name: table.loc[subject].to_dict() for name, table in by_subject.items()}
+            for subject in subjects
         ],
         "per_image": {"image_ids": of.image_ids.tolist(), "things_concept": of.things_concept.tolist()}
-        | {side: {"top1_acc": correct[side].mean(0).tolist()} for side in kept},
+        | {name: {"top1_acc": side.correct.mean(0).tolist()} for name, side in sides.items()},
     }
 
 
@@ -196,11 +214,6 @@ def _over_seeds(runs: pd.DataFrame, values: pd.Series) -> list[Variance]:
     return parts
 
 
-def _queries(scored: Scored) -> dict[str, np.ndarray]:
-    queries = score_queries(torch.from_numpy(scored.similarity), scored.logit_scale)
-    return {name: values.numpy() for name, values in queries.items()}
-
-
 def cosine_histograms(kept: list[Scored]) -> dict[str, list[int]]:
     """How many cosines of matching and of differing pairs lie between the edges, over all runs and subjects."""
     match = np.eye(len(kept[0].similarity), dtype=bool)
@@ -211,7 +224,7 @@ def cosine_histograms(kept: list[Scored]) -> dict[str, list[int]]:
     return counts
 
 
-def _answer(result: dict) -> dict:
+def _answer(result: dict[str, Any]) -> dict[str, str]:
     """One sentence on what was found and how sure it is, and its verdict in a word or two."""
     verdict, sentence = _verdict(result)
     if result["selected_on"] == "test":
@@ -221,7 +234,7 @@ def _answer(result: dict) -> dict:
     return {"answer": sentence, "verdict": verdict}
 
 
-def _verdict(result: dict) -> tuple[str, str]:
+def _verdict(result: dict[str, Any]) -> tuple[str, str]:
     thing, baseline, other = (result[key] for key in ("differs_in", "baseline", "other"))
     collapsed = {side: len(runs) for side, runs in result["collapsed"].items()}
     if any(collapsed.values()):

@@ -5,25 +5,29 @@ that of `statistics.Resamples`. Seeds are no part of it, but where each subject 
 stands beside it. Collapsed runs are left out, unless all are.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from pipeline.analysis.scoring import CHANNEL, WHOLE, WINDOW, Axes, Outcome
+from pipeline.analysis.scoring import Axes, Outcome
+from pipeline.analysis.similarities import Queries
 from pipeline.analysis.statistics import Resamples, draw_resamples, gallery_accuracy, mean_by_subject
 from pipeline.decoding.retrieval import weigh_queries
 from pipeline.sections import Evaluate
 
-NOT_METRICS = ["fold", "seed", "subject", "collapsed", "selected_epoch", "n_way", "top1_acc_low", "top1_acc_high"]
-
 
 def tabulate(
-    outcomes: list[Outcome], axes: Axes, parameters: Evaluate, seed: int
-) -> tuple[dict, dict[str, pd.DataFrame]]:
-    """The summary with 95 % intervals, and the tables by the name of their file."""
+    outcomes: list[Outcome], axes: Axes, made_with: Mapping[str, Any], parameters: Evaluate, seed: int
+) -> tuple[dict[str, Any], dict[str, pd.DataFrame]]:
+    """The summary with 95 % intervals, and the tables by the name of their file.
+
+    `made_with` stands in the summary too; of it only `protocol` is read.
+    """
     n_images = len(axes.image_ids)
-    table = _per_subject(outcomes, draw_resamples(1, n_images, parameters.resamples, seed), parameters)
+    metrics = [_metrics(one, parameters) for one in outcomes]
+    table = _per_subject(outcomes, metrics, draw_resamples(1, n_images, parameters.resamples, seed))
     kept = [one for one in outcomes if not one.scored.collapsed] or outcomes
     n_subjects = len({one.scored.subject for one in kept})
     resamples = draw_resamples(n_subjects, n_images, parameters.resamples, seed)
@@ -35,20 +39,23 @@ def tabulate(
         "time_course": _time_course(kept, resamples, axes, parameters),
         "channels": _channels(kept, resamples, axes),
     }
-    return summarise(table) | _intervals(kept, resamples, parameters), tables
+    summary = summarise(table, list(metrics[0])) | _intervals(kept, resamples, parameters)
+    summary |= _coverage(kept, made_with["protocol"]) | {"n_resamples": parameters.resamples}
+    summary |= {"n_way": n_images, "chance_top1": 1 / n_images, **made_with, "seed": seed}
+    return summary | {"n_seeds": table["seed"].nunique()}, tables
 
 
-def summarise(table: pd.DataFrame) -> dict:
+def summarise(table: pd.DataFrame, metrics: list[str]) -> dict[str, Any]:
     """Means over subjects of each subject's mean over seeds, and the spread over both where there are several.
 
-    `table` has a row a run and tested subject. Collapsed runs are counted and left out of the means, unless all are.
+    `table` has a row a run and tested subject, with columns fold, seed, subject, collapsed and the metrics. Collapsed
+    runs are counted and left out of the means, unless all are.
     """
     n_runs, n_collapsed = (len(t.groupby(["fold", "seed"])) for t in (table, table[table["collapsed"]]))
     if n_collapsed < n_runs:
         table = table[~table["collapsed"]]
     by_subject, by_seed = (table.groupby(key).mean(numeric_only=True) for key in ("subject", "seed"))
-    metrics = [name for name in table.columns if name not in NOT_METRICS]
-    summary = by_subject[metrics].mean().to_dict()
+    summary: dict[str, Any] = dict(zip(metrics, by_subject[metrics].mean().tolist(), strict=True))
     for name, groups in (("sd_over_subjects", by_subject), ("sd_over_seeds", by_seed)):
         if len(groups) > 1:
             summary[name] = groups[metrics].std(ddof=1).to_dict()
@@ -60,44 +67,49 @@ def summarise(table: pd.DataFrame) -> dict:
     }
 
 
-def _per_subject(outcomes: list[Outcome], resamples: Resamples, parameters: Evaluate) -> pd.DataFrame:
+def _metrics(one: Outcome, parameters: Evaluate) -> dict[str, float]:
+    weighed = weigh_queries(one.whole, np.ones((1, len(one.scored.similarity))), parameters.top_k)
+    return {name: float(value[0]) for name, value in weighed.items()}
+
+
+def _per_subject(outcomes: list[Outcome], metrics: list[dict[str, float]], resamples: Resamples) -> pd.DataFrame:
     """The metrics of each run on each subject, and an interval of top-1 for this subject and other images."""
     rows = []
-    for one in outcomes:
+    for one, values in zip(outcomes, metrics, strict=True):
         about = {key: getattr(one.scored, key) for key in ("fold", "seed", "subject", "collapsed", "selected_epoch")}
-        n_way = len(one.scored.similarity)
-        metrics = weigh_queries(_whole(one), np.ones((1, n_way)), parameters.top_k)
-        low, high = resamples.interval_of_mean(_whole(one)["rank"][None] == 1)
-        metrics = {name: float(value[0]) for name, value in metrics.items()}
-        rows.append(about | {"n_way": n_way} | metrics | {"top1_acc_low": low, "top1_acc_high": high})
+        low, high = resamples.interval_of_mean(one.whole["rank"][None] == 1)
+        ends = {"top1_acc_low": low, "top1_acc_high": high}
+        rows.append(about | {"n_way": len(one.scored.similarity)} | values | ends)
     return pd.DataFrame(rows)
 
 
-def _intervals(kept: list[Outcome], resamples: Resamples, parameters: Evaluate) -> dict:
-    resampled = [weigh_queries(_whole(one), resamples.images, parameters.top_k) for one in kept]
+def _intervals(kept: list[Outcome], resamples: Resamples, parameters: Evaluate) -> dict[str, dict[str, float]]:
+    resampled = [weigh_queries(one.whole, resamples.images, parameters.top_k) for one in kept]
     ends = {
         name: resamples.interval(_by_subject(kept, [metrics[name] for metrics in resampled]).T) for name in resampled[0]
     }
     return {
         "ci95_low": {name: low for name, (low, _) in ends.items()},
         "ci95_high": {name: high for name, (_, high) in ends.items()},
-        **_coverage(pd.DataFrame([{"fold": one.scored.fold, "subject": one.scored.subject} for one in kept])),
-        "n_resamples": len(resamples.images),
     }
 
 
-def _coverage(runs: pd.DataFrame) -> dict[str, str]:
-    """What the intervals are over, and what else varies: from the fold and subject of each run."""
+def _coverage(kept: list[Outcome], protocol: str) -> dict[str, str]:
+    """What the intervals are over, and what else varies."""
+    runs = pd.DataFrame([{"fold": one.scored.fold, "subject": one.scored.subject} for one in kept])
     if runs["subject"].nunique() == 1:
         return {"ci95_over": "test images", "ci95_not_over": "seeds, subjects and training images"}
     if runs.groupby("fold")["subject"].nunique().max() > 1:
         return {"ci95_over": "subjects and test images", "ci95_not_over": "seeds and training images"}
-    return {"ci95_over": "subjects, each with models of its own, and test images", "ci95_not_over": "training images"}
+    not_over = "training images"
+    if protocol == "leave-one-subject-out":
+        not_over += " and training subjects, which the folds share"
+    return {"ci95_over": "subjects, each with models of its own, and test images", "ci95_not_over": not_over}
 
 
 def _top_k(kept: list[Outcome], resamples: Resamples) -> pd.DataFrame:
     k = np.arange(1, resamples.images.shape[1] + 1)
-    curve = _curve("top_k_acc", kept, resamples, [_whole(one)["rank"] <= k[:, None] for one in kept])
+    curve = _curve("top_k_acc", kept, resamples, [one.whole["rank"] <= k[:, None] for one in kept])
     return pd.concat([pd.DataFrame({"k": k}), curve, pd.DataFrame({"chance": k / len(k)})], axis=1)
 
 
@@ -107,7 +119,7 @@ def _n_way(kept: list[Outcome], resamples: Resamples, parameters: Evaluate) -> p
     sizes = sorted({n for n in parameters.n_way if n < n_images} | {n_images})
 
     def accuracy(one: Outcome, k: int) -> np.ndarray:
-        rank = _whole(one)["rank"]
+        rank = one.whole["rank"]
         return np.stack([gallery_accuracy(rank, n_images, n, k) if n > k else np.nan * rank for n in sizes])
 
     curves = [_curve(f"top{k}_acc", kept, resamples, [accuracy(one, k) for one in kept]) for k in parameters.top_k]
@@ -117,15 +129,14 @@ def _n_way(kept: list[Outcome], resamples: Resamples, parameters: Evaluate) -> p
 
 def _repetitions(kept: list[Outcome], resamples: Resamples, axes: Axes, parameters: Evaluate) -> pd.DataFrame:
     """Fewer repetitions, each the mean of its draws; the last row, all of them, is what the metrics say."""
-    sizes = [kind for kind in kept[0].queries if isinstance(kind, int)]
-    columns = [pd.DataFrame({"n_repetitions": [*sizes, axes.n_repetitions]})]
+    sizes = [*kept[0].repetitions, axes.n_repetitions]
+    ranks = [[one.repetitions[n]["rank"] for one in kept] for n in sizes[:-1]]  # by size and run, (draws, N)
+    ranks.append([one.whole["rank"][None] for one in kept])
+    columns = [pd.DataFrame({"n_repetitions": sizes})]
     for k in parameters.top_k:
-        correct = [{kind: one.queries[kind]["rank"] <= k for kind in (*sizes, WHOLE)} for one in kept]
-        means = [np.stack([draws.mean(0) for draws in by_size.values()]) for by_size in correct]  # (V, N) each
-        columns.append(_curve(f"top{k}_acc", kept, resamples, means))
-        by_draw = [
-            _by_subject(kept, [by_size[kind].mean(1) for by_size in correct]).mean(0) for kind in (*sizes, WHOLE)
-        ]
+        means = np.stack([[(rank <= k).mean(0) for rank in of_size] for of_size in ranks], axis=1)  # (runs, V, N)
+        columns.append(_curve(f"top{k}_acc", kept, resamples, list(means)))
+        by_draw = [_by_subject(kept, [(rank <= k).mean(1) for rank in of_size]).mean(0) for of_size in ranks]
         spread = [draws.std(ddof=1) if len(draws) > 1 else np.nan for draws in by_draw]
         columns.append(pd.DataFrame({f"top{k}_acc_sd_over_draws": spread}))
     return pd.concat(columns, axis=1).assign(chance=1 / len(axes.image_ids))
@@ -134,8 +145,7 @@ def _repetitions(kept: list[Outcome], resamples: Resamples, axes: Axes, paramete
 def _time_course(kept: list[Outcome], resamples: Resamples, axes: Axes, parameters: Evaluate) -> pd.DataFrame:
     centres = pd.DataFrame({"time": [axes.times[window].mean() for window in axes.windows]})
     curves = [
-        _curve(f"top{k}_acc", kept, resamples, [one.queries[WINDOW]["rank"] <= k for one in kept])
-        for k in parameters.top_k
+        _curve(f"top{k}_acc", kept, resamples, [one.windows["rank"] <= k for one in kept]) for k in parameters.top_k
     ]
     return pd.concat([centres, *curves], axis=1).assign(chance=1 / len(axes.image_ids))
 
@@ -143,8 +153,8 @@ def _time_course(kept: list[Outcome], resamples: Resamples, axes: Axes, paramete
 def _channels(kept: list[Outcome], resamples: Resamples, axes: Axes) -> pd.DataFrame:
     """What is lost without each channel: all columns are positive where the channel helps."""
 
-    def lost(measure: Callable[[dict[str, np.ndarray]], np.ndarray]) -> list[np.ndarray]:
-        return [measure(one.queries[WHOLE]) - measure(one.queries[CHANNEL]) for one in kept]  # (1, N) - (C, N)
+    def lost(measure: Callable[[Queries], np.ndarray]) -> list[np.ndarray]:
+        return [measure(one.whole) - measure(one.channels) for one in kept]  # (N,) - (C, N)
 
     losses = {
         "top1_acc_drop": lost(lambda queries: (queries["rank"] == 1).astype(float)),
@@ -167,7 +177,3 @@ def _curve(name: str, kept: list[Outcome], resamples: Resamples, values: list[np
 
 def _by_subject(kept: list[Outcome], values: list[np.ndarray]) -> np.ndarray:
     return mean_by_subject([one.scored.subject for one in kept], values)
-
-
-def _whole(one: Outcome) -> dict[str, np.ndarray]:
-    return {name: values[0] for name, values in one.queries[WHOLE].items()}

@@ -1,15 +1,14 @@
 """Trained models on the test EEG of one subject after the other: the whole EEG, and EEG with something taken away."""
 
-from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.analysis.similarities import Scored
-from pipeline.decoding.model import ContrastiveModel
+from pipeline.analysis.similarities import Queries, Scored
+from pipeline.decoding.model import ContrastiveModel, Notes
 from pipeline.decoding.retrieval import score_queries
 from pipeline.decoding.training import EVALUATION_BATCH, project
 from pipeline.eeg.masking import average_some, keep_window, mask_channel, windows
@@ -18,7 +17,7 @@ from pipeline.errors import InputError
 from pipeline.images.embeddings import Embeddings
 from pipeline.sections import Evaluate
 
-WHOLE, WINDOW, CHANNEL = "whole", "window", "channel"  # variants of the EEG; the others are a number of repetitions
+Models = list[tuple[ContrastiveModel, Notes]]
 
 
 @dataclass(frozen=True)
@@ -36,32 +35,34 @@ class Axes:
 
 @dataclass(frozen=True)
 class Outcome:
-    """One run on one subject: for each variant of the EEG what `score_queries` says of it, (V, N) float64."""
+    """One run on one subject, and its queries: of the whole EEG, and of EEG with something taken away."""
 
     scored: Scored
-    queries: dict[str | int, dict[str, np.ndarray]]
+    whole: Queries  # (N,) each
+    windows: Queries  # (W, N) each: all but one window taken away
+    channels: Queries  # (C, N) each: one channel taken away
+    repetitions: dict[int, Queries]  # how many are averaged, to (draws, N) each
 
 
 def score(
-    recordings: Iterable[Recording],
-    models: list[tuple[ContrastiveModel, dict]],
-    embeddings: Embeddings,
-    parameters: Evaluate,
-    seed: int,
+    recordings: Iterable[Recording], models: Models, embeddings: Embeddings, parameters: Evaluate, seed: int
 ) -> tuple[list[Outcome], Axes]:
     """Score the models of one protocol, each with its notes, on the test EEG (N, R, C, T) of their subjects.
 
-    One recording at a time is in memory. All subjects must have seen the same test images, in any order.
+    One recording at a time is in memory. All subjects must have seen the same test images, in any order. The draws of
+    fewer repetitions depend on seed and subject only.
     """
-    outcomes, axes = [], None
+    outcomes: list[Outcome] = []
+    axes = None
     for recording in recordings:
         axes = axes or _axes(recording, parameters)
         eeg, values = _in_order(recording, axes), embeddings.values[embeddings.rows(axes.image_ids)]
         mine = [(model, notes) for model, notes in models if recording.subject in notes["tested_on"]]
         for model, _ in mine:
-            _check(model, recording, values)
-        variants = _variants(eeg, recording.subject, axes, parameters, seed)
-        outcomes += _score_subject(mine, recording.subject, variants, torch.from_numpy(values))
+            _check_sizes(model, recording, values)
+        outcomes += _score_subject(mine, recording.subject, eeg, torch.from_numpy(values), axes, parameters, seed)
+    if axes is None:
+        raise InputError("there is no test EEG to score; run the train stage again")
     return outcomes, axes
 
 
@@ -80,8 +81,11 @@ def _axes(recording: Recording, parameters: Evaluate) -> Axes:
             f"evaluate.window = {parameters.window} s is more than the {n_times / recording.sfreq:g} s of EEG: lower it"
         )
     return Axes(
-        *(recording.image_ids, recording.concept_in_split, recording.things_concept),
-        *(recording.ch_names, recording.times),
+        image_ids=recording.image_ids,
+        concept=recording.concept_in_split,
+        things_concept=recording.things_concept,
+        ch_names=recording.ch_names,
+        times=recording.times,
         n_repetitions=recording.eeg.shape[1],
         windows=windows(n_times, width, step),
     )
@@ -106,7 +110,8 @@ def _in_order(recording: Recording, axes: Axes) -> np.ndarray:
     return recording.eeg if order == sorted(order) else recording.eeg[order]
 
 
-def _check(model: ContrastiveModel, recording: Recording, values: np.ndarray) -> None:
+def _check_sizes(model: ContrastiveModel, recording: Recording, values: np.ndarray) -> None:
+    """InputError where EEG or embeddings are not what the model was trained on."""
     sizes, (n_chans, n_times) = model.sizes, recording.eeg.shape[2:]
     if (n_chans, n_times) != (sizes.n_chans, sizes.n_times):
         raise InputError(
@@ -122,46 +127,53 @@ def _check(model: ContrastiveModel, recording: Recording, values: np.ndarray) ->
         raise InputError("the embeddings of the test images hold values that are not finite; run the embed stage again")
 
 
-def _variants(
-    eeg: np.ndarray, subject: str, axes: Axes, parameters: Evaluate, seed: int
-) -> Iterator[tuple[str | int, np.ndarray]]:
-    """EEG (N, C, T): the average of all repetitions first; the draws of fewer depend on seed and subject only."""
-    whole = eeg.mean(axis=1, dtype=np.float64).astype(eeg.dtype)
-    yield WHOLE, whole
-    yield from ((WINDOW, keep_window(whole, window)) for window in axes.windows)
-    yield from ((CHANNEL, mask_channel(whole, channel)) for channel in range(len(axes.ch_names)))
-    rng = np.random.default_rng([seed, *subject.encode()])
-    for n in sorted(n for n in set(parameters.repetitions) if n < axes.n_repetitions):
-        yield from ((n, some) for some in average_some(eeg, n, parameters.draws, rng))
-
-
 def _score_subject(
-    models: list[tuple[ContrastiveModel, dict]],
-    subject: str,
-    variants: Iterator[tuple[str | int, np.ndarray]],
-    values: Tensor,
+    models: Models, subject: str, eeg: np.ndarray, values: Tensor, axes: Axes, parameters: Evaluate, seed: int
 ) -> list[Outcome]:
-    scored, queries = [], [defaultdict(list) for _ in models]
-    for kind, variant in variants:
-        eeg = torch.from_numpy(variant).float()
-        for i, (model, notes) in enumerate(models):
-            scale = model.logit_scale.item()
-            if kind == WHOLE:
-                eeg_side, image_side = project(model, eeg, values)
-                kept = {key: notes[key] for key in ("fold", "seed", "selected_epoch", "collapsed")}
-                sides = {"images": image_side.numpy(), "eeg": eeg_side.numpy()}
-                similarity = _similarity(eeg_side, image_side)
-                scored.append(
-                    Scored(**kept, subject=subject, logit_scale=scale, **sides, similarity=similarity.numpy())
-                )
-            else:
-                similarity = _similarity(_embed(model, eeg), torch.from_numpy(scored[i].images))
-            queries[i][kind].append(score_queries(similarity, scale))
-    stacked = [
-        {kind: {name: np.stack([one[name] for one in many]) for name in many[0]} for kind, many in of_run.items()}
-        for of_run in queries
+    whole = eeg.mean(axis=1, dtype=np.float64).astype(eeg.dtype)  # (N, C, T)
+    scored = [_score_whole(model, notes, subject, whole, values) for model, notes in models]
+    images = [torch.from_numpy(one.images) for one in scored]
+
+    def of_each_model(variants: Iterable[np.ndarray]) -> list[Queries]:
+        """The queries of V variants (N, C, T), (V, N) each."""
+        found: list[list[dict[str, Tensor]]] = [[] for _ in models]
+        for variant in variants:
+            responses = torch.from_numpy(variant).float()
+            for of_model, (model, _), image_side, one in zip(found, models, images, scored, strict=True):
+                similarity = _similarity(_embed(model, responses), image_side)
+                of_model.append(score_queries(similarity, one.logit_scale))
+        return [{name: torch.stack([one[name] for one in many]).numpy() for name in many[0]} for many in found]
+
+    by_window = of_each_model(keep_window(whole, window) for window in axes.windows)
+    by_channel = of_each_model(mask_channel(whole, channel) for channel in range(len(axes.ch_names)))
+    rng = np.random.default_rng([seed, *subject.encode()])
+    sizes = sorted(n for n in set(parameters.repetitions) if n < axes.n_repetitions)
+    by_size = {n: of_each_model(average_some(eeg, n, parameters.draws, rng)) for n in sizes}
+    return [
+        Outcome(
+            scored=one,
+            whole=one.queries(),
+            windows=by_window[i],
+            channels=by_channel[i],
+            repetitions={n: of_model[i] for n, of_model in by_size.items()},
+        )
+        for i, one in enumerate(scored)
     ]
-    return [Outcome(*pair) for pair in zip(scored, stacked, strict=True)]
+
+
+def _score_whole(model: ContrastiveModel, notes: Notes, subject: str, whole: np.ndarray, values: Tensor) -> Scored:
+    eeg_side, image_side = project(model, torch.from_numpy(whole).float(), values)
+    return Scored(
+        fold=notes["fold"],
+        seed=notes["seed"],
+        subject=subject,
+        selected_epoch=notes["selected_epoch"],
+        collapsed=notes["collapsed"],
+        logit_scale=model.logit_scale.item(),
+        images=image_side.numpy(),
+        eeg=eeg_side.numpy(),
+        similarity=_similarity(eeg_side, image_side).numpy(),
+    )
 
 
 def _similarity(eeg_side: Tensor, image_side: Tensor) -> Tensor:

@@ -12,16 +12,25 @@
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
+import torch
 
+from pipeline.decoding.retrieval import score_queries
 from pipeline.errors import InputError
 from pipeline.files import replacing
 
 ABOUT_A_RUN = ("fold", "seed", "selected_epoch", "collapsed", "logit_scale")
+# Left out of the settings: what cannot change a result, and what differs between the encoders by design.
+NO_SETTINGS = {"seeds", "workers", "device", "versions", "h5py_version", "numpy_version"}
+NO_SETTINGS |= {"alignment", "encoder", "lora"}
+
+Queries = dict[str, np.ndarray]  # what `score_queries` says of each test image, float64, by name
 
 
 @dataclass(frozen=True)
@@ -42,6 +51,11 @@ class Scored:
     def run(self) -> str:
         return f"{self.fold}-seed-{self.seed}"
 
+    def queries(self) -> Queries:
+        """(N,) each."""
+        queries = score_queries(torch.from_numpy(self.similarity), self.logit_scale)
+        return {name: values.numpy() for name, values in queries.items()}
+
 
 @dataclass(frozen=True)
 class Similarities:
@@ -51,7 +65,7 @@ class Similarities:
     concept: np.ndarray
     things_concept: np.ndarray
     scored: list[Scored]
-    made_with: dict
+    made_with: dict[str, Any]
 
 
 def write_similarities(path: Path, similarities: Similarities) -> None:
@@ -76,47 +90,40 @@ def read_similarities(path: Path) -> Similarities:
         with h5py.File(path, "r") as file:
             made_with = _attributes(file)
             runs = [run for run in file.values() if isinstance(run, h5py.Group)]
-            scored = [_read(group) for run in runs for group in run.values() if isinstance(group, h5py.Group)]
-            axes = [file[name].asstr()[:] for name in ("image_ids", "concept", "things_concept")]
-            return Similarities(*axes, scored, made_with | {"settings": json.loads(made_with["settings"])})
+            return Similarities(
+                image_ids=file["image_ids"].asstr()[:],
+                concept=file["concept"].asstr()[:],
+                things_concept=file["things_concept"].asstr()[:],
+                scored=[_read_scored(group) for run in runs for group in run.values() if isinstance(group, h5py.Group)],
+                made_with=made_with | {"settings": json.loads(made_with["settings"])},
+            )
     except (OSError, KeyError, AttributeError, TypeError, ValueError) as error:
         raise InputError(f"{path}: holds no similarities of the evaluate stage ({error}); run that again") from error
 
 
-def settings_of(notes: dict, eeg: list[Path], embeddings: Path) -> dict:
+def settings_of(recipe: Mapping[str, Any], eeg: list[Path], embeddings: Path) -> dict[str, dict[str, Any]]:
     """What decides the figures besides encoder, subjects and seeds: the recipe, and how EEG and embeddings were made.
 
-    `notes` are those of a model. Left out: settings that cannot change a result (workers, device, versions), and those
-    that differ between the encoders by design.
+    `recipe` is the train section of the parameters. Without NO_SETTINGS.
     """
-    left_out = {
-        "alignment",
-        "seeds",
-        "workers",
-        "device",
-        "versions",
-        "h5py_version",
-        "numpy_version",
-        "encoder",
-        "lora",
-    }
-
-    def attributes(path: Path) -> dict:
+    parts = {"train": recipe}
+    for name, path in [("embeddings", embeddings), *((f"eeg of {path.stem}", path) for path in eeg)]:
         with h5py.File(path, "r") as file:
-            return _attributes(file)
-
-    parts = {"train": notes["train"], "embeddings": attributes(embeddings)}
-    parts |= {f"eeg of {path.stem}": attributes(path) for path in eeg}
-    return {name: {key: value for key, value in of.items() if key not in left_out} for name, of in parts.items()}
+            parts[name] = _attributes(file)
+    return {name: {key: value for key, value in of.items() if key not in NO_SETTINGS} for name, of in parts.items()}
 
 
-def _attributes(group: h5py.Group) -> dict:
+def _attributes(group: h5py.Group) -> dict[str, Any]:
     """Attributes as JSON knows them."""
     return {key: value.tolist() if hasattr(value, "tolist") else value for key, value in group.attrs.items()}
 
 
-def _read(group: h5py.Group) -> Scored:
+def _read_scored(group: h5py.Group) -> Scored:
     run = group.parent
-    about = _attributes(run)
-    arrays = {"images": run["images"][:], "eeg": group["eeg"][:], "similarity": group["similarity"][:]}
-    return Scored(**about, subject=group.attrs["subject"], **arrays)
+    return Scored(
+        **_attributes(run),
+        subject=group.attrs["subject"],
+        images=run["images"][:],
+        eeg=group["eeg"][:],
+        similarity=group["similarity"][:],
+    )

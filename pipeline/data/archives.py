@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO
+from typing import IO
 
 from pipeline.errors import InputError
 
@@ -66,7 +66,7 @@ def _check_members(archive: zipfile.ZipFile, path: Path, largest_member: int) ->
 
 
 @contextmanager
-def open_member(archive: zipfile.ZipFile, name: str) -> Iterator[BinaryIO]:
+def open_member(archive: zipfile.ZipFile, name: str) -> Iterator[IO[bytes]]:
     """The member as a stream; InputError where it is not in the archive or its header is broken."""
     with zip_faults(f"{archive.filename}: {name}"):
         try:

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from pipeline.data import sample, sources, things_eeg2
 from pipeline.data.entry import Dataset
+from pipeline.data.published import ON_THINGS_EEG2
 
 THINGS_EEG2 = Dataset(
     source=sources.THINGS_EEG2,
@@ -15,8 +16,8 @@ THINGS_EEG2 = Dataset(
     caveats=(
         "The release was whitened with a covariance of training and test EEG together: everybody who uses it shares "
         "that leak.",
-        "Images of THINGS may not be redistributed.",
     ),
+    published=ON_THINGS_EEG2,
 )
 
 # In the published layout, so that all that reads the published data reads it too.

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from pipeline.data.images import Images
+from pipeline.data.published import Published
 from pipeline.data.sources import Make, PublishedFiles
 
 Split = Literal["train", "test"]
@@ -65,3 +66,4 @@ class Dataset:
     caveats: tuple[str, ...] = ()  # sentences for every report
     may_share_images: bool = False  # whether a page that holds them may be passed on
     synthetic: bool = False
+    published: tuple[Published, ...] = ()  # figures on it, in the order in which they are shown

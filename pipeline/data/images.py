@@ -31,10 +31,11 @@ def decode_image(data: bytes, image_id: str) -> Image.Image:
     try:
         # Only these formats: some of the others that PIL knows start programs.
         with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as image:
-            if image.width * image.height > Image.MAX_IMAGE_PIXELS:
+            most = Image.MAX_IMAGE_PIXELS
+            if most is not None and image.width * image.height > most:
                 raise InputError(
-                    f"{image_id}: has {image.width} x {image.height} pixels, more than the {Image.MAX_IMAGE_PIXELS} "
-                    "that are taken for a picture; get the archive from its source again"
+                    f"{image_id}: has {image.width} x {image.height} pixels, more than the {most} that "
+                    "are taken for a picture; get the archive from its source again"
                 )
             return image.convert("RGB")
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:

@@ -21,14 +21,19 @@ import math
 import pickletools
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import IO, Any, Literal, NoReturn, TypeVar, cast
 
 import numpy as np
 
 from pipeline.data.archives import ZIP_FAULTS, damaged, zip_faults
 from pipeline.errors import InputError
+
+Fields = dict[str | int, Any]  # what a file holds, by the keys of its dictionary
+Order = Literal["C", "F"]
+Kind = TypeVar("Kind")
+Values = TypeVar("Values", bytes, list[Any])
 
 MIB = 1 << 20
 CHUNK = MIB  # bytes asked of a stream at once
@@ -49,7 +54,7 @@ _BYTES_OPCODES = {"SHORT_BINBYTES": 1, "BINBYTES": 4, "BINBYTES8": 8, "BYTEARRAY
 # Opcodes that leave what follows them in the stream, and those that leave a new value of their own.
 _ARGUMENTS = {"INT", "LONG", "BININT", "BININT1", "BININT2", "LONG1", "LONG4", "FLOAT", "BINFLOAT"}
 _ARGUMENTS |= {"UNICODE", "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8"}
-_CONSTANTS = {"NONE": lambda: None, "NEWTRUE": lambda: True, "NEWFALSE": lambda: False}
+_CONSTANTS: dict[str, Callable[[], object]] = {"NONE": lambda: None, "NEWTRUE": lambda: True, "NEWFALSE": lambda: False}
 _CONSTANTS |= {"EMPTY_TUPLE": tuple, "EMPTY_LIST": list, "EMPTY_DICT": dict}
 _DTYPE = re.compile(r"b1|[iu][1248]|f[248]|c8|c16|O8?|[SU]\d{1,5}")
 _NAMES = {
@@ -76,26 +81,26 @@ class Streamed:
     blocks: Iterator[np.ndarray]
 
 
-def read_npy(stream: BinaryIO, name: str) -> dict:
+def read_npy(stream: IO[bytes], name: str) -> Fields:
     """Read a dictionary saved by `numpy.save`, or a bare pickle of one (protocols 2 to 5), whole.
 
     `name` is what error messages call the stream. An object array without dimensions is returned as the object in it.
     InputError where anything else is in the file, or more than MOST_IN_MEMORY bytes.
     """
-    (fields,) = _read(stream, name, streaming=False)
+    (fields,) = (item for item in _items(stream, name, streaming=False) if isinstance(item, dict))
     return fields
 
 
-def stream_npy(stream: BinaryIO, name: str) -> Iterator[Streamed | dict]:
+def stream_npy(stream: IO[bytes], name: str) -> Iterator[Streamed | Fields]:
     """As `read_npy`, but each large array of numbers is yielded when its bytes come; last of all the dictionary is.
 
     In the dictionary, a `Streamed` stands where the array would. Its blocks are there until the next item is asked for;
     those that are left are passed over. Only arrays in C order and of protocols 3 and 4 go by, others are read whole.
     """
-    return _read(stream, name, streaming=True)
+    return _items(stream, name, streaming=True)
 
 
-def _read(stream: BinaryIO, name: str, streaming: bool) -> Iterator[Streamed | dict]:
+def _items(stream: IO[bytes], name: str, streaming: bool) -> Iterator[Streamed | Fields]:
     source = _Source(stream, name)
     machine = _Machine(source, streaming)
     try:
@@ -149,7 +154,7 @@ class _Passing:
 class _Source:
     """A stream that counts its bytes, keeps lengths within bounds and turns damage into InputError."""
 
-    def __init__(self, stream: BinaryIO, name: str) -> None:
+    def __init__(self, stream: IO[bytes], name: str) -> None:
         self.stream, self.name, self.position, self.kept = stream, name, 0, 0
 
     def some(self, size: int) -> bytes:
@@ -199,7 +204,7 @@ class _Source:
         rows = max(1, BLOCK // row)
         for start in range(0, array.shape[0], rows):
             block = np.empty((min(rows, array.shape[0] - start), *array.shape[1:]), array.dtype)
-            room = memoryview(block.reshape(-1).view(np.uint8))
+            room = block.reshape(-1).view(np.uint8).data
             while room:
                 data = self.some(len(room))
                 room[: len(data)] = data
@@ -229,7 +234,8 @@ class _Unbuilt:
     """A dtype or an array, made in two steps: REDUCE leaves it without `value`, BUILD completes it."""
 
     def __init__(self, dtype: np.dtype | None) -> None:
-        self.dtype, self.value, self.built = dtype, None, False
+        self.dtype, self.built = dtype, False
+        self.value: Any = None
 
 
 class _Passed:
@@ -244,7 +250,9 @@ class _Machine:
 
     def __init__(self, source: _Source, streaming: bool) -> None:
         self.source, self.streaming = source, streaming
-        self.stack, self.marks, self.memo = [], [], {}
+        self.stack: list[Any] = []
+        self.marks: list[int] = []
+        self.memo: dict[object, Any] = {}
         self.steps, self.made = 0, 0
 
     def passed(self, value: Streamed) -> None:
@@ -267,7 +275,8 @@ class _Machine:
         try:
             if opcode.name in _BYTES_OPCODES:
                 return self._bytes(int.from_bytes(self.source.read(_BYTES_OPCODES[opcode.name]), "little"))
-            self._do(opcode.name, opcode.arg.reader(self.source) if opcode.arg else None)
+            source = cast(IO[bytes], self.source)  # pickletools asks for read and readline only
+            self._do(opcode.name, opcode.arg.reader(source) if opcode.arg else None)
         except (IndexError, KeyError, TypeError, ValueError, OverflowError, struct.error) as error:
             raise _Malformed(f"{opcode.name}, {type(error).__name__}: {str(error)[:100]!a}") from error
         return None
@@ -281,7 +290,7 @@ class _Machine:
         self.stack.append(self.source.read(size, weight=1))
         return None
 
-    def _do(self, opcode: str, argument: object) -> None:
+    def _do(self, opcode: str, argument: Any) -> None:
         stack = self.stack
         match opcode:
             case "PROTO" | "FRAME":
@@ -327,7 +336,7 @@ class _Machine:
             case _:
                 self._refuse(f"the opcode {opcode}" + (f" {str(argument)[:100]}" if argument is not None else ""))
 
-    def _pop(self, count: int) -> list:
+    def _pop(self, count: int) -> list[Any]:
         """The last `count` values, oldest first, each of them complete."""
         if len(self.stack) < count:
             raise IndexError("the stack is empty")
@@ -335,7 +344,7 @@ class _Machine:
         del self.stack[-count:]
         return [self._complete(value) for value in values]
 
-    def _pop_mark(self) -> list:
+    def _pop_mark(self) -> list[Any]:
         start = self.marks.pop()
         values = self.stack[start:]
         del self.stack[start:]
@@ -349,17 +358,18 @@ class _Machine:
             return value.value
         return value
 
-    def _top(self, kind: type) -> object:
-        if not isinstance(self.stack[-1], kind):
+    def _top(self, kind: type[Kind]) -> Kind:
+        top = self.stack[-1]
+        if not isinstance(top, kind):
             raise TypeError(f"a {kind.__name__.strip('_')} is due")
-        return self.stack[-1]
+        return top
 
     def _named(self, name: str) -> _Named:
         if name not in _NAMES:
             self._refuse(name.replace(" ", "."))
         return _Named(_NAMES[name])
 
-    def _refuse(self, what: str) -> None:
+    def _refuse(self, what: str) -> NoReturn:
         raise InputError(
             f"{self.source.name}: tries to load {what[:200]!a}, which could run code; only arrays, lists, tuples, "
             "dictionaries, text and numbers are read, so do not use this file: get it from its source again"
@@ -399,7 +409,7 @@ class _Machine:
             case _:
                 raise ValueError("a state that numpy does not write")
 
-    def _within_budget(self, data: bytes | list) -> bytes | list:
+    def _within_budget(self, data: Values) -> Values:
         """One value may be named many times; refuse to make much more of it than the stream is long."""
         self.made += len(data)
         if self.made > 4 * self.source.position:
@@ -407,7 +417,7 @@ class _Machine:
         return data
 
 
-def _pairs(items: list) -> dict:
+def _pairs(items: list[Any]) -> Fields:
     """Keys are text, or integers that are their own hash: nothing whose hash is slow, deep or made to collide."""
     for key in items[::2]:
         if not (isinstance(key, str) or (isinstance(key, int) and abs(key) < 2**61 - 1)):
@@ -415,14 +425,14 @@ def _pairs(items: list) -> dict:
     return dict(zip(items[::2], items[1::2], strict=True))
 
 
-def _check_size(size: int, shape: tuple, dtype: np.dtype) -> None:
+def _check_size(size: int, shape: tuple[int, ...], dtype: np.dtype) -> None:
     if len(shape) > 32 or not all(type(n) is int and 0 <= n < 2**40 for n in shape):
         raise ValueError("a shape that no array has")
     if math.prod(shape) * dtype.itemsize != size:
         raise ValueError(f"{size} bytes for an array {shape} of {dtype}")
 
 
-def _array(shape: tuple, dtype: np.dtype, order: str, data: bytes) -> np.ndarray:
+def _array(shape: tuple[int, ...], dtype: np.dtype, order: Order, data: bytes) -> np.ndarray:
     _check_size(len(data), shape, dtype)
     if dtype.kind == "O" or dtype.itemsize == 0:
         raise ValueError(f"bytes as the content of an array of {dtype}")
@@ -434,7 +444,7 @@ def _array(shape: tuple, dtype: np.dtype, order: str, data: bytes) -> np.ndarray
     return array.astype(dtype.newbyteorder("="), copy=False)
 
 
-def _object_array(shape: tuple, order: str, items: list) -> object:
+def _object_array(shape: tuple[int, ...], order: Order, items: list[Any]) -> object:
     _check_size(len(items), shape, np.dtype(np.uint8))
     if shape == ():
         return items[0]

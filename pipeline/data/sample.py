@@ -9,7 +9,7 @@ that neither the number of threads nor the vector width of a machine shows in th
 import io
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 from zipfile import ZIP_DEFLATED, ZipFile, ZipInfo
 
 import numpy as np
@@ -57,13 +57,13 @@ def make_raw(
     mean, std = train_features.mean(0), train_features.std(0)
     for subject in chosen:
         rng = _rng("eeg", SUBJECTS.index(subject))
-        kernel = _kernel(rng)
+        kernel = draw_kernel(rng)
         with replacing(eeg_dir / f"{subject}.zip") as part, ZipFile(part, "w") as archive:
             for split, features, n_repetitions in (
                 ("training", train_features, size.train_repetitions),
                 ("test", test_features, size.test_repetitions),
             ):
-                eeg = _simulate_eeg((features - mean) / std, kernel, n_repetitions, rng)
+                eeg = simulate_eeg((features - mean) / std, kernel, n_repetitions, rng)
                 data = {"preprocessed_eeg_data": eeg, "ch_names": list(CH_NAMES), "times": TIMES}
                 name = f"{subject}/preprocessed_eeg_{split}.npy"
                 archive.writestr(_member(name), _npy(data), ZIP_DEFLATED, compresslevel=1)
@@ -79,7 +79,7 @@ def _member(name: str) -> ZipInfo:
     return ZipInfo(name)
 
 
-def _npy(content: dict) -> bytes:
+def _npy(content: dict[str, Any]) -> bytes:
     """A dict as published: numpy.save pickles it as an object array without axes."""
     file = io.BytesIO()
     np.save(file, np.array(content, dtype=object))
@@ -193,7 +193,7 @@ def _features(picture: Image.Image) -> np.ndarray:
     return np.concatenate([colours, edges])
 
 
-def _kernel(rng: np.random.Generator) -> np.ndarray:
+def draw_kernel(rng: np.random.Generator) -> np.ndarray:
     """The response to each feature, (60, 17, 100): two bumps after 80 ms, mixed into channels as a subject does."""
     shared = _rng("kernel")
     peaks = shared.uniform(0.11, 0.5, size=(2, 60, 1))  # s
@@ -203,7 +203,7 @@ def _kernel(rng: np.random.Generator) -> np.ndarray:
     return np.einsum("bft,bfc->fct", bumps, mixing)
 
 
-def _simulate_eeg(features: np.ndarray, kernel: np.ndarray, n_repetitions: int, rng: np.random.Generator) -> np.ndarray:
+def simulate_eeg(features: np.ndarray, kernel: np.ndarray, n_repetitions: int, rng: np.random.Generator) -> np.ndarray:
     """Responses to standardised features (N, F) plus 1/f noise of uneven strength: (N, R, C, T) float64."""
     responses = 0.03 * np.tensordot(features, kernel, 1)  # (N, C, T)
     shape = (n_repetitions, *kernel.shape[1:])  # (R, C, T)

@@ -19,7 +19,7 @@ import pandas as pd
 from pipeline.data.archives import open_member, open_zip, read_member
 from pipeline.data.entry import SPLITS, Layout, RawEeg, Split
 from pipeline.data.images import Images
-from pipeline.data.pickles import Streamed, read_npy, stream_npy
+from pipeline.data.pickles import Fields, Streamed, read_npy, stream_npy
 from pipeline.errors import InputError
 
 IMAGE_FOLDERS = {"train": "training_images", "test": "test_images"}
@@ -46,7 +46,7 @@ def read_metadata(path: Path) -> dict[Split, pd.DataFrame]:
     return {split: _read_images(fields, split, path) for split in SPLITS}
 
 
-def _read_images(fields: dict, split: Split, path: Path) -> pd.DataFrame:
+def _read_images(fields: Fields, split: Split, path: Path) -> pd.DataFrame:
     keys = [f"{split}_img_{name}" for name in ("concepts", "files", "concepts_THINGS")]
     concepts, files, things_concepts = (_names(fields, key, path) for key in keys)
     if not len(concepts) == len(files) == len(things_concepts) > 0:
@@ -64,7 +64,7 @@ def _read_images(fields: dict, split: Split, path: Path) -> pd.DataFrame:
     return pd.DataFrame({"image_ids": image_ids, "concept": concepts, "things_concept": things_concepts})
 
 
-def _names(fields: dict, key: str, path: Path | str) -> list[str]:
+def _names(fields: Fields, key: str, path: Path | str) -> list[str]:
     """A list or one-dimensional array of text that can be shown."""
     if key not in fields:
         raise InputError(f"{path}: has no {key}, it has {_keys(fields)}; is it the published file?")
@@ -78,7 +78,7 @@ def _names(fields: dict, key: str, path: Path | str) -> list[str]:
     return [str(value) for value in values]
 
 
-def _keys(fields: dict) -> str:
+def _keys(fields: Fields) -> str:
     return ", ".join(f"{key!a:.40}" for key in list(fields)[:10]) or "nothing"
 
 
@@ -111,7 +111,9 @@ def open_eeg(path: Path, n_conditions: Mapping[Split, int]) -> Iterator[RawEeg]:
         yield RawEeg(layout, {"train": train, "test": _finite(test, where)})
 
 
-def _read_test(archive: zipfile.ZipFile, subject: str) -> tuple[Layout, tuple, np.dtype, Iterator[np.ndarray]]:
+def _read_test(
+    archive: zipfile.ZipFile, subject: str
+) -> tuple[Layout, tuple[int, ...], np.dtype, Iterator[np.ndarray]]:
     """Channels and times, shape, type and the EEG, all of it in memory; a block is let go once it is used."""
     where = _where(archive, subject, "test")
     for item in _read_file(archive, subject, "test"):
@@ -190,7 +192,7 @@ def _finite(blocks: Iterator[np.ndarray], where: str) -> Iterator[np.ndarray]:
         yield block.astype(np.float64, copy=False)
 
 
-def _read_layout(fields: dict, where: str) -> Layout:
+def _read_layout(fields: Fields, where: str) -> Layout:
     ch_names = _names(fields, "ch_names", where)
     if not ch_names or len(set(ch_names)) != len(ch_names):
         raise InputError(f"{where}: the {len(ch_names)} channel names are not unique: {', '.join(ch_names)[:200]}")
@@ -208,7 +210,7 @@ def _read_layout(fields: dict, where: str) -> Layout:
 def open_images(folder: Path, image_ids: Sequence[str]) -> Iterator[Images]:
     """The images in the archives that these ids name; InputError names the first that is missing."""
     with ExitStack() as stack:
-        archive_of = {}
+        archive_of: dict[str, zipfile.ZipFile] = {}
         for name in sorted({image_id.split("/")[0] for image_id in image_ids}):
             own = [image_id for image_id in image_ids if image_id.split("/")[0] == name]
             archive = stack.enter_context(_open_image_zip(folder / f"{name}.zip", own))

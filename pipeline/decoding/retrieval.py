@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-LEAST_VARIANCE = 1e-12  # of cosines; below, rounding is all that varies
+LEAST_VARIANCE = 1e-12  # of cosines; anything smaller is rounding
 
 
 def symmetric_cross_entropy(logits: Tensor) -> Tensor:
@@ -21,8 +21,7 @@ def symmetric_cross_entropy(logits: Tensor) -> Tensor:
 def rank_of_match(similarity: Tensor) -> Tensor:
     """For each row of (..., N, N) how many columns are at least as similar as the matching one, itself included.
 
-    1 is best. A tie counts against the match, so that a constant embedding scores nothing instead of a lucky first
-    place, and so does NaN.
+    1 is best. A tie counts against the match, and so does NaN: a constant embedding must not rank first by luck.
     """
     match = similarity.diagonal(dim1=-2, dim2=-1)
     return (~(similarity < match[..., None])).sum(-1)

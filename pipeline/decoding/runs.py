@@ -114,7 +114,7 @@ def _train_run(
     samples = read_samples([files[subject] for subject in run.trained_on], "train", cache)
     rows, selection, seeds = np.arange(len(samples.eeg)), None, derive_seeds(run.seed, run.fold)
     if parameters.select_on == "validation":
-        mask = held_out(samples.concept, parameters.validation_concepts, seeds.concepts)
+        mask = held_out(samples.things_concept, parameters.validation_concepts, seeds.concepts)
         rows, selection = rows[~mask], samples.take(rows[mask])
     elif parameters.select_on == "test":
         selection = read_samples([files[subject] for subject in run.tested_on], "test", cache)

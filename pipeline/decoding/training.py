@@ -29,22 +29,22 @@ from pipeline.sections import Train
 
 EVALUATION_BATCH = 512  # EEG samples in one pass without gradient; limits memory
 PROBED = 256  # samples whose embeddings tell whether a model has collapsed
-COLLAPSED_SPREAD = 0.3  # see `spread`: a mean cosine of 0.91 between samples; runs that learn ended above 0.8
+COLLAPSED_SPREAD = 0.3  # of `spread`; it means a cosine of 0.91 between samples. Runs that learned ended above 0.8
 EXPLODED = 10  # times the loss of chance
 
 
 @dataclass(frozen=True)
 class Samples:
-    """EEG (M, C, T), and of each sample the row of its image in the embeddings, its subject and its concept."""
+    """EEG (M, C, T), and of each sample the row of its image in the embeddings, its subject and its THINGS concept."""
 
     eeg: Tensor
     target: Tensor
     subject: np.ndarray
-    concept: np.ndarray
+    things_concept: np.ndarray
     sfreq: float
 
     def take(self, rows: np.ndarray) -> "Samples":
-        return Samples(self.eeg[rows], self.target[rows], self.subject[rows], self.concept[rows], self.sfreq)
+        return Samples(self.eeg[rows], self.target[rows], self.subject[rows], self.things_concept[rows], self.sfreq)
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Seeds:
 
 
 class _State(TypedDict):
-    """What a run knows after an epoch, beside the state of its parts."""
+    """What a run knows after an epoch, apart from the state of its parts."""
 
     history: list[dict[str, float]]
     best: dict[str, Tensor]  # the model's weights in the selected epoch
@@ -86,7 +86,8 @@ class Trained:
 def read_samples(paths: Sequence[Path], split: Literal["train", "test"], embeddings: Embeddings) -> Samples:
     """One split of these subjects, joined to the embeddings on image ids.
 
-    Where the training repetitions were kept, each is a sample; those of the test are averaged. In memory once.
+    Where the training repetitions were kept, each is a sample; those of the test are averaged. The EEG is in memory
+    only once.
     """
     recordings = [read_split(path, split, average=split == "test") for path in paths]
     if len({(recording.ch_names, len(recording.times)) for recording in recordings}) != 1:
@@ -95,29 +96,29 @@ def read_samples(paths: Sequence[Path], split: Literal["train", "test"], embeddi
     size = [len(recording.eeg) * r for recording, r in zip(recordings, n, strict=True)]
     subject = np.repeat([recording.subject for recording in recordings], size)
     target = [embeddings.rows(recording.image_ids).repeat(r) for recording, r in zip(recordings, n, strict=True)]
-    concept = [recording.things_concept.repeat(r) for recording, r in zip(recordings, n, strict=True)]
+    things_concept = [recording.things_concept.repeat(r) for recording, r in zip(recordings, n, strict=True)]
     sfreq, shape = recordings[0].sfreq, recordings[0].eeg.shape[-2:]
     eeg = torch.empty(sum(size), *shape)
     for part in eeg.split(size):
         part.copy_(torch.from_numpy(recordings.pop(0).eeg).reshape(-1, *shape))
-    return Samples(eeg, torch.from_numpy(np.concatenate(target)), subject, np.concatenate(concept), sfreq)
+    return Samples(eeg, torch.from_numpy(np.concatenate(target)), subject, np.concatenate(things_concept), sfreq)
 
 
-def held_out(concept: np.ndarray, share: float, seed: int) -> np.ndarray:
+def held_out(things_concept: np.ndarray, share: float, seed: int) -> np.ndarray:
     """Mask (M,) of the samples whose concept is held out: `share` of the concepts, at least two, chosen by the seed."""
-    concepts = np.unique(concept)
+    concepts = np.unique(things_concept)
     n = max(2, round(share * len(concepts)))
     if n > len(concepts) - 2:
         raise InputError(f"train.validation_concepts = {share} holds out {n} of {len(concepts)} concepts: lower it")
-    return np.isin(concept, np.random.default_rng(seed).choice(concepts, n, replace=False))
+    return np.isin(things_concept, np.random.default_rng(seed).choice(concepts, n, replace=False))
 
 
-def make_galleries(subject: np.ndarray, concept: np.ndarray) -> list[np.ndarray]:
-    """Rows of one gallery each: one subject's responses to one image of every concept, as in the test set.
+def make_galleries(subject: np.ndarray, things_concept: np.ndarray) -> list[np.ndarray]:
+    """The rows of each gallery: one subject's responses to one image of every concept, as in the test set.
 
-    A concept with k images gives k galleries a subject; the last images of a concept with more than others go unused.
+    With k images a concept there are k galleries a subject; where a concept has more than k, the last ones go unused.
     """
-    frame = pd.DataFrame({"subject": subject, "concept": concept})
+    frame = pd.DataFrame({"subject": subject, "concept": things_concept})
     frame["image"] = frame.groupby(["subject", "concept"]).cumcount()
     complete = frame.groupby(["subject", "image"])["concept"].transform("size") == frame["concept"].nunique()
     return [group.index.to_numpy(copy=True) for _, group in frame[complete].groupby(["subject", "image"])]
@@ -151,7 +152,7 @@ def train(
     trained_on = torch.from_numpy(rows).to(device)
     if parameters.standardise_eeg:
         model.standardise(eeg, trained_on)
-    average = _average(model, parameters, n_steps=math.ceil(len(rows) / parameters.batch_size))
+    average = _moving_average(model, parameters, n_steps=math.ceil(len(rows) / parameters.batch_size))
     averaged = cast(ContrastiveModel, average.module)
     parts = {"model": model, "average": average, "optimizer": optimizer, "schedule": schedule}
     state = _State(history=[], best={}, epoch=0)
@@ -160,7 +161,7 @@ def train(
         for _ in state["history"]:
             progress()
     probe = eeg[trained_on[:PROBED]], embeddings[target[trained_on[:PROBED]]]
-    galleries = [] if selection is None else make_galleries(selection.subject, selection.concept)
+    galleries = [] if selection is None else make_galleries(selection.subject, selection.things_concept)
     while len(state["history"]) < parameters.epochs:
         epoch = len(state["history"]) + 1
         order = trained_on[torch.randperm(len(rows), generator=shuffle).to(device)]
@@ -181,7 +182,7 @@ def train(
     return Trained(model.eval(), history, state["epoch"], state["history"][-1]["spread"] < COLLAPSED_SPREAD)
 
 
-def _average(model: ContrastiveModel, parameters: Train, n_steps: int) -> AveragedModel:
+def _moving_average(model: ContrastiveModel, parameters: Train, n_steps: int) -> AveragedModel:
     """The moving average of the weights, and of the statistics of BatchNorm, over some `average_epochs` of `n_steps`.
 
     With `none` it is the model as it stands after each step.
@@ -261,7 +262,8 @@ def project(model: ContrastiveModel, eeg: Tensor, embeddings: Tensor) -> tuple[T
 def spread(model: ContrastiveModel, eeg: Tensor, embeddings: Tensor) -> float:
     """How far the projected EEG, and the projected images, lie from their mean: the smaller of the two.
 
-    The root mean square distance of unit vectors from their mean: 1 for directions all over, 0 where all are the same.
+    The root mean square distance of unit vectors from their mean: 1 where they point in all directions, 0 where all are
+    the same.
     """
     sides = project(model, eeg, embeddings)
     return min((side - side.mean(0)).square().sum(1).mean().sqrt().item() for side in sides)
@@ -274,7 +276,7 @@ def _score(
     galleries: list[np.ndarray],
     device: torch.device,
 ) -> dict[str, float]:
-    """Mean loss and top-1 accuracy over the galleries, scored as the test is; NaN where nothing selects."""
+    """Mean loss and top-1 accuracy over the galleries, scored as the test is; NaN without `selection`."""
     if selection is None:
         return {"selection_loss": math.nan, "selection_top1": math.nan}
     eeg_side, image_side = project(model, selection.eeg.to(device), embeddings[selection.target.to(device)])
@@ -287,9 +289,9 @@ def _score(
 def lowest_loss(similarity: Tensor) -> float:
     """The mean loss of galleries (G, N, N) of cosines at the temperature, from 1 to 0.001, where it is lowest.
 
-    A temperature moves no rank. One that suits what a model has seen too often makes its loss on all else rise, long
-    before its ranks get worse (arXiv 1706.04599), and an epoch selected by that loss is too early. The loss is convex
-    in 1 / temperature.
+    A temperature changes no rank. A model grows too sure of itself in training: at its own temperature its loss on
+    other images rises long before its ranks get worse (arXiv 1706.04599), and would select too early an epoch. The loss
+    is convex in 1 / temperature.
     """
     found = minimize_scalar(lambda log: _loss(similarity, math.exp(log)), bounds=(0, math.log(1000)), method="bounded")
     return float(found.fun)

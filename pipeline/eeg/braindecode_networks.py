@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from pipeline.eeg.encoder import EegEncoder, require_samples
 from pipeline.errors import InputError
 
-LEAST_SAMPLES = {"eegnet": 32, "shallow": 99, "deep4": 76, "eegconformer": 99}  # one sample is left at the end
+LEAST_SAMPLES = {"eegnet": 32, "shallow": 99, "deep4": 76, "eegconformer": 99}  # leave one sample after the last pool
 DEEP4_SAMPLES = 441
 DEEP4_SHORT = {
     "filter_time_length": 5,

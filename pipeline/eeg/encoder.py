@@ -31,7 +31,7 @@ def require_samples(name: str, n_times: int, least: int) -> None:
 
 
 class Dropout(nn.Dropout):
-    """nn.Dropout at a third of its time on a CPU: 16 random bits an element, so that p is exact to 1 / 65536."""
+    """nn.Dropout in a third of the time on a CPU: 16 random bits an element, so that p is exact to 1 / 65536."""
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or x.device.type != "cpu":

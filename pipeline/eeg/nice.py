@@ -23,13 +23,14 @@ from pipeline.eeg.encoder import Dropout, EegEncoder, require_samples
 
 CHUNK = 16  # samples whose activations fit in a processor's cache; any number computes the same
 FIRST_SD = 0.02  # of the first weights
+MOMENTUM = 0.1  # of the first BatchNorm's running statistics, torch's default
 
 
-def draw_weights(model: nn.Module, zero_biases: bool) -> None:
+def draw_normal_weights(model: nn.Module, zero_biases: bool) -> None:
     """Draw the weights of every convolution and Linear from N(0, 0.02) and those of every BatchNorm from N(1, 0.02).
 
-    So do NICE (encoder and both projectors) and the recipe, which has `zero_biases` of convolutions too. All other
-    biases stay as torch drew them.
+    NICE does so (encoder and both projectors), and so does the recipe, which also sets the biases of convolutions to
+    zero (`zero_biases`). All other biases stay as torch drew them.
     """
     for module in model.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
@@ -51,7 +52,8 @@ class _Composed(EegEncoder):
     * That convolution is linear in the EEG, so that the first BatchNorm needs no pass over its output: filter w has
       the mean w.m and the variance w.Vw, where m and V are mean and covariance of the windows of the EEG
       (`_window_moments`). The normalisation becomes a scale and a shift of the filters.
-    * The windows are a view of the EEG, and each layer writes what the next one reads, filters innermost.
+    * The windows are a view of the EEG, and each layer writes in the order in which the next one reads, filters
+      innermost.
       The two convolutions and the ELU between them go through the batch in chunks (`_Convolutions`).
     """
 
@@ -62,7 +64,7 @@ class _Composed(EegEncoder):
     def __init__(self, n_chans: int, n_times: int, dropout: float, n_filters: int, spatial_bias: bool) -> None:
         super().__init__()
         require_samples(self.NAME, n_times, self.WINDOW)
-        self.norm = nn.BatchNorm2d(n_filters)
+        self.norm = nn.BatchNorm2d(n_filters, momentum=MOMENTUM)
         self.spatial = nn.Conv2d(n_filters, n_filters, (n_chans, 1), bias=spatial_bias)
         self.norm_2 = nn.BatchNorm2d(n_filters)
         self.dropout = Dropout(dropout)
@@ -99,16 +101,17 @@ class _Composed(EegEncoder):
     def _normalised(self, eeg: Tensor, filters: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
         """Filters and bias with the first BatchNorm folded in; in training its running statistics move on."""
         norm = self.norm
+        mean_so_far, variance_so_far = norm.get_buffer("running_mean"), norm.get_buffer("running_var")
         if self.training:
             window_mean, covariance = _window_moments(eeg, self.WINDOW, self.STEP)
             mean = window_mean @ filters + bias
             variance = (filters * (covariance @ filters)).sum(0)
             n = eeg.shape[0] * eeg.shape[1] * ((eeg.shape[2] - self.WINDOW) // self.STEP + 1)
-            norm.running_mean.lerp_(mean.detach(), norm.momentum)
-            norm.running_var.lerp_(variance.detach() * n / (n - 1), norm.momentum)
-            norm.num_batches_tracked.add_(1)
+            mean_so_far.lerp_(mean.detach(), MOMENTUM)
+            variance_so_far.lerp_(variance.detach() * n / (n - 1), MOMENTUM)
+            norm.get_buffer("num_batches_tracked").add_(1)
         else:
-            mean, variance = norm.running_mean, norm.running_var
+            mean, variance = mean_so_far, variance_so_far
         scale = norm.weight / (variance + norm.eps).sqrt()
         return filters * scale, (bias - mean) * scale + norm.bias
 
@@ -169,8 +172,8 @@ class _Convolutions(torch.autograd.Function):
             return torch.cat(of_eeg), of_filters, of_bias, of_spatial
 
         parts = eeg.split(ctx.part), gradient.split(ctx.part), ctx.activations
-        of_eeg, *of_weights = zip(*_in_threads(differentiate, *parts), strict=True)
-        of_eeg = torch.cat(of_eeg) if ctx.needs_input_grad[0] else None
+        eeg_parts, *of_weights = zip(*_in_threads(differentiate, *parts), strict=True)
+        of_eeg = torch.cat(eeg_parts) if ctx.needs_input_grad[0] else None
         return of_eeg, *(sum(of_weight) for of_weight in of_weights), None, None
 
 
@@ -191,7 +194,7 @@ def _in_threads(function: Callable[..., Any], *parts: Sequence[Any]) -> list[Any
 
 @functools.cache
 def _threads(n: int) -> ThreadPoolExecutor:
-    """Kept, since a new thread asks for its memory anew."""
+    """Kept: a new thread would have to get its memory anew."""
     return ThreadPoolExecutor(n, initializer=torch.set_num_threads, initargs=(1,))
 
 
@@ -212,7 +215,7 @@ class _Elu(torch.autograd.Function):
 
 
 def _elu_(x: Tensor, spare: Tensor) -> Tensor:
-    """The ELU of x, written into it, as max(x, exp(min(x, 0)) - 1); overwrites as many values of `spare`.
+    """The ELU of x, in place, as max(x, exp(min(x, 0)) - 1); overwrites `spare`, which has as many values or more.
 
     exp(x) - 1 instead of torch's expm1: the absolute error is at most one rounding of 1.0, and it is up to ten times
     faster on some processors.
@@ -222,7 +225,7 @@ def _elu_(x: Tensor, spare: Tensor) -> Tensor:
 
 
 def _through_elu_(gradient: Tensor, elu: Tensor, spare: Tensor) -> Tensor:
-    """The gradient of what went into an ELU, written into that of its value `elu`; overwrites as many of `spare`."""
+    """Change the gradient of an ELU's output, `elu`, into that of its input, in place; overwrites `spare`."""
     negative = torch.clamp(elu, max=0, out=spare[: elu.numel()].view_as(elu))
     return gradient.addcmul_(gradient, negative)  # ELU' = ELU + 1 where ELU < 0, else 1
 
@@ -255,7 +258,7 @@ class NiceRecipe(_Composed):
         self.temporal_2 = nn.Conv2d(n_filters, n_filters, (1, self.WIDTHS[1]), bias=False)
 
     def draw_weights(self, model: nn.Module) -> None:
-        draw_weights(model, zero_biases=True)
+        draw_normal_weights(model, zero_biases=True)
 
     def plain_temporal(self, eeg: Tensor) -> Tensor:
         return self.temporal_2(self.temporal(eeg))
@@ -263,7 +266,7 @@ class NiceRecipe(_Composed):
     def composed(self) -> tuple[Tensor, Tensor]:
         first, second = self.temporal.weight.squeeze(2).transpose(0, 1), self.temporal_2.weight.squeeze(2)
         filters = F.conv_transpose1d(first, second.transpose(0, 1))  # (1, F, 65)
-        return filters.squeeze(0).T, second.sum(2) @ self.temporal.bias
+        return filters.squeeze(0).T, second.sum(2) @ self.temporal.get_parameter("bias")
 
 
 class Nice(_Composed):
@@ -279,7 +282,7 @@ class Nice(_Composed):
         self.temporal = nn.Conv2d(1, n_filters, (1, self.WIDTH))
 
     def draw_weights(self, model: nn.Module) -> None:
-        draw_weights(model, zero_biases=False)
+        draw_normal_weights(model, zero_biases=False)
 
     def plain_temporal(self, eeg: Tensor) -> Tensor:
         return F.avg_pool2d(self.temporal(eeg), (1, self.POOL), (1, self.STEP))
@@ -287,4 +290,4 @@ class Nice(_Composed):
     def composed(self) -> tuple[Tensor, Tensor]:
         weight = self.temporal.weight.flatten(1)  # (F, 25)
         filters = F.avg_pool1d(F.pad(weight, (self.POOL - 1,) * 2), self.POOL, stride=1)  # (F, 75)
-        return filters.T, self.temporal.bias
+        return filters.T, self.temporal.get_parameter("bias")

@@ -1,14 +1,14 @@
 """An image encoder made ready for one pass over many images: the same function of the images, in less time.
 
 - With tokens="cls", the deepest requested block computes queries and the MLP for the CLS token only.
-- The linear layers take `precision`; what is added up from block to block, the LayerNorms and the patch embedding stay
-  float32, which costs nothing and brings a bfloat16 pass closer to float32 than autocast or bfloat16 throughout.
+- The linear layers compute in `precision`; the residual stream, the LayerNorms and the patch embedding stay float32,
+  which costs nothing and brings a bfloat16 pass closer to float32 than autocast or bfloat16 throughout.
 - On a CPU with AVX-512, oneDNN lays the weights out for its matrix product once, and computes a GELU with the product;
   bfloat16 attention is three plain steps there, which are quicker than torch's fused ones.
 """
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from timm.layers import Attention, Mlp
@@ -30,12 +30,13 @@ def accelerate(
     deepest = max(encoder.n_blocks if block == "last" else block for block in blocks)
     packed = device.type == "cpu" and torch.backends.cpu.get_cpu_capability() == "AVX512"
     for vit in (each.vit for each in encoder.vits):
-        last = vit.blocks[deepest - 1]
-        if tokens == "cls" and isinstance(last.attn.q_norm, nn.Identity) and last.attn.qkv.bias is not None:
+        last = cast(Layer, vit.blocks[deepest - 1])
+        attention = cast(Attention, last.attn)
+        if tokens == "cls" and isinstance(attention.q_norm, nn.Identity) and attention.qkv.bias is not None:
             vit.blocks[deepest - 1] = _ClsLayer(last)
         for parent in list(vit.blocks.modules()):
             if isinstance(parent, Attention) and packed and precision == "bfloat16":
-                parent.fused_attn = False
+                vars(parent)["fused_attn"] = False  # timm declares it final
             for name, child in list(parent.named_children()):
                 if isinstance(child, nn.Linear):
                     gelu = packed and isinstance(parent, Mlp) and name == "fc1" and type(parent.act) is nn.GELU
@@ -49,9 +50,13 @@ def accelerate(
 class _Linear(nn.Module):
     """A linear layer in another precision, with the GELU that follows it if `gelu`: (..., in) -> (..., out)."""
 
+    weight: Tensor
+    bias: Tensor
+
     def __init__(self, linear: nn.Linear, dtype: torch.dtype, packed: bool, gelu: bool) -> None:
         super().__init__()
-        self.dtype, self.packed, self.activation = dtype, packed, ("gelu", [], "none") if gelu else ("none", [], "")
+        self.dtype, self.packed = dtype, packed
+        self.activation: tuple[str, list[float], str] = ("gelu", [], "none") if gelu else ("none", [], "")
         weight = linear.weight.to(dtype)
         if packed:
             self.weight = torch.ops.mkldnn._reorder_linear_weight(weight)
@@ -74,18 +79,20 @@ class _ClsLayer(nn.Module):
 
     def __init__(self, layer: Layer) -> None:
         super().__init__()
-        self.layer, width = layer, layer.attn.qkv.in_features
-        self.query = _rows(layer.attn.qkv, slice(None, width))
-        self.key_value = _rows(layer.attn.qkv, slice(width, None))
-        del layer.attn.qkv
+        attention = cast(Attention, layer.attn)
+        self.layer, width = layer, attention.qkv.in_features
+        self.query = _rows(attention.qkv, slice(None, width))
+        self.key_value = _rows(attention.qkv, slice(width, None))
+        del attention.qkv
 
     def forward(self, x: Tensor) -> Tensor:
-        layer, heads = self.layer, self.layer.attn.num_heads
+        layer, attention = self.layer, cast(Attention, self.layer.attn)
+        heads = attention.num_heads
         normed = layer.norm1(x)
         query = self.query(normed[:, :1]).unflatten(2, (heads, -1)).transpose(1, 2)  # (B, heads, 1, D / heads)
         key, value = self.key_value(normed).unflatten(2, (2, heads, -1)).permute(2, 0, 3, 1, 4)
         seen = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)  # (B, 1, D)
-        x = x[:, :1] + layer.ls1(layer.attn.proj(seen))
+        x = x[:, :1] + layer.ls1(attention.proj(seen))
         return x + layer.ls2(layer.mlp(layer.norm2(x)))
 
 

@@ -1,6 +1,6 @@
 """DreamSim's published checkpoints, rebuilt in timm with the LoRA merged into the base weights.
 
-What is right is what `dreamsim.PerceptualModel.embed` returns with `normalize_embeds=False` (for the unaligned encoder
+The reference is what `dreamsim.PerceptualModel.embed` returns with `normalize_embeds=False` (for the unaligned encoder
 with `baseline=True`) on the same files: of SynCLR, DINO and DINOv2 the CLS token after the last block and before the
 last LayerNorm, of CLIP and OpenCLIP the CLS token after it and projected, of the ensemble the three in a row.
 
@@ -99,8 +99,8 @@ class _LoraConfig(BaseModel):
     use_rslora: Literal[False] = False
     use_dora: Literal[False] = False
     fan_in_fan_out: Literal[False] = False
-    rank_pattern: Annotated[dict, Field(max_length=0)] = {}
-    alpha_pattern: Annotated[dict, Field(max_length=0)] = {}
+    rank_pattern: Annotated[dict[str, Any], Field(max_length=0)] = {}
+    alpha_pattern: Annotated[dict[str, Any], Field(max_length=0)] = {}
 
 
 _LORA_KEYS = {"r", "lora_alpha", "lora_dropout", "bias", "target_modules"}
@@ -116,7 +116,7 @@ def load_encoder(
     """
     adapter_folder, sources = BACKBONES[backbone]
     with open_zip(checkpoint, LARGEST_MEMBER) as archive:
-        model = ImageEncoder([_build(_read_weights(archive, source), source, archive) for source in sources])
+        model = ImageEncoder([_make_vit(_read_weights(archive, source), source, archive) for source in sources])
         config = _read_config(archive, f"{adapter_folder}/adapter_config.json")
         adapter = _read_adapter(archive, adapter_folder)
     layers = _targets(model, adapter, config, checkpoint)
@@ -132,7 +132,7 @@ def _load(archive: zipfile.ZipFile, member: str) -> dict[str, Any]:
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
             loaded = torch.load(data, map_location="cpu", weights_only=True)
-    except Exception as error:  # of a file that is no pickle it raises whatever its parser stumbles over
+    except Exception as error:  # for a file that is no pickle it raises whatever its parser runs into
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(
             f"{archive.filename}: {member} is not a torch file of weights ({reason}); fetch it again"
@@ -147,7 +147,7 @@ def _load(archive: zipfile.ZipFile, member: str) -> dict[str, Any]:
 def _read_weights(archive: zipfile.ZipFile, source: Source) -> dict[str, Tensor]:
     """The base model's weights under timm's names, which are dreamsim's but for CLIP's first LayerNorm."""
     where = f"{archive.filename}: {source.member}"
-    saved = _load(archive, source.member)
+    saved: Any = _load(archive, source.member)
     if source.key is not None:
         saved = saved.get(source.key)
     if not _is_weights(saved):
@@ -175,7 +175,7 @@ def _is_weights(saved: object) -> bool:
     )
 
 
-def _build(weights: dict[str, Tensor], source: Source, archive: zipfile.ZipFile) -> ViT:
+def _make_vit(weights: dict[str, Tensor], source: Source, archive: zipfile.ZipFile) -> ViT:
     """timm's ViT in the width that the weights have; each weight must fit and be used."""
     where = f"{archive.filename}: {source.member}"
     shape = tuple(weights["cls_token"].shape) if "cls_token" in weights else (0,)

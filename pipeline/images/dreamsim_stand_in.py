@@ -10,7 +10,7 @@ that neither the number of threads nor the vector width of a machine shows in th
 import io
 import json
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 from zipfile import ZipFile, ZipInfo
 
 import numpy as np
@@ -27,8 +27,8 @@ N_BLOCKS = 12
 RANK = 16
 
 # Of each backbone: the folder of the LoRA, its alpha and dropout; and of each ViT its file, kind and patch size.
-_DINO = ("dino_vitb16_pretrain.pth", "dino", 16)
-BACKBONES = {
+_DINO: tuple[str, Kind, int] = ("dino_vitb16_pretrain.pth", "dino", 16)
+BACKBONES: dict[str, tuple[str, float, float, list[tuple[str, Kind, int]]]] = {
     "synclr_vitb16": ("synclr_vitb16_single_lora", 0.5, 0.3, [("synclr_vit_b_16.pth", "synclr", 16)]),
     "dinov2_vitb14": ("dinov2_vitb14_single_lora", 0.5, 0.3, [("dinov2_vitb14_pretrain.pth", "dinov2", 14)]),
     "dino_vitb16": ("dino_vitb16_single_lora", 32.0, 0.2, [_DINO]),
@@ -70,7 +70,7 @@ def make_checkpoint(backbone: str, directory: Path, embed_dim: int = 192) -> Non
         write(f"{folder}/adapter_model.safetensors", safetensors.numpy.save(adapter, metadata={"format": "pt"}))
 
 
-def _tensors(saved: dict) -> dict:
+def _tensors(saved: dict[str, Any]) -> dict[str, Any]:
     """The nested dict with float32 tensors in place of arrays."""
     return {
         name: _tensors(value) if isinstance(value, dict) else torch.from_numpy(value.astype(np.float32))
@@ -78,7 +78,7 @@ def _tensors(saved: dict) -> dict:
     }
 
 
-def _saved(kind: Kind, patch_size: int, embed_dim: int, rng: np.random.Generator) -> dict:
+def _saved(kind: Kind, patch_size: int, embed_dim: int, rng: np.random.Generator) -> dict[str, Any]:
     """What the published file of this kind holds."""
     weights = vit_weights(embed_dim, patch_size, 37 if kind == "dinov2" else 224 // patch_size, rng)
     if kind == "synclr":
@@ -94,9 +94,9 @@ def _saved(kind: Kind, patch_size: int, embed_dim: int, rng: np.random.Generator
         return {"state_dict": weights | {"proj": rng.standard_normal((embed_dim, out_dim)) / np.sqrt(embed_dim)}}
     sizes = [embed_dim, 32, 32, 16]  # published: 768, 2048, 2048, 256, and 65,536 outputs
     head = {"head.last_layer.weight": rng.standard_normal((64, sizes[-1]))}
-    for layer, (n_in, n_out) in enumerate(zip(sizes, sizes[1:], strict=False)):
-        head[f"head.mlp.{2 * layer}.weight"] = rng.standard_normal((n_out, n_in))
-        head[f"head.mlp.{2 * layer}.bias"] = np.zeros(n_out)
+    for number, (n_in, n_out) in enumerate(zip(sizes, sizes[1:], strict=False)):
+        head[f"head.mlp.{2 * number}.weight"] = rng.standard_normal((n_out, n_in))
+        head[f"head.mlp.{2 * number}.bias"] = np.zeros(n_out)
     teacher = {f"backbone.{name}": value for name, value in weights.items()} | head
     return {"student": {f"module.{name}": 0.9 * value for name, value in teacher.items()}, "teacher": teacher}
 
@@ -145,9 +145,9 @@ def _smooth(count: int, size: int, rng: np.random.Generator) -> np.ndarray:
 
 def _lora_adapter(
     n_vits: int, embed_dim: int, alpha: float, dropout: float, rng: np.random.Generator
-) -> tuple[dict, Weights]:
+) -> tuple[dict[str, Any], Weights]:
     """The adapter as peft saves it from dreamsim's model: its configuration and its float32 matrices."""
-    share = 0.5  # how large the change is, beside the weights that it changes
+    share = 0.5  # size of the change, relative to the weights that it changes
     config = {
         "auto_mapping": {"base_model_class": "PerceptualModel", "parent_library": "dreamsim.model"},
         "base_model_name_or_path": None,

@@ -13,7 +13,7 @@ import math
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import nullcontext
 from importlib.metadata import version
@@ -31,7 +31,7 @@ from pipeline.errors import InputError
 from pipeline.files import replacing, sha256
 from pipeline.images import health
 from pipeline.images.acceleration import accelerate
-from pipeline.images.embeddings import write_embeddings
+from pipeline.images.embeddings import Attributes, write_embeddings
 from pipeline.images.models import Load
 from pipeline.images.vit import Block, ImageEncoder, resize
 from pipeline.sections import Embed
@@ -66,12 +66,13 @@ def embed_images(
     splits = dataset.read_metadata(metadata)
     image_ids = [image_id for split in ("train", "test") for image_id in splits[split]["image_ids"]]
     encoder, alignment = load(checkpoint)
-    made_with = names | {
+    made_with: Attributes = {
+        **names,
         "tokens": parameters.tokens,
         "preprocessing": encoder.preprocessing,
         "precision": parameters.precision,
         "batch_size": parameters.batch_size,
-        "device": _name(device),
+        "device": _device_name(device),
         "checkpoint": checkpoint.name,
         "checkpoint_sha256": sha256(checkpoint),
         "lora": json.dumps(alignment, sort_keys=True) if alignment else "none",
@@ -103,7 +104,7 @@ def embed_images(
         write_embeddings(target, image_ids, blocks, made_with)
 
 
-def _name(device: torch.device) -> str:
+def _device_name(device: torch.device) -> str:
     """The kind of device, on which the last bits depend."""
     kind = torch.backends.cpu.get_cpu_capability() if device.type == "cpu" else torch.cuda.get_device_name(device)
     return f"{device.type} ({kind})"
@@ -143,9 +144,10 @@ def _embed_all(
         with torch.cuda.stream(torch.cuda.Stream(own)) if own.type == "cuda" else nullcontext():
             while True:
                 with turn:
-                    file, images = next(decoded, (None, None))
-                if file is None:
+                    batch = next(decoded, None)
+                if batch is None:
                     return
+                file, images = batch
                 values, fits = embed_batch(encoders[own], images, parameters, own, fits)
                 with replacing(file) as temporary, temporary.open("wb") as stream:
                     np.save(stream, values)
@@ -167,10 +169,10 @@ def _embed_all(
 
 def _decoded(
     todo: list[tuple[Path, list[str]]], decode: Callable[[str], Tensor], ahead: int
-) -> Iterator[tuple[Path, Tensor]]:
+) -> Generator[tuple[Path, Tensor], None, None]:
     """The batches in order, (B, 3, 224, 224) uint8; threads decode the next `ahead` ones in the meantime."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        waiting: deque = deque()
+        waiting: deque[tuple[Path, list[Future[Tensor]]]] = deque()
         try:
             for file, image_ids in todo:
                 waiting.append((file, [pool.submit(decode, image_id) for image_id in image_ids]))
@@ -182,7 +184,7 @@ def _decoded(
             pool.shutdown(cancel_futures=True)
 
 
-def _stacked(file: Path, images: list[Future]) -> tuple[Path, Tensor]:
+def _stacked(file: Path, images: list[Future[Tensor]]) -> tuple[Path, Tensor]:
     return file, torch.stack([image.result() for image in images])
 
 
@@ -218,7 +220,7 @@ def _feature(encoder: ImageEncoder, block: Block, tokens: Literal["cls", "mean"]
 
 def _checked(
     features: dict[Block, str], files: list[Path], rows: np.ndarray, reference: list[np.ndarray], where: str
-) -> Iterator[tuple[Block, np.ndarray, dict]]:
+) -> Iterator[tuple[Block, np.ndarray, Attributes]]:
     """Each block, the deepest first, with its values (N, D) and what the cache says of it, once it is checked."""
     ends = np.cumsum([recomputed.shape[1] for recomputed in reference])
     columns = [slice(end - recomputed.shape[1], end) for end, recomputed in zip(ends, reference, strict=True)]
@@ -227,7 +229,7 @@ def _checked(
         values = np.concatenate([np.load(file, mmap_mode="r")[:, own] for file in files])
         measured = health.measure(values, rows, recomputed)
         health.check(measured, f"{where}: block {block}", tells_images_apart=place == 0)
-        yield block, values, {"feature": features[block]} | measured
+        yield block, values, {"feature": features[block], **measured}
 
 
 def _depth(block: Block) -> float:

@@ -58,7 +58,7 @@ def write_embeddings(
 
 
 def write_no_embeddings(path: Path, why: str) -> None:
-    """A cache without a block, for an encoder that there is not; who reads it is told why."""
+    """An empty cache, for an encoder that does not exist; reading it raises InputError with this reason."""
     write_embeddings(path, [], [], {"why": why})
 
 

@@ -1,4 +1,4 @@
-"""Is an embedding cache sound? Measured before it is written; one that fails is not."""
+"""Is an embedding cache sound? Measured before it is written, and only a sound one is."""
 
 import numpy as np
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from PIL import Image
@@ -93,7 +93,7 @@ class ImageEncoder(nn.Module):
 
     def __init__(self, vits: Sequence[ViT]) -> None:
         super().__init__()
-        self.vits = nn.ModuleList(vits)
+        self.vits = cast(Sequence[ViT], nn.ModuleList(vits))
         self.n_blocks = len(vits[0].vit.blocks)
         self.side = vits[0].vit.patch_embed.img_size[0]  # pixels
         self.feature = "; ".join(vit.feature for vit in vits)
@@ -106,8 +106,8 @@ class ImageEncoder(nn.Module):
         """One (B, D) for each of `blocks`; InputError for a block that is not there.
 
         A number i in 1..n_blocks is the residual stream after block i, without norm or projection. `tokens`: the CLS
-        token, or the mean of the patch tokens; of "last" it is the mean of what the patch tokens give when they are
-        treated as the CLS token is. Of several ViTs, theirs in a row.
+        token, or the mean of the patch tokens; for "last" each of them first gets the norm and the projection that the
+        CLS token gets. The embeddings of several ViTs are concatenated.
         """
         wrong = [block for block in blocks if block != "last" and not 1 <= block <= self.n_blocks]
         if wrong:

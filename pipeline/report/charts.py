@@ -5,15 +5,19 @@ decides it; encoders have the colours of `pictures`, and each line also its own 
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 
 from pipeline.report.pictures import COLOURS, colours_of
 
+Spec = dict[str, Any]  # a specification or a part of one
+
 SCHEMA = "https://vega.github.io/schema/vega-lite/v6.json"  # a name, which nothing fetches
 DASHED = {"strokeDash": [6, 4], "color": "currentColor"}
 ROUND = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)  # ticks of a logarithmic axis
-LINES = {"training": COLOURS["unaligned"], "published": "#8a8a8a"}  # any other curve: COLOURS["aligned"]
+PUBLISHED_RUN = "published run, on its test images"  # the name of its curve
+LINES = {"training": COLOURS["unaligned"], PUBLISHED_RUN: "#8a8a8a"}  # any other curve: COLOURS["aligned"]
 ZOOM = [
     {
         "name": "zoom",
@@ -45,7 +49,7 @@ class Chart:
     """A heading and a specification, whose description serves those who do not see the chart."""
 
     heading: str
-    spec: dict
+    spec: Spec
 
 
 def subjects(table: pd.DataFrame) -> Chart:
@@ -59,9 +63,9 @@ def subjects(table: pd.DataFrame) -> Chart:
     title = "top-1 accuracy"
     bar = {"type": "bar", "tooltip": True, "width": {"band": 0.7}}
     colour = {"field": "encoder", "type": "nominal", "scale": colours}
-    layers = [{"mark": bar, "encoding": shared | {"y": _number("top1_acc", title), "color": colour}}]
+    layers: list[Spec] = [{"mark": bar, "encoding": shared | {"y": _quantitative("top1_acc", title), "color": colour}}]
     if "top1_acc_low" in table:
-        ends = {"y": _number("top1_acc_low", title), "y2": {"field": "top1_acc_high"}}
+        ends = {"y": _quantitative("top1_acc_low", title), "y2": {"field": "top1_acc_high"}}
         layers.append({"mark": {"type": "rule", "strokeWidth": 2, "color": "currentColor"}, "encoding": shared | ends})
     chance = {"y": {"datum": float(table["chance"].iloc[0])}}
     layers.append({"mark": {"type": "rule", **DASHED}, "encoding": chance})
@@ -72,7 +76,7 @@ def curve(
     table: pd.DataFrame, x: str, y: str, heading: str, x_title: str, y_title: str, encoder: str, log: bool = False
 ) -> Chart:
     """One metric along `x` with its 95 % interval (`<y>_low`, `<y>_high`) and, dashed, `chance`."""
-    across = _number(x, x_title)
+    across = _quantitative(x, x_title)
     if log:
         across |= {
             "scale": {"type": "log", "nice": False},
@@ -80,11 +84,11 @@ def curve(
         }
     colour = COLOURS[encoder]
     line = {"type": "line", "color": colour, "point": {"color": colour}, "tooltip": True, "clip": True}
-    band = {"y": _number(f"{y}_low", y_title), "y2": {"field": f"{y}_high"}}
+    band = {"y": _quantitative(f"{y}_low", y_title), "y2": {"field": f"{y}_high"}}
     layers = [
-        {"mark": line, "encoding": {"y": _number(y, y_title)}, "params": ZOOM},
+        {"mark": line, "encoding": {"y": _quantitative(y, y_title)}, "params": ZOOM},
         {"mark": {"type": "area", "color": colour, "opacity": 0.2, "clip": True}, "encoding": band},
-        {"mark": {"type": "line", "clip": True, **DASHED}, "encoding": {"y": _number("chance", y_title)}},
+        {"mark": {"type": "line", "clip": True, **DASHED}, "encoding": {"y": _quantitative("chance", y_title)}},
     ]
     return _chart(heading, f"{y_title} against {x_title}, with its interval and chance", table, layers, {"x": across})
 
@@ -92,19 +96,19 @@ def curve(
 def learning(curves: pd.DataFrame, y: str, heading: str, y_title: str) -> Chart:
     """Curves of training: epoch, curve (its name) and the value `y`; those of the published run are faint."""
     names = list(curves["curve"].unique())
-    colours = [LINES.get(name.split()[0], COLOURS["aligned"]) for name in names]
+    colours = [LINES.get(name, COLOURS["aligned"]) for name in names]
     encoding = {
-        "x": _number("epoch", "epoch"),
-        "y": _number(y, y_title),
+        "x": _quantitative("epoch", "epoch"),
+        "y": _quantitative(y, y_title),
         "color": {"field": "curve", "type": "nominal", "scale": {"domain": names, "range": colours}},
         "strokeDash": {"field": "curve", "type": "nominal", "scale": {"domain": names}},
-        "opacity": {"condition": {"test": "indexof(datum.curve, 'published') == 0", "value": 0.7}, "value": 1},
+        "opacity": {"condition": {"test": {"field": "curve", "equal": PUBLISHED_RUN}, "value": 0.7}, "value": 1},
     }
     layers = [{"mark": {"type": "line", "tooltip": True, "clip": True}, "params": ZOOM}]
     return _chart(heading, f"{y_title} against epoch: {', '.join(names)}", curves, layers, encoding)
 
 
-def _chart(heading: str, label: str, table: pd.DataFrame, layers: list[dict], encoding: dict) -> Chart:
+def _chart(heading: str, label: str, table: pd.DataFrame, layers: list[Spec], encoding: Spec) -> Chart:
     """Layers over one table, with what their encodings share, as wide as the page lets them be."""
     spec = {
         "$schema": SCHEMA,
@@ -120,5 +124,5 @@ def _chart(heading: str, label: str, table: pd.DataFrame, layers: list[dict], en
     return Chart(heading, spec)
 
 
-def _number(field: str, title: str) -> dict:
+def _quantitative(field: str, title: str) -> Spec:
     return {"field": field, "type": "quantitative", "title": title}

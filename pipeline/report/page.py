@@ -8,25 +8,26 @@ import base64
 import functools
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import jinja2
 import pandas as pd
 import vl_convert
 
 from pipeline.analysis.comparison import COSINE_EDGES, cosine_histograms
-from pipeline.analysis.published import PUBLISHED
 from pipeline.analysis.similarities import Similarities
+from pipeline.data.published import Published
 from pipeline.files import replacing
 from pipeline.report import charts
 from pipeline.report.pictures import Picture, kept_runs
 
 TEMPLATE = Path(__file__).with_name("page.html")
 VEGA_LITE = "6.4"
-PACKAGES = ("torch", "timm", "dreamsim", "peft", "numpy", "scipy", "pandas", "h5py", "mne", "matplotlib")
-PACKAGES += ("jinja2", "vl-convert-python", "dvc")
+PACKAGES = ["torch", "timm", "dreamsim", "peft", "numpy", "scipy", "pandas", "h5py", "mne", "matplotlib"]
+PACKAGES += ["jinja2", "vl-convert-python", "dvc"]
 SUBJECT_COLUMNS = {
     "subject": "subject",
     "seed": "seed",
@@ -48,12 +49,15 @@ SUBJECT_COLUMNS = {
 def write_report(
     path: Path,
     *,
-    evaluation: dict,
+    evaluation: dict[str, Any],
     tables: dict[str, pd.DataFrame],
     curves: pd.DataFrame,
-    comparison: dict | None,
-    settings: dict,
+    comparison: dict[str, Any] | None,
+    settings: dict[str, Any],
     pictures: Sequence[Picture],
+    caveats: Sequence[str],
+    published: Sequence[Published],
+    may_share_images: bool,
     shows_images: bool,
     hashes: dict[str, str],
 ) -> None:
@@ -61,27 +65,26 @@ def write_report(
 
     `evaluation` is evaluation.json, `tables` the CSV files of the evaluate stage by their stem, `curves` what
     `learning_curves` returns, `comparison` that of the two encoders where there is one of this evaluation, `settings`
-    what decided the figures, `hashes` the sha256 of the files that the page is made of.
+    what decided the figures, `caveats`, `published` and `may_share_images` those of the dataset's entry, `hashes` the
+    sha256 of the files that the page is made of.
     """
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.tests["missing"] = _missing
     subjects = tables["per_subject"]
     drawn = _charts(evaluation, tables, curves, comparison)
-    page = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+    page = _template().render(
         run=evaluation,
         comparison=comparison,
         chance=chance_levels(evaluation["n_way"]),
         subject_columns={name: title for name, title in SUBJECT_COLUMNS.items() if name in subjects},
         subjects=_records(subjects),
         galleries=_records(tables["n_way"]),
-        top_k=[name[3:-4] for name in tables["n_way"] if re.fullmatch(r"top\d+_acc", name)],
+        top_k=[name[3:-4] for name in map(str, tables["n_way"]) if re.fullmatch(r"top\d+_acc", name)],
         charts=drawn,
         specs={id: chart.spec for id, chart in drawn.items()},
         pictures=[(picture, base64.b64encode(picture.path.read_bytes()).decode()) for picture in pictures],
+        caveats=caveats,
+        published=published,
+        may_share_images=may_share_images,
         shows_images=shows_images,
-        published=PUBLISHED,
         parameters=_records(pd.json_normalize(settings))[0],
         versions={package: version(package) for package in PACKAGES} | {"Vega-Lite": VEGA_LITE},
         hashes=hashes,
@@ -89,6 +92,14 @@ def write_report(
     )
     with replacing(path) as temporary:
         temporary.write_text(page, encoding="utf-8")
+
+
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.tests["missing"] = _missing
+    return environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
 
 
 @functools.cache
@@ -111,33 +122,33 @@ def _missing(value: object) -> bool:
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
-def _records(table: pd.DataFrame) -> list[dict]:
+def _records(table: pd.DataFrame) -> list[dict[Hashable, Any]]:
     """Rows with the plain types of Python, which Jinja2 can tell apart."""
     return table.astype(object).to_dict("records")
 
 
-def learning_curves(history: pd.DataFrame, reference: pd.DataFrame, evaluation: dict) -> pd.DataFrame:
+def learning_curves(history: pd.DataFrame, reference: pd.DataFrame, evaluation: dict[str, Any]) -> pd.DataFrame:
     """Epoch by epoch, a row a curve: `curve` (its name), `epoch`, `loss` (nats) and `top1_acc` (of training: none).
 
-    `history` has epoch, train_loss and, where an epoch was selected, selection_loss and selection_top1. The published
-    run's curve (`reference`: encoder, epoch from 0, nice_loss and top1_acc of its test images) is added where protocol
-    and data are its own.
+    `history` has epoch, train_loss and, where an epoch was selected, selection_loss and selection_top1. Of
+    published runs (`reference`: dataset, protocol, encoder, epoch from 0, nice_loss and top1_acc of the test images)
+    the one of the same dataset, protocol and encoder is added, if there is one.
     """
     curves = [history[["epoch"]].assign(curve="training", loss=history["train_loss"])]
     if "selection_loss" in history:
         selection = {"loss": history["selection_loss"], "top1_acc": history["selection_top1"]}
         curves.append(history[["epoch"]].assign(curve=evaluation["selected_on"], **selection))
-    if evaluation["dataset"] == "things-eeg2" and evaluation["protocol"] == "pooled":
-        theirs = reference[reference["encoder"] == evaluation["encoder"]]
-        curves.append(
-            pd.DataFrame(
-                {"epoch": theirs["epoch"] + 1, "loss": theirs["nice_loss"], "top1_acc": theirs["top1_acc"]}
-            ).assign(curve="published run, on its test images")
-        )
+    alike = ["dataset", "protocol", "encoder"]
+    theirs = reference[(reference[alike] == [evaluation[name] for name in alike]).all(axis=1)]
+    if len(theirs):
+        published = {"epoch": theirs["epoch"] + 1, "loss": theirs["nice_loss"], "top1_acc": theirs["top1_acc"]}
+        curves.append(pd.DataFrame(published).assign(curve=charts.PUBLISHED_RUN))
     return pd.concat(curves).reindex(columns=["curve", "epoch", "loss", "top1_acc"])
 
 
-def cosines(similarities: Similarities, evaluation: dict, comparison: dict | None) -> dict:
+def cosines(
+    similarities: Similarities, evaluation: dict[str, Any], comparison: dict[str, Any] | None
+) -> dict[str, Any]:
     """What `pictures.cosine_distributions` draws: of both sides where two were compared, else of this one."""
     if comparison is None or "metrics" not in comparison:
         kept = cosine_histograms(kept_runs(similarities))
@@ -151,11 +162,11 @@ def cosines(similarities: Similarities, evaluation: dict, comparison: dict | Non
 
 
 def _charts(
-    run: dict, tables: dict[str, pd.DataFrame], curves: pd.DataFrame, comparison: dict | None
+    run: dict[str, Any], tables: dict[str, pd.DataFrame], curves: pd.DataFrame, comparison: dict[str, Any] | None
 ) -> dict[str, charts.Chart]:
     encoder, top1 = run["encoder"], "top-1 accuracy"
     drawn = {
-        "subjects": charts.subjects(_subjects(run, tables["per_subject"], comparison)),
+        "subjects": charts.subjects(_top1_of_subjects(run, tables["per_subject"], comparison)),
         "loss": charts.learning(curves.dropna(subset="loss"), "loss", "Learning curve", "contrastive loss (nats)"),
     }
     selection = curves.dropna(subset="top1_acc")
@@ -171,7 +182,9 @@ def _charts(
     return drawn
 
 
-def _subjects(run: dict, per_subject: pd.DataFrame, comparison: dict | None) -> pd.DataFrame:
+def _top1_of_subjects(
+    run: dict[str, Any], per_subject: pd.DataFrame, comparison: dict[str, Any] | None
+) -> pd.DataFrame:
     """Top-1 of each subject, the mean over seeds; of both sides where two were compared."""
     kept = per_subject[~per_subject["collapsed"]] if run["n_collapsed"] < run["n_runs"] else per_subject
     if comparison is not None and "per_subject" in comparison:

@@ -5,9 +5,10 @@ told by colour alone. Axes: N images, P dimensions of the projected space, C cha
 """
 
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import matplotlib.style
 import mne
@@ -26,6 +27,7 @@ from pipeline.files import replacing
 COLOURS = {"unaligned": "#0072B2", "aligned": "#D55E00"}
 PAIR = tuple(COLOURS.values())
 RIGHT, QUIET = "#009E73", "#767676"
+DIVERGING = "RdBu_r"
 STYLE = {
     "font.family": "DejaVu Sans",
     "font.size": 8,
@@ -43,6 +45,36 @@ HEAD_CENTRE = (0.001, -0.016, 0.0)  # m, of the sphere nearest to the electrodes
 NEAREST = 5  # images shown beside the one that was seen
 THUMBNAIL = 160  # pixels
 QUERIES = 2  # shown of each of best, median and worst
+TEXTS = {  # of each picture the heading and the description; `one` run and subject, or `everybody`
+    "retrieval": (
+        "What the EEG retrieves",
+        "For the two best, two median and two worst responses ({one}): the image that was seen, then the test images "
+        "nearest to the response, with their cosine similarity. The image seen is framed and ticked where it is among "
+        "them.",
+    ),
+    "similarity": (
+        "Every response with every image",
+        "Cosine similarity of each EEG response (rows) with each test image (columns), {everybody}. Sorted by concept, "
+        "concepts with similar image embeddings side by side: the diagonal holds the matching pairs, blocks along it "
+        "are confusions among similar images.",
+    ),
+    "cosines": (
+        "Matching and differing pairs",
+        "Distribution of the cosine similarity of EEG responses with the image that was seen, and with all other test "
+        "images, over all subjects and seeds.",
+    ),
+    "channels": (
+        "What each channel contributes",
+        "What is lost when one channel is masked ({everybody}), on the head seen from above: by how much the "
+        "contrastive loss rises and top-1 drops. Channels share information, so that the losses do not add up.",
+    ),
+    "embeddings": (
+        "Where EEG and images meet",
+        "The test images and the EEG responses to them ({one}) on the first two principal components of both together, "
+        "each response joined to the image that was seen. Two of many dimensions: neighbours here may be far apart in "
+        "the whole space.",
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -58,7 +90,7 @@ def draw_pictures(
     folder: Path,
     similarities: Similarities,
     channels: pd.DataFrame,
-    cosines: dict,
+    cosines: dict[str, Any],
     thumbnails: Sequence[Image.Image] | None,
 ) -> list[Picture]:
     """Draw all pictures of an evaluation into `folder`.
@@ -67,69 +99,34 @@ def draw_pictures(
     ch_name, nice_loss_rise and top1_acc_drop, `cosines` is what `cosine_distributions` takes, `thumbnails` are the N
     test images, or None where they may not be shown.
     """
-    kept = kept_runs(similarities)
+    kept, concepts = kept_runs(similarities), similarities.concept.tolist()
     typical, mean = _typical(kept), np.mean([scored.similarity for scored in kept], axis=0)
     found = match_place(nearest(typical.similarity)) == 0
     lost = {
         "rise of the loss (nats)": channels["nice_loss_rise"].to_numpy(),
         "drop of top-1 (percentage points)": 100 * channels["top1_acc_drop"].to_numpy(),
     }
-    one = f"{typical.subject}, seed {typical.seed}"
     n_subjects = len({scored.subject for scored in kept})
+    one = f"{typical.subject}, seed {typical.seed}"
     everybody = f"mean of {n_subjects} subjects" if n_subjects > 1 else typical.subject
     synthetic = ", SYNTHETIC DATA" if similarities.made_with["synthetic"] else ""
-    whose = f"{similarities.made_with['encoder']} encoder{synthetic}"
-
-    def draw(name: str, heading: str, description: str, figure: Callable[..., Figure], *arguments: object) -> Picture:
-        path = folder / f"{name}.png"
-        with matplotlib.style.context(["default", STYLE]), replacing(path) as temporary:
-            figure(*arguments).savefig(temporary, format="png", bbox_inches="tight", pad_inches=0.08)
-        return Picture(path, heading, description)
-
+    of_one, of_all = (f"{whose}, {similarities.made_with['encoder']} encoder{synthetic}" for whose in (one, everybody))
+    with matplotlib.style.context(["default", STYLE]):
+        figures = {
+            "retrieval": retrieval_grid(
+                typical.similarity, concepts, thumbnails, f"Images retrieved from EEG\n{of_one}"
+            ),
+            "similarity": similarity_matrix(mean, concepts, typical.images, f"Similarity of EEG and images\n{of_all}"),
+            "cosines": cosine_distributions(cosines, f"Cosine similarity of EEG and image{synthetic}"),
+            "channels": scalp_map(channels["ch_name"].tolist(), lost, f"Channel importance\n{of_all}"),
+            "embeddings": embedding_map(typical.eeg, typical.images, found, f"Projected embeddings\n{of_one}"),
+        }
+        for name, figure in figures.items():
+            with replacing(folder / f"{name}.png") as temporary:
+                figure.savefig(temporary, format="png", bbox_inches="tight", pad_inches=0.08)
     return [
-        draw(
-            "retrieval",
-            "What the EEG retrieves",
-            f"For the two best, two median and two worst responses ({one}): the image that was seen, then the test "
-            "images nearest to the response, with their cosine similarity. The image seen is framed and ticked where "
-            "it is among them.",
-            retrieval_grid,
-            *(typical.similarity, similarities.concept, thumbnails, f"Images retrieved from EEG\n{one}, {whose}"),
-        ),
-        draw(
-            "similarity",
-            "Every response with every image",
-            f"Cosine similarity of each EEG response (rows) with each test image (columns), {everybody}. Sorted by "
-            "concept, concepts with similar image embeddings side by side: the diagonal holds the matching pairs, "
-            "blocks along it are confusions among similar images.",
-            similarity_matrix,
-            *(mean, similarities.concept, typical.images, f"Similarity of EEG and images\n{everybody}, {whose}"),
-        ),
-        draw(
-            "cosines",
-            "Matching and differing pairs",
-            "Distribution of the cosine similarity of EEG responses with the image that was seen, and with all other "
-            "test images, over all subjects and seeds.",
-            cosine_distributions,
-            *(cosines, f"Cosine similarity of EEG and image{synthetic}"),
-        ),
-        draw(
-            "channels",
-            "What each channel contributes",
-            f"What is lost when one channel is masked ({everybody}), on the head seen from above: by how much the "
-            "contrastive loss rises and top-1 drops. Channels share information, so that the losses do not add up.",
-            scalp_map,
-            *(channels["ch_name"].tolist(), lost, f"Channel importance\n{everybody}, {whose}"),
-        ),
-        draw(
-            "embeddings",
-            "Where EEG and images meet",
-            f"The test images and the EEG responses to them ({one}) on the first two principal components of both "
-            "together, each response joined to the image that was seen. Two of many dimensions: neighbours here may "
-            "be far apart in the whole space.",
-            embedding_map,
-            *(typical.eeg, typical.images, found, f"Projected embeddings\n{one}, {whose}"),
-        ),
+        Picture(folder / f"{name}.png", heading, description.format(one=one, everybody=everybody))
+        for name, (heading, description) in TEXTS.items()
     ]
 
 
@@ -242,7 +239,9 @@ def similarity_matrix(similarity: np.ndarray, concepts: Sequence[str], images: n
     figure = Figure(figsize=(6.4, 5.6), layout="constrained")
     ax = figure.subplots()
     limit = float(np.abs(similarity).max())
-    shown = ax.imshow(similarity[np.ix_(order, order)], cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation="nearest")
+    shown = ax.imshow(
+        similarity[np.ix_(order, order)], cmap=DIVERGING, vmin=-limit, vmax=limit, interpolation="nearest"
+    )
     step = -(-len(order) // 50)
     ticks = range(0, len(order), step)
     names = [short_name(concepts[order[tick]])[:20] for tick in ticks]
@@ -257,7 +256,7 @@ def similarity_matrix(similarity: np.ndarray, concepts: Sequence[str], images: n
     return figure
 
 
-def cosine_distributions(cosines: dict, title: str) -> Figure:
+def cosine_distributions(cosines: dict[str, Any], title: str) -> Figure:
     """How matching and differing pairs are spread, a panel a side: an encoder, or what else was compared.
 
     `cosines` has `edges` (K + 1), and for each side the counts `matched` and `mismatched` (K) and the means
@@ -289,27 +288,18 @@ def embedding_map(eeg: np.ndarray, images: np.ndarray, correct: np.ndarray, titl
 
     `correct` (N,) says whose image is the nearest.
     """
-    both = np.concatenate([eeg, images]).astype(np.float64)
-    centred = both - both.mean(0)
-    _, spread, axes = np.linalg.svd(centred, full_matrices=False)
-    axes = axes[:2] * np.sign(axes[:2, np.abs(axes[:2]).argmax(1)].diagonal())[:, None]  # a sign is arbitrary: fix it
-    points = centred @ axes.T
-    share = spread[:2] ** 2 / max((spread**2).sum(), np.finfo(float).tiny)
+    points, share = _principal_plane(np.concatenate([eeg, images]).astype(np.float64))
     eeg_points, image_points = np.split(points, 2)
     figure = Figure(figsize=(6.4, 5.4), layout="constrained")
     ax = figure.subplots()
-    for a, b, right in zip(eeg_points, image_points, correct, strict=True):
-        ax.plot(
-            *zip(a, b, strict=True),
-            color=RIGHT if right else QUIET,
-            alpha=0.7,
-            linewidth=0.9 if right else 0.5,
-            linestyle="-" if right else ":",
-        )
-    ax.scatter(
-        *image_points.T, s=26, marker="s", facecolor="white", edgecolor="black", linewidth=0.8, label="image", zorder=3
-    )
-    ax.scatter(*eeg_points.T, s=16, marker="o", color=COLOURS["unaligned"], label="EEG response", zorder=3)
+    for eeg_point, image_point, right in zip(eeg_points, image_points, correct, strict=True):
+        x, y = zip(eeg_point, image_point, strict=True)
+        colour, width, dash = (RIGHT, 0.9, "-") if right else (QUIET, 0.5, ":")
+        ax.plot(x, y, color=colour, alpha=0.7, linewidth=width, linestyle=dash)
+    x, y = image_points.T
+    ax.scatter(x, y, s=26, marker="s", facecolor="white", edgecolor="black", linewidth=0.8, label="image", zorder=3)
+    x, y = eeg_points.T
+    ax.scatter(x, y, s=16, marker="o", color=COLOURS["unaligned"], label="EEG response", zorder=3)
     ax.plot([], [], color=RIGHT, label=f"its image is the nearest ({int(np.sum(correct))} of {len(correct)})")
     ax.plot([], [], color=QUIET, linestyle=":", label="another image is nearer")
     ax.set(
@@ -321,6 +311,14 @@ def embedding_map(eeg: np.ndarray, images: np.ndarray, correct: np.ndarray, titl
     return figure
 
 
+def _principal_plane(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Points (M, P) on their two principal components, (M, 2), and the share of the variance of each."""
+    centred = values - values.mean(0)
+    _, spread, axes = np.linalg.svd(centred, full_matrices=False)
+    axes = axes[:2] * np.sign(axes[:2, np.abs(axes[:2]).argmax(1)].diagonal())[:, None]  # a sign is arbitrary: fix it
+    return centred @ axes.T, spread[:2] ** 2 / max((spread**2).sum(), np.finfo(float).tiny)
+
+
 def scalp_map(ch_names: Sequence[str], losses: dict[str, np.ndarray], title: str) -> Figure:
     """What is lost when a channel is masked, on the head seen from above: a panel for each of `losses`, label to (C,).
 
@@ -329,17 +327,20 @@ def scalp_map(ch_names: Sequence[str], losses: dict[str, np.ndarray], title: str
     """
     known = {name.lower(): name for name in mne.channels.make_standard_montage("standard_1005").ch_names}
     placed = [i for i, name in enumerate(ch_names) if name.lower() in known]
-    xy = _positions([known[ch_names[i].lower()] for i in placed])
+    names, xy = [ch_names[i] for i in placed], _positions([known[ch_names[i].lower()] for i in placed])
     figure = Figure(figsize=(3.9 * len(losses), 4.2), layout="constrained")
     figure.suptitle(title, fontsize=9, fontweight="bold")
     for ax, (label, values) in zip(figure.subplots(1, len(losses), squeeze=False)[0], losses.items(), strict=True):
         values = np.asarray(values, dtype=np.float64)
-        scale = {"cmap": "RdBu_r", "norm": Normalize(*(np.array([-1, 1]) * max(np.abs(values).max(), 1e-3)))}
-        _head(ax, xy, values[placed], scale)
-        discs = ax.scatter(*xy.T, c=values[placed], s=90, edgecolor="black", linewidth=0.6, zorder=5, **scale)
-        for point, i in zip(xy, placed, strict=True):
+        limit = max(np.abs(values).max(), 1e-3)
+        norm, (x, y) = Normalize(-limit, limit), xy.T
+        _head(ax, xy, values[placed], norm)
+        discs = ax.scatter(
+            x, y, 90, values[placed], cmap=DIVERGING, norm=norm, edgecolor="black", linewidth=0.6, zorder=5
+        )
+        for point, name in zip(xy, names, strict=True):
             below = {"xytext": (0, -6), "textcoords": "offset points", "ha": "center", "va": "top"}
-            ax.annotate(ch_names[i], point, fontsize=5.5, zorder=6, parse_math=False, **below)
+            ax.annotate(name, point, fontsize=5.5, zorder=6, parse_math=False, **below)
         figure.colorbar(discs, ax=ax, label=label, location="bottom", shrink=0.8)
         rest = [f"{name} {values[i]:+.3f}" for i, name in enumerate(ch_names) if i not in placed]
         if rest:
@@ -348,21 +349,22 @@ def scalp_map(ch_names: Sequence[str], losses: dict[str, np.ndarray], title: str
     return figure
 
 
-def _head(ax: Axes, xy: np.ndarray, values: np.ndarray, scale: dict) -> None:
+def _head(ax: Axes, xy: np.ndarray, values: np.ndarray, norm: Normalize) -> None:
     """The outline of a head, and faintly what lies between the channels."""
     between = len(xy) > 3 and np.linalg.matrix_rank(xy - xy.mean(0), tol=0.1 * HEAD_RADIUS) == 2
     if not between:  # MNE wants some points: these are for the outline alone
         xy, values = HEAD_RADIUS / 2 * np.array([[0, 1], [1, 0], [0, -1], [0, 0]]), np.zeros(4)
     field, _ = mne.viz.plot_topomap(
-        *(values, xy),
+        values,
+        xy,
         axes=ax,
         show=False,
         sensors=False,
         contours=0,
         extrapolate="local",
         sphere=HEAD_RADIUS,
-        cmap=scale["cmap"],
-        cnorm=scale["norm"],
+        cmap=DIVERGING,
+        cnorm=norm,
     )
     field.set(visible=between, alpha=0.5)
 

@@ -1,0 +1,247 @@
+"""What README, CONTRIBUTING and docs/ tell people to type works: commands, parameters, files, links; and the tree.
+
+Commands are parsed as make, DVC and the stages parse them, and not run. test_preparation runs the lines for MNE.
+"""
+
+import importlib
+import importlib.util
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import typer
+import yaml
+from dvc.cli.parser import get_main_parser
+from dvc.utils.hydra import apply_overrides
+from markdown_it import MarkdownIt
+from markdown_it.token import Token
+
+from pipeline.params import read_params
+from pipeline.tables import check_names
+
+PAGES = [Path("README.md"), Path("CONTRIBUTING.md"), *sorted(Path("docs").glob("*.md"))]
+MAKEFILE = Path("Makefile").read_text()
+PARAMS = yaml.safe_load(Path("params.yaml").read_text())
+STAGES = yaml.safe_load(Path("dvc.yaml").read_text())["stages"]
+FOLDERS = "pipeline|stages|tests|benchmarks|params|reference|docs"
+SECTIONS = "|".join(key for key, value in PARAMS.items() if isinstance(value, dict))
+
+
+class WrongDocs(Exception):
+    pass
+
+
+def require(truth: object, problem: str) -> None:
+    if not truth:
+        raise WrongDocs(problem)
+
+
+def parse(text: str) -> list[Token]:
+    """The tokens, those within a line of text too."""
+    blocks = MarkdownIt().enable("table").parse(text)
+    return [token for block in blocks for token in (block, *(block.children or ()))]
+
+
+def commands(tokens: list[Token]) -> Iterator[str]:
+    """What a shell is given: blocks that are indented or marked sh, and commands within the text."""
+    for token in tokens:
+        if token.type == "code_block" or (token.type == "fence" and token.info == "sh"):
+            yield from filter(None, token.content.replace("\\\n", " ").splitlines())
+        elif token.type == "code_inline" and token.content.startswith("-S "):
+            yield f"dvc exp run {token.content}"
+        elif token.type == "code_inline" and re.match("(make|dvc|python|pip|source) ", token.content):
+            yield token.content
+
+
+def check_command(command: str, folder: Path) -> None:
+    """An error where it would be refused; values of parameters are tried on a copy of params.yaml in `folder`."""
+    command = re.sub(r"\$\(cat (\S+)\)", lambda found: Path(found[1]).read_text(), command)
+    match shlex.split(command, comments=True):
+        case ["dvc", *words]:
+            parsed, unknown = get_main_parser().parse_known_args(words)
+            require(not unknown, f"dvc knows no {unknown}")
+            targets = getattr(parsed, "targets", None) or []
+            require(set(targets) <= set(STAGES), f"not all of {targets} are stages")
+            check_values(getattr(parsed, "set_param", None) or [], folder)
+        case ["make", *words]:
+            for word in words:
+                name, is_variable, value = word.partition("=")
+                known = f"$({name})" in MAKEFILE if is_variable else re.search(rf"^{name}:.*## ", MAKEFILE, re.M)
+                require(known, f"the Makefile knows no {name}")
+                if is_variable:
+                    check_values([f"train.seeds={value}" if name == "SEEDS" else value], folder)
+        case ["python", "-m", module, *words]:
+            require(importlib.util.find_spec(module), f"there is no module {module}")
+            if module.startswith("stages."):
+                app = typer.Typer()
+                app.command()(importlib.import_module(module).main)
+                given = typer.main.get_command(app).make_context(module, words).params.values()
+                for value in given:
+                    check_values([value] if "=" in str(value) else [], folder)
+        case ["pip", "install", "-e", project, "-c", constraints]:
+            extras = set(re.findall(r"\w+", project))
+            there = tomllib.loads(Path("pyproject.toml").read_text())["project"]["optional-dependencies"]
+            require(extras <= set(there), f"pyproject.toml lacks one of the extras {extras}")
+            require(Path(constraints).is_file(), f"there is no {constraints}")
+        case ["source", ".venv/bin/activate"]:
+            pass
+        case _:
+            raise WrongDocs(f"this test knows no command such as {command}")
+
+
+def check_values(assignments: list[str], folder: Path) -> None:
+    """As `dvc exp run -S` sets them and a stage reads them."""
+    shutil.copy("params.yaml", folder)
+    apply_overrides(folder / "params.yaml", assignments)
+    check_names(read_params(folder / "params.yaml"))
+
+
+def check_name(code: str) -> None:
+    """A parameter or a file of the project that is named within the text."""
+    if re.fullmatch(rf"({SECTIONS})\.\w+", code):
+        section, key = code.split(".")
+        require(key in PARAMS[section], f"params.yaml has no {code}")
+    if re.fullmatch(rf"({FOLDERS})/[\w./-]*", code):
+        require(Path(code).exists(), f"there is no {code}")
+
+
+def check_block(token: Token) -> None:
+    """Python compiles, and a part of a file that is included is there."""
+    require(token.info in ("sh", "python", "text"), f"this test knows no blocks of {token.info or 'no language'}")
+    included = re.findall(r"^--8<--\n(.+):(.+)\n--8<--$", token.content, re.M)
+    for path, part in included:
+        text = Path(path).read_text()
+        require(f"# --8<-- [start:{part}]" in text and f"# --8<-- [end:{part}]" in text, f"{path} has no part {part}")
+    if token.info == "python" and not included:
+        compile(token.content, "documentation", "exec")
+
+
+def check_link(link: str, page: Path) -> None:
+    """To another file or a heading of it."""
+    path, _, anchor = link.partition("#")
+    if "://" in link:
+        return
+    target = page.parent / path if path else page
+    require(target.exists(), f"there is no {target}")
+    require(not anchor or anchor in anchors(target.read_text()), f"{target} has no heading {anchor}")
+
+
+def anchors(text: str) -> set[str]:
+    tokens = parse(text)
+    titles = [after.content for token, after in zip(tokens, tokens[1:], strict=False) if token.type == "heading_open"]
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def check_page(text: str, page: Path, folder: Path) -> None:
+    tokens = parse(text)
+    for command in commands(tokens):
+        try:
+            check_command(command, folder)
+        except Exception as error:
+            error.add_note(f"in {page}: {command}")
+            raise
+    for token in tokens:
+        if token.type == "link_open":
+            check_link(str(token.attrs["href"]), page)
+        elif token.type == "code_inline":
+            check_name(token.content)
+        elif token.type == "fence":
+            check_block(token)
+
+
+def files_of_tree(text: str) -> set[Path]:
+    """The files that the tree names; a line is indented more than its folder's."""
+    [tree] = [token.content for token in parse(text) if token.type == "fence" and token.info == "text"]
+    files, folders = set(), {}
+    for line in tree.splitlines():
+        indent = len(line) - len(line.lstrip())
+        folders = {depth: folder for depth, folder in folders.items() if depth < indent}
+        for name in re.match(r"(?:[\w.]+(?:/|\.\w+)(?:, )?)*", line.lstrip())[0].split(", "):
+            path = Path(*folders.values(), name)
+            if name.endswith("/"):
+                folders[indent] = name
+            elif name:
+                files.add(path)
+    return files
+
+
+def code_files(*folders: str) -> set[Path]:
+    found = (path for folder in folders for path in Path(folder).rglob("*") if path.suffix in (".py", ".html"))
+    return {path for path in found if path.name != "__init__.py"}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=str)
+def test_what_a_page_says_works(page: Path, tmp_path: Path) -> None:
+    check_page(page.read_text(), page, tmp_path)
+
+
+def test_the_commands_are_found() -> None:
+    found = {command.split()[0] for page in PAGES for command in commands(parse(page.read_text()))}
+    assert found == {"make", "dvc", "python", "pip", "source"}
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("    make repor\n", "the Makefile knows no repor"),
+        ("`make compare SEED=5`", "the Makefile knows no SEED"),
+        ("`make compare SEEDS=five`", "train.seeds is 'five'"),
+        ("`make compare BASELINE=encoder=tuned`", "encoder is 'tuned'"),
+        ("```sh\ndvc exp rn\n```", "parser error"),
+        ("```sh\ndvc exp run --alow-missing\n```", "dvc knows no .'--alow-missing'."),
+        ("```sh\ndvc pull \\\n  embedd\n```", "not all of .'embedd'. are stages"),
+        ("`-S train.epoch=5`", "Invalid `--set-param` value"),
+        ("`-S train.epochs=many`", "train.epochs is 'many'"),
+        ("`-S dataset=things-eeg3`", "dataset is 'things-eeg3'"),
+        ("`-S train.eeg_encoder=nice-seed`", "is now called nice-recipe"),
+        ("    dvc exp run $(cat params/papers)\n", "params/papers"),
+        ("`python -m benchmarks.seed`", "there is no module benchmarks.seed"),
+        ("`python -m stages.compare --base encoder=aligned`", "No such option: --base"),
+        ("`python -m stages.compare --other train.blok=1`", "Invalid `--set-param` value"),
+        ("`pip install -e '.[brain]' -c constraints.txt`", "lacks one of the extras {'brain'}"),
+        ("    rm -rf data\n", "knows no command such as rm"),
+        ("`train.epoch`", "params.yaml has no train.epoch"),
+        ("`pipeline/eeg/nise.py`", "there is no pipeline/eeg/nise.py"),
+        ("```\nmake test\n```", "knows no blocks of no language"),
+        ("```python\nimport =\n```", "invalid syntax"),
+        ("```python\n--8<--\ntests/test_recipes.py:model\n--8<--\n```", "test_recipes.py has no part model"),
+        ("[seeds](docs/protocol.md)", "there is no docs/protocol.md"),
+        ("[seeds](docs/protocols.md#seed)", "docs/protocols.md has no heading seed"),
+    ],
+)
+def test_what_is_misspelt_is_found(text: str, problem: str, tmp_path: Path) -> None:
+    with pytest.raises(Exception, match=problem):
+        check_page(text, Path("README.md"), tmp_path)
+
+
+def test_the_tree_names_every_file_of_the_library_and_the_stages() -> None:
+    text, there = Path("README.md").read_text(), code_files("pipeline", "stages")
+    assert {path for path in files_of_tree(text) if path.parts[0] in ("pipeline", "stages")} == there
+    assert files_of_tree(text.replace("charts.py", "chart.py")) ^ files_of_tree(text) == {
+        Path("pipeline/report/charts.py"),
+        Path("pipeline/report/chart.py"),
+    }
+
+
+def test_the_code_points_at_pages_and_headings_that_there_are() -> None:
+    texts = [path.read_text() for path in (*code_files("pipeline", "stages", "benchmarks"), Path("params.yaml"))]
+    pointers = re.findall(r"(docs/[\w-]+\.md)(?:, ([A-Z][a-z]+))?", "\n".join(texts))
+    assert pointers
+    for page, heading in pointers:
+        check_link(f"{page}#{heading.lower()}", Path("README.md"))
+
+
+def test_the_site_builds_and_its_pages_load_nothing_from_elsewhere(tmp_path: Path) -> None:
+    build = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)]
+    subprocess.run(build, check=True, capture_output=True)
+    pages = {path.name: path.read_text() for path in tmp_path.glob("*.html")}
+    assert pages.keys() == {"404.html", *(path.with_suffix(".html").name for path in Path("docs").glob("*.md"))}
+    loaded = re.compile(r"""<(?:script|link|img|iframe|source)\b[^>]*?\b(?:src|href)=["']?((?:https?:)?//[^"' >]+)""")
+    assert {name: loaded.findall(text) for name, text in pages.items() if loaded.search(text)} == {}
+    assert "def load_aligned" in re.sub("<[^>]+>", "", pages["adding.html"])
