@@ -4,7 +4,7 @@ from pathlib import Path
 
 from pipeline.data.datasets import DATASETS
 from pipeline.data.image_table import SPLITS, write_image_table
-from pipeline.data.sources import Files, OwnCopy
+from pipeline.data.sources import OwnCopy, PublishedFiles
 from pipeline.fetch.download import Addresses, fetch_dataset
 from pipeline.fetch.own_copy import collect_images, find_own_copy
 from pipeline.params import read_params
@@ -17,7 +17,7 @@ def main(params: Path, eeg: Path, images: Path, metadata: Path, image_table: Pat
     check_names(p)  # here, where a first run begins: not after hours of downloading and embedding
     dataset = DATASETS[p.dataset]
     source, own_copy = dataset.source, None
-    if isinstance(source, Files) and isinstance(source.images, OwnCopy):
+    if isinstance(source, PublishedFiles) and isinstance(source.images, OwnCopy):
         own_copy = find_own_copy(p.download.things_images)  # before hours of downloading
     addresses = Addresses(p.download.osf_api, p.download.figshare_api, p.download.openneuro)
     fetch_dataset(source, addresses, p.subjects, eeg, images, metadata)

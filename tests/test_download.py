@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.data.sources import THINGS_EEG2, THINGS_EEG2_RAW, THINGS_MEG, Bucket, Files
+from pipeline.data.sources import THINGS_EEG2, THINGS_EEG2_RAW, THINGS_MEG, Bucket, PublishedFiles
 from pipeline.errors import InputError
 from pipeline.fetch.download import Addresses, fetch_dataset, fetch_release
 from pipeline.fetch.transfer import Remote, fetch
@@ -125,7 +125,7 @@ def get(
     where: Path,
     subjects: list[str] | str = ("sub-01",),
     patience: Patience = QUICK,
-    source: Files = THINGS_EEG2,
+    source: PublishedFiles = THINGS_EEG2,
 ) -> None:
     chosen = subjects if subjects == "all" else list(subjects)
     places = (where / "eeg", where / "images", where / "image_metadata.npy")
@@ -298,7 +298,7 @@ def client(
     subjects: list[str],
     patience: Patience = QUICK,
     largest_file: int = 0,
-    source: Files = THINGS_EEG2,
+    source: PublishedFiles = THINGS_EEG2,
 ) -> subprocess.Popen[str]:
     arguments = repr((source, addresses(server), subjects, str(where), patience, largest_file))
     root = Path(__file__).parent.parent

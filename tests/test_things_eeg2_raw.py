@@ -141,13 +141,13 @@ def test_prepared_as_by_a_plain_program(channels, grid, baseline, mvnn, subject:
 
 
 def test_names_and_times(subject: Path) -> None:
-    with open_eeg(subject, N, RELEASE) as raw:
+    with open_eeg(subject, IMAGES, RELEASE) as raw:
         assert raw.layout.ch_names == POSTERIOR
         assert np.array_equal(raw.layout.times, np.round(np.arange(-20, 80) / 100, 2))
-    with open_eeg(subject, N, PAPER) as raw:
+    with open_eeg(subject, IMAGES, PAPER) as raw:
         assert raw.layout.ch_names == CH_NAMES
         assert np.array_equal(raw.layout.times, np.round(np.arange(250) / 250, 3))
-    with open_eeg(subject, N, replace(PAPER, window=(0.002, 0.011), mvnn="none")) as raw:
+    with open_eeg(subject, IMAGES, replace(PAPER, window=(0.002, 0.011), mvnn="none")) as raw:
         assert raw.layout.times.tolist() == [0.004, 0.008]  # the samples of the grid from -0.2 s that lie in it
 
 
@@ -313,7 +313,7 @@ def test_what_is_not_asked_for_may_be_broken(subject: Path, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"sfreq": "published"}, "sfreq and .window cannot be published; choose both, as params/paper-data or params/rel"),
+        ({"sfreq": "published"}, "sfreq and .window cannot be published; choose both, as params/paper-data or"),
         ({"window": "published"}, "sfreq and .window cannot be published"),
         ({"channels": ("Oz", "Ozz")}, "has no channel 'Ozz' .* it has Fp1 Fz"),
         ({"channels": ("stim",)}, "has no channel 'stim'"),
@@ -380,7 +380,7 @@ def test_a_full_disk_is_told_and_nothing_stays(
 
 def test_nothing_stays_in_the_temporary_folder(subject: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    with open_eeg(subject, N, Options()) as raw:
+    with open_eeg(subject, IMAGES, Options()) as raw:
         next(raw.blocks["train"])
         assert len(list(tmp_path.iterdir())) == 1
     assert list(tmp_path.iterdir()) == []

@@ -13,7 +13,7 @@ import pandas as pd
 
 from pipeline.data.image_table import Split
 from pipeline.data.published import Published
-from pipeline.data.sources import Files, Make
+from pipeline.data.sources import Make, PublishedFiles
 from pipeline.errors import InputError
 from pipeline.sections import Preprocess
 
@@ -66,7 +66,7 @@ class Dataset:
     refuses what these data do not allow; `require_as_published` refuses all of it.
     """
 
-    source: Files | Make
+    source: PublishedFiles | Make
     find_subjects: Callable[[Path], dict[str, Path]]
     read_metadata: Callable[[Path], dict[Split, pd.DataFrame]]
     open_eeg: Callable[[Path, Mapping[Split, pd.DataFrame], Preprocess], AbstractContextManager[RawEeg]]

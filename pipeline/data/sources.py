@@ -50,7 +50,7 @@ class OwnCopy:
 
 
 @dataclass(frozen=True)
-class Files:
+class PublishedFiles:
     """What is wanted of a dataset from which servers; files are known by their names, in whatever folder they lie."""
 
     eeg: Server
@@ -65,7 +65,7 @@ class Files:
 # Files that are made here: called with the subjects, the folders for EEG and for images and the path of the metadata.
 Make = Callable[[Subjects, Path, Path, Path], None]
 
-THINGS_EEG2 = Files(
+THINGS_EEG2 = PublishedFiles(
     eeg=Osf("anp5v"),
     subject_file=r"(sub-\d+)\.zip",
     images=Osf("y63gw"),
@@ -78,7 +78,7 @@ THINGS_EEG2 = Files(
 THINGS_EEG2_RAW = replace(THINGS_EEG2, eeg=Figshare(18470912))
 
 # OpenNeuro ds004212, https://doi.org/10.7554/eLife.82580: MNE splits a subject's epochs into four files, about 8 GB.
-THINGS_MEG = Files(
+THINGS_MEG = PublishedFiles(
     eeg=Bucket("ds004212/derivatives/preprocessed/"),
     subject_file=r"preprocessed_(P\d+)-epo(?:-\d+)?\.fif",
     files_per_subject=4,

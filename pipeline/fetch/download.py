@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
-from pipeline.data.sources import Bucket, Figshare, Files, Make, Osf, OwnCopy, Server, Subjects
+from pipeline.data.sources import Bucket, Figshare, Make, Osf, OwnCopy, PublishedFiles, Server, Subjects
 from pipeline.errors import InputError
 from pipeline.fetch.listings import Listed, list_files
 from pipeline.fetch.transfer import Remote, cached_size, fetch, is_cached
@@ -41,7 +41,7 @@ class Addresses:
 
 
 def fetch_dataset(
-    source: Files | Make,
+    source: PublishedFiles | Make,
     addresses: Addresses,
     subjects: Subjects,
     eeg_dir: Path,
@@ -54,7 +54,7 @@ def fetch_dataset(
     Images that are an `OwnCopy` are left to `own_copy.collect_images`. With all files in the cache there is no request
     at all, not even for the listings. Raises InputError.
     """
-    if not isinstance(source, Files):
+    if not isinstance(source, PublishedFiles):
         source(subjects, eeg_dir, images_dir, metadata)
         return
 
@@ -89,7 +89,7 @@ def fetch_release(releases: str, tag: str, name: str, directory: Path, patience:
     fetch({directory / name: Remote(name, url, size, key)}, patience)
 
 
-def _subject_files(source: Files, listing: list[Listed], subjects: Subjects) -> Iterator[tuple[str, Listed]]:
+def _subject_files(source: PublishedFiles, listing: list[Listed], subjects: Subjects) -> Iterator[tuple[str, Listed]]:
     """The chosen subjects' files, each with its place in the folder of EEG."""
     there: dict[str, list[Listed]] = {}
     for file in listing:
