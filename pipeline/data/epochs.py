@@ -7,7 +7,6 @@ and so is ours. For 1000 Hz and the two published epochs:
   -0.2 .. 0.8 s at 100 Hz (1001 samples, 2048 with the padding, 205 and then 100 new ones): the sample called -0.2 s is
   the EEG of -0.2035 s, the one called 0.79 s that of 0.7855 s, so 3.5 to 4.5 ms earlier than its name;
   -0.2 .. 1.0 s at 250 Hz (1201, 2048, 512 and then 300): every sample is the EEG 1 ms later than its name.
-An epoch holds one new sample more than is counted, because both its ends are in it (1001 samples, 100 new ones).
 """
 
 from collections.abc import Sequence
