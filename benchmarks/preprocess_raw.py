@@ -29,7 +29,8 @@ def make_subject(folder: Path, share: float) -> None:
     """63 channels and the stimuli of four sessions, in the published layout, not compressed; a session in memory."""
     import numpy as np
 
-    from pipeline.data.raw_files import FILES, POSTERIOR, REPETITIONS, SESSIONS
+    from pipeline.data.entry import POSTERIOR
+    from pipeline.data.raw_files import FILES, REPETITIONS, SESSIONS
 
     rng = np.random.default_rng(0)
     ch_names = [*POSTERIOR, *(f"E{i}" for i in range(46)), "stim"]
