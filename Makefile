@@ -51,10 +51,13 @@ docs: setup  ## the documentation as a site, in site/
 
 bench: setup  ## ratios against the plain way of doing the same, in one run
 	python -m benchmarks.preprocess
+	python -m benchmarks.preprocess_raw
 	python -m benchmarks.embed
 	python -m benchmarks.train
 	python -m benchmarks.train parity
 	python -m benchmarks.evaluate
+	python -m benchmarks.evaluate large
+	python -m benchmarks.large
 
 fuzz: setup  ## ten thousand damaged and hostile files for the readers
 	python -m tests.fuzz 10000

@@ -1,6 +1,9 @@
 """Time and memory of evaluate and report at full size: 10 subjects x 200 images x 80 repetitions, 17 x 100, 768-d.
 
-Run as `python -m benchmarks.evaluate`; needs 1.1 GB of disk in the temporary folder. EEG, images and embeddings are
+    python -m benchmarks.evaluate          # needs 1.1 GB of disk in the temporary folder
+    python -m benchmarks.evaluate large    # the paper's data, 63 x 250 in float16: 5.1 GB
+
+EEG, images and embeddings are
 noise and the model is untrained, which costs the same; the parameters are those of params.yaml. The stages run as
 commands.
 """
@@ -15,6 +18,7 @@ import zipfile
 from pathlib import Path
 
 import h5py
+import mne
 import numpy as np
 import torch
 from PIL import Image
@@ -27,26 +31,30 @@ from pipeline.params import read_params
 
 SUBJECTS = [f"sub-{i:02}" for i in range(1, 11)]
 REFERENCE = Path("reference/learning_curve.csv").absolute()  # joined to a folder, an absolute path stays what it is
-SHAPE = (200, 80, 17, 100)
+SHAPES = {"": (200, 80, 17, 100), "large": (200, 80, 63, 250)}
 TABLES = ("per_subject", "top_k", "n_way", "repetitions", "time_course", "channels")
 
 
-def make_inputs(folder: Path) -> None:
+def make_inputs(folder: Path, size: str) -> None:
+    shape, sfreq = SHAPES[size], 250.0 if size else 100.0
+    montage = mne.channels.make_standard_montage("standard_1005").ch_names
     rng = np.random.default_rng(0)
-    ids = np.array([f"test_images/{i:05}_concept/image.jpg" for i in range(SHAPE[0])], dtype=object)
+    ids = np.array([f"test_images/{i:05}_concept/image.jpg" for i in range(shape[0])], dtype=object)
     (folder / "eeg").mkdir()
     for subject in SUBJECTS:
         with h5py.File(folder / f"eeg/{subject}.h5", "w") as file:
-            file.attrs.update({"subject": subject, "sfreq": 100.0})
-            file["ch_names"] = CH_NAMES
-            file["times"] = np.arange(-20, 80) / 100
-            file["test/eeg"] = rng.standard_normal(SHAPE, np.float32)
+            file.attrs.update({"subject": subject, "sfreq": sfreq, "caveats": []})
+            file["ch_names"] = montage[: shape[2]] if size else CH_NAMES
+            file["times"] = np.arange(shape[3]) / sfreq - (0 if size else 0.2)
+            eeg = file.create_dataset("test/eeg", shape, np.float16 if size else np.float32)
+            for image in range(shape[0]):
+                eeg[image] = rng.standard_normal(shape[1:], np.float32)
             for name in ("image_ids", "concept", "things_concept"):
                 file[f"test/{name}"] = ids
-    embeddings = rng.standard_normal((SHAPE[0], 768), np.float32)
+    embeddings = rng.standard_normal((shape[0], 768), np.float32)
     write_embeddings(folder / "embeddings.h5", list(ids), [("last", embeddings, {})], {})
     torch.manual_seed(0)
-    model = ContrastiveModel(ModelSizes(SHAPE[2], SHAPE[3], 100.0, 768), read_params(Path("params.yaml")).train)
+    model = ContrastiveModel(ModelSizes(shape[2], shape[3], sfreq, 768), read_params(Path("params.yaml")).train)
     notes = {"fold": "pooled", "seed": 42, "tested_on": SUBJECTS, "selected_epoch": 1, "collapsed": False}
     save_model(model, folder / "model/pooled-seed-42", notes | {"protocol": "pooled", "selected_on": "validation"})
     (folder / "model/history.csv").write_text("epoch,train_loss\n" + "".join(f"{n},{5 / n}\n" for n in range(1, 101)))
@@ -59,9 +67,10 @@ def make_inputs(folder: Path) -> None:
 
 
 def main() -> None:
+    size = " ".join(sys.argv[1:])
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        make_inputs(folder)
+        make_inputs(folder, size)
         tables = [f"{table}.csv" for table in TABLES]
         evaluated = ["eeg", "embeddings.h5", "model", "evaluation.json", "evaluation.h5", *tables]
         reported = ["images", "evaluation.h5", "model/history.csv", "evaluation.json", "comparison.json"]
@@ -75,9 +84,10 @@ def main() -> None:
         n_way = json.loads((folder / "evaluation.json").read_text())["n_way"]
     peak = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6
     cpu = usage.ru_utime + usage.ru_stime
-    size = f"10 subjects x {n_way} images x 80 repetitions"
-    print(f"evaluate and report, {size}: {seconds:.1f} s ({cpu:.1f} s of CPU), {peak:.0f} MB peak")
-    write_latest({"evaluate_full_size_s": round(seconds, 1), "evaluate_full_size_peak_rss_mb": round(peak)})
+    of = f"10 subjects x {n_way} images x 80 repetitions, {SHAPES[size][2]} x {SHAPES[size][3]}"
+    print(f"evaluate and report, {of}: {seconds:.1f} s ({cpu:.1f} s of CPU), {peak:.0f} MB peak")
+    key = f"evaluate_{size or 'full_size'}"
+    write_latest({f"{key}_s": round(seconds, 1), f"{key}_peak_rss_mb": round(peak)})
 
 
 if __name__ == "__main__":

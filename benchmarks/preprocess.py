@@ -41,20 +41,13 @@ def make_subject(folder: Path) -> None:
 
 def ours(folder: Path) -> None:
     from pipeline.data.datasets import THINGS_EEG2
-    from pipeline.eeg.preparation import preprocess
+    from pipeline.data.image_table import write_image_table
+    from pipeline.eeg.preparation import prepare_subjects
+    from pipeline.params import read_params
 
-    preprocess(
-        THINGS_EEG2,
-        folder / "raw",
-        folder / "image_metadata.npy",
-        folder / "ours",
-        average_repetitions=True,
-        channels="all",
-        window=[-0.2, 0.79],
-        normalise="none",
-        dtype="float32",
-        workers=1,
-    )
+    parameters = read_params(Path("params.yaml")).preprocess.model_copy(update={"workers": 1})
+    write_image_table(folder / "images.csv", THINGS_EEG2.read_metadata(folder / "image_metadata.npy"))
+    prepare_subjects(THINGS_EEG2, folder / "raw", folder / "images.csv", folder / "ours", parameters)
 
 
 def plain(folder: Path) -> None:

@@ -8,6 +8,7 @@ Count = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(gt=0, lt=1)]
 Rate = Annotated[float, Field(gt=0)]
 Device = Literal["auto", "cpu", "cuda"]
+Interval = Annotated[list[float], Field(min_length=2, max_length=2)]  # first and last, in seconds
 Block = Literal["last"] | Count
 
 
@@ -17,15 +18,22 @@ class Section(BaseModel):
 
 class Download(Section):
     osf_api: str
+    figshare_api: str
+    openneuro: str
+    things_images: str
     dreamsim_releases: str
 
 
 class Preprocess(Section):
     average_repetitions: bool
-    channels: Literal["all"] | list[str]
-    window: Annotated[list[float], Field(min_length=2, max_length=2)]
+    channels: Literal["all", "posterior"] | list[str]
+    sfreq: Literal["published"] | Rate
+    window: Literal["published"] | Interval
+    baseline: Literal["none"] | Interval
+    mvnn: Literal["none", "time", "epochs"]
+    mvnn_from: Literal["training", "training-and-test"]
     normalise: Literal["none", "trial"]
-    dtype: Literal["float32", "float64"]
+    dtype: Literal["float16", "float32", "float64"]
     workers: Count
 
 

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-from pipeline.data.datasets import DATASETS
 from pipeline.devices import pick_device
 from pipeline.images.embedder import embed_images
 from pipeline.images.embeddings import read_health, write_no_embeddings
@@ -11,9 +10,9 @@ from pipeline.params import read_params
 from stages import run, show
 
 
-def main(params: Path, encoder: str, images: Path, metadata: Path, weights: Path, target: Path) -> str:
+def main(params: Path, encoder: str, images: Path, image_table: Path, weights: Path, target: Path) -> str:
     p = read_params(params)
-    model, dataset = IMAGE_MODELS[p.backbone], DATASETS[p.dataset]
+    model = IMAGE_MODELS[p.backbone]
     aligned = encoder == "aligned"
     load = model.aligned.get(p.alignment) if aligned else model.unaligned
     if load is None:  # DVC asks for both encoders, also where nobody wants the aligned one
@@ -23,7 +22,7 @@ def main(params: Path, encoder: str, images: Path, metadata: Path, weights: Path
         return str(target)
     names = {"backbone": p.backbone, "encoder": encoder, "alignment": p.alignment if aligned else "none"}
     device = pick_device(p.embed.device)
-    embed_images(dataset, images, metadata, load, weights / model.file, target, names, p.embed, device)
+    embed_images(image_table, images, load, weights / model.file, target, names, p.embed, device)
     show(f"{p.backbone}, {encoder}", [{"block": block, **health} for block, health in read_health(target).items()])
     return str(target)
 

@@ -24,9 +24,10 @@ def main(
     notes = models[0][1]
     files = [eeg / f"{subject}.h5" for subject in sorted({name for _, notes in models for name in notes["tested_on"]})]
     recordings = (read_split(path, "test", average=False) for path in files)
+    dataset = DATASETS[p.dataset]
     made_with = {
         "dataset": p.dataset,
-        "synthetic": DATASETS[p.dataset].synthetic,
+        "synthetic": dataset.synthetic,
         "backbone": p.backbone,
         "encoder": p.encoder,
         "alignment": p.alignment if p.encoder == "aligned" else "none",
@@ -36,6 +37,7 @@ def main(
     }
     outcomes, axes = score(recordings, models, read_embeddings(embeddings, made_with["block"]), p.evaluate, p.seed)
     summary, frames = tabulate(outcomes, axes, made_with, p.evaluate, p.seed)
+    summary["caveats"] = [*dataset.caveats, *axes.caveats]
     everything = Similarities(
         image_ids=axes.image_ids,
         concept=axes.concept,
@@ -54,6 +56,8 @@ def main(
 def print_summary(summary: dict[str, Any], top_k: list[int]) -> None:
     if summary["synthetic"]:
         print("synthetic data: these figures show that the pipeline works and mean nothing about brains")
+    for caveat in summary["caveats"]:
+        print(caveat)
     if summary["collapsed"]:
         left_out = summary["n_collapsed"] < summary["n_runs"]
         consequence = "are left out of the means" if left_out else "are no result"

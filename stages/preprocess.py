@@ -5,14 +5,14 @@ from pathlib import Path
 import h5py
 
 from pipeline.data.datasets import DATASETS
-from pipeline.eeg.preparation import preprocess
+from pipeline.eeg.preparation import prepare_subjects
 from pipeline.params import read_params
 from stages import run, show
 
 
-def main(params: Path, raw: Path, metadata: Path, eeg: Path) -> str:
+def main(params: Path, raw: Path, image_table: Path, eeg: Path) -> str:
     p = read_params(params)
-    preprocess(DATASETS[p.dataset], raw, metadata, eeg, **p.preprocess.model_dump())
+    prepare_subjects(DATASETS[p.dataset], raw, image_table, eeg, p.preprocess)
     rows = []
     for path in sorted(eeg.iterdir()):
         with h5py.File(path, "r") as file:

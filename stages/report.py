@@ -35,7 +35,7 @@ def main(
     compared = _comparison_of(similarities, comparison)
     dataset = DATASETS[summary["dataset"]]
     shows_images = dataset.may_share_images or p.evaluate.embed_images
-    thumbnails = read_thumbnails(dataset, images, scored.image_ids.tolist()) if shows_images else None
+    thumbnails = read_thumbnails(images, scored.image_ids.tolist()) if shows_images else None
     learning = learning_curves(pd.read_csv(history), pd.read_csv(published_curve), summary)
     with replacing(curves) as temporary:
         learning.to_csv(temporary, index=False)
@@ -49,7 +49,6 @@ def main(
         comparison=compared,
         settings=scored.made_with["settings"] | {"evaluate": p.evaluate.model_dump()},
         pictures=drawn,
-        caveats=dataset.caveats,
         published=dataset.published,
         may_share_images=dataset.may_share_images,
         shows_images=shows_images,

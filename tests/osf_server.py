@@ -1,20 +1,21 @@
-"""A look-alike of OSF, its storage and DreamSim's releases: own process, loopback, faults that can be switched on.
+"""A look-alike of OSF, Figshare, an S3 bucket, their storage and DreamSim's releases: own process, loopback, faults.
 
-    with serve({"anp5v": eeg_folder, "y63gw": images_folder}, releases_folder) as server:
-        server.api, server.releases                          # for params.yaml: download.osf_api, .dreamsim_releases
+    folders = {"anp5v": eeg_folder, "y63gw": images_folder}
+    with serve(folders, releases_folder, articles={18470912: raw_folder}, bucket=bucket_folder) as server:
+        server.api, server.figshare, server.bucket, server.releases    # for params.yaml, section download
         server.set_faults({"sub-01.zip": [fault("drop", at=1000)]})
         server.log()                                         # one dict a request that has been answered
         server.sent()                                        # {file name: bytes of it that were sent}
 
-A node's folder is listed as OSF lists it (pages, folders, hashes); a download link answers 302 to the storage, on
-another port, with a token that expires. A fault meets the first `times` requests for that file (-1: all), then the next
-fault has its turn. Kinds, and what they take:
+A folder is listed as the real server lists it (pages, hashes; OSF's folders). A download link of OSF or Figshare
+answers 302 to the storage, on another port, with a token that expires; a bucket's file is data at once. A fault meets
+the first `times` requests for that file (-1: all), then the next fault has its turn. Kinds, and what they take:
     drop (at)  hang (at, seconds)  truncate (at)  flip (at)  trickle (rate, in bytes a second)  longer (by)
     length (by: added to the true Content-Length)  no_range  html (disguised: as application/octet-stream)
-    status (code, retry_after: text, or retry_date: seconds from now)  at the storage;  api_status: the same at the link
+    status (code, retry_after: text, or retry_date: seconds from now)  at the data;  api_status: the same at the link
     expired: the link leads to a token of the past
-for a listing, under the name of its node: api_status, html, text (body), and, as long as they stand, no_hashes,
-listed (name, and what its attributes shall say), page_loop.
+for a listing, under the name of its node, article or "bucket": api_status, html, text (body, encoding), and, as long
+as they stand, no_hashes, listed (name, and what its attributes shall say: None leaves one out), page_loop.
 """
 
 import argparse
@@ -35,6 +36,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 from urllib.request import Request, urlopen
+from xml.sax.saxutils import escape
 
 HOST = "127.0.0.1"
 PIECE = 2**16
@@ -50,6 +52,8 @@ class Server:
     """The face that tests use; each method asks the server's own process."""
 
     api: str
+    figshare: str
+    bucket: str
     releases: str
     process: subprocess.Popen[str]
 
@@ -83,17 +87,24 @@ class Server:
 
 @contextmanager
 def serve(
-    osf_nodes: Mapping[str, Path], releases: Path | None = None, *, per_page: int = 3, direct: bool = False
+    osf_nodes: Mapping[str, Path],
+    releases: Path | None = None,
+    *,
+    articles: Mapping[int, Path] | None = None,
+    bucket: Path | None = None,
+    per_page: int = 3,
+    direct: bool = False,
 ) -> Iterator[Server]:
     """Serve these folders from a process of its own; with `direct` the link's 302 stays on the first port."""
+    folders = {**osf_nodes, **(articles or {}), **({"releases": releases} if releases else {})}
+    folders |= {"bucket": bucket} if bucket else {}
     command = [sys.executable, "-m", "tests.osf_server", f"--per-page={per_page}"]
-    command += [f"--node={name}={folder}" for name, folder in osf_nodes.items()]
-    command += [f"--releases={releases}"] * (releases is not None) + ["--direct"] * direct
+    command += [f"--folder={name}={folder}" for name, folder in folders.items()] + ["--direct"] * direct
     root = Path(__file__).parent.parent
     process = subprocess.Popen(command, cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try:
         first = f"http://{HOST}:{int(process.stdout.readline())}"
-        yield Server(f"{first}/v2", f"{first}/releases", process)
+        yield Server(f"{first}/v2", f"{first}/figshare", f"{first}/bucket", f"{first}/releases", process)
     finally:
         process.kill()
         process.communicate()
@@ -102,8 +113,8 @@ def serve(
 class State:
     """What the threads of the two ports share."""
 
-    def __init__(self, nodes: dict[str, Path], releases: Path | None, per_page: int, direct: bool) -> None:
-        self.nodes, self.releases, self.per_page, self.direct = nodes, releases, per_page, direct
+    def __init__(self, folders: dict[str, Path], per_page: int, direct: bool) -> None:
+        self.folders, self.per_page, self.direct = folders, per_page, direct
         self.lock = threading.Condition()
         self.faults: dict[str, list[dict]] = {}
         self.log: list[dict] = []
@@ -124,6 +135,12 @@ class State:
 
     def standing(self, name: str, kind: str) -> list[dict]:
         return [fault for fault in self.faults.get(name, []) if fault["kind"] == kind]
+
+    def figshare_files(self) -> dict[int, tuple[str, Path]]:
+        """The article and path of each file, by its number."""
+        articles = {name: folder for name, folder in self.folders.items() if name.isdecimal()}
+        files = [(name, path) for name in articles for path in sorted(articles[name].iterdir()) if path.is_file()]
+        return dict(enumerate(files, 33244238))
 
     def token(self, seconds: float) -> str:
         token = secrets.token_hex(8)
@@ -194,43 +211,113 @@ class Handler(BaseHTTPRequestHandler):
 
     def route(self, path: str, query: dict[str, list[str]]) -> None:
         parts = [unquote(part) for part in path.strip("/").split("/")]
-        if self.port_name == "api" and parts[:2] == ["v2", "nodes"] and parts[3:5] == ["files", "osfstorage"]:
-            self.listing(parts[2], parts[5:], int(query.get("page", ["1"])[0]))
-        elif self.port_name == "api" and parts[0] in ("download", "releases") and "token" not in query:
+        at_api, page = self.port_name == "api", int(query.get("page", ["1"])[0])
+        if at_api and parts[:2] == ["v2", "nodes"] and parts[3:5] == ["files", "osfstorage"]:
+            self.list_osf(parts[2], parts[5:], page)
+        elif at_api and parts[:2] == ["figshare", "articles"] and parts[3:] == ["files"]:
+            self.list_figshare(parts[2], page, int(query["page_size"][0]))
+        elif at_api and parts == ["bucket"] and query.get("list-type") == ["2"]:
+            self.list_bucket(query["prefix"][0], query.get("continuation-token", [""])[0])
+        elif at_api and parts[0] == "bucket":
+            if fault := self.take(self.entry["name"], {"api_status"}):
+                self.status(fault)
+            else:
+                self.data(self.file(parts))
+        elif at_api and parts[:3] == ["figshare", "file", "download"]:
+            article, file = self.state.figshare_files()[int(parts[3])]
+            self.entry["name"] = file.name
+            self.link(f"/download/{article}/{quote(file.name)}")
+        elif at_api and parts[0] in ("download", "releases") and "token" not in query:
             self.link(path)
-        elif parts[0] in ("download", "releases") and "token" in query:
-            self.data(self.file(parts), query["token"][0])
+        elif "token" not in query:
+            self.reply(404, PAGE, "text/html")
+        elif self.state.tokens.get(query.get("token", [""])[0], 0) < time.time():
+            self.reply(403, b"<Error><Code>ExpiredToken</Code></Error>", "application/xml")
         else:
-            self.reply(404, b'{"errors": [{"detail": "Not found."}]}', "application/vnd.api+json")
+            self.data(self.file(parts))
 
     def file(self, parts: list[str]) -> Path | None:
-        root = self.state.releases if parts[0] == "releases" else self.state.nodes.get(parts[1])
-        path = root and root.joinpath(*parts[1 if parts[0] == "releases" else 2 :])
+        """What /<folder>/... or /download/<folder>/... names."""
+        folder, *inside = parts[parts[0] == "download" :]
+        path = self.state.folders[folder].joinpath(*inside) if folder in self.state.folders else None
         return path if path and path.is_file() else None
 
-    def listing(self, node: str, inside: list[str], page: int) -> None:
-        self.entry["name"] = node
-        fault = self.take(node, LISTING_FAULTS)
+    def fails(self, name: str, exists: bool, content_type: str) -> bool:
+        """Whether a listing meets a fault, or is of nothing; that is answered then."""
+        self.entry["name"] = name
+        fault = self.take(name, LISTING_FAULTS)
         if fault.get("kind") == "api_status":
             self.status(fault)
         elif fault.get("kind") == "html":
             self.reply(200, PAGE, "text/html; charset=utf-8")
         elif fault.get("kind") == "text":
-            self.reply(200, fault["body"].encode(), "application/vnd.api+json")
-        elif (root := self.state.nodes.get(node)) is None or not (folder := root.joinpath(*inside)).is_dir():
-            self.reply(404, b'{"errors": [{"detail": "Not found."}]}', "application/vnd.api+json")
-        else:
-            items, size = sorted(folder.iterdir()), self.state.per_page
-            here = f"http://{HOST}:{self.server.server_port}" + quote(urlsplit(self.path).path)
-            following = f"{here}?page={page + 1}" if page * size < len(items) else None
-            if self.state.standing(node, "page_loop"):
-                following = f"{here}?page={page}"
-            body = {
-                "data": [self.item(node, root, path) for path in items[(page - 1) * size : page * size]],
-                "links": {"first": None, "last": None, "prev": None, "next": following},
-                "meta": {"total": len(items), "per_page": size, "version": "2.0"},
-            }
-            self.reply(200, json.dumps(body).encode(), "application/vnd.api+json; charset=utf-8")
+            self.reply(200, fault["body"].encode(fault["encoding"]), content_type)
+        elif not exists:
+            self.reply(404, b"Not found.", content_type)
+        return bool(fault) or not exists
+
+    def listed(self, name: str, file: Path, attributes: dict) -> dict:
+        """A listing's attributes of a file, with what a fault says."""
+        for fault in self.state.standing(name, "listed"):
+            if fault["name"] == file.name:
+                attributes = attributes | fault["attributes"]
+        return {key: value for key, value in attributes.items() if value is not None}
+
+    def list_figshare(self, article: str, page: int, page_size: int) -> None:
+        files = [(number, file) for number, (owner, file) in self.state.figshare_files().items() if owner == article]
+        if self.fails(article, bool(files), "application/json"):
+            return
+        size = min(page_size, self.state.per_page)
+        start = 0 if self.state.standing(article, "page_loop") else (page - 1) * size
+        hidden = self.state.standing(article, "no_hashes")
+        body = []
+        for number, file in files[start : start + size]:
+            md5 = "" if hidden else hashes(file, file.stat().st_mtime_ns)["md5"]
+            item = {"id": number, "name": file.name, "size": file.stat().st_size, "is_link_only": False}
+            item |= {"download_url": "http://127.0.0.1:1/not to be used", "supplied_md5": md5, "computed_md5": md5}
+            body.append(self.listed(article, file, item | {"mimetype": "application/zip"}))
+        self.reply(200, json.dumps(body).encode(), "application/json")
+
+    def list_bucket(self, prefix: str, token: str) -> None:
+        root = self.state.folders.get("bucket")
+        if self.fails("bucket", root is not None, "application/xml"):
+            return
+        keys = sorted(str(path.relative_to(root)) for path in root.rglob("*") if path.is_file())
+        keys = [key for key in keys if key.startswith(prefix)]
+        start = int(token.removeprefix("token+/") or 0)
+        end = start + self.state.per_page
+        following = f"token+/{end}" if end < len(keys) else ""
+        if self.state.standing("bucket", "page_loop"):
+            following = token or "token+/0"
+        text = f"<Name>bucket</Name><IsTruncated>{json.dumps(bool(following))}</IsTruncated>"
+        text += f"<NextContinuationToken>{following}</NextContinuationToken>" if following else ""
+        for key in keys[start:end]:
+            file = root / key
+            md5 = hashes(file, file.stat().st_mtime_ns)["md5"] + "-2" * bool(self.state.standing("bucket", "no_hashes"))
+            item = {"Key": key, "LastModified": "2022-05-10T12:00:00.000Z", "ETag": f'"{md5}"'}
+            item = self.listed("bucket", file, item | {"Size": file.stat().st_size, "StorageClass": "STANDARD"})
+            fields = (f"<{name}>{escape(str(value))}</{name}>" for name, value in item.items())
+            text += f"<Contents>{''.join(fields)}</Contents>"
+        start_tag = '<ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/">'
+        text = f'<?xml version="1.0" encoding="UTF-8"?>\n{start_tag}{text}</ListBucketResult>'
+        self.reply(200, text.encode(), "application/xml")
+
+    def list_osf(self, node: str, inside: list[str], page: int) -> None:
+        root = self.state.folders.get(node)
+        folder = root.joinpath(*inside) if root else None
+        if self.fails(node, folder is not None and folder.is_dir(), "application/vnd.api+json"):
+            return
+        items, size = sorted(folder.iterdir()), self.state.per_page
+        here = f"http://{HOST}:{self.server.server_port}" + quote(urlsplit(self.path).path)
+        following = f"{here}?page={page + 1}" if page * size < len(items) else None
+        if self.state.standing(node, "page_loop"):
+            following = f"{here}?page={page}"
+        body = {
+            "data": [self.item(node, root, path) for path in items[(page - 1) * size : page * size]],
+            "links": {"first": None, "last": None, "prev": None, "next": following},
+            "meta": {"total": len(items), "per_page": size, "version": "2.0"},
+        }
+        self.reply(200, json.dumps(body).encode(), "application/vnd.api+json; charset=utf-8")
 
     def item(self, node: str, root: Path, path: Path) -> dict:
         first, inside = f"http://{HOST}:{self.server.server_port}", quote(str(path.relative_to(root)))
@@ -245,9 +332,7 @@ class Handler(BaseHTTPRequestHandler):
         }
         if path.is_file() and not self.state.standing(node, "no_hashes"):
             attributes["extra"]["hashes"] = hashes(path, path.stat().st_mtime_ns)
-        for fault in self.state.standing(node, "listed"):
-            if fault["name"] == path.name:
-                attributes.update(fault["attributes"])
+        attributes = self.listed(node, path, attributes)
         links: dict[str, object] = {"self": f"{first}/v2/files/{path.name}/", "delete": None, "upload": None}
         relationships = {}
         if path.is_dir():
@@ -272,10 +357,7 @@ class Handler(BaseHTTPRequestHandler):
             where = f"{first}{path}?direct&" if self.state.direct else f"{self.state.storage}{path}?"
             self.reply(302, b"", "text/html", {"Location": f"{where}token={token}"})
 
-    def data(self, path: Path | None, token: str) -> None:
-        if self.state.tokens.get(token, 0) < time.time():
-            self.reply(403, b"<Error><Code>ExpiredToken</Code></Error>", "application/xml")
-            return
+    def data(self, path: Path | None) -> None:
         if path is None:
             self.reply(404, b"<Error><Code>NoSuchKey</Code></Error>", "application/xml")
             return
@@ -360,13 +442,12 @@ def hashes(path: Path, _modified: int) -> dict[str, str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--node", action="append", default=[], help="NODE=FOLDER")
-    parser.add_argument("--releases", type=Path)
+    parser.add_argument("--folder", action="append", default=[], help="NODE=FOLDER, ARTICLE=, bucket=, releases=")
     parser.add_argument("--per-page", type=int, default=3)
     parser.add_argument("--direct", action="store_true")
     options = parser.parse_args()
-    nodes = {name: Path(folder) for name, folder in (node.split("=", 1) for node in options.node)}
-    state = State(nodes, options.releases, options.per_page, options.direct)
+    folders = {name: Path(folder) for name, folder in (item.split("=", 1) for item in options.folder)}
+    state = State(folders, options.per_page, options.direct)
     api = ThreadingHTTPServer((HOST, 0), partial(Handler, state, "api"))
     storage = ThreadingHTTPServer((HOST, 0), partial(Handler, state, "storage"))
     state.storage = f"http://{HOST}:{storage.server_port}"

@@ -94,6 +94,6 @@ def test_a_published_recipe_sets_keys_that_there_are(recipe):
     assert set(words[::2]) == {"-S"}
     for assignment in words[1::2]:
         key, value = assignment.split("=")
-        section, name = key.split(".")
-        values[section][name] = yaml.safe_load(value)
+        section, _, name = key.rpartition(".")
+        (values[section] if section else values)[name] = yaml.safe_load(value)
     Params.model_validate(values)

@@ -1,21 +1,27 @@
 """Downloads against a look-alike server with real faults, real kills and a real second process."""
 
+import hashlib
 import os
 import random
+import re
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import zipfile
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, replace
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from pipeline.data.datasets import THINGS_EEG2
+from pipeline.data.sources import THINGS_EEG2, THINGS_EEG2_RAW, THINGS_MEG, Bucket, PublishedFiles
 from pipeline.errors import InputError
-from pipeline.fetch.download import fetch_dataset, fetch_release
+from pipeline.fetch.download import Addresses, fetch_dataset, fetch_release
+from pipeline.fetch.transfer import Remote, fetch
 from pipeline.fetch.web import Patience
 from tests.osf_server import Server, fault, serve
 
@@ -26,19 +32,26 @@ HASTY = replace(QUICK, silence=0.25)
 SIZE = 400_000
 CHECKPOINT = "dreamsim_synclr_vitb16_checkpoint.zip"
 SYNCLR = ("v0.2.1-checkpoints", CHECKPOINT)
+# The same files by three kinds of servers.
+KINDS = {
+    "osf": THINGS_EEG2,
+    "figshare": THINGS_EEG2_RAW,
+    "bucket": replace(THINGS_EEG2, eeg=Bucket("anp5v/")),
+}
+LISTED_AS = {"osf": "anp5v", "figshare": "18470912", "bucket": "bucket"}
 CLIENT = """
 import resource, sys
 from pathlib import Path
-from pipeline.data.datasets import THINGS_EEG2
-from pipeline.fetch.download import fetch_dataset
+from pipeline.data.sources import *
+from pipeline.fetch.download import Addresses, fetch_dataset
 from pipeline.errors import InputError
 from pipeline.fetch.web import Patience
-api, subjects, where, patience, largest_file = eval(sys.argv[1])
+source, addresses, subjects, where, patience, largest_file = eval(sys.argv[1])
 if largest_file:
     resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
 places = [Path(where, name) for name in ("eeg", "images", "image_metadata.npy")]
 try:
-    fetch_dataset(THINGS_EEG2.source, api, subjects, *places, Patience(**patience))
+    fetch_dataset(source, addresses, subjects, *places, patience)
 except InputError as error:
     sys.exit(f"InputError: {error}")
 """
@@ -54,7 +67,7 @@ def make_zip(path: Path, size: int) -> None:
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """anp5v with two pages and a folder, y63gw with one archive in a folder, and DreamSim's releases."""
+    """anp5v with two pages and a folder, y63gw with one archive in a folder, MEG, and DreamSim's releases."""
     root = tmp_path_factory.mktemp("published")
     for number in range(1, 6):
         make_zip(root / f"anp5v/sub-{number:02}.zip", SIZE)
@@ -64,17 +77,27 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
     make_zip(root / "y63gw/the test set/test_images.zip", SIZE // 4)
     (root / "y63gw/image_metadata.npy").write_bytes(b"\x93NUMPY" + random.Random(1).randbytes(1000))
     (root / "y63gw/LICENSE.txt").write_text("licence")
+    make_zip(root / "two words+/sub-77.zip", SIZE // 4)
+    for part in ("P1-epo", "P1-epo-1", "P1-epo-2", "P1-epo-3", "P2-epo", "P2-epo-1", "P2-epo-2", "P2-epo-3"):
+        path = root / f"ds004212/derivatives/preprocessed/preprocessed_{part}.fif"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(random.Random(part).randbytes(SIZE // 4))
+    (root / "ds004212/derivatives/preprocessed/README").write_text("about")
+    (root / "ds004212/sourcedata").mkdir()
+    (root / "ds004212/sourcedata/sample_attributes_P1.csv").write_text("trial_type,image_path\n")
     make_zip(root / "releases/v0.2.1-checkpoints" / CHECKPOINT, SIZE)
     return root
 
 
-def nodes(published: Path) -> dict[str, Path]:
-    return {"anp5v": published / "anp5v", "y63gw": published / "y63gw"}
+def serve_all(published: Path, direct: bool = False) -> AbstractContextManager[Server]:
+    nodes = {"anp5v": published / "anp5v", "y63gw": published / "y63gw"}
+    articles = {18470912: published / "anp5v"}
+    return serve(nodes, published / "releases", articles=articles, bucket=published, direct=direct)
 
 
 @pytest.fixture(scope="module")
 def shared_server(published: Path) -> Iterator[Server]:
-    with serve(nodes(published), published / "releases") as server:
+    with serve_all(published) as server:
         yield server
 
 
@@ -93,10 +116,20 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache"
 
 
-def get(server: Server, where: Path, subjects: list[str] | str = ("sub-01",), patience: Patience = QUICK) -> None:
+def addresses(server: Server) -> Addresses:
+    return Addresses(server.api, server.figshare, server.bucket)
+
+
+def get(
+    server: Server,
+    where: Path,
+    subjects: list[str] | str = ("sub-01",),
+    patience: Patience = QUICK,
+    source: PublishedFiles = THINGS_EEG2,
+) -> None:
     chosen = subjects if subjects == "all" else list(subjects)
     places = (where / "eeg", where / "images", where / "image_metadata.npy")
-    fetch_dataset(THINGS_EEG2.source, server.api, chosen, *places, patience)
+    fetch_dataset(source, addresses(server), chosen, *places, patience)
 
 
 def originals(published: Path) -> dict[str, Path]:
@@ -143,7 +176,7 @@ def test_fetches_what_is_asked_for_and_nothing_twice(
 
 def test_all_subjects_then_offline(published: Path, tmp_path: Path) -> None:
     everyone = [f"sub-{number:02}" for number in range(1, 6)]
-    with serve(nodes(published), published / "releases", direct=True) as server:
+    with serve_all(published, direct=True) as server:
         get(server, tmp_path / "a", "all")
         fetch_release(server.releases, *SYNCLR, tmp_path / "weights", QUICK)
     check(published, tmp_path / "a", everyone)
@@ -153,6 +186,10 @@ def test_all_subjects_then_offline(published: Path, tmp_path: Path) -> None:
     assert (tmp_path / "again" / CHECKPOINT).read_bytes() == originals(published)[CHECKPOINT].read_bytes()
     with pytest.raises(InputError, match="no good connection to 127.0.0.1"):
         get(server, tmp_path / "c", ["sub-06"])
+
+
+def relisted(name: str = "sub-01.zip", /, **attributes: object) -> dict[str, object]:
+    return fault("listed", -1, name=name, attributes=attributes)
 
 
 DROP = fault("drop", at=150_000)
@@ -165,7 +202,8 @@ FAULTS = {
     "no hashes": ([], 1),
     "429 with Retry-After in seconds": ([fault("status", code=429, retry_after="1")], 1),
     "503 with Retry-After as a date": ([fault("status", code=503, retry_date=2)], 1),
-    "429 at the OSF link": ([fault("api_status", code=429, retry_after="1")], 1),
+    "429 at the link": ([fault("api_status", code=429, retry_after="1")], 1),
+    "202 and no data, as a firewall answers": ([fault("api_status", code=202)], 1),
     "429 whose Retry-After says nothing": ([fault("status", code=429, retry_after="soon")], 1),
     "burst of 5xx": ([fault("status", code=code) for code in (500, 502, 503)], 1),
     "expired link": ([fault("expired")], 1),
@@ -181,13 +219,20 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize("name", FAULTS)
-def test_fault_that_passes(name: str, server: Server, published: Path, tmp_path: Path) -> None:
+def with_kinds(names: Iterable[str]) -> list[tuple[str, str]]:
+    """Each fault at each kind of server, but for what a bucket has not: links that expire."""
+    no_link = [name for name in names if "expired" not in name]
+    return [(kind, name) for kind in KINDS for name in (no_link if kind == "bucket" else names)]
+
+
+@pytest.mark.parametrize(("kind", "name"), with_kinds(FAULTS))
+def test_fault_that_passes(kind: str, name: str, server: Server, published: Path, tmp_path: Path) -> None:
     faults, times_sent = FAULTS[name]
     hidden = [fault("no_hashes", times=-1)] if "no hashes" in name else []
-    server.set_faults({"sub-01.zip": faults, "anp5v": hidden, "y63gw": hidden})
+    server.set_faults({"sub-01.zip": faults, LISTED_AS[kind]: hidden, "y63gw": hidden})
     start = time.monotonic()
-    get(server, tmp_path / "a", patience=HASTY if name in ("silence", "slow trickle") else QUICK)
+    patience = HASTY if name in ("silence", "slow trickle") else QUICK
+    get(server, tmp_path / "a", patience=patience, source=KINDS[kind])
     assert time.monotonic() - start > ("Retry-After in" in name or "Retry-After as" in name)
     check(published, tmp_path / "a")
     met = [request["fault"] for request in server.log() if request["fault"]]
@@ -195,7 +240,7 @@ def test_fault_that_passes(name: str, server: Server, published: Path, tmp_path:
     if times_sent:
         assert server.sent()["sub-01.zip"] == times_sent * sizes(published, "sub-01.zip")["sub-01.zip"]
     server.clear_log()
-    get(server, tmp_path / "b")
+    get(server, tmp_path / "b", source=KINDS[kind])
     check(published, tmp_path / "b")
     assert server.log() == []
 
@@ -203,31 +248,31 @@ def test_fault_that_passes(name: str, server: Server, published: Path, tmp_path:
 LASTING = {
     "connection dropped at one place": (fault("drop", -1, at=150_000), "no good connection.*150000 of", 150_000),
     "truncated body": (fault("truncate", -1, at=150_000), "stopped before the end.*150000 of", 150_000),
-    "one flipped byte": (fault("flip", -1, at=200_000), "expected sha256 .*, got .*", 0),
+    "one flipped byte": (fault("flip", -1, at=200_000), "expected (sha256|md5) .*, got .*", 0),
     "flipped byte, no hashes": (fault("flip", -1, at=200_000), "wrong CRC in its member", 0),
     "a longer body": (fault("longer", -1, by=1000), "expected 400.* bytes, got more", 0),
     "429, patience ends": (fault("status", -1, code=429, retry_after="3600"), "429 .*Retry-After 3600", 0),
-    "503 at the OSF link": (fault("api_status", -1, code=503), "127.0.0.1 answered 503", 0),
-    "403 at the OSF link": (fault("api_status", -1, code=403), "answered 403.*check the address", 0),
+    "503 at the link": (fault("api_status", -1, code=503), "127.0.0.1 answered 503", 0),
+    "403 at the link": (fault("api_status", -1, code=403), "answered 403.*check the address", 0),
     "links always expired": (fault("expired", -1), "403.*as for a link that has expired", 0),
     "HTML page instead of data": (fault("html", -1), "HTML page, not data", 0),
     "silence": (fault("hang", -1, at=150_000, seconds=20), "ReadTimeout", 150_000),
 }
 
 
-@pytest.mark.parametrize("name", LASTING)
-def test_fault_that_lasts(name: str, server: Server, published: Path, tmp_path: Path, cache: Path) -> None:
+@pytest.mark.parametrize(("kind", "name"), with_kinds(LASTING))
+def test_fault_that_lasts(kind: str, name: str, server: Server, published: Path, tmp_path: Path, cache: Path) -> None:
     lasting, message, kept = LASTING[name]
     hidden = [fault("no_hashes", times=-1)] if "no hashes" in name else []
-    server.set_faults({"sub-01.zip": [lasting], "anp5v": hidden})
+    server.set_faults({"sub-01.zip": [lasting], LISTED_AS[kind]: hidden})
     with pytest.raises(InputError, match=f"(?s)^[^\n]*sub-01.zip: [^\n]*{message}[^\n]*$"):
-        get(server, tmp_path / "a", ["sub-01", "sub-02"], HASTY if name == "silence" else QUICK)
+        get(server, tmp_path / "a", ["sub-01", "sub-02"], HASTY if name == "silence" else QUICK, KINDS[kind])
     assert not (tmp_path / "a/eeg/sub-01.zip").exists()
     assert sum(path.stat().st_size for path in cache.glob("*.part")) == kept
-    server.set_faults({"anp5v": hidden})
+    server.set_faults({LISTED_AS[kind]: hidden})
     server.log()
     server.clear_log()
-    get(server, tmp_path / "a", ["sub-01", "sub-02"])
+    get(server, tmp_path / "a", ["sub-01", "sub-02"], source=KINDS[kind])
     check(published, tmp_path / "a", ["sub-01", "sub-02"])
     assert server.sent() == {"sub-01.zip": sizes(published, "sub-01.zip")["sub-01.zip"] - kept}
 
@@ -248,9 +293,14 @@ def test_many_drops_that_bring_bytes_are_no_reason_to_give_up(server: Server, pu
 
 
 def client(
-    server: Server, where: Path, subjects: list[str], patience: Patience = QUICK, largest_file: int = 0
+    server: Server,
+    where: Path,
+    subjects: list[str],
+    patience: Patience = QUICK,
+    largest_file: int = 0,
+    source: PublishedFiles = THINGS_EEG2,
 ) -> subprocess.Popen[str]:
-    arguments = repr((server.api, subjects, str(where), asdict(patience), largest_file))
+    arguments = repr((source, addresses(server), subjects, str(where), patience, largest_file))
     root = Path(__file__).parent.parent
     return subprocess.Popen(
         [sys.executable, "-c", CLIENT, arguments], cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -276,13 +326,16 @@ def cached(cache: Path) -> int:
 SUBJECTS = ["sub-01", "sub-02", "sub-03"]
 
 
-@pytest.mark.parametrize("point", [0, 50_000, 600_000, 1_100_000, 1_500_000])
+@pytest.mark.parametrize(
+    ("kind", "point"),
+    [("osf", 0), ("osf", 50_000), ("osf", 1_100_000), ("osf", 1_500_000), ("figshare", 600_000), ("bucket", 600_000)],
+)
 def test_killed_midway_only_the_rest_is_fetched(
-    point: int, server: Server, published: Path, tmp_path: Path, cache: Path
+    kind: str, point: int, server: Server, published: Path, tmp_path: Path, cache: Path
 ) -> None:
     names = [f"{subject}.zip" for subject in SUBJECTS] + list(REST)
     server.set_faults({name: [fault("trickle", -1, rate=1_000_000)] for name in names})
-    process = client(server, tmp_path / "a", SUBJECTS)
+    process = client(server, tmp_path / "a", SUBJECTS, source=KINDS[kind])
     wait_until(lambda: cache.exists() and cached(cache) >= point)
     process.kill()
     process.communicate()
@@ -294,7 +347,7 @@ def test_killed_midway_only_the_rest_is_fetched(
     server.set_faults({})
     server.log()
     server.clear_log()
-    get(server, tmp_path / "a", SUBJECTS)
+    get(server, tmp_path / "a", SUBJECTS, source=KINDS[kind])
     check(published, tmp_path / "a", SUBJECTS)
     assert sum(server.sent().values()) == sum(sizes(published, *names).values()) - kept
 
@@ -354,13 +407,22 @@ def test_a_file_that_cannot_grow_is_kept_and_finished_later(server: Server, publ
     assert server.sent() == expected
 
 
-def test_no_room_is_said_before_the_first_byte(server: Server, tmp_path: Path) -> None:
-    huge = fault("listed", -1, name="sub-01.zip", attributes={"size": 10**16})
-    server.set_faults({"anp5v": [huge]})
-    with pytest.raises(InputError, match=r"cache: the files need 10000000.* GB more and only .* GB are free"):
-        get(server, tmp_path / "a")
+def test_what_is_missing_is_said_and_must_fit(
+    server: Server, published: Path, tmp_path: Path, cache: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    get(server, tmp_path / "a", source=THINGS_EEG2_RAW)
+    server.log()
+    server.clear_log()
+    server.set_faults({"18470912": [relisted(f"sub-0{number}.zip", size=10**16) for number in range(2, 6)]})
+    started = cache / f"md5-{hashlib.md5(originals(published)['sub-02.zip'].read_bytes()).hexdigest()}.part"
+    started.touch()
+    os.truncate(started, 10**10)  # takes no room
+    with pytest.raises(InputError, match=r"cache: the files need 39999990.000 GB more and only .* GB are free"):
+        get(server, tmp_path / "b", "all", source=THINGS_EEG2_RAW)
+    said = r"4 file\(s\), 40000000.000 GB, 10.000 GB of it came earlier; 4 more are there whole; [0-9.]+ GB are free"
+    assert re.search(said, capfd.readouterr().out)
     assert server.sent() == {}
-    assert not (tmp_path / "a").exists()
+    assert not (tmp_path / "b").exists()
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "empty"])
@@ -398,61 +460,168 @@ def test_damaged_partial_and_lost_records(server: Server, published: Path, tmp_p
     assert server.sent() == {"sub-01.zip": size - 150_000 + size}
 
 
-def test_copies_where_hard_links_cannot_be(
-    server: Server,
-    published: Path,
-    tmp_path: Path,
-    tmp_path_factory: pytest.TempPathFactory,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+@pytest.fixture
+def other_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A cache on another file system."""
     memory = Path("/dev/shm")
     if not memory.is_dir() or memory.stat().st_dev == tmp_path.stat().st_dev:
         pytest.skip("needs a second file system")
-    name = memory / f"test-{os.getpid()}"
-    monkeypatch.setenv("ALIGNED_EEG_CACHE", str(name))
-    try:
-        get(server, tmp_path / "a")
-        check(published, tmp_path / "a")
-        assert os.stat(tmp_path / "a/eeg/sub-01.zip").st_nlink == 1
-    finally:
-        for path in name.iterdir():
-            path.unlink()
-        name.rmdir()
+    with tempfile.TemporaryDirectory(dir=memory) as name:
+        monkeypatch.setenv("ALIGNED_EEG_CACHE", name)
+        yield Path(name)
+
+
+def test_copies_where_hard_links_cannot_be(server: Server, published: Path, tmp_path: Path, other_disk: Path) -> None:
+    get(server, tmp_path / "a")
+    check(published, tmp_path / "a")
+    assert os.stat(tmp_path / "a/eeg/sub-01.zip").st_nlink == 1
+
+
+def test_room_for_copies_is_counted_for_the_whole_disk(tmp_path: Path, other_disk: Path) -> None:
+    size = int(shutil.disk_usage(tmp_path).free * 0.6)
+    wanted = {}
+    for name in ("eeg", "images"):
+        (other_disk / name).touch()
+        os.truncate(other_disk / name, size)  # takes no room
+        (tmp_path / name).mkdir()
+        wanted[tmp_path / name / "a.zip"] = Remote("a.zip", "http://127.0.0.1:1/", size, name)
+    with pytest.raises(InputError, match=f"need {2 * size / 1e9:.3f} GB more and only"):
+        fetch(wanted, QUICK)
+
+
+XML = '<?xml version="1.0"?>'
+BOMB = f'{XML}<!DOCTYPE x [<!ENTITY a "aaaaaaaa"><!ENTITY b "&a;&a;&a;">]><ListBucketResult>&b;</ListBucketResult>'
+READS = f'{XML}<!DOCTYPE x [<!ENTITY a SYSTEM "file:///etc/passwd">]><ListBucketResult>&a;</ListBucketResult>'
+CUT = "<ListBucketResult><IsTruncated>true</IsTruncated></ListBucketResult>"
+
+
+def answer(body: str, encoding: str = "utf-8") -> dict[str, object]:
+    return fault("text", -1, body=body, encoding=encoding)
 
 
 LISTINGS = {
-    "an HTML page": (fault("html", -1), "HTML page"),
-    "no JSON": (fault("text", -1, body="{"), "expected a file listing of OSF's API"),
-    "other JSON": (fault("text", -1, body='{"data": [{"id": 1}]}'), "expected a file listing of OSF's API"),
-    "nothing": (fault("text", -1, body='{"data": [], "links": {"next": null}}'), "no subject sub-01.*there are none"),
-    "5xx": (fault("api_status", -1, code=502), "answered 502"),
-    "404": (fault("api_status", -1, code=404), "answered 404"),
-    "no size": (fault("listed", -1, name="sub-01.zip", attributes={"size": None}), "with a size and a download link"),
-    "a strange hash": (
-        fault("listed", -1, name="sub-01.zip", attributes={"extra": {"hashes": {"sha256": "../../x"}}}),
-        "expected a file listing of OSF's API",
+    ("osf", "an HTML page"): (fault("html", -1), "HTML page"),
+    ("osf", "no JSON"): (answer("{"), "expected the file listing of OSF node anp5v, got .*Invalid JSON"),
+    ("osf", "other JSON"): (
+        answer('{"data": [{"id": 1}]}'),
+        "got something else .data.0.attributes.kind Field required",
     ),
-    "two of a name": (fault("listed", -1, name="sub-02.zip", attributes={"name": "sub-01.zip"}), "got 2 by that name"),
+    ("osf", "nothing"): (answer('{"data": [], "links": {"next": null}}'), "no subject sub-01; there are none"),
+    ("osf", "5xx"): (fault("api_status", -1, code=502), "answered 502"),
+    ("osf", "404"): (fault("api_status", -1, code=404), "answered 404"),
+    ("osf", "no size"): (relisted(size=None), "sub-01.zip has no size"),
+    ("osf", "a strange hash"): (relisted(extra={"hashes": {"sha256": "../../x"}}), "sha256 String should match"),
+    ("osf", "two of a name"): (relisted("sub-02.zip", name="sub-01.zip"), "sub-01: expected 1 file such as .*got 2: "),
+    ("figshare", "an HTML page"): (fault("html", -1), "HTML page"),
+    ("figshare", "a firewall"): (fault("api_status", -1, code=202), "answered 202"),
+    ("figshare", "404"): (fault("api_status", -1, code=404), "answered 404"),
+    ("figshare", "no JSON"): (answer("[}"), "expected the file listing of Figshare article 18470912, .*Invalid JSON"),
+    ("figshare", "other JSON"): (answer('{"message": "gone"}'), "got something else .Input should be a valid array"),
+    ("figshare", "nothing"): (answer("[]"), "no subject sub-01; there are none"),
+    ("figshare", "no size"): (relisted(size=None), "got something else .0.size Field required"),
+    ("figshare", "a size below 0"): (relisted(size=-1), "0.size .*greater than or equal to 0"),
+    ("figshare", "a strange hash"): (relisted(computed_md5="../x"), "0.computed_md5"),
+    ("figshare", "a link to elsewhere"): (
+        relisted(is_link_only=True),
+        "sub-01.zip has no address .*a link to elsewhere",
+    ),
+    ("figshare", "two of a name"): (relisted("sub-02.zip", name="sub-01.zip"), "expected 1 file such as .*got 2: "),
+    ("bucket", "an HTML page"): (fault("html", -1), "HTML page"),
+    ("bucket", "403"): (fault("api_status", -1, code=403), "answered 403.*still public"),
+    ("bucket", "no XML"): (answer("{}"), "expected the file listing of bucket folder anp5v/, got .*not well-formed"),
+    ("bucket", "cut XML"): (answer("<ListBucketResult><Contents>"), "got something else .no element found"),
+    ("bucket", "other XML"): (
+        answer("<Error><Code>NoSuchBucket</Code></Error>"),
+        "got something else .it begins with Error",
+    ),
+    ("bucket", "XML that grows, hidden"): (answer(BOMB, "utf-16"), "got something else .*can't decode"),
+    ("bucket", "XML that grows"): (answer(BOMB), "got something else .it declares something"),
+    ("bucket", "XML that reads files"): (answer(READS), "got something else .it declares something"),
+    ("bucket", "cut off without a token"): (answer(CUT), "cut off and does not say where it goes on"),
+    ("bucket", "nothing"): (answer("<ListBucketResult/>"), "no subject sub-01; there are none"),
+    ("bucket", "no key"): (relisted(Key=None), "Key Field required"),
+    ("bucket", "no size"): (relisted(Size=None), "Size Field required"),
+    ("bucket", "a size that is none"): (relisted(Size="many"), "Size Input should be a valid integer"),
+    ("bucket", "two of a name"): (relisted("sub-02.zip", Key="anp5v/more/sub-01.zip"), "expected 1 file .*got 2: "),
 }
 
 
-@pytest.mark.parametrize("name", LISTINGS)
-def test_listing_that_is_none(name: str, server: Server, tmp_path: Path) -> None:
-    bad, message = LISTINGS[name]
-    server.set_faults({"anp5v": [bad]})
-    with pytest.raises(InputError, match=message):
-        get(server, tmp_path / "a")
+@pytest.mark.parametrize(("kind", "name"), LISTINGS)
+def test_listing_that_is_none(kind: str, name: str, server: Server, tmp_path: Path) -> None:
+    bad, message = LISTINGS[kind, name]
+    server.set_faults({LISTED_AS[kind]: [bad]})
+    with pytest.raises(InputError, match=f"(?s)^[^\n]*{message}[^\n]*$"):
+        get(server, tmp_path / "a", source=KINDS[kind])
     assert server.sent() == {}
+    assert not (tmp_path / "a").exists()
 
 
-def test_listing_faults_that_pass_and_a_page_that_names_itself(server: Server, published: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_listing_faults_that_pass_and_a_page_that_names_itself(
+    kind: str, server: Server, published: Path, tmp_path: Path
+) -> None:
     passing = [fault("api_status", code=429, retry_after="0"), fault("html"), fault("api_status", code=503)]
-    server.set_faults({"anp5v": passing[:2], "y63gw": passing[2:]})
-    get(server, tmp_path / "a")
+    server.set_faults({LISTED_AS[kind]: passing[:2], "y63gw": passing[2:]})
+    get(server, tmp_path / "a", source=KINDS[kind])
     check(published, tmp_path / "a")
-    server.set_faults({"anp5v": [fault("page_loop", -1)]})
+    server.set_faults({LISTED_AS[kind]: [fault("page_loop", -1)]})
     with pytest.raises(InputError, match="sub-05"):
-        get(server, tmp_path / "a", ["sub-05"])
+        get(server, tmp_path / "a", ["sub-05"], source=KINDS[kind])
+
+
+MEG = [f"P1/preprocessed_P1-epo{part}.fif" for part in ("", "-1", "-2", "-3")]
+
+
+def test_meg_in_parts_each_subject_in_a_folder(server: Server, published: Path, tmp_path: Path) -> None:
+    get(server, tmp_path / "a", "all", source=THINGS_MEG)
+    names = [*MEG, *(name.replace("P1", "P2") for name in MEG)]
+    assert sorted(str(path.relative_to(tmp_path / "a/eeg")) for path in (tmp_path / "a/eeg").rglob("*.*")) == sorted(
+        names
+    )
+    for name in names:
+        assert (tmp_path / "a/eeg" / name).read_bytes() == originals(published)[Path(name).name].read_bytes()
+    assert (tmp_path / "a/image_metadata.npy").read_text() == "trial_type,image_path\n"
+    assert not (tmp_path / "a/images").exists()
+    server.clear_log()
+    get(server, tmp_path / "b", ["P2"], source=THINGS_MEG)
+    assert server.log() == []
+
+
+def test_meg_without_a_part(server: Server, tmp_path: Path) -> None:
+    server.set_faults(
+        {"bucket": [relisted("preprocessed_P2-epo-2.fif", Key="ds004212/derivatives/preprocessed/x.fif")]}
+    )
+    with pytest.raises(InputError, match="P2: expected 4 files such as preprocessed_P2-epo-1.fif, each once, got 3: "):
+        get(server, tmp_path / "a", "all", source=THINGS_MEG)
+    twice = "ds004212/derivatives/preprocessed/old/preprocessed_P2-epo.fif"
+    server.set_faults({"bucket": [relisted("preprocessed_P2-epo-2.fif", Key=twice)]})
+    with pytest.raises(InputError, match="P2: expected 4 files such as .*, each once, got 4: "):
+        get(server, tmp_path / "a", "all", source=THINGS_MEG)
+    assert server.sent() == {}
+    get(server, tmp_path / "a", ["P1"], source=THINGS_MEG)
+    assert len(list((tmp_path / "a/eeg/P1").iterdir())) == 4
+
+
+def test_meg_that_was_stored_in_parts_has_no_hash(
+    server: Server, published: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    name = "preprocessed_P1-epo.fif"
+    drop = fault("drop", -1, at=50_000)
+    server.set_faults({"bucket": [fault("no_hashes", -1)], name: [drop]})
+    with pytest.raises(InputError, match=f"{name}: .*50000 of 100000"):
+        get(server, tmp_path / "a", ["P1"], source=THINGS_MEG)
+    assert f"{name}  (no hash is published: checked by its size alone)" in capfd.readouterr().out
+    server.clear_log()
+    changed = relisted(name, ETag=f'"{"0" * 32}-2"')  # another content of that size: what has come is no part of it
+    server.set_faults({"bucket": [fault("no_hashes", -1), changed]})
+    get(server, tmp_path / "a", ["P1"], source=THINGS_MEG)
+    assert server.sent() == {name: SIZE // 4}
+    assert (tmp_path / "a/eeg" / MEG[0]).read_bytes() == originals(published)[name].read_bytes()
+
+
+def test_a_key_with_signs_that_addresses_have_a_meaning_for(server: Server, published: Path, tmp_path: Path) -> None:
+    get(server, tmp_path / "a", ["sub-77"], source=replace(THINGS_EEG2, eeg=Bucket("two words+/")))
+    check(published, tmp_path / "a", ["sub-77"])
 
 
 def test_only_an_md5(server: Server, published: Path, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ import yaml
 from PIL import Image
 
 from pipeline.data.datasets import SAMPLE
+from pipeline.data.image_table import read_image_table, write_image_table
 from pipeline.data.images import Images
 from pipeline.data.sample import Size, make_raw
 from pipeline.errors import InputError
@@ -41,9 +42,10 @@ NAMES = {"backbone": "synclr_vitb16", "encoder": "aligned", "alignment": "dreams
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
-    """A folder with images/, image_metadata.npy and a small checkpoint."""
+    """A folder with images/, images.csv and a small checkpoint."""
     base = tmp_path_factory.mktemp("embedder")
-    make_raw([], base / "eeg", base / "images", base / "image_metadata.npy", TINY)
+    make_raw([], base / "eeg", base / "images", base / "image_metadata", TINY)
+    write_image_table(base / "images.csv", SAMPLE.read_metadata(base / "image_metadata"))
     make_checkpoint("synclr_vitb16", base, embed_dim=64)
     return base
 
@@ -59,13 +61,13 @@ def parameters(**changes: object) -> Embed:
 
 
 def embed(data: Path, target: Path, images: Path | None = None, load: Load = ALIGNED, **changes: object) -> Path:
-    inputs = images or data / "images", data / "image_metadata.npy", load, data / CHECKPOINT
-    embed_images(SAMPLE, *inputs, target, NAMES, parameters(**changes), torch.device("cpu"))
+    inputs = data / "images.csv", images or data / "images", load, data / CHECKPOINT
+    embed_images(*inputs, target, NAMES, parameters(**changes), torch.device("cpu"))
     return target
 
 
 def ids(data: Path) -> list[str]:
-    return [name for split in SAMPLE.read_metadata(data / "image_metadata.npy").values() for name in split["image_ids"]]
+    return [name for split in read_image_table(data / "images.csv").values() for name in split["image_ids"]]
 
 
 def side_files(cache: Path) -> list[Path]:
@@ -176,7 +178,7 @@ def command(data: Path, tmp_path: Path, target: Path) -> list[str]:
     values = yaml.safe_load(Path("params.yaml").read_text())
     values["embed"] |= {"batch_size": 1, "blocks": [6, "last"], "device": "cpu"}
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(values))
-    paths = [data / "images", data / "image_metadata.npy", data, target]
+    paths = [data / "images", data / "images.csv", data, target]
     return [sys.executable, "-m", "stages.embed", str(tmp_path / "params.yaml"), "aligned", *map(str, paths)]
 
 

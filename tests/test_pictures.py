@@ -133,6 +133,14 @@ def test_channels_lie_where_they_lie_on_a_head():
     assert np.hypot(x, y).max() < 0.095
 
 
+def test_channels_lie_where_the_data_say():
+    angle = np.arange(100)
+    places = np.linspace(0.1, 0.9, 100)[:, None] * np.stack([np.sin(angle), np.cos(angle)], 1)
+    figure = scalp_map([f"MLC{i}" for i in range(100)], {"lost": np.arange(100.0)}, "title", places)
+    np.testing.assert_allclose(figure.axes[0].collections[-1].get_offsets(), 0.095 * places)
+    assert not figure.axes[0].texts and figure.axes[0].get_title() == ""  # so many names would hide the map
+
+
 @pytest.mark.parametrize(
     "names", [["EXG1"], ["O1"], ["O1", "A", "B", "C", "D"], ["Fz", "Cz", "Pz", "Oz"], ["O1", "O2", "Oz"]]
 )

@@ -14,20 +14,15 @@ import numpy as np
 import pytest
 
 from pipeline.data.datasets import THINGS_EEG2
-from pipeline.data.entry import Layout
-from pipeline.eeg.preparation import pick_channels, pick_samples, preprocess
-from pipeline.eeg.recordings import read_split
+from pipeline.data.entry import POSTERIOR, Layout
+from pipeline.data.image_table import write_image_table
+from pipeline.eeg.preparation import pick_channels, pick_samples, prepare_subjects
+from pipeline.eeg.recordings import read_shape, read_split
 from pipeline.errors import InputError
+from pipeline.params import read_params
 from tests.test_things_eeg2 import CH_NAMES, SHAPES, TIMES, make_metadata, make_recording, write_eeg, write_metadata
 
-REFERENCE = {
-    "average_repetitions": True,
-    "channels": "all",
-    "window": [-0.2, 0.79],
-    "normalise": "none",
-    "dtype": "float32",
-    "workers": 2,
-}
+REFERENCE = read_params(Path("params.yaml")).preprocess
 
 
 @pytest.fixture(scope="module")
@@ -39,8 +34,14 @@ def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
         recordings["train"]["preprocessed_eeg_data"][0, 1, 2] = 0  # a channel that was switched off
         recordings["train"]["preprocessed_eeg_data"][1, 1, 2] = -329
         write_eeg(folder / f"{subject}.zip", recordings)
-    write_metadata(folder / "image_metadata.npy", make_metadata())
+    write_images(folder)
     return folder
+
+
+def write_images(folder: Path, metadata: dict | None = None) -> None:
+    """images.csv as the download writes it."""
+    path = write_metadata(folder / "image_metadata.npy", metadata or make_metadata())
+    write_image_table(folder / "images.csv", THINGS_EEG2.read_metadata(path))
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +50,7 @@ def prepared(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(raw: Path, out: Path, **changes: object) -> Path:
-    preprocess(THINGS_EEG2, raw, raw / "image_metadata.npy", out, **(REFERENCE | changes))
+    prepare_subjects(THINGS_EEG2, raw, raw / "images.csv", out, REFERENCE.model_copy(update=changes))
     return out
 
 
@@ -98,9 +99,8 @@ def test_a_neuroscientist_opens_it_without_us(prepared: Path) -> None:
         assert file["times"].attrs["units"] == "s"
         assert "no physical unit" in file["train/eeg"].attrs["units"]
         attributes = dict(file.attrs)
-    assert attributes["window"].tolist() == [-0.2, 0.79]
-    for name in ("average_repetitions", "channels", "normalise", "dtype"):
-        assert attributes[name] == REFERENCE[name]
+    for name in ("average_repetitions", "channels", "window", "baseline", "mvnn", "normalise", "dtype"):
+        assert attributes[name] == getattr(REFERENCE, name)
     assert (attributes["source"], len(attributes["source_sha256"])) == ("sub-01.zip", 64)
     assert attributes["h5py_version"] == h5py.__version__
     assert attributes["numpy_version"] == np.__version__
@@ -156,6 +156,47 @@ def test_trial_normalisation(raw: Path, tmp_path: Path) -> None:
     np.testing.assert_allclose(eeg, by_hand.mean(axis=1), atol=1e-12)
 
 
+def test_half_precision_is_standardised_by_the_training_eeg(raw: Path, prepared: Path, tmp_path: Path) -> None:
+    for unit, folder in ((1, raw), (1e-6, tmp_path / "volts")):  # whitened, or volts, which half precision cannot hold
+        if unit != 1:
+            folder.mkdir()
+            recordings = {split: make_recording(split) for split in SHAPES}
+            for recording in recordings.values():
+                recording["preprocessed_eeg_data"] *= unit
+            write_eeg(folder / "sub-01.zip", recordings)
+            write_images(folder)
+        out = run(folder, tmp_path / f"out {unit}", dtype="float16")
+        train, test = released(folder, "sub-01", "train").mean(axis=1), released(folder, "sub-01", "test")
+        mean, sd = train.mean((0, 2))[:, None], train.std((0, 2))[:, None]
+        for split, expected in (("train", (train - mean) / sd), ("test", (test - mean) / sd)):
+            found = read_split(out / "sub-01.h5", split, average=False)
+            assert read_shape(out / "sub-01.h5", split, average=False) == (expected.shape, np.float16)
+            assert found.eeg.dtype == np.float32
+            np.testing.assert_allclose(found.eeg, expected, rtol=2**-11, atol=2**-14)
+        with h5py.File(out / "sub-01.h5") as file:
+            mean, sd = (file[name][:][:, None] for name in ("mean", "sd"))
+            np.testing.assert_allclose(file["train/eeg"][:] * sd + mean, train, rtol=0, atol=2e-3 * sd.max())
+            assert file.attrs["units"] == "standard deviations of the channel over the training EEG"
+        assert [path.name for path in out.iterdir() if path.stem == "sub-01"] == ["sub-01.h5"]
+
+
+def test_reads_into_an_array_of_the_callers(prepared: Path, tmp_path: Path) -> None:
+    path = prepared / "sub-01.h5"
+    for split, average in (("train", False), ("test", False), ("test", True)):
+        shape, dtype = read_shape(path, split, average)
+        out = np.empty(shape, dtype)
+        recording = read_split(path, split, average, out=out)
+        assert recording.eeg is out and np.array_equal(out, read_split(path, split, average).eeg)
+    with pytest.raises(InputError, match="absent.h5"):
+        read_shape(tmp_path / "absent.h5", "train", average=True)
+
+
+def test_the_posterior_channels_are_those_released() -> None:
+    names = ("Fz", *reversed(POSTERIOR))
+    picks = pick_channels(Layout(names, TIMES), "posterior", Path("sub-01.zip"))
+    assert [names[pick] for pick in picks] == list(POSTERIOR) and len(set(POSTERIOR)) == 17
+
+
 def test_refuses_a_channel_that_is_not_there(raw: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="sub-0[12].zip: has no channel 'Cz' .*it has Pz O1 Oz"):
         run(raw, tmp_path, channels=["Pz", "Cz"])
@@ -189,7 +230,7 @@ def test_leaves_nothing_half_written(tmp_path: Path) -> None:
     recordings = {split: make_recording(split) for split in SHAPES}
     recordings["test"]["preprocessed_eeg_data"][-1, -1, -1, -1] = 1e300
     write_eeg(tmp_path / "raw" / "sub-01.zip", recordings)
-    write_metadata(tmp_path / "raw" / "image_metadata.npy", make_metadata())
+    write_images(tmp_path / "raw")
     with pytest.raises(InputError, match="sub-01.zip: EEG values near condition 0 are too large for float32"):
         run(tmp_path / "raw", tmp_path / "eeg")
     assert not list((tmp_path / "eeg").iterdir())
@@ -237,7 +278,7 @@ def test_memory_does_not_grow_with_the_data(tmp_path: Path) -> None:
     metadata = make_metadata()
     metadata["train_img_files"] = [f"{i}.jpg" for i in range(big[0])]
     metadata["train_img_concepts"] = metadata["train_img_concepts_THINGS"] = ["thing"] * big[0]
-    write_metadata(tmp_path / "raw" / "image_metadata.npy", metadata)
+    write_images(tmp_path / "raw", metadata)
     script = (
         "import resource, sys; from pathlib import Path; from tests.test_preparation import run, peak_mb\n"
         "if __name__ == '__main__':\n"

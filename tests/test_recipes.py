@@ -1,6 +1,6 @@
 """A dataset, an image model and an EEG encoder from outside the library go through all stages as the library's own do.
 
-The dataset is that of test_recipes_dataset (24 lines of code). docs/adding.md shows each recipe, between two marks.
+The dataset is that of test_recipes_dataset (22 lines of code). docs/adding.md shows each recipe, between two marks.
 """
 
 import json
@@ -106,16 +106,16 @@ def test_all_stages_take_entries_from_outside(tmp_path: Path, monkeypatch: pytes
     values = tiny_values()
     params, raw, metrics = tmp_path / "params.yaml", tmp_path / "raw", tmp_path / "metrics"
     params.write_text(yaml.safe_dump(values))
-    images, metadata, eeg, model = raw / "images", raw / "images.csv", tmp_path / "eeg", tmp_path / "model"
+    images, table, eeg, model = raw / "images", raw / "images.csv", tmp_path / "eeg", tmp_path / "model"
     caches = {encoder: tmp_path / f"{encoder}.h5" for encoder in ("unaligned", "aligned")}
     names = ("per_subject", "top_k", "n_way", "repetitions", "time_course", "channels")
     tables = [metrics / f"{name}.csv" for name in names]
 
-    download.main(params, raw / "eeg", images, metadata)
+    download.main(params, raw / "eeg", images, raw / "metadata", table)
     weights.main(params, tmp_path / "weights")
-    preprocess.main(params, raw / "eeg", metadata, eeg)
+    preprocess.main(params, raw / "eeg", table, eeg)
     for encoder, cache in caches.items():
-        embed.main(params, encoder, images, metadata, tmp_path / "weights", cache)
+        embed.main(params, encoder, images, table, tmp_path / "weights", cache)
     health.main(*caches.values(), metrics / "embeddings.json")
     train.main(params, eeg, caches["unaligned"], model)
     found = metrics / "evaluation.json", tmp_path / "evaluation.h5"
@@ -134,7 +134,7 @@ def test_all_stages_take_entries_from_outside(tmp_path: Path, monkeypatch: pytes
         train.main(params, eeg, caches["aligned"], tmp_path / "aligned")
     params.write_text(yaml.safe_dump(values | {"encoder": "aligned"}))
     with pytest.raises(InputError, match="of tiny-vit there is only the unaligned encoder"):
-        download.main(params, raw / "eeg", images, metadata)
+        download.main(params, raw / "eeg", images, raw / "metadata", table)
 
 
 def test_an_alignment_from_outside_is_embedded_beside_the_plain_model(
@@ -143,14 +143,14 @@ def test_an_alignment_from_outside_is_embedded_beside_the_plain_model(
     monkeypatch.setitem(DATASETS, "tiny", replace(TINY, synthetic=True))
     monkeypatch.setitem(IMAGE_MODELS, "tiny-vit", TINY_VIT_ALIGNED)
     monkeypatch.setitem(EEG_ENCODERS, "linear", Linear)
-    params, images, metadata = tmp_path / "params.yaml", tmp_path / "images", tmp_path / "images.csv"
+    params, images, table = tmp_path / "params.yaml", tmp_path / "images", tmp_path / "images.csv"
     params.write_text(yaml.safe_dump(tiny_values() | {"alignment": "linear"}))
-    download.main(params, tmp_path / "eeg", images, metadata)
+    download.main(params, tmp_path / "eeg", images, tmp_path / "metadata", table)
     weights.main(params, tmp_path / "weights")
     values = {}
     for encoder in ("unaligned", "aligned"):
         cache = tmp_path / f"{encoder}.h5"
-        embed.main(params, encoder, images, metadata, tmp_path / "weights", cache)
+        embed.main(params, encoder, images, table, tmp_path / "weights", cache)
         values[encoder] = read_embeddings(cache, "last").values
     matrix = torch.eye(192)[:, ::2].numpy()
     np.testing.assert_allclose(values["aligned"], values["unaligned"] @ matrix, rtol=0, atol=1e-3)

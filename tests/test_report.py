@@ -22,7 +22,7 @@ from pipeline.analysis.comparison import compare
 from pipeline.analysis.evaluation import tabulate
 from pipeline.analysis.scoring import Axes, Outcome
 from pipeline.analysis.similarities import Scored, Similarities, read_similarities, write_similarities
-from pipeline.data.datasets import THINGS_EEG2
+from pipeline.data.datasets import DATASETS, THINGS_EEG2
 from pipeline.data.published import Published
 from pipeline.decoding.retrieval import score_queries
 from pipeline.files import sha256
@@ -82,6 +82,7 @@ def evaluate(
     about |= {"protocol": "pooled", "selected_on": "validation"} | made_with
     summary, tables = tabulate(outcomes, axes, about, PARAMETERS, 42)
     folder.mkdir()
+    summary["caveats"] = list(DATASETS[about["dataset"]].caveats)
     (folder / "evaluation.json").write_text(json.dumps(summary))
     settings = {"settings": {"train": {"epochs": 3, "eeg_encoder": HOSTILE}}}
     everything = Similarities(ids, concept, concept, [outcome.scored for outcome in outcomes], about | settings)
@@ -141,7 +142,6 @@ def report_without_pictures(
         comparison=comparison,
         settings={},
         pictures=[],
-        caveats=["A caveat of the data."],
         published=published,
         may_share_images=True,
         shows_images=True,
@@ -374,6 +374,8 @@ def test_images_of_things_need_to_be_asked_for(tmp_path):
 
 def test_caveats_and_published_figures_are_those_it_is_given(tmp_path):
     evaluate(tmp_path / "run", subjects=1)
+    path = tmp_path / "run/evaluation.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"caveats": ["A caveat of the data."]}))
     page = words(report_without_pictures(tmp_path / "run"))
     assert "A caveat of the data." in page and "Published figures" not in page
     tasks = ("One task", "Another", "One task")

@@ -12,9 +12,10 @@ import pytest
 import yaml
 
 from pipeline.data.datasets import SAMPLE
+from pipeline.data.image_table import write_image_table
 from pipeline.data.sample import Size, make_raw
 from pipeline.decoding.runs import Run, plan, seeds_of, train_all
-from pipeline.eeg.preparation import preprocess
+from pipeline.eeg.preparation import prepare_subjects
 from pipeline.errors import InputError
 from pipeline.images.embeddings import write_embeddings
 from pipeline.params import read_params
@@ -29,18 +30,11 @@ def data(tmp_path_factory) -> Path:
     """A folder with eeg/ of two subjects and embeddings.h5 of random vectors."""
     base = tmp_path_factory.mktemp("runs")
     make_raw("all", base / "raw", base / "images", base / "image_metadata.npy", TINY)
-    options = {"average_repetitions": True, "channels": ["O1", "Oz", "O2"], "window": [-0.2, 0.79]}
-    preprocess(
-        SAMPLE,
-        base / "raw",
-        base / "image_metadata.npy",
-        base / "eeg",
-        **options,
-        normalise="none",
-        dtype="float32",
-        workers=1,
-    )
     images = SAMPLE.read_metadata(base / "image_metadata.npy")
+    write_image_table(base / "images.csv", images)
+    changes = {"channels": ["O1", "Oz", "O2"], "workers": 1}
+    parameters = read_params(Path("params.yaml")).preprocess.model_copy(update=changes)
+    prepare_subjects(SAMPLE, base / "raw", base / "images.csv", base / "eeg", parameters)
     ids = np.array([image_id for split in images.values() for image_id in split["image_ids"]], dtype=object)
     values = np.random.default_rng(0).standard_normal((len(ids), 20)).astype(np.float32)
     write_embeddings(base / "embeddings.h5", ids, [("last", values, {})], {})

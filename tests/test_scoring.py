@@ -33,9 +33,9 @@ def scene() -> Scene:
     torch.manual_seed(0)
     rng = np.random.default_rng(0)
     ids = np.array([f"test_images/{i:05}/{i}.jpg" for i in range(12)], dtype=object)
-    axes = (("O1", "O2", "Oz"), np.arange(70) / 100, 100.0)
+    axes = (("O1", "O2", "Oz"), None, np.arange(70) / 100, 100.0)
     recordings = [
-        Recording(subject, *axes, rng.standard_normal((12, 4, 3, 70)).astype(np.float32), ids, ids, ids)
+        Recording(subject, *axes, (), rng.standard_normal((12, 4, 3, 70)).astype(np.float32), ids, ids, ids)
         for subject in SUBJECTS
     ]
     embeddings = Embeddings(rng.standard_normal((12, 6)).astype(np.float32), ids)

@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from pipeline.data.datasets import SAMPLE
+from pipeline.data.image_table import write_image_table
 from pipeline.data.sample import Size, make_raw
 from pipeline.images.dreamsim_stand_in import make_checkpoint
 from tests.osf_server import serve
@@ -236,25 +238,26 @@ def without_an_image(project: Project, tmp_path: Path) -> list[str]:
         for name in [name for name in old.namelist() if not name.endswith("/")][1:]:
             new.writestr(name, old.read(name))
     out = tmp_path / "unaligned.h5"
-    return ["embed", "unaligned", str(tmp_path / "images"), "data/raw/image_metadata.npy", "data/weights", str(out)]
+    return ["embed", "unaligned", str(tmp_path / "images"), "data/raw/images.csv", "data/weights", str(out)]
 
 
 def truncated(project: Project, tmp_path: Path) -> list[str]:
     (tmp_path / "eeg").mkdir()
     whole = (project.folder / "data/raw/eeg/sub-01.zip").read_bytes()
     (tmp_path / "eeg/sub-01.zip").write_bytes(whole[: len(whole) // 2])
-    return ["preprocess", str(tmp_path / "eeg"), "data/raw/image_metadata.npy", str(tmp_path / "out")]
+    return ["preprocess", str(tmp_path / "eeg"), "data/raw/images.csv", str(tmp_path / "out")]
 
 
 def metadata_of_others(project: Project, tmp_path: Path) -> list[str]:
     other = Size(train_concepts=11, images_per_concept=2, test_concepts=6, train_repetitions=2, test_repetitions=3)
-    make_raw([], tmp_path / "eeg", tmp_path / "images", tmp_path / "image_metadata.npy", other)
-    return ["preprocess", "data/raw/eeg", str(tmp_path / "image_metadata.npy"), str(tmp_path / "out")]
+    make_raw([], tmp_path / "eeg", tmp_path / "images", tmp_path / "image_metadata", other)
+    write_image_table(tmp_path / "images.csv", SAMPLE.read_metadata(tmp_path / "image_metadata"))
+    return ["preprocess", "data/raw/eeg", str(tmp_path / "images.csv"), str(tmp_path / "out")]
 
 
 def other_subject(project: Project, tmp_path: Path) -> list[str]:
     project.set(dataset="sample", subjects=["sub-77"])
-    return ["download", *(str(tmp_path / name) for name in ("eeg", "images", "image_metadata.npy"))]
+    return ["download", *(str(tmp_path / name) for name in ("eeg", "images", "image_metadata", "images.csv"))]
 
 
 def misspelt_key(project: Project, tmp_path: Path) -> list[str]:

@@ -6,17 +6,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
-from PIL import Image
 
-from pipeline.data.images import decode_image
-from pipeline.data.things_eeg2 import open_eeg, open_images, read_metadata, subject_of
+from pipeline.data.things_eeg2 import open_eeg, read_metadata, subject_of
 from pipeline.errors import InputError
+from pipeline.params import read_params
 from tests.fuzz import saved, zip_bytes
 
 CH_NAMES = ["Pz", "O1", "Oz"]
 TIMES = np.round(np.arange(-20, 80) * 0.01, 2)
 SHAPES = {"train": (60, 4, 3, 100), "test": (8, 5, 3, 100)}  # the training array is streamed, and so is the test array
+IMAGES = {split: pd.DataFrame(index=range(shape[0])) for split, shape in SHAPES.items()}
+AS_PUBLISHED = read_params(Path("params.yaml")).preprocess
 MEMBERS = {"train": "sub-01/preprocessed_eeg_training.npy", "test": "sub-01/preprocessed_eeg_test.npy"}
 
 
@@ -51,7 +53,7 @@ def write_metadata(path: Path, metadata: dict) -> Path:
 
 def read(path: Path, split: str) -> np.ndarray:
     """All blocks together."""
-    with open_eeg(path, {name: shape[0] for name, shape in SHAPES.items()}) as raw:
+    with open_eeg(path, IMAGES, AS_PUBLISHED) as raw:
         return np.concatenate(list(raw.blocks[split]))
 
 
@@ -59,7 +61,7 @@ def read(path: Path, split: str) -> np.ndarray:
 def test_reads_the_eeg_as_numpy_does(protocol: int | None, tmp_path: Path) -> None:
     recordings = {split: make_recording(split) for split in SHAPES}
     path = write_eeg(tmp_path / "sub-01.zip", recordings, protocol)
-    with open_eeg(path, {name: shape[0] for name, shape in SHAPES.items()}) as raw:
+    with open_eeg(path, IMAGES, AS_PUBLISHED) as raw:
         layout = raw.layout
     assert layout.ch_names == tuple(CH_NAMES)
     assert np.array_equal(layout.times, TIMES)
@@ -185,48 +187,11 @@ def test_refuses_absent_metadata(tmp_path: Path) -> None:
         read_metadata(tmp_path / "absent.npy")
 
 
-def encode(image: Image.Image, kind: str) -> bytes:
-    file = io.BytesIO()
-    image.save(file, kind)
-    return file.getvalue()
-
-
-def test_names_the_first_missing_image(tmp_path: Path) -> None:
-    path = tmp_path / "test_images.zip"
-    path.write_bytes(zip_bytes({"test_images/a/1.jpg": b"", "test_images/b/2.jpg": b""}, zipfile.ZIP_STORED))
-    with open_images(tmp_path, ["test_images/b/2.jpg", "test_images/a/1.jpg"]) as images:
-        assert images.fingerprint("test_images/b/2.jpg") == ("test_images/b/2.jpg", 0, 0)
+@pytest.mark.parametrize(("key", "value"), [("sfreq", 250.0), ("baseline", [-0.2, 0.0]), ("mvnn", "epochs")])
+def test_refuses_what_only_raw_recordings_allow(key: str, value: object, tmp_path: Path) -> None:
+    path = write_eeg(tmp_path / "sub-01.zip", {split: make_recording(split) for split in SHAPES})
     with (
-        pytest.raises(InputError, match="images.zip: 2 of 3 images are missing, the first is test_images/c/3.jpg"),
-        open_images(tmp_path, ["test_images/a/1.jpg", "test_images/c/3.jpg", "test_images/d/4.jpg"]),
+        pytest.raises(InputError, match=f"preprocess.{key} is .*only raw recordings .* published prepared"),
+        open_eeg(path, IMAGES, AS_PUBLISHED.model_copy(update={key: value})),
     ):
         pass
-
-
-@pytest.mark.parametrize(
-    ("mode", "kind"), [("RGB", "JPEG"), ("L", "JPEG"), ("CMYK", "JPEG"), ("P", "PNG"), ("RGBA", "PNG")]
-)
-def test_decodes_as_pil_does(mode: str, kind: str) -> None:
-    data = encode(Image.effect_noise((40, 30), 80).convert(mode), kind)
-    image = decode_image(data, "a.jpg")
-    assert image.mode == "RGB"
-    assert np.array_equal(image, Image.open(io.BytesIO(data)).convert("RGB"))
-
-
-@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
-def test_refuses_what_is_no_picture() -> None:
-    picture = encode(Image.effect_noise((40, 30), 80), "JPEG")
-    postscript = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n"
-    wide = encode(Image.new("1", (9500, 9500)), "PNG")  # PIL warns
-    wider = encode(Image.new("1", (14000, 14000)), "PNG")  # PIL refuses
-    for data, message in [
-        (b"", "cannot be decoded"),
-        (b"<html>Sign in</html>", "cannot be decoded"),
-        (picture[: len(picture) // 2], "cannot be decoded"),
-        (encode(Image.new("RGB", (4, 4)), "GIF"), "cannot be decoded"),
-        (postscript, "cannot be decoded"),
-        (wide, "9500 x 9500 pixels, more than"),
-        (wider, "far too many pixels"),
-    ]:
-        with pytest.raises(InputError, match=f"training_images/a/b.jpg: .*{message}"):
-            decode_image(data, "training_images/a/b.jpg")

@@ -151,7 +151,7 @@ def _time_course(kept: list[Outcome], resamples: Resamples, axes: Axes, paramete
 
 
 def _channels(kept: list[Outcome], resamples: Resamples, axes: Axes) -> pd.DataFrame:
-    """What is lost without each channel: all columns are positive where the channel helps."""
+    """What is lost without each channel, positive where it helps; and x, y on the head where no name tells them."""
 
     def lost(measure: Callable[[Queries], np.ndarray]) -> list[np.ndarray]:
         return [measure(one.whole) - measure(one.channels) for one in kept]  # (N,) - (C, N)
@@ -162,7 +162,10 @@ def _channels(kept: list[Outcome], resamples: Resamples, axes: Axes) -> pd.DataF
         "matched_cosine_drop": lost(lambda queries: queries["matched_cosine"]),
     }
     curves = [_curve(name, kept, resamples, values) for name, values in losses.items()]
-    return pd.concat([pd.DataFrame({"ch_name": axes.ch_names}), *curves], axis=1)
+    about = pd.DataFrame({"ch_name": axes.ch_names})
+    if axes.places is not None:
+        about["x"], about["y"] = axes.places.T
+    return pd.concat([about, *curves], axis=1)
 
 
 def _curve(name: str, kept: list[Outcome], resamples: Resamples, values: list[np.ndarray]) -> pd.DataFrame:

@@ -31,6 +31,8 @@ class Axes:
     times: np.ndarray  # (T,), s
     n_repetitions: int
     windows: list[slice]  # of samples
+    places: np.ndarray | None = None  # (C, 2), see `Recording`
+    caveats: tuple[str, ...] = ()  # on how the EEG was prepared
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,8 @@ def _axes(recording: Recording, parameters: Evaluate) -> Axes:
         concept=recording.concept_in_split,
         things_concept=recording.things_concept,
         ch_names=recording.ch_names,
+        places=recording.places,
+        caveats=recording.caveats,
         times=recording.times,
         n_repetitions=recording.eeg.shape[1],
         windows=windows(n_times, width, step),

@@ -2,23 +2,15 @@
 
 from dataclasses import replace
 
-from pipeline.data import sample, things_eeg2
+from pipeline.data import sample, sources, things_eeg2, things_eeg2_raw, things_meg
 from pipeline.data.entry import Dataset
 from pipeline.data.published import ON_THINGS_EEG2
-from pipeline.data.sources import Osf
 
 THINGS_EEG2 = Dataset(
-    source=Osf(
-        eeg_node="anp5v",
-        subject_file=r"(sub-\d+)\.zip",
-        images_node="y63gw",
-        image_files=("training_images.zip", "test_images.zip"),
-        metadata_file="image_metadata.npy",
-    ),
+    source=sources.THINGS_EEG2,
     find_subjects=things_eeg2.find_subjects,
     read_metadata=things_eeg2.read_metadata,
     open_eeg=things_eeg2.open_eeg,
-    open_images=things_eeg2.open_images,
     units="as released: whitened (multivariate noise normalisation), no physical unit",
     caveats=(
         "The release was whitened with a covariance of training and test EEG together: everybody who uses it shares "
@@ -30,4 +22,27 @@ THINGS_EEG2 = Dataset(
 # In the published layout, so that all that reads the published data reads it too.
 SAMPLE = replace(THINGS_EEG2, source=sample.make_raw, caveats=(), may_share_images=True, synthetic=True)
 
-DATASETS: dict[str, Dataset] = {"sample": SAMPLE, "things-eeg2": THINGS_EEG2}
+# As recorded, so that channels, rate, window and noise normalisation can be chosen; the same images.
+THINGS_EEG2_RAW = replace(
+    THINGS_EEG2,
+    source=sources.THINGS_EEG2_RAW,
+    open_eeg=things_eeg2_raw.open_eeg,
+    units="V; no physical unit where multivariate noise normalisation was applied (mvnn)",
+    caveats=(),
+)
+
+THINGS_MEG = Dataset(
+    source=sources.THINGS_MEG,
+    find_subjects=things_meg.find_subjects,
+    read_metadata=things_meg.read_metadata,
+    open_eeg=things_meg.open_eeg,
+    units=things_meg.UNITS,
+    caveats=things_meg.CAVEATS,
+)
+
+DATASETS: dict[str, Dataset] = {
+    "sample": SAMPLE,
+    "things-eeg2": THINGS_EEG2,
+    "things-eeg2-raw": THINGS_EEG2_RAW,
+    "things-meg": THINGS_MEG,
+}

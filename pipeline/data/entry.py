@@ -3,29 +3,35 @@
 Axes: N conditions (images), R repetitions, C channels, T samples.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import pandas as pd
 
-from pipeline.data.images import Images
+from pipeline.data.image_table import Split
 from pipeline.data.published import Published
-from pipeline.data.sources import Make, Osf
+from pipeline.data.sources import Make, PublishedFiles
+from pipeline.errors import InputError
+from pipeline.sections import Preprocess
 
-Split = Literal["train", "test"]
-SPLITS: tuple[Split, ...] = ("train", "test")
+# The channels that THINGS-EEG2 released, in its order: `preprocess.channels: posterior`.
+POSTERIOR = ("Pz", "P3", "P7", "O1", "Oz", "O2", "P4", "P8", "P1", "P5", "PO7", "PO3", "POz", "PO4", "PO8", "P6", "P2")
 
 
 @dataclass(frozen=True)
 class Layout:
-    """What both splits of a recording share: C channel names and T times in seconds from stimulus onset, float64."""
+    """What both splits of a recording share: C channel names and T times in seconds from stimulus onset, float64.
+
+    `places` (C, 2) are the sensors on the head seen from above, nose up, the rim at 1; None where the names tell them
+    (the 10-05 system).
+    """
 
     ch_names: tuple[str, ...]
     times: np.ndarray
+    places: np.ndarray | None = None
 
     @property
     def step(self) -> float:
@@ -44,6 +50,7 @@ class RawEeg:
 
     layout: Layout
     blocks: Mapping[Split, Iterator[np.ndarray]]
+    caveats: tuple[str, ...] = ()  # sentences for every report, on how these recordings were read
 
 
 @dataclass(frozen=True)
@@ -53,17 +60,32 @@ class Dataset:
     `find_subjects(folder)`: the file of each subject in the folder of raw EEG, {} where there is none.
     `read_metadata(path)`: a table a split, one row an image in the order of the EEG conditions; columns `image_ids`
     (unique over both splits), `concept` (may be numbered within the split) and `things_concept` (compares across them).
-    `open_eeg(file, n_conditions)`: a subject's EEG, which must have that many conditions in each split.
-    `open_images(folder, image_ids)`: these images, each of which must be there.
+    An image id is a path whose first folder is the name of a zip among the images: `a/b.jpg` lies in `a.zip`.
+    `open_eeg(file, images, preprocess)`: a subject's EEG; its conditions are the rows of `images`, what `read_metadata`
+    gave. Of `preprocess` it takes what must be done while the recordings are read (`sfreq`, `baseline`, `mvnn`), and
+    refuses what these data do not allow; `require_as_published` refuses all of it.
     """
 
-    source: Osf | Make
+    source: PublishedFiles | Make
     find_subjects: Callable[[Path], dict[str, Path]]
     read_metadata: Callable[[Path], dict[Split, pd.DataFrame]]
-    open_eeg: Callable[[Path, Mapping[Split, int]], AbstractContextManager[RawEeg]]
-    open_images: Callable[[Path, Sequence[str]], AbstractContextManager[Images]]
+    open_eeg: Callable[[Path, Mapping[Split, pd.DataFrame], Preprocess], AbstractContextManager[RawEeg]]
     units: str  # of the EEG as released, in words
     caveats: tuple[str, ...] = ()  # sentences for every report
     may_share_images: bool = False  # whether a page that holds them may be passed on
     synthetic: bool = False
     published: tuple[Published, ...] = ()  # figures on it, in the order in which they are shown
+
+
+def require_as_published(preprocess: Preprocess, prepared_as: str) -> None:
+    """InputError where `preprocess` asks for what can only be done to raw recordings; `prepared_as` says what was done.
+
+    Of data that were published as epochs.
+    """
+    for key, as_published in (("sfreq", "published"), ("baseline", "none"), ("mvnn", "none")):
+        value = getattr(preprocess, key)
+        if value != as_published:
+            raise InputError(
+                f"preprocess.{key} is {value}: only raw recordings (dataset: things-eeg2-raw) allow that, and these "
+                f"data were published prepared ({prepared_as}); set it to {as_published}"
+            )

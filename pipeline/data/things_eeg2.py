@@ -9,18 +9,19 @@ import math
 import re
 import zipfile
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from pipeline.data.archives import open_member, open_zip, read_member
-from pipeline.data.entry import SPLITS, Layout, RawEeg, Split
-from pipeline.data.images import Images
+from pipeline.data.archives import open_member, open_zip
+from pipeline.data.entry import Layout, RawEeg, require_as_published
+from pipeline.data.image_table import SPLITS, Split
 from pipeline.data.pickles import Fields, Streamed, read_npy, stream_npy
 from pipeline.errors import InputError
+from pipeline.sections import Preprocess
 
 IMAGE_FOLDERS = {"train": "training_images", "test": "test_images"}
 EEG_FILES = {"train": "preprocessed_eeg_training.npy", "test": "preprocessed_eeg_test.npy"}
@@ -28,7 +29,6 @@ EEG_KEY = "preprocessed_eeg_data"
 
 LARGEST_EEG = 4 << 30  # bytes of one EEG file, about four times the largest published
 LARGEST_TEST_EEG = 1 << 30  # bytes of the test EEG, which is kept in memory; the published one has 218 MB
-LARGEST_IMAGE = 64 << 20  # bytes of one image file; the published ones have about 100 kB
 BLOCK_ROWS = 256  # conditions in one piece of an array that had to be read whole
 
 
@@ -95,19 +95,20 @@ def find_subjects(folder: Path) -> dict[str, Path]:
 
 
 @contextmanager
-def open_eeg(path: Path, n_conditions: Mapping[Split, int]) -> Iterator[RawEeg]:
+def open_eeg(path: Path, images: Mapping[Split, pd.DataFrame], preprocess: Preprocess) -> Iterator[RawEeg]:
     """The EEG of one subject, see `RawEeg`; members of the archive other than its two EEG files are never read.
 
     Channel names and times come after the values in a file, so that the test file, the smaller one, is read first and
     kept at its stored precision (218 MB at full size) until its blocks are asked for. The training EEG is never whole
     in memory (about 8 MiB are), unless it was saved in Fortran order or as pickle protocol 2 or 5.
     """
+    require_as_published(preprocess, "epochs at 100 Hz, baseline and noise normalisation applied")
     subject = subject_of(path)
     with open_zip(path, LARGEST_EEG) as archive:
         layout, shape, dtype, test = _read_test(archive, subject)
         where = _where(archive, subject, "test")
-        _check_eeg(shape, dtype, n_conditions["test"], layout, where)
-        train = _train_blocks(archive, subject, n_conditions["train"], layout)
+        _check_eeg(shape, dtype, len(images["test"]), layout, where)
+        train = _train_blocks(archive, subject, len(images["train"]), layout)
         yield RawEeg(layout, {"train": train, "test": _finite(test, where)})
 
 
@@ -204,33 +205,3 @@ def _read_layout(fields: Fields, where: str) -> Layout:
     if not np.isfinite(times).all() or steps.min() <= 0 or np.ptp(steps) > 0.01 * steps.mean():
         raise InputError(f"{where}: the times are not evenly spaced and rising")
     return Layout(tuple(ch_names), times)
-
-
-@contextmanager
-def open_images(folder: Path, image_ids: Sequence[str]) -> Iterator[Images]:
-    """The images in the archives that these ids name; InputError names the first that is missing."""
-    with ExitStack() as stack:
-        archive_of: dict[str, zipfile.ZipFile] = {}
-        for name in sorted({image_id.split("/")[0] for image_id in image_ids}):
-            own = [image_id for image_id in image_ids if image_id.split("/")[0] == name]
-            archive = stack.enter_context(_open_image_zip(folder / f"{name}.zip", own))
-            archive_of |= dict.fromkeys(own, archive)
-
-        def fingerprint(image_id: str) -> tuple[str, int, int]:
-            member = archive_of[image_id].getinfo(image_id)
-            return member.filename, member.file_size, member.CRC  # compared when the image is read
-
-        yield Images(lambda image_id: read_member(archive_of[image_id], image_id), fingerprint)
-
-
-def _open_image_zip(path: Path, image_ids: Sequence[str]) -> zipfile.ZipFile:
-    archive = open_zip(path, LARGEST_IMAGE)
-    held = set(archive.namelist())
-    missing = [image_id for image_id in image_ids if image_id not in held]
-    if missing:
-        archive.close()
-        raise InputError(
-            f"{path}: {len(missing)} of {len(image_ids)} images are missing, the first is {missing[0]}; "
-            "delete the archive and download it again"
-        )
-    return archive

@@ -21,7 +21,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from pipeline.decoding.model import ContrastiveModel, ModelSizes
 from pipeline.decoding.retrieval import rank_of_match, score_queries, symmetric_cross_entropy
-from pipeline.eeg.recordings import read_split
+from pipeline.eeg.recordings import read_shape, read_split
 from pipeline.errors import InputError
 from pipeline.files import replacing
 from pipeline.images.embeddings import Embeddings
@@ -35,7 +35,7 @@ EXPLODED = 10  # times the loss of chance
 
 @dataclass(frozen=True)
 class Samples:
-    """EEG (M, C, T), and of each sample the row of its image in the embeddings, its subject and its THINGS concept."""
+    """EEG (M, C, T) float32 or float16; of each sample the row of its image's embedding, subject, THINGS concept."""
 
     eeg: Tensor
     target: Tensor
@@ -87,20 +87,26 @@ def read_samples(paths: Sequence[Path], split: Literal["train", "test"], embeddi
     """One split of these subjects, joined to the embeddings on image ids.
 
     Where the training repetitions were kept, each is a sample; those of the test are averaged. The EEG is in memory
-    only once.
+    only once, and training EEG that is stored in half precision stays in it.
     """
-    recordings = [read_split(path, split, average=split == "test") for path in paths]
+    average = split == "test"
+    shapes, dtypes = zip(*(read_shape(path, split, average) for path in paths), strict=True)
+    if len({shape[-2:] for shape in shapes}) != 1:
+        raise InputError(f"{paths[0].parent}: the subjects' channels or times differ; run the preprocess stage again")
+    size = [math.prod(shape[:-2]) for shape in shapes]
+    half = split == "train" and all(dtype == np.float16 for dtype in dtypes)
+    eeg = torch.empty(sum(size), *shapes[0][-2:], dtype=torch.float16 if half else torch.float32)
+    recordings = [
+        read_split(path, split, average, out=part.view(shape).numpy())
+        for path, shape, part in zip(paths, shapes, eeg.split(size), strict=True)
+    ]
     if len({(recording.ch_names, len(recording.times)) for recording in recordings}) != 1:
         raise InputError(f"{paths[0].parent}: the subjects' channels or times differ; run the preprocess stage again")
-    n = [recording.eeg.shape[1] if recording.eeg.ndim == 4 else 1 for recording in recordings]  # repetitions
-    size = [len(recording.eeg) * r for recording, r in zip(recordings, n, strict=True)]
+    n = [shape[1] if len(shape) == 4 else 1 for shape in shapes]  # repetitions
     subject = np.repeat([recording.subject for recording in recordings], size)
     target = [embeddings.rows(recording.image_ids).repeat(r) for recording, r in zip(recordings, n, strict=True)]
     things_concept = [recording.things_concept.repeat(r) for recording, r in zip(recordings, n, strict=True)]
-    sfreq, shape = recordings[0].sfreq, recordings[0].eeg.shape[-2:]
-    eeg = torch.empty(sum(size), *shape)
-    for part in eeg.split(size):
-        part.copy_(torch.from_numpy(recordings.pop(0).eeg).reshape(-1, *shape))
+    sfreq = recordings[0].sfreq
     return Samples(eeg, torch.from_numpy(np.concatenate(target)), subject, np.concatenate(things_concept), sfreq)
 
 
@@ -160,7 +166,7 @@ def train(
         state = _restore(torch.load(resume, map_location=device, weights_only=True), parts, shuffle)
         for _ in state["history"]:
             progress()
-    probe = eeg[trained_on[:PROBED]], embeddings[target[trained_on[:PROBED]]]
+    probe = eeg[trained_on[:PROBED]].float(), embeddings[target[trained_on[:PROBED]]]
     galleries = [] if selection is None else make_galleries(selection.subject, selection.things_concept)
     while len(state["history"]) < parameters.epochs:
         epoch = len(state["history"]) + 1
@@ -237,7 +243,7 @@ def _train_epoch(
     for rows in batches:
         if len(rows) < 2:  # a last batch of one has no other to differ from, and no variance
             continue
-        responses = eeg.index_select(0, rows)  # copies rows whole, twice as fast as eeg[rows]
+        responses = eeg.index_select(0, rows).float()  # copies rows whole, twice as fast as eeg[rows]
         images = embeddings.index_select(0, target[rows])
         with torch.autocast(eeg.device.type, torch.bfloat16, enabled=parameters.precision == "bfloat16"):
             eeg_side, image_side = model.embed_eeg(responses), model.embed_image(images)
@@ -256,7 +262,8 @@ def _train_epoch(
 def project(model: ContrastiveModel, eeg: Tensor, embeddings: Tensor) -> tuple[Tensor, Tensor]:
     """EEG (M, C, T) and embeddings (M, D) as unit vectors (M, P), in evaluation mode and in bounded memory."""
     model.eval()
-    return torch.cat([model.embed_eeg(part) for part in eeg.split(EVALUATION_BATCH)]), model.embed_image(embeddings)
+    eeg_side = torch.cat([model.embed_eeg(part.float()) for part in eeg.split(EVALUATION_BATCH)])
+    return eeg_side, model.embed_image(embeddings)
 
 
 def spread(model: ContrastiveModel, eeg: Tensor, embeddings: Tensor) -> float:

@@ -1,8 +1,11 @@
 """EEG prepared for training: one HDF5 file a subject, written from the raw files in bounded memory.
 
-    /                  attributes: subject, sfreq, units, the parameters of `preprocess`, the source's hash, versions
+    /                  attributes: subject, sfreq, units, caveats, the parameters of `preprocess`, the source's hash,
+                       versions
     /ch_names (C,)     channel names, in the order of the channel axis
     /times (T,)        seconds from stimulus onset
+    /places (C, 2)     sensors on the head seen from above, nose up, rim at 1; where the names do not tell them
+    /mean, /sd (C,)    what a channel was standardised by, where it was
     /train/eeg         (N, C, T) averaged over repetitions, or (N, R, C, T)
     /test/eeg          (N, R, C, T)
     /<split>/image_ids, concept, things_concept (N,)   the image seen in each condition
@@ -10,13 +13,16 @@
 Every axis of `eeg` is labelled; `image_ids`, `ch_names` and `times` are its HDF5 dimension scales. The same input gives
 the same bytes. `normalise: trial` is the paper's (x - mean(x)) / ||x|| over time, as in its public code
 (https://github.com/NonaRjb/AlignVis): ||x|| is the norm before the mean is taken off. Ours differs where x is zero
-throughout, which there gives NaN and here stays zero.
+throughout, which there gives NaN and here stays zero. `dtype: float16` standardises each channel first, by the mean and
+standard deviation of the subject's training EEG as it is written, so that any unit fits into half precision.
 """
 
-from collections.abc import Iterator, Sequence
+import hashlib
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass
+from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
@@ -27,36 +33,17 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from pipeline.data.entry import SPLITS, Dataset, Layout, Split
+from pipeline.data.entry import POSTERIOR, Dataset, Layout
+from pipeline.data.image_table import SPLITS, Split, read_image_table
 from pipeline.errors import InputError
 from pipeline.files import replacing, sha256
+from pipeline.sections import Preprocess
 
 UNITS_OF_TRIAL = "share of the norm of the released trace, no physical unit"
+UNITS_OF_FLOAT16 = "standard deviations of the channel over the training EEG"
 
 
-@dataclass(frozen=True)
-class _Settings:
-    average_repetitions: bool
-    channels: list[str] | Literal["all"]
-    window: list[float]
-    normalise: Literal["none", "trial"]
-    dtype: Literal["float32", "float64"]
-    metadata_sha256: str
-
-
-def preprocess(
-    dataset: Dataset,
-    eeg_dir: Path,
-    metadata: Path,
-    out_dir: Path,
-    *,
-    average_repetitions: bool,
-    channels: Sequence[str] | Literal["all"],
-    window: Sequence[float],
-    normalise: Literal["none", "trial"],
-    dtype: Literal["float32", "float64"],
-    workers: int,
-) -> None:
+def prepare_subjects(dataset: Dataset, eeg_dir: Path, image_table: Path, out_dir: Path, parameters: Preprocess) -> None:
     """Write `out_dir/<subject>.h5` for every subject in `eeg_dir`, `workers` of them side by side in own processes.
 
     The training EEG is averaged over repetitions if `average_repetitions`, the test EEG never. `channels` are taken by
@@ -69,14 +56,12 @@ def preprocess(
     subjects = dataset.find_subjects(eeg_dir)
     if not subjects:
         raise InputError(f"{eeg_dir}: holds no subject's EEG; run the download")
-    images = dataset.read_metadata(metadata)
-    names = channels if channels == "all" else list(channels)
-    settings = _Settings(average_repetitions, names, list(window), normalise, dtype, sha256(metadata))
+    images = read_image_table(image_table)
     # Not forked: the caller may have threads, and a forked copy of them can hang.
-    with ProcessPoolExecutor(min(workers, len(subjects)), get_context("spawn")) as pool:
+    with ProcessPoolExecutor(min(parameters.workers, len(subjects)), get_context("spawn")) as pool:
         try:
             tasks = [
-                pool.submit(_preprocess_subject, dataset, subject, path, out_dir / f"{subject}.h5", images, settings)
+                pool.submit(_prepare_subject, dataset, subject, path, out_dir / f"{subject}.h5", images, parameters)
                 for subject, path in subjects.items()
             ]
             for task in tqdm(as_completed(tasks), "preprocess", len(tasks), unit="subject", disable=None):
@@ -87,38 +72,75 @@ def preprocess(
             pool.shutdown(cancel_futures=True)
 
 
-def _preprocess_subject(
-    dataset: Dataset, subject: str, path: Path, out: Path, images: dict[Split, pd.DataFrame], settings: _Settings
+def _prepare_subject(
+    dataset: Dataset,
+    subject: str,
+    path: Path,
+    out: Path,
+    images: Mapping[Split, pd.DataFrame],
+    parameters: Preprocess,
 ) -> None:
-    n_conditions = {split: len(table) for split, table in images.items()}
-    units = UNITS_OF_TRIAL if settings.normalise == "trial" else dataset.units
-    with (
-        dataset.open_eeg(path, n_conditions) as raw,
-        replacing(out) as temporary,
-        h5py.File(temporary, "w") as file,
-    ):
+    by_trial = parameters.normalise == "trial"
+    with ExitStack() as stack:
+        raw = stack.enter_context(dataset.open_eeg(path, images, parameters))
+        file = stack.enter_context(h5py.File(stack.enter_context(replacing(out)), "w"))
         layout = raw.layout
-        picks, samples = pick_channels(layout, settings.channels, path), pick_samples(layout, settings.window, path)
-        file.attrs.update({"subject": subject, "sfreq": round(1 / layout.step, 6), **asdict(settings)})
-        file.attrs.update({"units": units, "source": path.name, "source_sha256": sha256(path)})
+        picks, samples = pick_channels(layout, parameters.channels, path), pick_samples(layout, parameters.window, path)
+        _write_axes(file, layout, picks, samples)
+        file.attrs.update(parameters.model_dump(exclude={"workers"}))
+        file.attrs.update({"subject": subject, "sfreq": round(1 / layout.step, 6)})
+        file.attrs.update({"source": path.name, "source_sha256": _hash(path)})
         file.attrs.update({f"{package}_version": version(package) for package in ("h5py", "numpy")})
-        _write_axes(file, np.array(layout.ch_names)[picks], layout.times[samples])
+        file.attrs["units"] = UNITS_OF_TRIAL if by_trial else dataset.units
+        file.attrs.create("caveats", raw.caveats, (len(raw.caveats),), h5py.string_dtype())
         for split in SPLITS:
             group = file.create_group(split)
-            for name, values in images[split].items():
-                _write_text(group, name, values)
-            average = split == "train" and settings.average_repetitions
-            blocks = (
-                _prepare(block[:, :, picks, samples], settings.normalise == "trial", average)
-                for block in raw.blocks[split]
-            )
-            _write_eeg(group, blocks, average, settings.dtype, path)
+            for name in images[split].columns:
+                _write_text(group, name, images[split][name].tolist())
+            average = split == "train" and parameters.average_repetitions
+            wanted = (block[:, :, picks, samples] for block in raw.blocks[split])
+            blocks: Iterator[np.ndarray] = (_prepare(block, by_trial, average) for block in wanted)
+            if parameters.dtype == "float16":
+                if split == "train":
+                    blocks = stack.enter_context(_measured(blocks, file))
+                mean, sd = file["mean"][:][:, None], file["sd"][:][:, None]
+                blocks = ((block - mean) / sd for block in blocks)
+            _write_eeg(group, blocks, average, parameters.dtype, path)
 
 
-def pick_channels(layout: Layout, channels: list[str] | Literal["all"], path: Path) -> slice | list[int]:
-    """Where the wanted channels are on the channel axis."""
+def _hash(path: Path) -> str:
+    """The sha256 of a file; of a folder, of the names and hashes of its files."""
+    if path.is_file():
+        return sha256(path)
+    files = {file.name: sha256(file) for file in sorted(path.iterdir())}
+    return hashlib.sha256(repr(files).encode()).hexdigest()
+
+
+@contextmanager
+def _measured(blocks: Iterator[np.ndarray], file: h5py.File) -> Iterator[Iterator[np.ndarray]]:
+    """The same blocks (n, ..., C, T), kept on the disk while their channels' `/mean` and `/sd` are taken."""
+    n, total, squares, n_blocks = 0, 0.0, 0.0, 0
+    with tempfile.TemporaryFile(dir=Path(file.filename).parent) as kept:
+        for block in blocks:
+            by_channel = np.moveaxis(block, -2, 0).reshape(block.shape[-2], -1)
+            n += by_channel.shape[1]
+            total, squares = total + by_channel.sum(1), squares + np.square(by_channel).sum(1)
+            np.save(kept, block)
+            n_blocks += 1
+        mean = total / n
+        sd = np.sqrt(np.maximum(squares / n - np.square(mean), 0))
+        file["mean"], file["sd"] = mean, np.where(sd > 0, sd, 1)
+        file.attrs["units"] = UNITS_OF_FLOAT16
+        kept.seek(0)
+        yield (np.load(kept) for _ in range(n_blocks))
+
+
+def pick_channels(layout: Layout, channels: list[str] | Literal["all", "posterior"], path: Path) -> slice | list[int]:
+    """Where the wanted channels are on the channel axis; `posterior` are the 17 that THINGS-EEG2 released."""
     if channels == "all":
         return slice(None)
+    if channels == "posterior":
+        channels = list(POSTERIOR)
     absent = [name for name in channels if name not in layout.ch_names]
     if absent:
         raise InputError(
@@ -129,8 +151,10 @@ def pick_channels(layout: Layout, channels: list[str] | Literal["all"], path: Pa
     return [layout.ch_names.index(name) for name in channels]
 
 
-def pick_samples(layout: Layout, window: list[float], path: Path) -> slice:
+def pick_samples(layout: Layout, window: list[float] | Literal["published"], path: Path) -> slice:
     """The samples within the window; a thousandth of a sample is allowed for rounding."""
+    if window == "published":
+        return slice(None)
     (first, last), times = window, layout.times
     slack = layout.step / 1000
     if not times[0] - slack <= first <= last <= times[-1] + slack:
@@ -185,9 +209,11 @@ def _create_eeg(group: h5py.Group, shape: tuple[int, ...], average: bool, dtype:
     return eeg
 
 
-def _write_axes(file: h5py.File, ch_names: Sequence[str], times: np.ndarray) -> None:
-    _write_text(file, "ch_names", ch_names)
-    file["times"] = times
+def _write_axes(file: h5py.File, layout: Layout, picks: slice | list[int], samples: slice) -> None:
+    _write_text(file, "ch_names", np.array(layout.ch_names)[picks].tolist())
+    file["times"] = layout.times[samples]
+    if layout.places is not None:
+        file["places"] = layout.places[picks]
     file["times"].attrs["units"] = "s"
     file["ch_names"].make_scale("channel")
     file["times"].make_scale("time")

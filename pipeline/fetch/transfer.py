@@ -113,19 +113,25 @@ def _plan(wanted: Mapping[Path, Remote], missing: list[Remote]) -> None:
         size = sum(remote.size for remote in missing)
         print(
             f"To download into {cache}: {len(missing)} file(s), {size / GB:.3f} GB, {started / GB:.3f} GB of it "
-            f"came earlier; {here} more are there whole",
-            *(f"  {remote.size / GB:8.3f} GB  {remote.name}" for remote in missing),
+            f"came earlier; {here} more are there whole; {shutil.disk_usage(cache).free / GB:.3f} GB are free",
+            *(f"  {remote.size / GB:8.3f} GB  {remote.name}{_no_hash_note(remote)}" for remote in missing),
             sep="\n",
             flush=True,
         )
         _require_space(cache, size - started)
-    copied: dict[Path, int] = {}
+    copied: dict[int, tuple[Path, int]] = {}  # by file system; in that of the cache, places are links to it
     for path, remote in wanted.items():
         folder = _existing(path.parent)
-        if folder.stat().st_dev != cache.stat().st_dev:
-            copied[folder] = copied.get(folder, 0) + remote.size
-    for folder, size in copied.items():
+        if (device := folder.stat().st_dev) != cache.stat().st_dev:
+            copied[device] = (folder, copied.get(device, (folder, 0))[1] + remote.size - _size(path))
+    for folder, size in copied.values():
         _require_space(folder, size)
+
+
+def _no_hash_note(remote: Remote) -> str:
+    if remote.sha256 or remote.md5:
+        return ""
+    return f"  (no hash is published: checked by its {'CRCs' if remote.name.endswith('.zip') else 'size alone'})"
 
 
 def _require_space(folder: Path, needed: int) -> None:
@@ -234,7 +240,7 @@ async def _receive_rest(client: httpx.AsyncClient, remote: Remote, part: Path, p
             raise TryAgain(f"{host} has fewer bytes than the {have} that came before; from the start")
         chunks = response.aiter_raw()
         chunk = await anext(chunks, b"")
-        refuse(response, chunk)
+        refuse(response, chunk, f"{remote.name}: {remote.url}")
         if have and response.status_code == 200:  # Range was ignored
             if response.headers.get("Content-Length", expected) != expected:
                 raise TryAgain(f"{host} sent something of another size than the file")

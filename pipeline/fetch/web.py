@@ -1,7 +1,8 @@
 """HTTP with patience: what may pass is tried again, what will not is one clear error.
 
 Tried again with exponential back-off and jitter, or when Retry-After says: connections that break, fall silent or
-crawl, 408, 425, 429 and 5xx, HTML pages in the place of data, and any refusal after a redirect: signed links expire.
+crawl, 202, 408, 425, 429 and 5xx, HTML pages in the place of data, and any refusal after a redirect, because signed
+links expire.
 """
 
 import asyncio
@@ -57,7 +58,7 @@ def read(url: str, patience: Patience = PATIENCE) -> bytes:
 
     async def attempt(client: httpx.AsyncClient) -> bytes:
         response = await client.get(url)
-        refuse(response, response.content)
+        refuse(response, response.content, url)
         return response.content
 
     return asyncio.run(_ask(url, attempt, patience))
@@ -68,7 +69,7 @@ def remote_size(url: str, patience: Patience = PATIENCE) -> int:
 
     async def attempt(client: httpx.AsyncClient) -> int:
         async with client.stream("GET", url, headers={"Range": "bytes=0-63"}) as response:
-            refuse(response, await anext(response.aiter_raw(), b""))
+            refuse(response, await anext(response.aiter_raw(), b""), url)
             length = response.headers.get("Content-Length", "")
             if response.status_code == 206:
                 length = response.headers.get("Content-Range", "").rpartition("/")[2]
@@ -111,14 +112,14 @@ async def retry(
             state.attempt_number = 1
 
     def wait(state: RetryCallState) -> float:
-        asked = state.outcome.exception().wait
+        asked = _failure(state).wait
         return backoff(state) if asked is None else asked + backoff(state) / 10  # not all at the same moment
 
     def stop(state: RetryCallState) -> bool:
         return state.attempt_number >= patience.attempts or state.idle_for + state.upcoming_sleep > patience.total
 
     def tell(state: RetryCallState) -> None:
-        tell_user(f"{name}: {state.outcome.exception()}; again in {state.upcoming_sleep:.1f} s")
+        tell_user(f"{name}: {_failure(state)}; again in {state.upcoming_sleep:.1f} s")
 
     retrying = AsyncRetrying(
         retry=retry_if_exception_type(TryAgain),
@@ -129,6 +130,13 @@ async def retry(
         reraise=True,
     )
     return await retrying(once)
+
+
+def _failure(state: RetryCallState) -> TryAgain:
+    """Why the attempt failed, where it is to be made again."""
+    failure = state.outcome.exception() if state.outcome else None
+    assert isinstance(failure, TryAgain)
+    return failure
 
 
 def open_client(patience: Patience) -> httpx.AsyncClient:
@@ -142,8 +150,8 @@ def _tls() -> ssl.SSLContext:
     return httpx.create_ssl_context()
 
 
-def refuse(response: httpx.Response, start: bytes) -> None:
-    """Raise unless the answer is data; `start` is the start of its body."""
+def refuse(response: httpx.Response, start: bytes, name: str) -> None:
+    """Raise unless the answer is data; `start` is the start of its body, `name` what was asked for."""
     host, status = response.url.host, response.status_code
     if status in (200, 206):
         page = start.lstrip()[:9].lower().startswith((b"<!doctype", b"<html"))
@@ -152,11 +160,13 @@ def refuse(response: httpx.Response, start: bytes) -> None:
         return
     said = f"{host} answered {status} {response.reason_phrase}"
     asked = response.headers.get("Retry-After")
+    if status == 202:  # a firewall's answer to what is no browser, for instance
+        raise TryAgain(f"{said}, which is no data (a check for robots?)")
     if status in (408, 425, 429) or status >= 500:
         raise TryAgain(said + (f", Retry-After {asked}" if asked else ""), _seconds(asked))
     if response.history:  # the next attempt starts at the first link and is given a new one
         raise TryAgain(f"{said}, as for a link that has expired")
-    raise InputError(f"{response.url}: {said}; check the address and whether the file is still public")
+    raise InputError(f"{name}: {said}; check the address and whether the file is still public")
 
 
 def _seconds(retry_after: str | None) -> float | None:

@@ -25,8 +25,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from pipeline.data.entry import Dataset
-from pipeline.data.images import Images
+from pipeline.data.image_table import read_image_table
+from pipeline.data.images import Images, open_images
 from pipeline.errors import InputError
 from pipeline.files import replacing, sha256
 from pipeline.images import health
@@ -45,9 +45,8 @@ PACKAGES = ("torch", "torchvision", "timm", "pillow")  # whose versions decide t
 
 
 def embed_images(
-    dataset: Dataset,
+    image_table: Path,
     images_dir: Path,
-    metadata: Path,
     load: Load,
     checkpoint: Path,
     target: Path,
@@ -55,7 +54,7 @@ def embed_images(
     parameters: Embed,
     device: torch.device,
 ) -> None:
-    """Embed the training and test images that the metadata names and write the cache, which says `names` of itself.
+    """Embed the training and test images that the table names and write the cache, which says `names` of itself.
 
     On a CPU the file is byte-identical for the same inputs, parameters, versions and kind of CPU, however many cores
     there are and whether or not the run was interrupted. InputError, and no file, where an image is damaged or the
@@ -63,7 +62,7 @@ def embed_images(
     """
     if len(set(parameters.blocks)) < len(parameters.blocks):
         raise InputError(f"embed.blocks names a block twice: {parameters.blocks}")
-    splits = dataset.read_metadata(metadata)
+    splits = read_image_table(image_table)
     image_ids = [image_id for split in ("train", "test") for image_id in splits[split]["image_ids"]]
     encoder, alignment = load(checkpoint)
     made_with: Attributes = {
@@ -79,7 +78,7 @@ def embed_images(
         "versions": " ".join(f"{name} {version(name)}" for name in PACKAGES),
     }
     with (
-        dataset.open_images(images_dir, image_ids) as images,
+        open_images(images_dir, image_ids) as images,
         unfinished("embedding", __file__, PACKAGES, [made_with, parameters.blocks]) as folder,
     ):
 

@@ -55,7 +55,6 @@ def write_report(
     comparison: dict[str, Any] | None,
     settings: dict[str, Any],
     pictures: Sequence[Picture],
-    caveats: Sequence[str],
     published: Sequence[Published],
     may_share_images: bool,
     shows_images: bool,
@@ -65,8 +64,8 @@ def write_report(
 
     `evaluation` is evaluation.json, `tables` the CSV files of the evaluate stage by their stem, `curves` what
     `learning_curves` returns, `comparison` that of the two encoders where there is one of this evaluation, `settings`
-    what decided the figures, `caveats`, `published` and `may_share_images` those of the dataset's entry, `hashes` the
-    sha256 of the files that the page is made of.
+    what decided the figures, `published` and `may_share_images` those of the dataset's entry, `hashes` the sha256 of
+    the files that the page is made of.
     """
     subjects = tables["per_subject"]
     drawn = _charts(evaluation, tables, curves, comparison)
@@ -81,7 +80,6 @@ def write_report(
         charts=drawn,
         specs={id: chart.spec for id, chart in drawn.items()},
         pictures=[(picture, base64.b64encode(picture.path.read_bytes()).decode()) for picture in pictures],
-        caveats=caveats,
         published=published,
         may_share_images=may_share_images,
         shows_images=shows_images,

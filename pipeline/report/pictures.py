@@ -21,7 +21,7 @@ from PIL import Image, ImageOps
 from scipy.cluster import hierarchy
 
 from pipeline.analysis.similarities import Scored, Similarities
-from pipeline.data.entry import Dataset
+from pipeline.data.images import open_images
 from pipeline.files import replacing
 
 COLOURS = {"unaligned": "#0072B2", "aligned": "#D55E00"}
@@ -42,6 +42,7 @@ STYLE = {
 HEAD_RADIUS = 0.095  # m, of the drawn outline; MNE's own
 RIM = 0.9  # of the drawn radius, where the equator of the 10-20 system lies
 HEAD_CENTRE = (0.001, -0.016, 0.0)  # m, of the sphere nearest to the electrodes of MNE's montage
+MOST_NAMED = 80  # channels that are named on the map
 NEAREST = 5  # images shown beside the one that was seen
 THUMBNAIL = 160  # pixels
 QUERIES = 2  # shown of each of best, median and worst
@@ -102,6 +103,8 @@ def draw_pictures(
     kept, concepts = kept_runs(similarities), similarities.concept.tolist()
     typical, mean = _typical(kept), np.mean([scored.similarity for scored in kept], axis=0)
     found = match_place(nearest(typical.similarity)) == 0
+    names = channels["ch_name"].tolist()
+    places = channels[["x", "y"]].to_numpy() if "x" in channels else None
     lost = {
         "rise of the loss (nats)": channels["nice_loss_rise"].to_numpy(),
         "drop of top-1 (percentage points)": 100 * channels["top1_acc_drop"].to_numpy(),
@@ -118,7 +121,7 @@ def draw_pictures(
             ),
             "similarity": similarity_matrix(mean, concepts, typical.images, f"Similarity of EEG and images\n{of_all}"),
             "cosines": cosine_distributions(cosines, f"Cosine similarity of EEG and image{synthetic}"),
-            "channels": scalp_map(channels["ch_name"].tolist(), lost, f"Channel importance\n{of_all}"),
+            "channels": scalp_map(names, lost, f"Channel importance\n{of_all}", places),
             "embeddings": embedding_map(typical.eeg, typical.images, found, f"Projected embeddings\n{of_one}"),
         }
         for name, figure in figures.items():
@@ -140,9 +143,9 @@ def kept_runs(similarities: Similarities) -> list[Scored]:
     return [scored for scored in similarities.scored if not scored.collapsed] or similarities.scored
 
 
-def read_thumbnails(dataset: Dataset, images_dir: Path, image_ids: Sequence[str]) -> list[Image.Image]:
+def read_thumbnails(images_dir: Path, image_ids: Sequence[str]) -> list[Image.Image]:
     """The images, cut to squares and made small."""
-    with dataset.open_images(images_dir, image_ids) as images:
+    with open_images(images_dir, image_ids) as images:
         return [ImageOps.fit(images.read(image_id), (THUMBNAIL, THUMBNAIL)) for image_id in image_ids]
 
 
@@ -319,15 +322,32 @@ def _principal_plane(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return centred @ axes.T, spread[:2] ** 2 / max((spread**2).sum(), np.finfo(float).tiny)
 
 
-def scalp_map(ch_names: Sequence[str], losses: dict[str, np.ndarray], title: str) -> Figure:
+def _places_by_name(ch_names: Sequence[str]) -> np.ndarray:
+    """Places (C, 2) on a head seen from above, its rim at 1; NaN for a name that the 10-05 system does not have.
+
+    By the angle from the vertex (azimuthal equidistant), of the positions in MNE's montage.
+    """
+    known = mne.channels.make_standard_montage("standard_1005").get_positions()["ch_pos"]
+    position_of = {name.lower(): position - HEAD_CENTRE for name, position in known.items()}
+    x, y, z = np.array([position_of.get(name.lower(), np.full(3, np.nan)) for name in ch_names]).T
+    from_vertex, across = np.arctan2(np.hypot(x, y), z), np.maximum(np.hypot(x, y), 1e-9)
+    return (RIM * from_vertex / (np.pi / 2) / across)[:, None] * np.stack([x, y], 1)
+
+
+def scalp_map(
+    ch_names: Sequence[str], losses: dict[str, np.ndarray], title: str, places: np.ndarray | None = None
+) -> Figure:
     """What is lost when a channel is masked, on the head seen from above: a panel for each of `losses`, label to (C,).
 
-    Positions: the 10-05 system, as MNE has it. Channels that it does not name are listed below the map; between fewer
-    than four channels, or such as lie on a line, nothing is interpolated.
+    `places` (C, 2), the rim of the head at 1; without them the 10-05 system tells, as MNE has it. Channels that it does
+    not name are listed below the map; between fewer than four channels, or such as lie on a line, nothing is
+    interpolated. The names of very many channels would hide the map, and are left out.
     """
-    known = {name.lower(): name for name in mne.channels.make_standard_montage("standard_1005").ch_names}
-    placed = [i for i, name in enumerate(ch_names) if name.lower() in known]
-    names, xy = [ch_names[i] for i in placed], _positions([known[ch_names[i].lower()] for i in placed])
+    if places is None:
+        places = _places_by_name(ch_names)
+    placed = np.flatnonzero(np.isfinite(places).all(1)).tolist()
+    xy, crowded = HEAD_RADIUS * places[placed], len(placed) > MOST_NAMED
+    names = [] if crowded else [ch_names[i] for i in placed]
     figure = Figure(figsize=(3.9 * len(losses), 4.2), layout="constrained")
     figure.suptitle(title, fontsize=9, fontweight="bold")
     for ax, (label, values) in zip(figure.subplots(1, len(losses), squeeze=False)[0], losses.items(), strict=True):
@@ -335,10 +355,11 @@ def scalp_map(ch_names: Sequence[str], losses: dict[str, np.ndarray], title: str
         limit = max(np.abs(values).max(), 1e-3)
         norm, (x, y) = Normalize(-limit, limit), xy.T
         _head(ax, xy, values[placed], norm)
+        size = 14 if crowded else 90
         discs = ax.scatter(
-            x, y, 90, values[placed], cmap=DIVERGING, norm=norm, edgecolor="black", linewidth=0.6, zorder=5
+            x, y, size, values[placed], cmap=DIVERGING, norm=norm, edgecolor="black", linewidth=0.6, zorder=5
         )
-        for point, name in zip(xy, names, strict=True):
+        for point, name in zip(xy, names, strict=not crowded):
             below = {"xytext": (0, -6), "textcoords": "offset points", "ha": "center", "va": "top"}
             ax.annotate(name, point, fontsize=5.5, zorder=6, parse_math=False, **below)
         figure.colorbar(discs, ax=ax, label=label, location="bottom", shrink=0.8)
@@ -367,18 +388,3 @@ def _head(ax: Axes, xy: np.ndarray, values: np.ndarray, norm: Normalize) -> None
         cnorm=norm,
     )
     field.set(visible=between, alpha=0.5)
-
-
-def _positions(ch_names: Sequence[str]) -> np.ndarray:
-    """Places (C, 2) on a head of HEAD_RADIUS seen from above, by the angle from the vertex (azimuthal equidistant)."""
-    places = mne.channels.make_standard_montage("standard_1005").get_positions()["ch_pos"]
-    x, y, z = (np.array([places[name] for name in ch_names]).reshape(-1, 3) - HEAD_CENTRE).T
-    angle = np.arctan2(np.hypot(x, y), z)
-    return (
-        RIM
-        * HEAD_RADIUS
-        * angle[:, None]
-        / (np.pi / 2)
-        * np.stack([x, y], 1)
-        / np.maximum(np.hypot(x, y), 1e-9)[:, None]
-    )
