@@ -67,7 +67,7 @@ def open_eeg(path: Path, images: Mapping[Split, pd.DataFrame], preprocess: Prepr
 
     All sessions are read and cut into epochs when the context is entered, which takes minutes; the epochs wait in the
     folder for temporary files (10 GB for 63 channels at 250 Hz; the environment variable TMPDIR can name another one).
-    In memory are the wanted channels of one file, once, and some hundred epochs: 2.5 GB for a full-size subject.
+    In memory are the wanted channels of one file, once, and some hundred epochs: 2.2 GB for a full-size subject.
     InputError for a file that is not as published, a channel that it lacks, a session or a repetition that is missing,
     an epoch that reaches beyond the recording, a full disk.
     """
