@@ -3,7 +3,7 @@
     python -m benchmarks.large            # needs 5 GB of disk in the temporary folder, and 8 GB of memory
 
 Simulated. Memory is that of a process which trains one fold of leave-one-subject-out, 9 x 16,540 samples stored as
-float16; all of them are held and standardised, and its one epoch is cut to `STEPS` steps, which changes no peak.
+float16. All of them are held, and measured as `standardise_eeg` does; its one epoch is cut to `STEPS` steps.
 What evaluation takes at this size: `python -m benchmarks.evaluate large`. Accuracy: the same trainings on the same EEG
 as float32 and as float16 (benchmarks/simulated.py: 8 subjects pooled, 100-way).
 """
@@ -23,6 +23,7 @@ import torch
 
 from benchmarks import write_latest
 from benchmarks.simulated import embed, recipe, similarities, simulate
+from pipeline.decoding.model import ContrastiveModel, ModelSizes
 from pipeline.decoding.retrieval import rank_of_match
 from pipeline.decoding.training import derive_seeds, held_out, read_samples, train
 from pipeline.images.embeddings import read_embeddings, write_embeddings
@@ -58,6 +59,8 @@ def train_one_fold(folder: Path) -> tuple[int, float]:
     mask = held_out(samples.things_concept, parameters.validation_concepts, 0)
     rows, selection = np.flatnonzero(~mask)[: STEPS * parameters.batch_size], samples.take(np.flatnonzero(mask))
     values, seeds = torch.from_numpy(cache.values), derive_seeds(0, "without-sub-10")
+    model = ContrastiveModel(ModelSizes(*SHAPE[1:], samples.sfreq, D), parameters)
+    model.standardise(samples.eeg, torch.from_numpy(np.flatnonzero(~mask)))
     train(samples, rows, selection, values, parameters, seeds, torch.device("cpu"))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
     return len(samples.eeg), peak

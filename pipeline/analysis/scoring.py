@@ -10,7 +10,7 @@ from torch import Tensor
 from pipeline.analysis.similarities import Queries, Scored
 from pipeline.decoding.model import ContrastiveModel, Notes
 from pipeline.decoding.retrieval import score_queries
-from pipeline.decoding.training import EVALUATION_BATCH, project
+from pipeline.decoding.training import project, project_eeg
 from pipeline.eeg.masking import average_some, keep_window, mask_channel, windows
 from pipeline.eeg.recordings import Recording
 from pipeline.errors import InputError
@@ -144,7 +144,7 @@ def _score_subject(
         for variant in variants:
             responses = torch.from_numpy(variant).float()
             for of_model, (model, _), image_side, one in zip(found, models, images, scored, strict=True):
-                similarity = _similarity(_embed(model, responses), image_side)
+                similarity = _similarity(project_eeg(model, responses), image_side)
                 of_model.append(score_queries(similarity, one.logit_scale))
         return [{name: torch.stack([one[name] for one in many]).numpy() for name in many[0]} for many in found]
 
@@ -183,8 +183,3 @@ def _score_whole(model: ContrastiveModel, notes: Notes, subject: str, whole: np.
 def _similarity(eeg_side: Tensor, image_side: Tensor) -> Tensor:
     """Cosines of unit vectors, rounded from double precision: equal images tie, whatever the order of the sums."""
     return (eeg_side.double() @ image_side.double().T).float()
-
-
-@torch.inference_mode()
-def _embed(model: ContrastiveModel, eeg: Tensor) -> Tensor:
-    return torch.cat([model.embed_eeg(part) for part in eeg.split(EVALUATION_BATCH)])

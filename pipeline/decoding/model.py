@@ -22,7 +22,7 @@ from pipeline.errors import InputError
 from pipeline.files import replacing
 from pipeline.sections import Train
 
-STANDARDISED_AT_ONCE = 4096  # EEG samples copied together; limits memory
+STANDARDISED_AT_ONCE = 4096 * 17 * 100  # values of EEG copied together; limits memory
 
 
 class Projector(nn.Module):
@@ -87,7 +87,7 @@ class ContrastiveModel(nn.Module):
 
         The evoked response that all images share is larger than what differs between images, and tells nothing of them.
         """
-        parts = rows.split(STANDARDISED_AT_ONCE)
+        parts = rows.split(max(1, STANDARDISED_AT_ONCE // math.prod(eeg.shape[1:])))
         mean = torch.stack([eeg[part].double().sum(0) for part in parts]).sum(0) / len(rows)  # (C, T)
         squares = torch.stack([(eeg[part] - mean).square().sum(0) for part in parts]).sum(0)  # (C, T)
         variance = squares.mean(1, keepdim=True) / len(rows)  # (C, 1)

@@ -27,7 +27,7 @@ from pipeline.files import replacing
 from pipeline.images.embeddings import Embeddings
 from pipeline.sections import Train
 
-EVALUATION_BATCH = 512  # EEG samples in one pass without gradient; limits memory
+EVALUATED_AT_ONCE = 512 * 17 * 100  # values of EEG in one pass without gradient; limits memory
 PROBED = 256  # samples whose embeddings tell whether a model has collapsed
 COLLAPSED_SPREAD = 0.3  # of `spread`; it means a cosine of 0.91 between samples. Runs that learned ended above 0.8
 EXPLODED = 10  # times the loss of chance
@@ -262,8 +262,14 @@ def _train_epoch(
 def project(model: ContrastiveModel, eeg: Tensor, embeddings: Tensor) -> tuple[Tensor, Tensor]:
     """EEG (M, C, T) and embeddings (M, D) as unit vectors (M, P), in evaluation mode and in bounded memory."""
     model.eval()
-    eeg_side = torch.cat([model.embed_eeg(part.float()) for part in eeg.split(EVALUATION_BATCH)])
-    return eeg_side, model.embed_image(embeddings)
+    return project_eeg(model, eeg), model.embed_image(embeddings)
+
+
+@torch.inference_mode()
+def project_eeg(model: ContrastiveModel, eeg: Tensor) -> Tensor:
+    """The EEG half of `project`; the model is in evaluation mode already."""
+    parts = eeg.split(max(1, EVALUATED_AT_ONCE // math.prod(eeg.shape[1:])))
+    return torch.cat([model.embed_eeg(part.float()) for part in parts])
 
 
 def spread(model: ContrastiveModel, eeg: Tensor, embeddings: Tensor) -> float:
