@@ -69,7 +69,7 @@ def train_one_fold(folder: Path) -> tuple[int, float]:
 def top1(signal: float, seed: int) -> tuple[float, float]:
     """Of one training on float32 and one on float16, mean over 8 subjects, in percent."""
     torch.set_num_threads(1)
-    data = simulate(0, signal=signal, common=7.0, n_subjects=8, n_concepts=100)
+    data = simulate(0, signal=signal, common=2.0, n_subjects=8, n_concepts=100)
     embeddings, seeds = embed(data, 0, 2.0), derive_seeds(seed, "pooled")
     by_subject = data.samples.eeg.unflatten(0, (8, -1))
     mean, sd = by_subject.mean((1, 3), keepdim=True), by_subject.std((1, 3), keepdim=True)
