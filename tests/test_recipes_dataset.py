@@ -19,7 +19,7 @@ from pipeline.errors import InputError
 from pipeline.sections import Preprocess
 from stages import preprocess
 
-# The recipe, 22 lines of code up to and with the entry: one .npz a subject, a zip of PNGs, a table of images.
+# The recipe, 24 lines of code up to and with the entry: one .npz a subject, a zip of PNGs, a table of images.
 # docs/adding.md shows it, from the next line to the mark of its end.
 # --8<-- [start:dataset]
 
