@@ -8,9 +8,13 @@ from pydantic import AfterValidator, Field, ValidationError
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from pipeline.errors import InputError
-from pipeline.sections import Download, Embed, Evaluate, Preprocess, Section, Train
+from pipeline.sections import Download, Embed, Evaluate, Preprocess, Runs, Section, Study, Train
 
-RENAMED = {"nice-seed": "nice-recipe", "train.warmup_epochs_encoder": "train.warmup_epochs_eeg_encoder"}
+RENAMED = {
+    "nice-seed": "nice-recipe",
+    "train.workers": "runs.workers",
+    "train.warmup_epochs_encoder": "train.warmup_epochs_eeg_encoder",
+}
 
 
 def _current(name: str) -> str:
@@ -34,7 +38,9 @@ class Params(Section):
     preprocess: Preprocess
     embed: Embed
     train: _Train
+    runs: Runs
     evaluate: Evaluate
+    study: Study
 
 
 def read_params(path: Path) -> Params:

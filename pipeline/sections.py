@@ -10,6 +10,9 @@ Rate = Annotated[float, Field(gt=0)]
 Device = Literal["auto", "cpu", "cuda"]
 Interval = Annotated[list[float], Field(min_length=2, max_length=2)]  # first and last, in seconds
 Block = Literal["last"] | Count
+Protocol = Literal["pooled", "within-subject", "leave-one-subject-out"]
+Seeds = Count | Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+Names = Annotated[list[str], Field(min_length=1)]
 
 
 class Section(BaseModel):
@@ -47,11 +50,10 @@ class Embed(Section):
 
 class Train(Section):
     block: Block
-    protocol: Literal["pooled", "within-subject", "leave-one-subject-out"]
+    protocol: Protocol
     select_on: Literal["validation", "last", "test"]
     selection_temperature: Literal["fitted", "model"]
     validation_concepts: Share
-    workers: Count
     eeg_encoder: str
     first_weights: Literal["published", "torch"]
     standardise_eeg: bool
@@ -75,7 +77,21 @@ class Train(Section):
     projection_size: Count
     precision: Literal["float32", "bfloat16"]
     device: Device
-    seeds: Count | Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+    seeds: Seeds
+
+
+class Runs(Section):
+    where: str
+    workers: Literal["auto"] | Count
+
+
+class Study(Section):
+    backbones: Names
+    alignments: Names
+    blocks: Annotated[list[Block], Field(min_length=1)]
+    eeg_encoders: Names
+    protocols: Annotated[list[Protocol], Field(min_length=1)]
+    seeds: Seeds
 
 
 class Evaluate(Section):

@@ -1,6 +1,6 @@
 """Long work that may be interrupted: what is done so far is kept in the cache folder until all of it is.
 
-The folder's name is a hash of all that decides the result, code and versions among it, so that a rerun with anything
+Its name there is a hash of all that decides the result, code and versions among it, so that a rerun with anything
 changed starts anew. Two runs that would share a folder take turns.
 """
 
@@ -29,9 +29,7 @@ def unfinished(kind: str, code: str, packages: Sequence[str], decided_by: object
     `code` is the `__file__` of the module that does the work: with all that it imports from this library it decides
     the result, as do the versions of `packages` and `decided_by`, any plain data.
     """
-    hashes = [sha256(path) for path in sorted({Path(code), *imported(Path(code))})]
-    key = hashlib.sha256(json.dumps([hashes, [_version(name) for name in packages], decided_by]).encode())
-    folder = cache_folder() / kind / key.hexdigest()[:32]
+    folder = cache_folder() / kind / fingerprint(code_hash(code, packages), decided_by)
     folder.parent.mkdir(exist_ok=True)
     lock = FileLock(f"{folder}.lock")
     try:
@@ -45,6 +43,18 @@ def unfinished(kind: str, code: str, packages: Sequence[str], decided_by: object
         shutil.rmtree(folder)
     finally:
         lock.release()
+
+
+def code_hash(code: str, packages: Sequence[str]) -> str:
+    """Of a module's file, all that it imports from this library, and the versions of these packages."""
+    return fingerprint(
+        [sha256(path) for path in sorted({Path(code), *imported(Path(code))})], [_version(name) for name in packages]
+    )
+
+
+def fingerprint(*decided_by: object) -> str:
+    """32 hexadecimal digits for plain data."""
+    return hashlib.sha256(json.dumps(decided_by).encode()).hexdigest()[:32]
 
 
 def imported(path: Path, besides: Collection[Path] = ()) -> set[Path]:

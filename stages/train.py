@@ -9,7 +9,7 @@ from stages import run, show
 
 def main(params: Path, eeg: Path, embeddings: Path, model: Path) -> str:
     p = read_params(params)
-    runs = train_all(eeg, embeddings, model, p.train, p.seed)
+    runs = train_all(eeg, embeddings, model, p.train, p.seed, p.runs)
     shown = [{key: notes[key] for key in ("fold", "seed", "selected_epoch", "collapsed")} for notes in runs]
     show(f"{p.train.protocol}, {p.train.epochs} epochs, selected on {p.train.select_on}", shown)
     if any(notes["collapsed"] for notes in runs):

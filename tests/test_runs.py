@@ -11,17 +11,12 @@ import pandas as pd
 import pytest
 import yaml
 
-from pipeline.data.datasets import SAMPLE
-from pipeline.data.image_table import write_image_table
-from pipeline.data.sample import Size, make_raw
 from pipeline.decoding.runs import Run, plan, seeds_of, train_all
-from pipeline.eeg.preparation import prepare_subjects
 from pipeline.errors import InputError
-from pipeline.images.embeddings import write_embeddings
-from pipeline.params import read_params
-from pipeline.sections import Train
+from pipeline.sections import Runs
+from tests.tiny import make_embeddings, make_prepared, quick_recipe
 
-TINY = Size(train_concepts=12, images_per_concept=2, test_concepts=6, train_repetitions=2, test_repetitions=3)
+HERE = Runs(where="local", workers=1)
 SUBJECTS = ["sub-01", "sub-02"]
 
 
@@ -29,15 +24,7 @@ SUBJECTS = ["sub-01", "sub-02"]
 def data(tmp_path_factory) -> Path:
     """A folder with eeg/ of two subjects and embeddings.h5 of random vectors."""
     base = tmp_path_factory.mktemp("runs")
-    make_raw("all", base / "raw", base / "images", base / "image_metadata.npy", TINY)
-    images = SAMPLE.read_metadata(base / "image_metadata.npy")
-    write_image_table(base / "images.csv", images)
-    changes = {"channels": ["O1", "Oz", "O2"], "workers": 1}
-    parameters = read_params(Path("params.yaml")).preprocess.model_copy(update=changes)
-    prepare_subjects(SAMPLE, base / "raw", base / "images.csv", base / "eeg", parameters)
-    ids = np.array([image_id for split in images.values() for image_id in split["image_ids"]], dtype=object)
-    values = np.random.default_rng(0).standard_normal((len(ids), 20)).astype(np.float32)
-    write_embeddings(base / "embeddings.h5", ids, [("last", values, {})], {})
+    make_embeddings(base / "embeddings.h5", make_prepared(base), seed=0)
     return base
 
 
@@ -45,11 +32,6 @@ def data(tmp_path_factory) -> Path:
 def cache(tmp_path, monkeypatch) -> Path:
     monkeypatch.setenv("ALIGNED_EEG_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
-
-
-def recipe(**changes: object) -> Train:
-    quick = {"epochs": 3, "batch_size": 12, "projection_size": 16, "validation_concepts": 0.25}
-    return Train(**read_params(Path("params.yaml")).train.model_dump() | quick | changes)
 
 
 def weights(out: Path) -> dict[str, bytes]:
@@ -90,19 +72,19 @@ def test_seeds_are_counted_or_listed():
 @pytest.mark.parametrize("protocol", ["pooled", "within-subject", "leave-one-subject-out"])
 @pytest.mark.parametrize("select_on", ["validation", "last"])
 def test_the_test_split_decides_nothing(data, tmp_path, protocol, select_on):
-    parameters = recipe(protocol=protocol, select_on=select_on)
+    parameters = quick_recipe(protocol=protocol, select_on=select_on)
     other = changed(data, tmp_path / "eeg", SUBJECTS, "test")
-    train_all(data / "eeg", data / "embeddings.h5", tmp_path / "a", parameters, seed=1)
-    train_all(other, data / "embeddings.h5", tmp_path / "b", parameters, seed=1)
+    train_all(data / "eeg", data / "embeddings.h5", tmp_path / "a", parameters, 1, HERE)
+    train_all(other, data / "embeddings.h5", tmp_path / "b", parameters, 1, HERE)
     assert len(weights(tmp_path / "a")) == (1 if protocol == "pooled" else 2)
     assert weights(tmp_path / "a") == weights(tmp_path / "b")
 
 
 def test_selection_on_the_test_split_says_so_and_depends_on_it(data, tmp_path):
-    parameters = recipe(select_on="test")
+    parameters = quick_recipe(select_on="test")
     other = changed(data, tmp_path / "eeg", SUBJECTS, "test")
-    [notes] = train_all(data / "eeg", data / "embeddings.h5", tmp_path / "a", parameters, seed=1)
-    train_all(other, data / "embeddings.h5", tmp_path / "b", parameters, seed=1)
+    [notes] = train_all(data / "eeg", data / "embeddings.h5", tmp_path / "a", parameters, 1, HERE)
+    train_all(other, data / "embeddings.h5", tmp_path / "b", parameters, 1, HERE)
     assert notes["selected_on"] == "test"
     first, second = (pd.read_csv(tmp_path / name / "history.csv") for name in ("a", "b"))
     assert (first["train_loss"] == second["train_loss"]).all()
@@ -110,10 +92,10 @@ def test_selection_on_the_test_split_says_so_and_depends_on_it(data, tmp_path):
 
 
 def test_nothing_of_the_left_out_subject_is_used(data, tmp_path):
-    parameters = recipe(protocol="leave-one-subject-out")
+    parameters = quick_recipe(protocol="leave-one-subject-out")
     other = changed(data, tmp_path / "eeg", ["sub-02"], "train")
-    train_all(data / "eeg", data / "embeddings.h5", tmp_path / "a", parameters, seed=1)
-    train_all(other, data / "embeddings.h5", tmp_path / "b", parameters, seed=1)
+    train_all(data / "eeg", data / "embeddings.h5", tmp_path / "a", parameters, 1, HERE)
+    train_all(other, data / "embeddings.h5", tmp_path / "b", parameters, 1, HERE)
     before, after = weights(tmp_path / "a"), weights(tmp_path / "b")
     assert before["without-sub-02-seed-1"] == after["without-sub-02-seed-1"]
     assert before["without-sub-01-seed-1"] != after["without-sub-01-seed-1"]
@@ -121,14 +103,10 @@ def test_nothing_of_the_left_out_subject_is_used(data, tmp_path):
 
 def test_side_by_side_gives_the_same_models(data, tmp_path):
     """But for the last bits, which depend on the number of threads a run gets."""
-    parameters = recipe(protocol="within-subject", seeds=[3, 9])
-    names = [
-        (notes["fold"], notes["seed"])
-        for notes in train_all(
-            data / "eeg", data / "embeddings.h5", tmp_path / "b", parameters.model_copy(update={"workers": 2}), seed=1
-        )
-    ]
-    train_all(data / "eeg", data / "embeddings.h5", tmp_path / "a", parameters, seed=1)
+    parameters, two = quick_recipe(protocol="within-subject", seeds=[3, 9]), HERE.model_copy(update={"workers": 2})
+    notes = train_all(data / "eeg", data / "embeddings.h5", tmp_path / "b", parameters, 1, two)
+    names = [(one["fold"], one["seed"]) for one in notes]
+    train_all(data / "eeg", data / "embeddings.h5", tmp_path / "a", parameters, 1, HERE)
     assert names == [("sub-01", 3), ("sub-01", 9), ("sub-02", 3), ("sub-02", 9)]
     one, two = (pd.read_csv(tmp_path / name / "history.csv") for name in ("a", "b"))
     np.testing.assert_allclose(one.to_numpy(), two.to_numpy(), rtol=0.02, atol=1e-3)
@@ -136,8 +114,11 @@ def test_side_by_side_gives_the_same_models(data, tmp_path):
 
 def test_a_killed_stage_goes_on_where_it_was(data, tmp_path, cache):
     """SIGKILL in the second of two runs; then the same call ends with the very bytes of an undisturbed run."""
-    parameters, inputs = recipe(epochs=30, seeds=2), (data / "eeg", data / "embeddings.h5")
-    values = yaml.safe_load(Path("params.yaml").read_text()) | {"train": parameters.model_dump()}
+    parameters, inputs = quick_recipe(epochs=30, seeds=2), (data / "eeg", data / "embeddings.h5")
+    values = yaml.safe_load(Path("params.yaml").read_text()) | {
+        "train": parameters.model_dump(),
+        "runs": HERE.model_dump(),
+    }
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(values))
     command = [sys.executable, "-m", "stages.train", tmp_path / "params.yaml", *inputs, tmp_path / "killed"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
@@ -147,12 +128,12 @@ def test_a_killed_stage_goes_on_where_it_was(data, tmp_path, cache):
     assert process.wait() == -signal.SIGKILL
     assert list(cache.glob("training/*/pooled-seed-42.pt"))
     shutil.rmtree(tmp_path / "killed")  # as DVC does before it runs a stage again
-    train_all(*inputs, tmp_path / "killed", parameters, values["seed"])
+    train_all(*inputs, tmp_path / "killed", parameters, values["seed"], HERE)
     assert not list(cache.glob("training/*/")), "the states are kept until all runs are done, and no longer"
-    train_all(*inputs, tmp_path / "whole", parameters, values["seed"])
+    train_all(*inputs, tmp_path / "whole", parameters, values["seed"], HERE)
     assert weights(tmp_path / "killed") == weights(tmp_path / "whole")
 
 
 def test_an_empty_folder_is_told(data, tmp_path):
     with pytest.raises(InputError, match="holds no subject's EEG"):
-        train_all(tmp_path, data / "embeddings.h5", tmp_path / "out", recipe(), seed=1)
+        train_all(tmp_path, data / "embeddings.h5", tmp_path / "out", quick_recipe(), 1, HERE)

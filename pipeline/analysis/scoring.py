@@ -135,7 +135,7 @@ def _score_subject(
     models: Models, subject: str, eeg: np.ndarray, values: Tensor, axes: Axes, parameters: Evaluate, seed: int
 ) -> list[Outcome]:
     whole = eeg.mean(axis=1, dtype=np.float64).astype(eeg.dtype)  # (N, C, T)
-    scored = [_score_whole(model, notes, subject, whole, values) for model, notes in models]
+    scored = [score_whole(model, notes, subject, whole, values) for model, notes in models]
     images = [torch.from_numpy(one.images) for one in scored]
 
     def of_each_model(variants: Iterable[np.ndarray]) -> list[Queries]:
@@ -165,7 +165,8 @@ def _score_subject(
     ]
 
 
-def _score_whole(model: ContrastiveModel, notes: Notes, subject: str, whole: np.ndarray, values: Tensor) -> Scored:
+def score_whole(model: ContrastiveModel, notes: Notes, subject: str, whole: np.ndarray, values: Tensor) -> Scored:
+    """A model on the averaged test EEG (N, C, T) of a subject; `values` are the embeddings of the N images."""
     eeg_side, image_side = project(model, torch.from_numpy(whole).float(), values)
     return Scored(
         fold=notes["fold"],

@@ -7,10 +7,10 @@ All data stay on the device; an epoch shuffles row indices and waits for the dev
 
 import copy
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypedDict, cast
+from typing import Any, TypedDict, cast
 
 import numpy as np
 import pandas as pd
@@ -21,30 +21,15 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from pipeline.decoding.model import ContrastiveModel, ModelSizes
 from pipeline.decoding.retrieval import rank_of_match, score_queries, symmetric_cross_entropy
-from pipeline.eeg.recordings import read_shape, read_split
+from pipeline.decoding.samples import Samples
 from pipeline.errors import InputError
 from pipeline.files import replacing
-from pipeline.images.embeddings import Embeddings
 from pipeline.sections import Train
 
 EVALUATED_AT_ONCE = 512 * 17 * 100  # values of EEG in one pass without gradient; limits memory
 PROBED = 256  # samples whose embeddings tell whether a model has collapsed
 COLLAPSED_SPREAD = 0.3  # of `spread`; it means a cosine of 0.91 between samples. Runs that learned ended above 0.8
 EXPLODED = 10  # times the loss of chance
-
-
-@dataclass(frozen=True)
-class Samples:
-    """EEG (M, C, T) float32 or float16; of each sample the row of its image's embedding, subject, THINGS concept."""
-
-    eeg: Tensor
-    target: Tensor
-    subject: np.ndarray
-    things_concept: np.ndarray
-    sfreq: float
-
-    def take(self, rows: np.ndarray) -> "Samples":
-        return Samples(self.eeg[rows], self.target[rows], self.subject[rows], self.things_concept[rows], self.sfreq)
 
 
 @dataclass(frozen=True)
@@ -81,33 +66,6 @@ class Trained:
     history: pd.DataFrame
     epoch: int
     collapsed: bool
-
-
-def read_samples(paths: Sequence[Path], split: Literal["train", "test"], embeddings: Embeddings) -> Samples:
-    """One split of these subjects, joined to the embeddings on image ids.
-
-    Where the training repetitions were kept, each is a sample; those of the test are averaged. The EEG is in memory
-    only once, and training EEG that is stored in half precision stays in it.
-    """
-    average = split == "test"
-    shapes, dtypes = zip(*(read_shape(path, split, average) for path in paths), strict=True)
-    if len({shape[-2:] for shape in shapes}) != 1:
-        raise InputError(f"{paths[0].parent}: the subjects' channels or times differ; run the preprocess stage again")
-    size = [math.prod(shape[:-2]) for shape in shapes]
-    half = split == "train" and all(dtype == np.float16 for dtype in dtypes)
-    eeg = torch.empty(sum(size), *shapes[0][-2:], dtype=torch.float16 if half else torch.float32)
-    recordings = [
-        read_split(path, split, average, out=part.view(shape).numpy())
-        for path, shape, part in zip(paths, shapes, eeg.split(size), strict=True)
-    ]
-    if len({(recording.ch_names, len(recording.times)) for recording in recordings}) != 1:
-        raise InputError(f"{paths[0].parent}: the subjects' channels or times differ; run the preprocess stage again")
-    n = [shape[1] if len(shape) == 4 else 1 for shape in shapes]  # repetitions
-    subject = np.repeat([recording.subject for recording in recordings], size)
-    target = [embeddings.rows(recording.image_ids).repeat(r) for recording, r in zip(recordings, n, strict=True)]
-    things_concept = [recording.things_concept.repeat(r) for recording, r in zip(recordings, n, strict=True)]
-    sfreq = recordings[0].sfreq
-    return Samples(eeg, torch.from_numpy(np.concatenate(target)), subject, np.concatenate(things_concept), sfreq)
 
 
 def held_out(things_concept: np.ndarray, share: float, seed: int) -> np.ndarray:
@@ -154,6 +112,8 @@ def train(
     optimizer, schedule = make_optimizer(model, parameters)
     torch.manual_seed(seeds.dropout)
     shuffle = torch.Generator().manual_seed(seeds.order)
+    if device.type != "cpu":  # what this run does not train on stays where it is
+        samples, rows = samples.take(rows), np.arange(len(rows))
     eeg, target, embeddings = samples.eeg.to(device), samples.target.to(device), embeddings.to(device)
     trained_on = torch.from_numpy(rows).to(device)
     if parameters.standardise_eeg:

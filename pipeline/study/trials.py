@@ -1,0 +1,207 @@
+"""The trials of a study, each trained, scored on the test images, and kept under a hash of all that decides it.
+
+Kept are the answers, some kilobytes a run, in the folder `study` of the cache folder, for ever: another seed, image
+model or EEG encoder trains only what is new. All processes must see that folder; a run that is interrupted leaves its
+state there and goes on from its last epoch, on whatever machine. Two processes at the same run, after one of them was
+given up for lost, write the same bytes.
+"""
+
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import h5py
+import numpy as np
+import torch
+
+from pipeline.analysis.scoring import score_whole
+from pipeline.analysis.similarities import Queries
+from pipeline.decoding.model import ContrastiveModel, Notes
+from pipeline.decoding.runs import (
+    PACKAGES,
+    Run,
+    Source,
+    averaged_test_eeg,
+    embeddings_of,
+    how_many,
+    plan,
+    seeds_of,
+    train_run,
+)
+from pipeline.devices import device_name, pick_device
+from pipeline.errors import InputError
+from pipeline.files import cache_folder, replacing
+from pipeline.images.embeddings import Embeddings
+from pipeline.sections import Runs, Study, Train
+from pipeline.study.results import Answer, Cell, Failure, Trial
+from pipeline.unfinished import code_hash, fingerprint
+from pipeline.workers import side_by_side
+
+CODE = code_hash(__file__, PACKAGES)  # as this process has imported it
+
+
+@dataclass(frozen=True)
+class Task:
+    """A trial with all that a process needs to run it."""
+
+    trial: Trial
+    eeg: dict[str, Source]
+    embeddings: Source
+    parameters: Train
+    code: str
+    kept: Path
+
+    @property
+    def run(self) -> Run:
+        trial = self.trial
+        return Run(trial.fold, trial.seed, trial.trained_on, trial.tested_on)
+
+
+def plan_study(study: Study, seed: int, subjects: list[str], kinds: Mapping[str, Collection[str]]) -> list[Trial]:
+    """The trials of the grid, both encoders in each cell; `kinds` are the alignments that each image model has."""
+    for backbone in study.backbones:
+        if not set(kinds[backbone]) & set(study.alignments):
+            there = ", ".join(kinds[backbone]) or "no alignment"
+            raise InputError(
+                f"study.alignments is {', '.join(study.alignments)} and {backbone} has {there}: name one that it has, "
+                "or take it out of study.backbones"
+            )
+    seeds = seeds_of(seed, study.seeds, "study.seeds")
+    return [
+        Trial(Cell(backbone, alignment, str(block), eeg_encoder, protocol), encoder, **asdict(run))
+        for protocol in study.protocols
+        for run in plan(protocol, subjects, seeds)
+        for backbone in study.backbones
+        for alignment in study.alignments
+        if alignment in kinds[backbone]
+        for block in study.blocks
+        for eeg_encoder in study.eeg_encoders
+        for encoder in ("unaligned", "aligned")
+    ]
+
+
+def cache_of(embeddings: Path, trial: Trial) -> Path:
+    """Where the embeddings of a trial's images are, below the folder of all."""
+    kind = trial.cell.alignment if trial.encoder == "aligned" else "unaligned"
+    return embeddings / trial.cell.backbone / f"{kind}.h5"
+
+
+def run_study(
+    trials: Sequence[Trial], eeg: Mapping[str, Source], embeddings: Path, parameters: Train, where: Runs
+) -> tuple[list[Answer], list[Failure]]:
+    """Run the trials that were not run before; what all of them answer, and which failed and why.
+
+    `eeg` are the prepared subjects by name. The unaligned encoder is trained once for all kinds of alignment.
+    """
+    caches = {path: Source.of(path) for path in sorted({cache_of(embeddings, trial) for trial in trials})}
+    folder = cache_folder().resolve() / "study"
+    tasks = [_task(trial, eeg, caches[cache_of(embeddings, trial)], parameters, folder) for trial in trials]
+    todo = list({task.kept: task for task in tasks if not task.kept.exists()}.values())
+    print(f"study: {_count(len(tasks))}, of which {len(tasks) - len(todo)} are there already", flush=True)
+    reasons = {}
+    if todo:
+        n_workers = how_many(where, [task.run for task in todo], eeg, pick_device(parameters.device))
+        for task, future in side_by_side(
+            run_trial, todo, where.where, n_workers, label="study", name=_name, steps=parameters.epochs
+        ):
+            if error := future.exception():
+                reasons[task.kept] = _told(error)
+                print(f"failed: {_name(task)}: {reasons[task.kept]}", flush=True)
+    failures = [Failure(task.trial, reasons[task.kept]) for task in tasks if task.kept in reasons]
+    answers, galleries = [], set()
+    for task in tasks:
+        if task.kept not in reasons:
+            for answer, image_ids in _read_answers(task):
+                answers.append(answer)
+                galleries.add(tuple(image_ids))
+    if len(galleries) > 1:
+        raise InputError("the subjects did not see the same test images: set `subjects` to such as did")
+    return answers, failures
+
+
+def _task(trial: Trial, eeg: Mapping[str, Source], embeddings: Source, parameters: Train, folder: Path) -> Task:
+    block = int(trial.cell.block) if trial.cell.block.isdecimal() else trial.cell.block
+    changes = {"block": block, "eeg_encoder": trial.cell.eeg_encoder, "protocol": trial.cell.protocol}
+    own = Train.model_validate(parameters.model_dump() | changes)
+    files = [eeg[subject].sha256 for subject in (*trial.trained_on, *trial.tested_on)]
+    run = [trial.fold, trial.seed, trial.trained_on, trial.tested_on]
+    key = fingerprint(CODE, files, embeddings.sha256, run, own.model_dump(exclude={"seeds", "device"}))
+    return Task(trial, dict(eeg), embeddings, own, CODE, folder / f"{key}.h5")
+
+
+def run_trial(task: Task, step: Callable[[], None]) -> None:
+    """Train, score and keep one trial, on one core or GPU so that no result depends on how many there are."""
+    if task.code != CODE:
+        raise InputError("this worker runs another version of the code than the study: start it again")
+    torch.set_num_threads(1)
+    started, trial = time.monotonic(), task.trial
+    cache = embeddings_of(task.embeddings, task.parameters.block)
+    state = task.kept.with_suffix(".pt")
+    trained, notes = train_run(task.run, task.eeg, cache, task.parameters, state, step)
+    with replacing(task.kept) as temporary, h5py.File(temporary, "w") as file:
+        device = device_name(pick_device(task.parameters.device))
+        about = {"device": device, "selected_epoch": trained.epoch, "collapsed": trained.collapsed}
+        file.attrs.update(about | {"seconds": time.monotonic() - started})
+        for subject in trial.tested_on:
+            ids, queries = _ask(trained.model.cpu(), notes, subject, task.eeg, cache)
+            group = file.create_group(subject)
+            group.create_dataset("image_ids", data=ids.astype(object), dtype=h5py.string_dtype())
+            for name, values in queries.items():
+                group[name] = values
+    state.unlink(missing_ok=True)
+
+
+def _ask(
+    model: ContrastiveModel, notes: Notes, subject: str, eeg: Mapping[str, Source], cache: Embeddings
+) -> tuple[np.ndarray, Queries]:
+    """The ids of the test images, sorted, and what the model makes of the responses to them."""
+    samples, rows = averaged_test_eeg(tuple(eeg.values())).samples([eeg[subject].path], cache)
+    ids = cache.image_ids[samples.target[rows]]
+    rows = rows[np.argsort(ids)]
+    whole = samples.eeg[rows]
+    if not whole.isfinite().all():
+        raise InputError(f"{subject}: the test EEG holds values that are not finite; run the preprocess stage again")
+    values = torch.from_numpy(cache.values[samples.target[rows]])
+    return np.sort(ids), score_whole(model, notes, subject, whole.numpy(), values).queries()
+
+
+def _read_answers(task: Task) -> list[tuple[Answer, np.ndarray]]:
+    """Each with the ids of the test images in their order."""
+    try:
+        with h5py.File(task.kept, "r") as file:
+            return [
+                (
+                    Answer(
+                        trial=task.trial,
+                        subject=subject,
+                        selected_epoch=int(file.attrs["selected_epoch"]),
+                        collapsed=bool(file.attrs["collapsed"]),
+                        device=str(file.attrs["device"]),
+                        seconds=float(file.attrs["seconds"]),
+                        queries={name: values[:] for name, values in group.items() if name != "image_ids"},
+                    ),
+                    group["image_ids"].asstr()[:],
+                )
+                for subject, group in file.items()
+            ]
+    except (OSError, KeyError, AttributeError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{task.kept}: is no whole run of a study ({error}); delete it, to have it run again"
+        ) from error
+
+
+def _told(error: BaseException) -> str:
+    """One line on why a run failed."""
+    if isinstance(error, InputError):
+        return str(error)
+    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no more is known'}"
+
+
+def _name(task: Task) -> str:
+    cell = task.trial.cell
+    return f"{cell.backbone} {task.trial.encoder}, block {cell.block}, {cell.eeg_encoder}, {task.run.name}"
+
+
+def _count(n: int) -> str:
+    return f"{n} run{'s' * (n != 1)}"

@@ -1,0 +1,146 @@
+"""The runs of a study: planned, run once, kept, and the same as the train and evaluate stages make them."""
+
+import shutil
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from pipeline.analysis.scoring import score
+from pipeline.decoding.model import load_model
+from pipeline.decoding.runs import sources, train_all
+from pipeline.eeg.recordings import read_split
+from pipeline.errors import InputError
+from pipeline.images.embeddings import read_embeddings
+from pipeline.params import read_params
+from pipeline.sections import Runs, Study, Train
+from pipeline.study.results import Answer
+from pipeline.study.trials import plan_study, run_study
+from tests.tiny import make_embeddings, make_prepared, quick_recipe
+
+HERE = Runs(where="local", workers=2)
+KINDS = {"one": ["dreamsim"], "two": ["dreamsim", "other"]}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    """eeg/ of two subjects, and the embeddings of two image models, of which one has two kinds of alignment."""
+    base = tmp_path_factory.mktemp("trials")
+    image_ids = make_prepared(base)
+    for seed, name in enumerate(("one/unaligned", "one/dreamsim", "two/unaligned", "two/dreamsim", "two/other")):
+        make_embeddings(base / f"embeddings/{name}.h5", image_ids, seed)
+    return base
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch) -> Path:
+    monkeypatch.setenv("ALIGNED_EEG_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def study(**changes: object) -> Study:
+    grid = {
+        "backbones": ["one"],
+        "alignments": ["dreamsim"],
+        "blocks": ["last"],
+        "eeg_encoders": ["nice-recipe"],
+        "protocols": ["within-subject"],
+        "seeds": 1,
+    }
+    return Study(**grid | changes)
+
+
+def test_the_grid(data):
+    trials = plan_study(study(backbones=["one", "two"], alignments=["dreamsim", "other"]), 42, ["a", "b"], KINDS)
+    assert len(trials) == len(set(trials)) == 2 * 3 * 2  # subjects, (model, alignment), encoders
+    assert {(trial.cell.backbone, trial.cell.alignment) for trial in trials} == {
+        ("one", "dreamsim"),
+        ("two", "dreamsim"),
+        ("two", "other"),
+    }
+    blocks = plan_study(
+        study(blocks=[6, "last"], protocols=["pooled", "within-subject"], seeds=[3, 5]), 42, ["a"], KINDS
+    )
+    assert {trial.cell.block for trial in blocks} == {"6", "last"} and {trial.seed for trial in blocks} == {3, 5}
+    with pytest.raises(InputError, match="study.alignments is other and one has dreamsim: name one that it has"):
+        plan_study(study(alignments=["other"]), 42, ["a"], KINDS)
+    with pytest.raises(InputError, match="study.seeds = .* names a seed twice"):
+        plan_study(study(seeds=[1, 1]), 42, ["a"], KINDS)
+
+
+def run(data: Path, where: Runs = HERE, parameters: Train | None = None, **changes: object) -> list[Answer]:
+    eeg = sources(data / "eeg")
+    answers, failures = run_study(
+        plan_study(study(**changes), 1, list(eeg), KINDS), eeg, data / "embeddings", parameters or quick_recipe(), where
+    )
+    assert not failures
+    return answers
+
+
+@pytest.mark.parametrize("protocol", ["pooled", "within-subject", "leave-one-subject-out"])
+def test_a_run_of_a_study_is_that_of_the_train_and_evaluate_stages(data, tmp_path, protocol):
+    answers = {
+        (one.trial.fold, one.subject): one for one in run(data, protocols=[protocol]) if one.trial.encoder == "aligned"
+    }
+    cache = data / "embeddings/one/dreamsim.h5"
+    train_all(data / "eeg", cache, tmp_path / "model", quick_recipe(protocol=protocol), 1, HERE)
+    models = [load_model(folder) for folder in sorted(tmp_path.glob("model/*/"))]
+    evaluate = read_params(Path("params.yaml")).evaluate.model_copy(update={"top_k": [1, 3]})
+    recordings = (read_split(path, "test", average=False) for path in sorted((data / "eeg").iterdir()))
+    outcomes, axes = score(recordings, models, read_embeddings(cache, "last"), evaluate, seed=1)
+    assert len(outcomes) == len(answers) == 2
+    order = np.argsort(axes.image_ids)
+    for outcome in outcomes:
+        answer = answers[outcome.scored.fold, outcome.scored.subject]
+        assert answer.selected_epoch == outcome.scored.selected_epoch
+        for name, values in outcome.whole.items():
+            np.testing.assert_allclose(answer.queries[name], values[order], rtol=1e-5, atol=1e-6, err_msg=name)
+
+
+def test_nothing_is_run_twice(data, cache):
+    def kept() -> dict[Path, int]:
+        return {path: path.stat().st_mtime_ns for path in cache.glob("study/*.h5")}
+
+    def told(answers: list[Answer]) -> dict[object, bytes]:
+        return {(one.trial, one.subject): one.queries["nice_loss"].tobytes() for one in answers}
+
+    first, before = told(run(data)), kept()
+    assert len(first) == len(before) == 2 * 2
+    assert told(run(data)) == first and kept() == before
+    more = told(run(data, seeds=2))
+    assert before.items() < kept().items() and len(kept()) == 2 * len(before), "only the new seed was trained"
+    assert first.items() < more.items()
+    both = run(data, backbones=["two"], alignments=["dreamsim", "other"])
+    assert len(both) == 2 * 2 * 2, "both cells have an unaligned side"
+    assert len(kept()) == 8 + 3 * 2, "which was trained once"
+    run(data, parameters=quick_recipe(learning_rate=0.001))
+    assert len(kept()) == 14 + 4, "another parameter is another run"
+
+
+def test_other_data_are_other_runs(data, tmp_path, cache):
+    run(data)
+    other = shutil.copytree(data, tmp_path / "other")
+    with h5py.File(other / "eeg/sub-02.h5", "r+") as file:
+        file["train/eeg"][0] += 1
+    run(other)
+    assert len(list(cache.glob("study/*.h5"))) == 4 + 2, "those of the other subject are the same"
+
+
+def test_runs_that_fail_are_told_and_stop_no_other(data, cache):
+    eeg = sources(data / "eeg")
+    trials = plan_study(study(eeg_encoders=["nice-recipe", "no-such-encoder"]), 1, list(eeg), KINDS)
+    answers, failures = run_study(trials, eeg, data / "embeddings", quick_recipe(), HERE)
+    assert len(answers) == len(failures) == 4
+    assert {failure.trial.cell.eeg_encoder for failure in failures} == {"no-such-encoder"}
+    diverging = quick_recipe(learning_rate=1e9, warmup_start=0.5, gradient_clip="none", average_epochs="none")
+    answers, failures = run_study(plan_study(study(), 1, list(eeg), KINDS), eeg, data / "embeddings", diverging, HERE)
+    assert {failure.reason.split(" in epoch")[0] for failure in failures} == {"training diverged"}
+
+
+def test_a_damaged_file_is_told(data, cache):
+    run(data)
+    broken = next(cache.glob("study/*.h5"))
+    broken.write_bytes(b"no HDF5")
+    with pytest.raises(InputError, match=f"{broken.name}: is no whole run of a study"):
+        run(data)

@@ -1,0 +1,36 @@
+"""Prepared EEG of two subjects and random embeddings of the images they saw: small enough to train in a second."""
+
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.data.datasets import SAMPLE
+from pipeline.data.image_table import write_image_table
+from pipeline.data.sample import Size, make_raw
+from pipeline.eeg.preparation import prepare_subjects
+from pipeline.images.embeddings import write_embeddings
+from pipeline.params import read_params
+from pipeline.sections import Train
+
+TINY = Size(train_concepts=12, images_per_concept=2, test_concepts=6, train_repetitions=2, test_repetitions=3)
+
+
+def make_prepared(base: Path) -> np.ndarray:
+    """`base`/eeg/sub-01.h5 and sub-02.h5; returns the ids of all images."""
+    make_raw("all", base / "raw", base / "images", base / "image_metadata.npy", TINY)
+    images = SAMPLE.read_metadata(base / "image_metadata.npy")
+    write_image_table(base / "images.csv", images)
+    changes = {"channels": ["O1", "Oz", "O2"], "workers": 1}
+    parameters = read_params(Path("params.yaml")).preprocess.model_copy(update=changes)
+    prepare_subjects(SAMPLE, base / "raw", base / "images.csv", base / "eeg", parameters)
+    return np.array([image_id for split in images.values() for image_id in split["image_ids"]], dtype=object)
+
+
+def make_embeddings(path: Path, image_ids: np.ndarray, seed: int) -> None:
+    values = np.random.default_rng(seed).standard_normal((len(image_ids), 20)).astype(np.float32)
+    write_embeddings(path, image_ids, [("last", values, {})], {})
+
+
+def quick_recipe(**changes: object) -> Train:
+    quick = {"epochs": 3, "batch_size": 12, "projection_size": 16, "validation_concepts": 0.25}
+    return Train(**read_params(Path("params.yaml")).train.model_dump() | quick | changes)
