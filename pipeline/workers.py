@@ -1,0 +1,237 @@
+"""Many runs side by side, on Dask (https://distributed.dask.org): in processes here, in SLURM jobs, or wherever a
+scheduler that somebody started has workers.
+
+A worker has one task and no other waits at it, so that none is idle while there is work, and only the task that ran is
+blamed when a worker dies. That task goes on on another worker; it is given up when `LOSSES` workers in a row died of
+it and it got no further meanwhile.
+"""
+
+import logging
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+
+import psutil
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from pipeline.errors import InputError
+
+if TYPE_CHECKING:  # a second to import: only those pay it who use it
+    from distributed import Client, SpecCluster
+
+Task = TypeVar("Task")
+Result = TypeVar("Result")
+Step = Callable[[], None]
+
+LOSSES = 4
+TELL_EVERY = 0.5  # s; a worker tells of its steps at most so often
+SILENT = logging.CRITICAL + 1  # Dask logs pages of a lost worker, where the user gets a sentence of ours
+CONFIG = {
+    # A worker that holds the EEG is no cache to be spilled, and once paused it would never go on.
+    "distributed.worker.memory.target": False,
+    "distributed.worker.memory.spill": False,
+    "distributed.worker.memory.pause": False,
+    "distributed.worker.profile.enabled": False,
+    "distributed.scheduler.worker-saturation": 1.0,
+    "distributed.scheduler.allowed-failures": LOSSES - 1,
+    "distributed.nanny.pre-spawn-environ": {},  # else OMP_NUM_THREADS=1, in this process too
+}
+
+
+def fitting(needed_bytes: int, n_tasks: int, on_gpus: bool) -> int:
+    """The workers that this machine has room for, at least 1: one a core or a GPU, each with `needed_bytes` free."""
+    from distributed.system import MEMORY_LIMIT  # that of the container, if there is one
+
+    free = min(psutil.virtual_memory().available, MEMORY_LIMIT)
+    places = len(_gpus()) if on_gpus else len(os.sched_getaffinity(0))
+    return max(1, min(places, n_tasks, free // needed_bytes))
+
+
+def side_by_side(
+    work: Callable[[Task, Step], Result],
+    tasks: Sequence[Task],
+    where: str,
+    n_workers: int,
+    *,
+    label: str,
+    name: Callable[[Task], str],
+    steps: Callable[[Task], int],
+) -> Iterator[tuple[Task, Future[Result]]]:
+    """Run `work(task, step)` for each task; yield each with its finished future, in the order in which they finish.
+
+    `where` is local (`n_workers` processes), slurm (at most so many jobs) or a scheduler's address, as tcp://host:8786.
+    `work` calls `step()` for each of the `steps(task)` steps once it is done, also if an earlier attempt did it. A
+    future has what `work` returned or raised, or InputError if its workers died of it; the other tasks go on.
+    """
+    from dask._task_spec import Task as Node
+    from distributed import KilledWorker, as_completed
+
+    with (
+        _connected(where, min(n_workers, len(tasks))) as (client, place),
+        _Shown(label, [name(task) for task in tasks], [steps(task) for task in tasks]) as shown,
+    ):
+        shown.say(f"{label}: {len(tasks)} runs on {place}; dashboard: {client.dashboard_link}")
+        client.subscribe_topic(client.id, shown.stepped)
+        client.subscribe_topic("all", shown.changed)
+
+        def submit(i: int, attempt: int) -> Any:
+            key = ("run", i, attempt)
+            # A "data producer" waits at the scheduler until a worker is free; else a few tasks would wait at workers.
+            node = Node(key, _run, work, tasks[i], i, client.id, _data_producer=True)
+            return client.get({key: node}, [key], sync=False)[0]
+
+        got_to = [0] * len(tasks)
+        submitted = [submit(i, 0) for i in range(len(tasks))]
+        running = as_completed(submitted, loop=client.loop, with_results=True, raise_errors=False)
+        del submitted  # nothing of what is finished is kept
+        for dasks, result in running:
+            _, i, attempt = dasks.key
+            future: Future[Result] = Future()
+            if dasks.status == "finished":
+                future.set_result(result)
+            elif dasks.status != "error":
+                raise InputError(f"the scheduler at {where} is gone; start it and this again")
+            elif not isinstance(result[1], KilledWorker):
+                future.set_exception(result[1])
+            elif shown.done[i] > got_to[i]:
+                got_to[i] = shown.done[i]
+                running.add(submit(i, attempt + 1))
+                continue
+            else:
+                future.set_exception(InputError(_given_up(name(tasks[i]))))
+            del dasks, result
+            shown.finished(i)
+            yield tasks[i], future
+
+
+def _given_up(name: str) -> str:
+    return (
+        f"{name}: {LOSSES} workers in a row died of it without a step done, most likely for want of memory: "
+        "use fewer workers, or jobs with more memory"
+    )
+
+
+def _run(work: Callable[[Task, Step], Result], task: Task, i: int, topic: str) -> Result:
+    """In a worker: the task, telling how far it is."""
+    from distributed import get_worker
+
+    worker = get_worker()
+    done, told = 0, 0.0
+
+    def tell() -> None:
+        nonlocal told
+        if time.monotonic() - told > TELL_EVERY:
+            told = time.monotonic()
+            worker.log_event(topic, (i, done, str(worker.name), worker.address))
+
+    def step() -> None:
+        nonlocal done
+        done += 1
+        tell()
+
+    tell()
+    return work(task, step)
+
+
+@contextmanager
+def _connected(where: str, n_workers: int) -> Iterator[tuple["Client", str]]:
+    """A client of the workers, and where they are in words."""
+    import dask
+    from distributed import Client
+
+    with dask.config.set(CONFIG), _local(n_workers) as cluster, Client(cluster, set_as_default=False) as client:
+        yield client, f"{n_workers} local workers"
+
+
+def _local(n_workers: int) -> "SpecCluster":
+    """Processes of this machine, spawned; each has its share of the memory and, where there are GPUs, one of them."""
+    from distributed import Nanny, Scheduler, Security, SpecCluster
+    from distributed.system import MEMORY_LIMIT
+
+    # Whoever reaches a scheduler can run code as its user: it listens to this machine alone, and to who has the
+    # certificate, made for this cluster.
+    safe = {"host": "127.0.0.1", "protocol": "tls://", "security": Security.temporary()}
+    gpus = _gpus()
+    workers = {}
+    for i in range(n_workers):
+        env = {"CUDA_VISIBLE_DEVICES": gpus[i % len(gpus)]} if gpus else {}
+        limits = {"nthreads": 1, "memory_limit": MEMORY_LIMIT // n_workers, "env": env, "silence_logs": SILENT}
+        workers[i] = {"cls": Nanny, "options": safe | limits}
+    scheduler = {"cls": Scheduler, "options": safe | {"dashboard_address": "127.0.0.1:0"}}
+    return SpecCluster(workers, scheduler, security=safe["security"], silence_logs=SILENT)
+
+
+def _gpus() -> list[str]:
+    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    import torch
+
+    n_gpus, visible = torch.cuda.device_count(), os.environ.get("CUDA_VISIBLE_DEVICES")
+    return visible.split(",")[:n_gpus] if visible else [str(i) for i in range(n_gpus)]
+
+
+class _Shown:
+    """What the user sees: on a terminal a line for each worker and one for all, and what is said above them."""
+
+    def __init__(self, label: str, names: list[str], steps: list[int]) -> None:
+        self.names, self.steps = names, steps
+        self.done = [0] * len(names)
+        self.losses: Counter[int] = Counter()
+        self.workers: dict[str, tuple[str, int]] = {}  # address: name, task
+        self.rows: dict[str, TaskID] = {}
+        self.console = Console(stderr=True, highlight=False)
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self.progress = Progress(
+            *columns, console=self.console, disable=not self.console.is_terminal, speed_estimate_period=600
+        )
+        self.total = self.progress.add_task(label, total=sum(steps))
+
+    def __enter__(self) -> Self:
+        self.progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.progress.stop()
+
+    def say(self, text: str) -> None:
+        self.console.print(text, soft_wrap=True, markup=False)
+
+    def stepped(self, event: tuple[float, tuple[int, int, str, str]]) -> None:
+        """A worker began a task or is further in it."""
+        i, done, worker, address = event[1]
+        self.workers[address] = worker, i
+        if worker not in self.rows:
+            self.rows[worker] = self.progress.add_task("")
+        row, text = self.rows[worker], f"  worker {worker}: {self.names[i]}"
+        self.progress.update(row, description=text, total=self.steps[i], completed=done, visible=True)
+        self._reached(i, done)
+
+    def changed(self, event: tuple[float, dict[str, Any]]) -> None:
+        """Something happened to a worker: does it concern the user?"""
+        what = event[1]
+        if what["action"] != "remove-worker" or what["expected"]:
+            return
+        worker, _ = self.workers.pop(what["worker"], (what["worker"], None))
+        if worker in self.rows:
+            self.progress.update(self.rows[worker], visible=False)
+        for _, i, _ in what["processing-tasks"]:
+            self.losses[i] += 1
+            goes_on = "" if self.losses[i] % LOSSES == 0 else f"; {self.names[i]} goes on elsewhere"
+            self.say(f"worker {worker} was lost{goes_on}")
+
+    def finished(self, i: int) -> None:
+        for worker, task in self.workers.values():
+            if task == i:
+                self.progress.update(self.rows[worker], visible=False)
+        self._reached(i, self.steps[i])
+
+    def _reached(self, i: int, done: int) -> None:
+        self.done[i] = max(self.done[i], done)
+        self.progress.update(self.total, completed=sum(self.done))
