@@ -150,6 +150,8 @@ def how_many(where: Runs, runs: Sequence[Run], eeg: Mapping[str, Source], device
         raise InputError(
             "runs.workers is auto and runs.where slurm: set runs.workers to the most jobs you want at once"
         )
+    if len(runs) == 1:
+        return 1
     held = {_held(run, eeg) for run in runs}
     needed = max(sum(_training_bytes(source.path) for source in sources) for sources in held)
     return fitting(needed + RUN_BYTES, len(runs), on_gpus=device.type == "cuda")
@@ -182,7 +184,13 @@ def train_all(eeg_dir: Path, embeddings: Path, out: Path, parameters: Train, see
         else:
             finished = dict(
                 side_by_side(
-                    task, runs, where.where, n_workers, label=name, name=lambda run: run.name, steps=parameters.epochs
+                    task,
+                    runs,
+                    where.where,
+                    n_workers,
+                    label=name,
+                    name=lambda run: run.name,
+                    steps=lambda run: parameters.epochs,
                 )
             )
             notes = [finished[run].result() for run in runs]

@@ -103,7 +103,13 @@ def run_study(
     if todo:
         n_workers = how_many(where, [task.run for task in todo], eeg, pick_device(parameters.device))
         for task, future in side_by_side(
-            run_trial, todo, where.where, n_workers, label="study", name=_name, steps=parameters.epochs
+            run_trial,
+            todo,
+            where.where,
+            n_workers,
+            label="study",
+            name=_name,
+            steps=lambda task: task.parameters.epochs,
         ):
             if error := future.exception():
                 reasons[task.kept] = _told(error)
