@@ -46,7 +46,7 @@ class Embed(Section):
 
 
 class Train(Section):
-    block: Block
+    block: Literal["mix"] | Block
     protocol: Literal["pooled", "within-subject", "leave-one-subject-out"]
     select_on: Literal["validation", "last", "test"]
     selection_temperature: Literal["fitted", "model"]

@@ -1,3 +1,4 @@
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,8 @@ RECIPE = read_params(Path("params.yaml")).train
 SIZES = ModelSizes(n_chans=5, n_times=80, sfreq=100.0, embedding_size=12)
 
 
-def make_model(**changes: object) -> ContrastiveModel:
-    return ContrastiveModel(SIZES, Train(**RECIPE.model_dump() | {"projection_size": 8} | changes)).eval()
+def make_model(sizes: ModelSizes = SIZES, **changes: object) -> ContrastiveModel:
+    return ContrastiveModel(sizes, Train(**RECIPE.model_dump() | {"projection_size": 8} | changes)).eval()
 
 
 def test_the_recipe_has_794_thousand_parameters():
@@ -76,7 +77,14 @@ def test_a_saved_model_comes_back(tmp_path):
     loaded, notes = load_model(tmp_path)
     eeg = torch.randn(4, 5, 80)
     assert torch.equal(model.embed_eeg(eeg), loaded.embed_eeg(eeg))
-    assert notes["seed"] == 3
+    assert notes["seed"] == 3 and notes["block_weights"] == {}
+    mixing = make_model(sizes=dataclasses.replace(SIZES, blocks=("6", "last")))
+    mixing.block_mix.standardise(torch.randn(9, 2, 12))
+    save_model(mixing, tmp_path, {})
+    loaded, notes = load_model(tmp_path)
+    embeddings = torch.randn(4, 2, 12)
+    assert torch.equal(mixing.embed_image(embeddings), loaded.embed_image(embeddings))
+    assert notes["block_weights"] == loaded.block_weights() == {"6": 0.5, "last": 0.5}
     (tmp_path / "model.safetensors").write_bytes(b"x" * 40)
     with pytest.raises(InputError, match="no trained model"):
         load_model(tmp_path)
@@ -94,6 +102,23 @@ def test_standardised_eeg_has_no_mean_and_channels_of_one_spread():
     raw = make_model()
     raw.load_state_dict(model.state_dict() | {"eeg_mean": raw.eeg_mean, "eeg_sd": raw.eeg_sd})
     torch.testing.assert_close(model.embed_eeg(eeg[rows[:9]]), raw.embed_eeg(seen[:9]))
+
+
+def test_blocks_are_mixed_before_all_else():
+    """Standardised by hand and weighted by the softmax; the saved model brings weights, mean and spread with it."""
+    embeddings = torch.randn(50, 3, 12) * torch.tensor([1.0, 20, 300])[:, None] + 7
+    embeddings[:, 0] = 4  # a block that says nothing
+    for changes in ({}, {"image_projector": False, "normalise_embeddings": True}):
+        model = make_model(sizes=dataclasses.replace(SIZES, blocks=("2", "5", "last")), **changes)
+        model.block_mix.standardise(embeddings)
+        model.block_mix.logits.data = torch.log(torch.tensor([0.1, 0.7, 0.2])) + 3
+        centred = embeddings[:, 1:] - embeddings[:, 1:].mean(0)
+        standard = centred / centred.square().mean((0, 2)).sqrt()[:, None]
+        mixed = 0.7 * standard[:, 0] + 0.2 * standard[:, 1]
+        plain = make_model(**changes)
+        plain.load_state_dict({name: value for name, value in model.state_dict().items() if "block_mix" not in name})
+        torch.testing.assert_close(model.embed_image(embeddings), plain.embed_image(mixed))
+        assert model.block_weights() == pytest.approx({"2": 0.1, "5": 0.7, "last": 0.2})
 
 
 def test_both_sides_are_unit_vectors_in_one_space():

@@ -91,6 +91,25 @@ def test_each_model_is_tested_on_its_own_subjects(scene):
     assert [(one.scored.fold, one.scored.subject) for one in outcomes] == [(s, s) for s in SUBJECTS]
 
 
+def test_mixed_blocks_are_scored_as_the_mix(scene):
+    """The similarities are those of the projected mix; embeddings of other blocks are refused."""
+    recordings, [(plain, notes)], embeddings = scene
+    mixing = ContrastiveModel(ModelSizes(3, 70, 100.0, 6, ("4", "last")), plain.recipe).eval()
+    values = np.random.default_rng(3).standard_normal((12, 2, 6)).astype(np.float32)
+    mixing.block_mix.standardise(torch.from_numpy(values))
+    cache = Embeddings(values, embeddings.image_ids, ("4", "last"))
+    outcomes, _ = score(recordings, [(mixing, notes)], cache, parameters(), 0)
+    expected = mixing.embed_image(torch.from_numpy(values)).detach().numpy()
+    assert [one.scored.images for one in outcomes] == [pytest.approx(expected, abs=1e-6)] * 2
+    for other in (dataclasses.replace(cache, blocks=("5", "last")), embeddings):
+        with pytest.raises(InputError, match="trained on a mix of the blocks 4, last and these embeddings are of"):
+            score(recordings, [(mixing, notes)], other, parameters(), 0)
+    with pytest.raises(
+        InputError, match="trained on one block and these embeddings are of a mix of the blocks 4, last"
+    ):
+        score(recordings, [(plain, notes)], cache, parameters(), 0)
+
+
 def test_one_repetition_and_one_subject(scene):
     recordings, models, embeddings = scene
     once = dataclasses.replace(recordings[0], eeg=recordings[0].eeg[:, :1])

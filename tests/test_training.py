@@ -51,6 +51,35 @@ def planted(noise: float = 0.5) -> tuple[Samples, torch.Tensor]:
     return samples, torch.from_numpy(embeddings).float()
 
 
+BLOCKS = ("3", "6", "9", "last")
+
+
+def planted_in(block: str, noise: float) -> tuple[Samples, torch.Tensor]:
+    """As `planted`, the EEG driven by one of four blocks that share half of their variance with the block before.
+
+    The blocks (N, K, D) have other means and scales, each four times those of the one before.
+    """
+    n_concepts, images, subjects, size = 60, 2, 2, 16
+    rng = np.random.default_rng(0)
+    n = n_concepts * images
+    features = [rng.standard_normal((n, size))]
+    for _ in BLOCKS[1:]:
+        turned = features[-1] @ np.linalg.qr(rng.standard_normal((size, size)))[0]
+        features.append((turned + rng.standard_normal((n, size))) / 2**0.5)
+    response = np.cumsum(rng.standard_normal((size, 4, 70)), axis=2) / 8
+    eeg = np.tile(np.einsum("nd,dct->nct", features[BLOCKS.index(block)], response), (subjects, 1, 1))
+    eeg += noise * rng.standard_normal(eeg.shape)
+    samples = Samples(
+        eeg=torch.from_numpy(eeg).float(),
+        target=torch.arange(n).repeat(subjects),
+        subject=np.repeat([f"sub-{s:02}" for s in range(subjects)], n),
+        things_concept=np.tile(np.repeat([f"concept-{c:02}" for c in range(n_concepts)], images), subjects),
+        sfreq=100.0,
+    )
+    blocks = [4.0**k * (values + 5 * rng.standard_normal(size)) for k, values in enumerate(features)]
+    return samples, torch.from_numpy(np.stack(blocks, axis=1)).float()
+
+
 def test_held_out_concepts_are_whole_concepts_chosen_by_the_seed():
     concept = np.repeat([f"c{i}" for i in range(50)], 6)
     mask = held_out(concept, 0.1, seed=1)
@@ -125,6 +154,47 @@ def test_the_epoch_with_the_lowest_loss_is_kept(recipe):
     assert last.epoch == 8 and last.history["selection_loss"].isna().all()
 
 
+def test_a_mix_finds_the_block_that_drives_the_eeg(recipe):
+    """Its weight grows from a quarter to nearly all, and it decodes as the block alone does."""
+    parameters = recipe.model_copy(update={"epochs": 40, "batch_size": 24, "learning_rate": 0.003})
+    samples, embeddings = planted_in("6", noise=4.0)
+    mixed = run((samples, embeddings), parameters, blocks=BLOCKS)
+    alone = run((samples, embeddings[:, 1]), parameters)
+    weights = mixed.history[[f"weight_of_block_{name}" for name in BLOCKS]]
+    np.testing.assert_allclose(weights.sum(axis=1), 1, rtol=1e-5)
+    assert weights.iloc[0].between(0.15, 0.5).all()
+    assert mixed.model.block_weights()["6"] == weights["weight_of_block_6"][mixed.epoch - 1] > 0.8
+    # of 48 responses: two standard errors of the difference of two proportions of 0.9 are 0.12
+    top1 = [trained.history.set_index("epoch")["selection_top1"][trained.epoch] for trained in (mixed, alone)]
+    assert top1[1] > 0.5 and abs(top1[0] - top1[1]) < 0.12
+    assert alone.model.block_weights() == {} and "weight_of_block_6" not in alone.history
+
+
+def test_blocks_are_standardised_by_the_images_trained_on(recipe):
+    """Each image once, none that is held out or not seen in training."""
+    parameters = recipe.model_copy(update={"epochs": 1, "batch_size": 64})
+    samples, embeddings = planted_in("3", noise=0.5)
+    mask = held_out(samples.things_concept, 0.2, seed=0)
+    seen = torch.from_numpy(np.unique(samples.target[~mask]))
+    embeddings = torch.cat([embeddings, torch.full((5, 4, 16), 1e6)])  # test images, say
+    expected = embeddings[seen].clone()
+    embeddings[np.unique(samples.target[mask])] = 1e6
+    mix = run((samples, embeddings), parameters, blocks=BLOCKS).model.block_mix
+    torch.testing.assert_close(mix.mean, expected.mean(0))
+    torch.testing.assert_close(mix.rms[:, 0], (expected - expected.mean(0)).square().mean((0, 2)).sqrt())
+
+
+def test_the_weights_of_blocks_have_a_rate_of_their_own_and_no_decay(recipe):
+    parameters = recipe.model_copy(update={"weight_decay": 0.1, "optimizer": "adamw"})
+    model = ContrastiveModel(ModelSizes(2, 65, 100.0, 4, BLOCKS), parameters)
+    optimizer, _ = make_optimizer(model, parameters)
+    _, rest, mix = optimizer.param_groups
+    assert mix["params"] == [model.block_mix.logits] and (rest["weight_decay"], mix["weight_decay"]) == (0.1, 0.0)
+    assert mix["lr"] == pytest.approx(10 * rest["lr"])
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    assert {id(p) for p in parameters} == {id(p) for p in model.parameters()}
+
+
 def test_what_a_seed_decides_is_decided_apart(recipe):
     """Another run or fold shares none of the four seeds; and each of three alone gives other weights."""
     drawn = [derive_seeds(seed, fold) for seed in (1, 2) for fold in ("pooled", "sub-01", "without-sub-01")]
@@ -191,10 +261,12 @@ def test_the_selection_loss_is_taken_at_the_temperature_asked_for(recipe):
     assert own["train_loss"] == fitted["train_loss"] and own["selection_top1"] == fitted["selection_top1"]
 
 
-def test_an_interrupted_run_ends_as_if_it_had_not_been(recipe, tmp_path):
+@pytest.mark.parametrize("blocks", [(), BLOCKS], ids=["one block", "mix"])
+def test_an_interrupted_run_ends_as_if_it_had_not_been(recipe, tmp_path, blocks):
     """Interrupted after the first epoch, and again after the third."""
     parameters = recipe.model_copy(update={"epochs": 5, "batch_size": 32})
-    whole = run(planted(), parameters)
+    data = planted_in("9", noise=0.5) if blocks else planted()
+    whole = run(data, parameters, blocks=blocks)
     for epochs in (1, 3):
         left = iter(range(epochs - 1))
 
@@ -203,9 +275,9 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(recipe, tmp_path):
                 raise KeyboardInterrupt
 
         with pytest.raises(KeyboardInterrupt):
-            run(planted(), parameters, resume=tmp_path / "state.pt", progress=interrupt)
+            run(data, parameters, blocks=blocks, resume=tmp_path / "state.pt", progress=interrupt)
         assert len(torch.load(tmp_path / "state.pt", weights_only=True)["history"]) == epochs
-    resumed = run(planted(), parameters, resume=tmp_path / "state.pt")
+    resumed = run(data, parameters, blocks=blocks, resume=tmp_path / "state.pt")
     assert same_weights(whole, resumed) and whole.epoch == resumed.epoch
     pd.testing.assert_frame_equal(whole.history, resumed.history, check_exact=True)
 

@@ -122,7 +122,7 @@ def _train_run(
     # Where an operation has no deterministic form torch warns. A CPU needs no switch: its operations all have one.
     torch.use_deterministic_algorithms(device.type == "cuda", warn_only=True)
     state = states / f"{run.name}.pt"
-    trained = train(samples, rows, selection, values, parameters, seeds, device, state, progress)
+    trained = train(samples, rows, selection, values, parameters, seeds, device, state, progress, cache.blocks)
     notes = Notes(
         fold=run.fold,
         seed=run.seed,

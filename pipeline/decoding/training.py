@@ -31,6 +31,9 @@ EVALUATED_AT_ONCE = 512 * 17 * 100  # values of EEG in one pass without gradient
 PROBED = 256  # samples whose embeddings tell whether a model has collapsed
 COLLAPSED_SPREAD = 0.3  # of `spread`; it means a cosine of 0.91 between samples. Runs that learned ended above 0.8
 EXPLODED = 10  # times the loss of chance
+# The rate of the blocks' weights, times that of the projectors. Adam moves a logit by at most about the rate a step,
+# and the softmax needs some 3 for a weight near 1, which small data and low rates would not reach (docs/protocols.md).
+BLOCK_RATE = 10
 
 
 @dataclass(frozen=True)
@@ -140,16 +143,19 @@ def train(
     device: torch.device,
     resume: Path | None = None,
     progress: Callable[[], None] = lambda: None,
+    blocks: Sequence[str] = (),
 ) -> Trained:
     """Train on these rows of `samples`; keep the epoch with the lowest loss on `selection`, the last if that is None.
 
     The same inputs, seed, device and number of threads give the same weights to the last bit, also if the run was
     interrupted: after each epoch its state is written to `resume`, and a later call goes on from there. `progress` is
     called once an epoch. InputError where the loss explodes; the state of the epoch before it stays in `resume`.
+    `embeddings` are (N, D); where `blocks` names K blocks to mix they are (N, K, D), standardised by the images of
+    these rows, and the history has the weight of each.
     """
     torch.manual_seed(seeds.start)
     n_chans, n_times = samples.eeg.shape[1:]
-    sizes = ModelSizes(n_chans, n_times, samples.sfreq, embeddings.shape[1])
+    sizes = ModelSizes(n_chans, n_times, samples.sfreq, embeddings.shape[-1], blocks)
     model = ContrastiveModel(sizes, parameters).to(device)
     optimizer, schedule = make_optimizer(model, parameters)
     torch.manual_seed(seeds.dropout)
@@ -158,6 +164,8 @@ def train(
     trained_on = torch.from_numpy(rows).to(device)
     if parameters.standardise_eeg:
         model.standardise(eeg, trained_on)
+    if model.block_mix is not None:
+        model.block_mix.standardise(embeddings[target[trained_on].unique()])
     average = _moving_average(model, parameters, n_steps=math.ceil(len(rows) / parameters.batch_size))
     averaged = cast(ContrastiveModel, average.module)
     parts = {"model": model, "average": average, "optimizer": optimizer, "schedule": schedule}
@@ -176,6 +184,7 @@ def train(
         schedule.step()
         row = {"epoch": epoch, "train_loss": loss, "spread": spread(averaged, *probe)}
         row |= _score(averaged, selection, embeddings, galleries, device)
+        row |= {f"weight_of_block_{name}": weight for name, weight in averaged.block_weights().items()}
         _stop_if_diverged(loss, epoch, parameters, resume)
         state["history"].append(row)
         if selection is None or row["selection_loss"] <= min(past["selection_loss"] for past in state["history"]):
@@ -200,17 +209,26 @@ def _moving_average(model: ContrastiveModel, parameters: Train, n_steps: int) ->
 def make_optimizer(
     model: ContrastiveModel, parameters: Train
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LambdaLR]:
-    """Adam or AdamW over two groups, the EEG encoder and the rest, each with its own warm-up before the cosine."""
+    """Adam or AdamW over two groups, the EEG encoder and the rest, each with its own warm-up before the cosine.
+
+    The weights of blocks are a third group, like the rest but for BLOCK_RATE and no weight decay, which would make them
+    equal.
+    """
     encoder = list(model.eeg_encoder.parameters())
-    rest = [p for name, p in model.named_parameters() if not name.startswith("eeg_encoder.")]
+    mix = [] if model.block_mix is None else list(model.block_mix.parameters())
+    rest = [p for name, p in model.named_parameters() if not name.startswith(("eeg_encoder.", "block_mix."))]
+    groups: list[dict[str, Any]] = [{"params": encoder}, {"params": rest}]
+    warmups = [parameters.warmup_epochs_eeg_encoder, parameters.warmup_epochs_projectors]
+    if mix:
+        groups.append({"params": mix, "lr": BLOCK_RATE * parameters.learning_rate, "weight_decay": 0.0})
+        warmups.append(parameters.warmup_epochs_projectors)
     optimizer = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[parameters.optimizer](
-        [{"params": encoder}, {"params": rest}],
+        groups,
         lr=parameters.learning_rate,
         betas=tuple(parameters.betas),
         weight_decay=parameters.weight_decay,
         fused=True,
     )
-    warmups = parameters.warmup_epochs_eeg_encoder, parameters.warmup_epochs_projectors
     return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, [_rate(parameters, warmup) for warmup in warmups])
 
 
@@ -260,7 +278,7 @@ def _train_epoch(
 
 @torch.inference_mode()
 def project(model: ContrastiveModel, eeg: Tensor, embeddings: Tensor) -> tuple[Tensor, Tensor]:
-    """EEG (M, C, T) and embeddings (M, D) as unit vectors (M, P), in evaluation mode and in bounded memory."""
+    """EEG (M, C, T), embeddings (M, D) or (M, K, D) as unit vectors (M, P), in evaluation mode and bounded memory."""
     model.eval()
     return project_eeg(model, eeg), model.embed_image(embeddings)
 
