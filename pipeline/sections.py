@@ -55,6 +55,12 @@ class Train(Section):
     eeg_encoder: str
     first_weights: Literal["published", "torch"]
     standardise_eeg: bool
+    eeg_window: Literal["all"] | Interval
+    smoothing: Literal["none"] | Rate
+    remove_dc: bool
+    average_random_repetitions: Literal["none", "any"] | Count
+    channel_dropout: Annotated[float, Field(ge=0, lt=1)]
+    time_shift: Literal["none"] | Rate
     image_projector: bool
     temperature: Literal["learned"] | Rate
     start_temperature: Rate

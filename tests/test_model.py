@@ -1,8 +1,10 @@
 import dataclasses
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from scipy.ndimage import gaussian_filter1d
 from scipy.stats import ks_2samp
 
 from benchmarks.plain import PlainModel
@@ -13,6 +15,8 @@ from pipeline.sections import Train
 
 RECIPE = read_params(Path("params.yaml")).train
 SIZES = ModelSizes(n_chans=5, n_times=80, sfreq=100.0, embedding_size=12)
+SEEN = {"eeg_window": [0.05, 0.75], "smoothing": 0.02, "remove_dc": True}
+AT_RANDOM = {"channel_dropout": 0.3, "time_shift": 0.05}
 
 
 def make_model(sizes: ModelSizes = SIZES, **changes: object) -> ContrastiveModel:
@@ -119,6 +123,57 @@ def test_blocks_are_mixed_before_all_else():
         plain.load_state_dict({name: value for name, value in model.state_dict().items() if "block_mix" not in name})
         torch.testing.assert_close(model.embed_image(embeddings), plain.embed_image(mixed))
         assert model.block_weights() == pytest.approx({"2": 0.1, "5": 0.7, "last": 0.2})
+
+
+def test_window_smoothing_and_mean_are_what_numpy_and_scipy_make_of_them(tmp_path):
+    """Standardisation is of what they leave; the saved model brings them with it; nothing outside the window counts."""
+    eeg, rows = torch.randn(60, 5, 80) * 3 + torch.randn(5, 80) + 10, torch.arange(0, 60, 2)
+    model = make_model(sizes=dataclasses.replace(SIZES, start=-0.02), **SEEN)
+    model.standardise(eeg, rows)
+    seen = gaussian_filter1d(eeg[..., 7:78].double().numpy(), 2, axis=-1, mode="nearest")
+    seen -= seen.mean(-1, keepdims=True)
+    mean = seen[::2].mean(0)
+    expected = torch.from_numpy((seen - mean) / np.sqrt(((seen[::2] - mean) ** 2).mean((0, 2))[:, None])).float()
+    plain = make_model(sizes=dataclasses.replace(SIZES, n_times=71))
+    plain.load_state_dict(model.state_dict() | {"eeg_mean": plain.eeg_mean, "eeg_sd": plain.eeg_sd})
+    torch.testing.assert_close(model.embed_eeg(eeg), plain.embed_eeg(expected), atol=1e-5, rtol=1e-4)
+    save_model(model, tmp_path, {})
+    elsewhere = eeg.clone()
+    elsewhere[..., :7] = elsewhere[..., 78:] = 1e3
+    assert torch.equal(load_model(tmp_path)[0].embed_eeg(elsewhere), model.embed_eeg(eeg))
+
+
+def test_what_is_random_leaves_tested_eeg_alone():
+    """To the last bit, with the same weights; in training it does not."""
+    plain, random = make_model(), make_model(**AT_RANDOM)
+    random.load_state_dict(plain.state_dict())
+    eeg = torch.randn(9, 5, 80)
+    assert torch.equal(plain.embed_eeg(eeg), random.embed_eeg(eeg))
+    for name in AT_RANDOM:
+        one = make_model(dropout=0.0, **{name: AT_RANDOM[name]})
+        one.load_state_dict(plain.state_dict())
+        without = make_model(dropout=0.0)
+        without.load_state_dict(plain.state_dict())
+        assert not torch.equal(one.train().embed_eeg(eeg), without.train().embed_eeg(eeg))
+
+
+def test_without_them_training_is_the_plain_composition():
+    """To the last bit, random numbers included: what is off costs and changes nothing."""
+    model, eeg = make_model().train(), torch.randn(9, 5, 80)
+    model.standardise(eeg, torch.arange(9))
+    torch.manual_seed(1)
+    ours = model.embed_eeg(eeg)
+    torch.manual_seed(1)
+    plain = model.eeg_projector(model.eeg_encoder((eeg - model.eeg_mean) / model.eeg_sd))
+    assert torch.equal(ours, torch.nn.functional.normalize(plain, dim=1))
+    assert {name.split(".")[0] for name in model.state_dict()} == {
+        *("eeg_mean", "eeg_sd", "log_scale", "eeg_encoder", "eeg_projector", "image_projector")
+    }
+
+
+def test_a_window_too_short_for_the_encoder_is_told():
+    with pytest.raises(InputError, match="needs at least 65 samples, not 21: widen train.eeg_window or preprocess"):
+        make_model(eeg_window=[0.1, 0.3])
 
 
 def test_both_sides_are_unit_vectors_in_one_space():

@@ -122,6 +122,11 @@ def _check_sizes(model: ContrastiveModel, recording: Recording, values: np.ndarr
             f"{recording.subject}: the model was trained on {sizes.n_chans} channels x {sizes.n_times} "
             f"samples and the test EEG has {n_chans} x {n_times}; run the train stage again"
         )
+    if abs(recording.times[0] - sizes.start) > 1e-3 / sizes.sfreq:
+        raise InputError(
+            f"{recording.subject}: the model was trained on EEG from {sizes.start:g} s on and the test EEG starts at "
+            f"{recording.times[0]:g} s; run the train stage again"
+        )
     if blocks != tuple(sizes.blocks):
         raise InputError(
             f"the model was trained on {_told(sizes.blocks)} and these embeddings are of {_told(blocks)}; "

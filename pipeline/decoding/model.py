@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from pipeline.eeg.encoder import Dropout
 from pipeline.eeg.encoders import make_eeg_encoder
+from pipeline.eeg.transforms import ChannelDropout, Smoothing, TimeShift, pick_window
 from pipeline.errors import InputError
 from pipeline.files import replacing
 from pipeline.sections import Train
@@ -79,7 +80,7 @@ class BlockMix(nn.Module):
 class ModelSizes:
     """What the data demand of a model: C channels, T samples, sampling rate in Hz, D dimensions of an embedding.
 
-    Where a model mixes blocks, the names of the K blocks too.
+    Where a model mixes blocks, the names of the K blocks too; and the time of the first sample, s from stimulus onset.
     """
 
     n_chans: int
@@ -87,6 +88,7 @@ class ModelSizes:
     sfreq: float
     embedding_size: int
     blocks: Sequence[str] = ()
+    start: float = 0.0
 
 
 class ContrastiveModel(nn.Module):
@@ -95,8 +97,9 @@ class ContrastiveModel(nn.Module):
     With an image projector P is `projection_size`; without one the EEG is projected onto the embeddings, P = D. With
     `normalise_embeddings` the embeddings are centred over features and scaled to unit length first, as dreamsim does
     with `normalize_embeds`; without image projector the EEG side is centred too, as the paper does. Blocks are mixed
-    before all that. The EEG is first centred by `eeg_mean` (C, T) and divided by `eeg_sd` (C, 1): 0 and 1, unless
-    `standardise` takes those of the data.
+    before all that. Of the EEG the window of the recipe is taken, smoothed and freed of its mean as the recipe says; it
+    is then centred by `eeg_mean` (C, samples of the window) and divided by `eeg_sd` (C, 1): 0 and 1, unless
+    `standardise` takes those of the data. In training, time shift and channel dropout come last.
     """
 
     eeg_mean: Tensor
@@ -108,8 +111,19 @@ class ContrastiveModel(nn.Module):
         dropout, projection_size = recipe.dropout, recipe.projection_size
         if not recipe.image_projector:
             projection_size = sizes.embedding_size
+        self.window = pick_window(recipe.eeg_window, sizes.start, sizes.sfreq, sizes.n_times)
+        n_times = len(range(sizes.n_times)[self.window])
+        self.smoothing: nn.Module = nn.Identity()
+        self.time_shift: nn.Module = nn.Identity()
+        self.channel_dropout: nn.Module = nn.Identity()
+        if recipe.smoothing != "none":
+            self.smoothing = Smoothing(recipe.smoothing, sizes.sfreq, n_times)
+        if recipe.time_shift != "none":
+            self.time_shift = TimeShift(recipe.time_shift, sizes.sfreq, n_times)
+        if recipe.channel_dropout:
+            self.channel_dropout = ChannelDropout(recipe.channel_dropout)
         self.eeg_encoder = make_eeg_encoder(
-            recipe.eeg_encoder, n_chans=sizes.n_chans, n_times=sizes.n_times, sfreq=sizes.sfreq, dropout=dropout
+            recipe.eeg_encoder, n_chans=sizes.n_chans, n_times=n_times, sfreq=sizes.sfreq, dropout=dropout
         )
         self.eeg_projector = Projector(self.eeg_encoder.output_size, projection_size, dropout)
         self.block_mix = BlockMix(len(sizes.blocks), sizes.embedding_size) if sizes.blocks else None
@@ -121,7 +135,7 @@ class ContrastiveModel(nn.Module):
         learned = recipe.temperature == "learned"
         temperature = recipe.start_temperature if recipe.temperature == "learned" else recipe.temperature
         self.log_scale = nn.Parameter(torch.tensor(math.log(1 / temperature)), requires_grad=learned)
-        self.register_buffer("eeg_mean", torch.zeros(sizes.n_chans, sizes.n_times))
+        self.register_buffer("eeg_mean", torch.zeros(sizes.n_chans, n_times))
         self.register_buffer("eeg_sd", torch.ones(sizes.n_chans, 1))
 
     def standardise(self, eeg: Tensor, rows: Tensor) -> None:
@@ -130,14 +144,20 @@ class ContrastiveModel(nn.Module):
         The evoked response that all images share is larger than what differs between images, and tells nothing of them.
         """
         parts = rows.split(max(1, STANDARDISED_AT_ONCE // math.prod(eeg.shape[1:])))
-        mean = torch.stack([eeg[part].double().sum(0) for part in parts]).sum(0) / len(rows)  # (C, T)
-        squares = torch.stack([(eeg[part] - mean).square().sum(0) for part in parts]).sum(0)  # (C, T)
+        mean = torch.stack([self._see(eeg[part].double()).sum(0) for part in parts]).sum(0) / len(rows)  # (C, T)
+        squares = torch.stack([(self._see(eeg[part].double()) - mean).square().sum(0) for part in parts]).sum(0)
         variance = squares.mean(1, keepdim=True) / len(rows)  # (C, 1)
         self.eeg_mean.copy_(mean)
         self.eeg_sd.copy_(variance.sqrt().where(variance > 0, 1))  # a flat channel is 0 by now and stays so
 
+    def _see(self, eeg: Tensor) -> Tensor:
+        """Window, smoothing and mean: of nothing outside of the window."""
+        eeg = self.smoothing(eeg[..., self.window])
+        return eeg - eeg.mean(-1, keepdim=True) if self.recipe.remove_dc else eeg
+
     def embed_eeg(self, eeg: Tensor) -> Tensor:
-        projected = self.eeg_projector(self.eeg_encoder((eeg - self.eeg_mean) / self.eeg_sd))
+        standard = (self._see(eeg) - self.eeg_mean) / self.eeg_sd
+        projected = self.eeg_projector(self.eeg_encoder(self.channel_dropout(self.time_shift(standard))))
         if self.recipe.normalise_embeddings and not self.recipe.image_projector:
             projected = projected - projected.mean(1, keepdim=True)
         return F.normalize(projected, dim=1)

@@ -38,26 +38,33 @@ BLOCK_RATE = 10
 
 @dataclass(frozen=True)
 class Samples:
-    """EEG (M, C, T) float32 or float16; of each sample the row of its image's embedding, subject, THINGS concept."""
+    """EEG (M, C, T) float32 or float16; of each sample the row of its image's embedding, subject, THINGS concept.
+
+    `start` is the time of the first of T, in seconds from stimulus onset.
+    """
 
     eeg: Tensor
     target: Tensor
     subject: np.ndarray
     things_concept: np.ndarray
     sfreq: float
+    start: float = 0.0
 
     def take(self, rows: np.ndarray) -> "Samples":
-        return Samples(self.eeg[rows], self.target[rows], self.subject[rows], self.things_concept[rows], self.sfreq)
+        parts = self.eeg[rows], self.target[rows], self.subject[rows], self.things_concept[rows]
+        return Samples(*parts, self.sfreq, self.start)
 
 
 @dataclass(frozen=True)
 class Seeds:
-    """What chance decides in a run: the concepts held out, the first weights, the order of samples, and dropout."""
+    """What chance decides in a run: the concepts held out, the first weights, the order of samples, what is dropped or
+    shifted, and which repetitions are averaged."""
 
     concepts: int
     start: int
     order: int
     dropout: int
+    repetitions: int
 
 
 class _State(TypedDict):
@@ -70,7 +77,7 @@ class _State(TypedDict):
 
 def derive_seeds(seed: int, fold: str) -> Seeds:
     """Seeds of one run: those of another seed, or of another fold of the protocol, are independent of them."""
-    return Seeds(*np.random.SeedSequence([seed, *fold.encode()]).generate_state(4).tolist())
+    return Seeds(*np.random.SeedSequence([seed, *fold.encode()]).generate_state(5).tolist())
 
 
 @dataclass(frozen=True)
@@ -103,14 +110,14 @@ def read_samples(paths: Sequence[Path], split: Literal["train", "test"], embeddi
         read_split(path, split, average, out=part.view(shape).numpy())
         for path, shape, part in zip(paths, shapes, eeg.split(size), strict=True)
     ]
-    if len({(recording.ch_names, len(recording.times)) for recording in recordings}) != 1:
+    if len({(recording.ch_names, tuple(recording.times)) for recording in recordings}) != 1:
         raise InputError(f"{paths[0].parent}: the subjects' channels or times differ; run the preprocess stage again")
     n = [shape[1] if len(shape) == 4 else 1 for shape in shapes]  # repetitions
     subject = np.repeat([recording.subject for recording in recordings], size)
     target = [embeddings.rows(recording.image_ids).repeat(r) for recording, r in zip(recordings, n, strict=True)]
     things_concept = [recording.things_concept.repeat(r) for recording, r in zip(recordings, n, strict=True)]
-    sfreq = recordings[0].sfreq
-    return Samples(eeg, torch.from_numpy(np.concatenate(target)), subject, np.concatenate(things_concept), sfreq)
+    sfreq, start = recordings[0].sfreq, float(recordings[0].times[0])
+    return Samples(eeg, torch.from_numpy(np.concatenate(target)), subject, np.concatenate(things_concept), sfreq, start)
 
 
 def held_out(things_concept: np.ndarray, share: float, seed: int) -> np.ndarray:
@@ -131,6 +138,30 @@ def make_galleries(subject: np.ndarray, things_concept: np.ndarray) -> list[np.n
     frame["image"] = frame.groupby(["subject", "concept"]).cumcount()
     complete = frame.groupby(["subject", "image"])["concept"].transform("size") == frame["concept"].nunique()
     return [group.index.to_numpy(copy=True) for _, group in frame[complete].groupby(["subject", "image"])]
+
+
+def group_repetitions(samples: Samples, rows: np.ndarray, n: int | Literal["any"]) -> np.ndarray:
+    """The rows (images, R) of the R repetitions of each image and subject; InputError if that are not `n`, or not 2."""
+    frame = pd.DataFrame({"row": rows, "subject": samples.subject[rows], "target": samples.target[rows]})
+    frame = frame.sort_values(["subject", "target"], kind="stable")
+    counts = frame.groupby(["subject", "target"]).size()
+    wanted = 2 if n == "any" else max(2, n)
+    if counts.min() < wanted or counts.nunique() > 1:
+        raise InputError(
+            f"train.average_random_repetitions = {n} needs {wanted} repetitions of each training image or more, of all "
+            f"as many, and there are {counts.min()} to {counts.max()}: lower it, set it to none, or set "
+            "preprocess.average_repetitions to false"
+        )
+    return frame["row"].to_numpy(copy=True).reshape(-1, counts.iloc[0])
+
+
+def draw_repetitions(rows: Tensor, n: int | Literal["any"], generator: torch.Generator) -> Tensor:
+    """Of the rows (images, R) of each image `n`, without replacement; or 1 to R, with -1 in place of the others."""
+    drawn = rows.gather(1, torch.rand(rows.shape, generator=generator).argsort(1).to(rows.device))
+    if n != "any":
+        return drawn[:, :n]
+    count = torch.randint(1, rows.shape[1] + 1, (len(rows), 1), generator=generator)
+    return drawn.where((torch.arange(rows.shape[1]) < count).to(rows.device), -1)
 
 
 def train(
@@ -155,30 +186,37 @@ def train(
     """
     torch.manual_seed(seeds.start)
     n_chans, n_times = samples.eeg.shape[1:]
-    sizes = ModelSizes(n_chans, n_times, samples.sfreq, embeddings.shape[-1], blocks)
+    sizes = ModelSizes(n_chans, n_times, samples.sfreq, embeddings.shape[-1], blocks, samples.start)
     model = ContrastiveModel(sizes, parameters).to(device)
     optimizer, schedule = make_optimizer(model, parameters)
     torch.manual_seed(seeds.dropout)
     shuffle = torch.Generator().manual_seed(seeds.order)
+    draws = torch.Generator().manual_seed(seeds.repetitions)
+    generators = {"shuffle": shuffle, "draws": draws}
     eeg, target, embeddings = samples.eeg.to(device), samples.target.to(device), embeddings.to(device)
     trained_on = torch.from_numpy(rows).to(device)
     if parameters.standardise_eeg:
         model.standardise(eeg, trained_on)
     if model.block_mix is not None:
         model.block_mix.standardise(embeddings[target[trained_on].unique()])
-    average = _moving_average(model, parameters, n_steps=math.ceil(len(rows) / parameters.batch_size))
+    epoch_of, averaged_of = trained_on, parameters.average_random_repetitions
+    if averaged_of != "none":
+        epoch_of = torch.from_numpy(group_repetitions(samples, rows, averaged_of)).to(device)
+    average = _moving_average(model, parameters, n_steps=math.ceil(len(epoch_of) / parameters.batch_size))
     averaged = cast(ContrastiveModel, average.module)
     parts = {"model": model, "average": average, "optimizer": optimizer, "schedule": schedule}
     state = _State(history=[], best={}, epoch=0)
     if resume is not None and resume.exists():
-        state = _restore(torch.load(resume, map_location=device, weights_only=True), parts, shuffle)
+        state = _restore(torch.load(resume, map_location=device, weights_only=True), parts, generators)
         for _ in state["history"]:
             progress()
     probe = eeg[trained_on[:PROBED]].float(), embeddings[target[trained_on[:PROBED]]]
     galleries = [] if selection is None else make_galleries(selection.subject, selection.things_concept)
     while len(state["history"]) < parameters.epochs:
         epoch = len(state["history"]) + 1
-        order = trained_on[torch.randperm(len(rows), generator=shuffle).to(device)]
+        order = epoch_of[torch.randperm(len(epoch_of), generator=shuffle).to(device)]
+        if averaged_of != "none":
+            order = draw_repetitions(order, averaged_of, draws)
         batches = order.split(parameters.batch_size)
         loss = _train_epoch(model, average, optimizer, eeg, target, embeddings, batches, parameters)
         schedule.step()
@@ -190,7 +228,7 @@ def train(
         if selection is None or row["selection_loss"] <= min(past["selection_loss"] for past in state["history"]):
             state["best"], state["epoch"] = copy.deepcopy(averaged.state_dict()), epoch
         if resume is not None:
-            _save(resume, state, parts, shuffle)
+            _save(resume, state, parts, generators)
         progress()
     model.load_state_dict(state["best"])
     history = pd.DataFrame(state["history"])
@@ -255,13 +293,16 @@ def _train_epoch(
     batches: tuple[Tensor, ...],
     parameters: Train,
 ) -> float:
-    """One pass over the batches of rows; the mean loss."""
+    """One pass over the batches of rows (B,), or (B, n) of which each sample is the mean; the mean loss."""
     model.train()
     losses = []
     for rows in batches:
         if len(rows) < 2:  # a last batch of one has no other to differ from, and no variance
             continue
-        responses = eeg.index_select(0, rows).float()  # copies rows whole, twice as fast as eeg[rows]
+        if rows.ndim == 1:
+            responses = eeg.index_select(0, rows).float()  # copies rows whole, twice as fast as eeg[rows]
+        else:
+            responses, rows = mean_responses(eeg, rows), rows[:, 0]
         images = embeddings.index_select(0, target[rows])
         with torch.autocast(eeg.device.type, torch.bfloat16, enabled=parameters.precision == "bfloat16"):
             eeg_side, image_side = model.embed_eeg(responses), model.embed_image(images)
@@ -274,6 +315,14 @@ def _train_epoch(
         average.update_parameters(model)
         losses.append(loss.detach())
     return torch.stack(losses).mean().item()
+
+
+def mean_responses(eeg: Tensor, rows: Tensor) -> Tensor:
+    """(B, C, T) float32: the mean over rows (B, n) of EEG (M, C, T), without those that are -1, summed in float32."""
+    total = torch.zeros(len(rows), *eeg.shape[1:], device=eeg.device)
+    for row in rows.unbind(1):
+        total += eeg.index_select(0, row.clamp(min=0)).float() * (row >= 0)[:, None, None]
+    return total / (rows >= 0).sum(1)[:, None, None]
 
 
 @torch.inference_mode()
@@ -342,19 +391,20 @@ def _stop_if_diverged(loss: float, epoch: int, parameters: Train, resume: Path |
         )
 
 
-def _save(path: Path, state: _State, parts: Mapping[str, Any], shuffle: torch.Generator) -> None:
-    random = {"cpu": torch.get_rng_state(), "shuffle": shuffle.get_state()}
+def _save(path: Path, state: _State, parts: Mapping[str, Any], generators: Mapping[str, torch.Generator]) -> None:
+    random = {"cpu": torch.get_rng_state()} | {name: one.get_state() for name, one in generators.items()}
     if torch.cuda.is_available():
         random["cuda"] = torch.cuda.get_rng_state()
     with replacing(path) as temporary:
         torch.save({**state, "random": random} | {name: part.state_dict() for name, part in parts.items()}, temporary)
 
 
-def _restore(saved: dict[str, Any], parts: Mapping[str, Any], shuffle: torch.Generator) -> _State:
+def _restore(saved: dict[str, Any], parts: Mapping[str, Any], generators: Mapping[str, torch.Generator]) -> _State:
     for name, part in parts.items():
         part.load_state_dict(saved[name])
     torch.set_rng_state(saved["random"]["cpu"].cpu())
-    shuffle.set_state(saved["random"]["shuffle"].cpu())
+    for name, generator in generators.items():
+        generator.set_state(saved["random"][name].cpu())
     if "cuda" in saved["random"]:
         torch.cuda.set_rng_state(saved["random"]["cuda"].cpu())
     return _State(history=saved["history"], best=saved["best"], epoch=saved["epoch"])
