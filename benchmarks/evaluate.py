@@ -54,7 +54,8 @@ def make_inputs(folder: Path, size: str) -> None:
     embeddings = rng.standard_normal((shape[0], 768), np.float32)
     write_embeddings(folder / "embeddings.h5", list(ids), [("last", embeddings, {})], {})
     torch.manual_seed(0)
-    model = ContrastiveModel(ModelSizes(shape[2], shape[3], sfreq, 768), read_params(Path("params.yaml")).train)
+    sizes = ModelSizes(shape[2], shape[3], sfreq, 768, start=0 if size else -0.2)
+    model = ContrastiveModel(sizes, read_params(Path("params.yaml")).train)
     notes = {"fold": "pooled", "seed": 42, "tested_on": SUBJECTS, "selected_epoch": 1, "collapsed": False}
     save_model(model, folder / "model/pooled-seed-42", notes | {"protocol": "pooled", "selected_on": "validation"})
     (folder / "model/history.csv").write_text("epoch,train_loss\n" + "".join(f"{n},{5 / n}\n" for n in range(1, 101)))

@@ -49,7 +49,7 @@ class Embed(Section):
 
 
 class Train(Section):
-    block: Block
+    block: Literal["mix"] | Block
     protocol: Protocol
     select_on: Literal["validation", "last", "test"]
     selection_temperature: Literal["fitted", "model"]
@@ -57,6 +57,12 @@ class Train(Section):
     eeg_encoder: str
     first_weights: Literal["published", "torch"]
     standardise_eeg: bool
+    eeg_window: Literal["all"] | Interval
+    smoothing: Literal["none"] | Rate
+    remove_dc: bool
+    average_random_repetitions: Literal["none", "any"] | Count
+    channel_dropout: Annotated[float, Field(ge=0, lt=1)]
+    time_shift: Literal["none"] | Rate
     image_projector: bool
     temperature: Literal["learned"] | Rate
     start_temperature: Rate
@@ -88,7 +94,7 @@ class Runs(Section):
 class Study(Section):
     backbones: Names
     alignments: Names
-    blocks: Annotated[list[Block], Field(min_length=1)]
+    blocks: Annotated[list[Literal["mix"] | Block], Field(min_length=1)]
     eeg_encoders: Names
     protocols: Annotated[list[Protocol], Field(min_length=1)]
     seeds: Seeds

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from pipeline.analysis.evaluation import tabulate
+from pipeline.analysis.evaluation import summarise_block_weights, tabulate
 from pipeline.analysis.scoring import score
 from pipeline.analysis.similarities import Similarities, settings_of, write_similarities
 from pipeline.data.datasets import DATASETS
@@ -35,8 +35,12 @@ def main(
         "protocol": notes["protocol"],
         "selected_on": notes["selected_on"],
     }
-    outcomes, axes = score(recordings, models, read_embeddings(embeddings, made_with["block"]), p.evaluate, p.seed)
+    cache = read_embeddings(embeddings, made_with["block"])
+    if cache.blocks:
+        made_with["mixed_blocks"] = ", ".join(cache.blocks)
+    outcomes, axes = score(recordings, models, cache, p.evaluate, p.seed)
     summary, frames = tabulate(outcomes, axes, made_with, p.evaluate, p.seed)
+    summary |= summarise_block_weights(notes for _, notes in models)
     summary["caveats"] = [*dataset.caveats, *axes.caveats]
     everything = Similarities(
         image_ids=axes.image_ids,
@@ -65,6 +69,9 @@ def print_summary(summary: dict[str, Any], top_k: list[int]) -> None:
     names = ["nice_loss", *(f"top{k}_acc" for k in top_k), "matched_cosine", "mismatched_cosine"]
     low, high = summary["ci95_low"], summary["ci95_high"]
     rows = [{"metric": name, "value": summary[name], "low": low[name], "high": high[name]} for name in names]
+    if "block_weights" in summary:
+        told = ", ".join(f"{name} {weight:.2f}" for name, weight in summary["block_weights"].items())
+        print(f"weights of the blocks, mean of the runs: {told}")
     gallery = f"{summary['n_way']}-way, {summary['n_subjects']} subjects"
     show(f"{summary['encoder']}, {gallery}; chance of top-1 {summary['chance_top1']:.3f}", rows)
 

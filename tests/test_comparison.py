@@ -270,10 +270,16 @@ def with_settings(**sections: dict) -> dict:
 
 DINO = EMBEDDED | {"backbone": "dino_vitb16", "checkpoint": "b.zip", "checkpoint_sha256": "2", "preprocessing": "y"}
 OCCIPITAL = {"channels": ["O1"]}
+MIXED = with_settings(train={"block": "mix"})
+BASELINES = {
+    "alignment": side(8, encoder="aligned", alignment="dreamsim"),
+    "mixed blocks": side(8, MIXED, block="mix", mixed_blocks="6, last"),
+}
 PAIRS = {
     "alignment": (side(14, encoder="aligned", alignment="glocal"), "dreamsim", "glocal"),
     "backbone": (side(14, with_settings(embeddings=DINO), backbone="dino_vitb16"), "synclr_vitb16", "dino_vitb16"),
     "block": (side(14, with_settings(train={"block": 6}), block=6), "last", "6"),
+    "mixed blocks": (side(14, MIXED, block="mix", mixed_blocks="3, last"), "6, last", "3, last"),
     "EEG encoder": (side(14, with_settings(train={"eeg_encoder": "atm-s"})), "nice", "atm-s"),
     "channels": (side(14, with_settings(eeg_of_sub_01=OCCIPITAL, eeg_of_sub_02=OCCIPITAL)), "O1 Oz", "O1"),
 }
@@ -282,7 +288,7 @@ PAIRS = {
 @pytest.mark.parametrize("thing", PAIRS)
 def test_any_one_thing_can_be_compared(thing):
     other, a, b = PAIRS[thing]
-    baseline = side(8, encoder="aligned", alignment="dreamsim") if thing == "alignment" else side(8)
+    baseline = BASELINES.get(thing, side(8))
     result = compare(baseline, other, parameters(), 0)
     assert (result["differs_in"], result["baseline"], result["other"]) == (thing, a, b)
     assert result["metrics"]["top1_acc"]["difference"] == pytest.approx(0.3)
@@ -291,6 +297,12 @@ def test_any_one_thing_can_be_compared(thing):
     assert reverse["metrics"]["top1_acc"]["difference"] == pytest.approx(-0.3)
     assert reverse["metrics"]["top1_acc"]["p"] == result["metrics"]["top1_acc"]["p"]
     assert f"with the {thing} {a} decoding is worse than with {b}: top-1" in reverse["answer"]
+
+
+def test_a_mix_of_blocks_is_compared_with_a_block():
+    mix = side(14, MIXED, block="mix", mixed_blocks="6, last")
+    result = compare(side(8), mix, parameters(), 0)
+    assert (result["differs_in"], result["baseline"], result["other"]) == ("block", "last", "mix")
 
 
 def test_the_unaligned_encoder_is_the_baseline_in_whatever_order():

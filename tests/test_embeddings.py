@@ -28,6 +28,27 @@ def test_each_block_is_read_as_written(cache):
     assert read_health(cache) == {"6": {"rows": 3}, "last": {"median_cosine": 0.5}}
 
 
+def written(path: Path, **blocks: np.ndarray) -> Path:
+    """A cache of the blocks given, such as `b6` or `last`."""
+    write_embeddings(path, IDS, ((name.lstrip("b"), values, {}) for name, values in blocks.items()), {})
+    return path
+
+
+def test_a_mix_is_all_blocks_in_their_order_of_depth(tmp_path):
+    path = written(tmp_path / "x.h5", last=LAST, b12=LAST + 12, b6=LAST + 6)
+    read = read_embeddings(path, "mix")
+    assert read.blocks == ("6", "12", "last") and read.values.dtype == np.float32 and list(read.image_ids) == IDS
+    assert np.array_equal(read.values, np.stack([LAST + 6, LAST + 12, LAST], axis=1))
+    assert read_embeddings(path, 12).blocks == ()
+
+
+def test_what_cannot_be_mixed_is_told(cache, tmp_path):
+    with pytest.raises(InputError, match="needs blocks of one size, and of the dimensions 6 has 2, last has 4: name"):
+        read_embeddings(cache, "mix")
+    with pytest.raises(InputError, match="train.block is mix and the only block there is last: add to embed.blocks"):
+        read_embeddings(written(tmp_path / "x.h5", last=LAST), "mix")
+
+
 def test_rows_are_found_by_id(cache):
     read = read_embeddings(cache, "last")
     assert read.rows(np.array([IDS[2], IDS[0]])).tolist() == [2, 0]
@@ -74,6 +95,8 @@ def test_what_is_no_cache_is_told_in_one_sentence(cache, damage, message):
     with pytest.raises(InputError, match=message) as error:
         read_embeddings(cache, "last")
     assert str(error.value).startswith(f"{cache}: ") and "\n" not in str(error.value)
+    with pytest.raises(InputError, match=message):
+        read_embeddings(cache, "mix")
 
 
 def test_a_block_that_fails_leaves_no_file(tmp_path):

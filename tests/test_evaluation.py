@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pipeline.analysis.evaluation import summarise, tabulate
+from pipeline.analysis.evaluation import summarise, summarise_block_weights, tabulate
 from pipeline.analysis.scoring import Axes, Outcome
 from pipeline.analysis.similarities import Scored
 from pipeline.params import read_params
@@ -46,6 +46,16 @@ ALL_FIRST, ALL_SECOND = [1] * N, [2] * N
 @pytest.fixture
 def two() -> list[Outcome]:
     return [outcome("a", 1, ALL_FIRST), outcome("b", 1, ALL_SECOND)]
+
+
+def test_the_weights_of_mixed_blocks_by_hand():
+    """Mean and spread over the runs, collapsed ones left out unless all are; nothing where no blocks were mixed."""
+    notes = [{"collapsed": weight == 0.9, "block_weights": {"6": weight, "last": 1 - weight}} for weight in (0.9, 0.2)]
+    assert summarise_block_weights(notes) == {"block_weights": {"6": 0.2, "last": 0.8}}
+    both = summarise_block_weights([one | {"collapsed": True} for one in notes])
+    assert both["block_weights"] == pytest.approx({"6": 0.55, "last": 0.45})
+    assert both["sd_of_block_weights"] == pytest.approx(dict.fromkeys(("6", "last"), 0.7 / 2**0.5))
+    assert summarise_block_weights([{"collapsed": False, "block_weights": {}}]) == {}
 
 
 def test_the_curves_by_hand(two):

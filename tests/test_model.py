@@ -1,7 +1,10 @@
+import dataclasses
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from scipy.ndimage import gaussian_filter1d
 from scipy.stats import ks_2samp
 
 from benchmarks.plain import PlainModel
@@ -12,10 +15,12 @@ from pipeline.sections import Train
 
 RECIPE = read_params(Path("params.yaml")).train
 SIZES = ModelSizes(n_chans=5, n_times=80, sfreq=100.0, embedding_size=12)
+SEEN = {"eeg_window": [0.05, 0.75], "smoothing": 0.02, "remove_dc": True}
+AT_RANDOM = {"channel_dropout": 0.3, "time_shift": 0.05}
 
 
-def make_model(**changes: object) -> ContrastiveModel:
-    return ContrastiveModel(SIZES, Train(**RECIPE.model_dump() | {"projection_size": 8} | changes)).eval()
+def make_model(sizes: ModelSizes = SIZES, **changes: object) -> ContrastiveModel:
+    return ContrastiveModel(sizes, Train(**RECIPE.model_dump() | {"projection_size": 8} | changes)).eval()
 
 
 def test_the_recipe_has_794_thousand_parameters():
@@ -76,7 +81,14 @@ def test_a_saved_model_comes_back(tmp_path):
     loaded, notes = load_model(tmp_path)
     eeg = torch.randn(4, 5, 80)
     assert torch.equal(model.embed_eeg(eeg), loaded.embed_eeg(eeg))
-    assert notes["seed"] == 3
+    assert notes["seed"] == 3 and notes["block_weights"] == {}
+    mixing = make_model(sizes=dataclasses.replace(SIZES, blocks=("6", "last")))
+    mixing.block_mix.standardise(torch.randn(9, 2, 12))
+    save_model(mixing, tmp_path, {})
+    loaded, notes = load_model(tmp_path)
+    embeddings = torch.randn(4, 2, 12)
+    assert torch.equal(mixing.embed_image(embeddings), loaded.embed_image(embeddings))
+    assert notes["block_weights"] == loaded.block_weights() == {"6": 0.5, "last": 0.5}
     (tmp_path / "model.safetensors").write_bytes(b"x" * 40)
     with pytest.raises(InputError, match="no trained model"):
         load_model(tmp_path)
@@ -94,6 +106,74 @@ def test_standardised_eeg_has_no_mean_and_channels_of_one_spread():
     raw = make_model()
     raw.load_state_dict(model.state_dict() | {"eeg_mean": raw.eeg_mean, "eeg_sd": raw.eeg_sd})
     torch.testing.assert_close(model.embed_eeg(eeg[rows[:9]]), raw.embed_eeg(seen[:9]))
+
+
+def test_blocks_are_mixed_before_all_else():
+    """Standardised by hand and weighted by the softmax; the saved model brings weights, mean and spread with it."""
+    embeddings = torch.randn(50, 3, 12) * torch.tensor([1.0, 20, 300])[:, None] + 7
+    embeddings[:, 0] = 4  # a block that says nothing
+    for changes in ({}, {"image_projector": False, "normalise_embeddings": True}):
+        model = make_model(sizes=dataclasses.replace(SIZES, blocks=("2", "5", "last")), **changes)
+        model.block_mix.standardise(embeddings)
+        model.block_mix.logits.data = torch.log(torch.tensor([0.1, 0.7, 0.2])) + 3
+        centred = embeddings[:, 1:] - embeddings[:, 1:].mean(0)
+        standard = centred / centred.square().mean((0, 2)).sqrt()[:, None]
+        mixed = 0.7 * standard[:, 0] + 0.2 * standard[:, 1]
+        plain = make_model(**changes)
+        plain.load_state_dict({name: value for name, value in model.state_dict().items() if "block_mix" not in name})
+        torch.testing.assert_close(model.embed_image(embeddings), plain.embed_image(mixed))
+        assert model.block_weights() == pytest.approx({"2": 0.1, "5": 0.7, "last": 0.2})
+
+
+def test_window_smoothing_and_mean_are_what_numpy_and_scipy_make_of_them(tmp_path):
+    """Standardisation is of what they leave; the saved model brings them with it; nothing outside the window counts."""
+    eeg, rows = torch.randn(60, 5, 80) * 3 + torch.randn(5, 80) + 10, torch.arange(0, 60, 2)
+    model = make_model(sizes=dataclasses.replace(SIZES, start=-0.02), **SEEN)
+    model.standardise(eeg, rows)
+    seen = gaussian_filter1d(eeg[..., 7:78].double().numpy(), 2, axis=-1, mode="nearest")
+    seen -= seen.mean(-1, keepdims=True)
+    mean = seen[::2].mean(0)
+    expected = torch.from_numpy((seen - mean) / np.sqrt(((seen[::2] - mean) ** 2).mean((0, 2))[:, None])).float()
+    plain = make_model(sizes=dataclasses.replace(SIZES, n_times=71))
+    plain.load_state_dict(model.state_dict() | {"eeg_mean": plain.eeg_mean, "eeg_sd": plain.eeg_sd})
+    torch.testing.assert_close(model.embed_eeg(eeg), plain.embed_eeg(expected), atol=1e-5, rtol=1e-4)
+    save_model(model, tmp_path, {})
+    elsewhere = eeg.clone()
+    elsewhere[..., :7] = elsewhere[..., 78:] = 1e3
+    assert torch.equal(load_model(tmp_path)[0].embed_eeg(elsewhere), model.embed_eeg(eeg))
+
+
+def test_what_is_random_leaves_tested_eeg_alone():
+    """To the last bit, with the same weights; in training it does not."""
+    plain, random = make_model(), make_model(**AT_RANDOM)
+    random.load_state_dict(plain.state_dict())
+    eeg = torch.randn(9, 5, 80)
+    assert torch.equal(plain.embed_eeg(eeg), random.embed_eeg(eeg))
+    for name in AT_RANDOM:
+        one = make_model(dropout=0.0, **{name: AT_RANDOM[name]})
+        one.load_state_dict(plain.state_dict())
+        without = make_model(dropout=0.0)
+        without.load_state_dict(plain.state_dict())
+        assert not torch.equal(one.train().embed_eeg(eeg), without.train().embed_eeg(eeg))
+
+
+def test_without_them_training_is_the_plain_composition():
+    """To the last bit, random numbers included: what is off costs and changes nothing."""
+    model, eeg = make_model().train(), torch.randn(9, 5, 80)
+    model.standardise(eeg, torch.arange(9))
+    torch.manual_seed(1)
+    ours = model.embed_eeg(eeg)
+    torch.manual_seed(1)
+    plain = model.eeg_projector(model.eeg_encoder((eeg - model.eeg_mean) / model.eeg_sd))
+    assert torch.equal(ours, torch.nn.functional.normalize(plain, dim=1))
+    assert {name.split(".")[0] for name in model.state_dict()} == {
+        *("eeg_mean", "eeg_sd", "log_scale", "eeg_encoder", "eeg_projector", "image_projector")
+    }
+
+
+def test_a_window_too_short_for_the_encoder_is_told():
+    with pytest.raises(InputError, match="needs at least 65 samples, not 21: widen train.eeg_window or preprocess"):
+        make_model(eeg_window=[0.1, 0.3])
 
 
 def test_both_sides_are_unit_vectors_in_one_space():

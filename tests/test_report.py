@@ -327,6 +327,20 @@ def test_it_fits_and_can_be_read(full, browser, width, theme):
 PAPER = {"light": "rgb(255, 255, 255)", "dark": "rgb(22, 23, 26)"}
 
 
+def test_the_weights_of_mixed_blocks_are_in_a_table(tmp_path):
+    """Mean and, with several runs, spread; without a mix the page does not speak of blocks."""
+    evaluate(tmp_path / "x")
+    assert "Blocks of the image model" not in words(report_without_pictures(tmp_path / "x"))
+    summary = json.loads((tmp_path / "x/evaluation.json").read_text())
+    summary["block_weights"] = {"6": 0.75, "last": 0.25}
+    for spread, row in ({}, "60.750 last0.250"), ({"6": 0.125, "last": 0.0625}, "60.7500.125 last0.2500.062"):
+        if spread:
+            summary["sd_of_block_weights"] = spread
+        (tmp_path / "x/evaluation.json").write_text(json.dumps(summary))
+        text = words(report_without_pictures(tmp_path / "x"))
+        assert "equal weights would be 0.500" in text and row in text and ("SD over runs" in text) == bool(spread)
+
+
 def test_the_same_inputs_give_the_same_bytes(full):
     folder, comparison = full
     files = [folder / "report.html", *sorted((folder / "pictures").iterdir()), folder / "learning_curves.csv"]

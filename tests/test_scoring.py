@@ -91,6 +91,48 @@ def test_each_model_is_tested_on_its_own_subjects(scene):
     assert [(one.scored.fold, one.scored.subject) for one in outcomes] == [(s, s) for s in SUBJECTS]
 
 
+def test_mixed_blocks_are_scored_as_the_mix(scene):
+    """The similarities are those of the projected mix; embeddings of other blocks are refused."""
+    recordings, [(plain, notes)], embeddings = scene
+    mixing = ContrastiveModel(ModelSizes(3, 70, 100.0, 6, ("4", "last")), plain.recipe).eval()
+    values = np.random.default_rng(3).standard_normal((12, 2, 6)).astype(np.float32)
+    mixing.block_mix.standardise(torch.from_numpy(values))
+    cache = Embeddings(values, embeddings.image_ids, ("4", "last"))
+    outcomes, _ = score(recordings, [(mixing, notes)], cache, parameters(), 0)
+    expected = mixing.embed_image(torch.from_numpy(values)).detach().numpy()
+    assert [one.scored.images for one in outcomes] == [pytest.approx(expected, abs=1e-6)] * 2
+    for other in (dataclasses.replace(cache, blocks=("5", "last")), embeddings):
+        with pytest.raises(InputError, match="trained on a mix of the blocks 4, last and these embeddings are of"):
+            score(recordings, [(mixing, notes)], other, parameters(), 0)
+    with pytest.raises(
+        InputError, match="trained on one block and these embeddings are of a mix of the blocks 4, last"
+    ):
+        score(recordings, [(plain, notes)], cache, parameters(), 0)
+
+
+def test_the_time_course_of_a_model_that_sees_a_window(scene):
+    """Outside it all images look alike, which is chance; inside it is that of a model and EEG of the window alone."""
+    recordings, [(plain, notes)], embeddings = scene
+    rng = np.random.default_rng(5)
+    times, eeg = np.arange(120) / 100 - 0.2, rng.standard_normal((12, 4, 3, 120)).astype(np.float32)
+    whole = dataclasses.replace(recordings[0], times=times, eeg=eeg)
+    cut = dataclasses.replace(whole, times=times[50:], eeg=eeg[..., 50:])
+    recipe = plain.recipe.model_copy(update={"eeg_window": [0.3, 0.99], "smoothing": 0.02, "remove_dc": True})
+    of_cut = ContrastiveModel(ModelSizes(3, 70, 100.0, 6, start=0.3), recipe).eval()
+    of_whole = ContrastiveModel(ModelSizes(3, 120, 100.0, 6, start=-0.2), recipe).eval()
+    of_whole.load_state_dict(of_cut.state_dict())
+    [one], axes = score([whole], [(of_whole, notes)], embeddings, parameters(), 0)
+    [expected], _ = score([cut], [(of_cut, notes)], embeddings, parameters(), 0)
+    inside = [window.start >= 50 for window in axes.windows]
+    outside = [window.stop <= 50 for window in axes.windows]
+    assert (sum(inside), sum(outside), len(axes.windows)) == (6, 4, 11)
+    assert ((one.windows["rank"][outside] == 1).sum(1) == 1).all()
+    assert np.array_equal(one.windows["rank"][inside], expected.windows["rank"])
+    assert np.array_equal(one.whole["rank"], expected.whole["rank"])
+    with pytest.raises(InputError, match="trained on EEG from -0.2 s on and the test EEG starts at 0 s; run the train"):
+        score([dataclasses.replace(whole, times=times + 0.2)], [(of_whole, notes)], embeddings, parameters(), 0)
+
+
 def test_one_repetition_and_one_subject(scene):
     recordings, models, embeddings = scene
     once = dataclasses.replace(recordings[0], eeg=recordings[0].eeg[:, :1])

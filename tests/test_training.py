@@ -14,10 +14,14 @@ from pipeline.decoding.training import (
     Samples,
     Trained,
     derive_seeds,
+    draw_repetitions,
+    group_repetitions,
     held_out,
     lowest_loss,
     make_galleries,
     make_optimizer,
+    mean_responses,
+    project,
     train,
 )
 from pipeline.errors import InputError
@@ -49,6 +53,35 @@ def planted(noise: float = 0.5) -> tuple[Samples, torch.Tensor]:
         sfreq=100.0,
     )
     return samples, torch.from_numpy(embeddings).float()
+
+
+BLOCKS = ("3", "6", "9", "last")
+
+
+def planted_in(block: str, noise: float) -> tuple[Samples, torch.Tensor]:
+    """As `planted`, the EEG driven by one of four blocks that share half of their variance with the block before.
+
+    The blocks (N, K, D) have other means and scales, each four times those of the one before.
+    """
+    n_concepts, images, subjects, size = 60, 2, 2, 16
+    rng = np.random.default_rng(0)
+    n = n_concepts * images
+    features = [rng.standard_normal((n, size))]
+    for _ in BLOCKS[1:]:
+        turned = features[-1] @ np.linalg.qr(rng.standard_normal((size, size)))[0]
+        features.append((turned + rng.standard_normal((n, size))) / 2**0.5)
+    response = np.cumsum(rng.standard_normal((size, 4, 70)), axis=2) / 8
+    eeg = np.tile(np.einsum("nd,dct->nct", features[BLOCKS.index(block)], response), (subjects, 1, 1))
+    eeg += noise * rng.standard_normal(eeg.shape)
+    samples = Samples(
+        eeg=torch.from_numpy(eeg).float(),
+        target=torch.arange(n).repeat(subjects),
+        subject=np.repeat([f"sub-{s:02}" for s in range(subjects)], n),
+        things_concept=np.tile(np.repeat([f"concept-{c:02}" for c in range(n_concepts)], images), subjects),
+        sfreq=100.0,
+    )
+    blocks = [4.0**k * (values + 5 * rng.standard_normal(size)) for k, values in enumerate(features)]
+    return samples, torch.from_numpy(np.stack(blocks, axis=1)).float()
 
 
 def test_held_out_concepts_are_whole_concepts_chosen_by_the_seed():
@@ -125,8 +158,49 @@ def test_the_epoch_with_the_lowest_loss_is_kept(recipe):
     assert last.epoch == 8 and last.history["selection_loss"].isna().all()
 
 
+def test_a_mix_finds_the_block_that_drives_the_eeg(recipe):
+    """Its weight grows from a quarter to nearly all, and it decodes as the block alone does."""
+    parameters = recipe.model_copy(update={"epochs": 40, "batch_size": 24, "learning_rate": 0.003})
+    samples, embeddings = planted_in("6", noise=4.0)
+    mixed = run((samples, embeddings), parameters, blocks=BLOCKS)
+    alone = run((samples, embeddings[:, 1]), parameters)
+    weights = mixed.history[[f"weight_of_block_{name}" for name in BLOCKS]]
+    np.testing.assert_allclose(weights.sum(axis=1), 1, rtol=1e-5)
+    assert weights.iloc[0].between(0.15, 0.5).all()
+    assert mixed.model.block_weights()["6"] == weights["weight_of_block_6"][mixed.epoch - 1] > 0.8
+    # of 48 responses: two standard errors of the difference of two proportions of 0.9 are 0.12
+    top1 = [trained.history.set_index("epoch")["selection_top1"][trained.epoch] for trained in (mixed, alone)]
+    assert top1[1] > 0.5 and abs(top1[0] - top1[1]) < 0.12
+    assert alone.model.block_weights() == {} and "weight_of_block_6" not in alone.history
+
+
+def test_blocks_are_standardised_by_the_images_trained_on(recipe):
+    """Each image once, none that is held out or not seen in training."""
+    parameters = recipe.model_copy(update={"epochs": 1, "batch_size": 64})
+    samples, embeddings = planted_in("3", noise=0.5)
+    mask = held_out(samples.things_concept, 0.2, seed=0)
+    seen = torch.from_numpy(np.unique(samples.target[~mask]))
+    embeddings = torch.cat([embeddings, torch.full((5, 4, 16), 1e6)])  # test images, say
+    expected = embeddings[seen].clone()
+    embeddings[np.unique(samples.target[mask])] = 1e6
+    mix = run((samples, embeddings), parameters, blocks=BLOCKS).model.block_mix
+    torch.testing.assert_close(mix.mean, expected.mean(0))
+    torch.testing.assert_close(mix.rms[:, 0], (expected - expected.mean(0)).square().mean((0, 2)).sqrt())
+
+
+def test_the_weights_of_blocks_have_a_rate_of_their_own_and_no_decay(recipe):
+    parameters = recipe.model_copy(update={"weight_decay": 0.1, "optimizer": "adamw"})
+    model = ContrastiveModel(ModelSizes(2, 65, 100.0, 4, BLOCKS), parameters)
+    optimizer, _ = make_optimizer(model, parameters)
+    _, rest, mix = optimizer.param_groups
+    assert mix["params"] == [model.block_mix.logits] and (rest["weight_decay"], mix["weight_decay"]) == (0.1, 0.0)
+    assert mix["lr"] == pytest.approx(10 * rest["lr"])
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    assert {id(p) for p in parameters} == {id(p) for p in model.parameters()}
+
+
 def test_what_a_seed_decides_is_decided_apart(recipe):
-    """Another run or fold shares none of the four seeds; and each of three alone gives other weights."""
+    """Another run or fold shares none of the five seeds; and each of those that count alone gives other weights."""
     drawn = [derive_seeds(seed, fold) for seed in (1, 2) for fold in ("pooled", "sub-01", "without-sub-01")]
     numbers = [number for seeds in drawn for number in dataclasses.astuple(seeds)]
     assert len(set(numbers)) == len(numbers) and derive_seeds(1, "pooled") == drawn[0]
@@ -136,8 +210,13 @@ def test_what_a_seed_decides_is_decided_apart(recipe):
     for name in ("start", "order", "dropout"):
         changed = dataclasses.replace(seeds, **{name: 5})
         assert not same_weights(first, train(samples, rows, None, embeddings, parameters, changed, CPU))
-    unused = dataclasses.replace(seeds, concepts=5)  # by `train`
+    unused = dataclasses.replace(seeds, concepts=5, repetitions=5)  # by `train` of this recipe
     assert same_weights(first, train(samples, rows, None, embeddings, parameters, unused, CPU))
+    samples, parameters = repeated(samples, 3), parameters.model_copy(update={"average_random_repetitions": 2})
+    drawn = [
+        train(samples, np.arange(len(samples.eeg)), None, embeddings, parameters, of, CPU) for of in (seeds, unused)
+    ]
+    assert not same_weights(*drawn)
 
 
 def test_the_weights_kept_are_the_moving_average(recipe):
@@ -191,10 +270,92 @@ def test_the_selection_loss_is_taken_at_the_temperature_asked_for(recipe):
     assert own["train_loss"] == fitted["train_loss"] and own["selection_top1"] == fitted["selection_top1"]
 
 
-def test_an_interrupted_run_ends_as_if_it_had_not_been(recipe, tmp_path):
+AT_RANDOM = {"average_random_repetitions": "any", "channel_dropout": 0.2, "time_shift": 0.03}
+
+
+def repeated(samples: Samples, n: int, dtype: torch.dtype = torch.float32) -> Samples:
+    """Each sample `n` times with noise of its own, one after the other as in the files."""
+    rows = np.arange(len(samples.eeg)).repeat(n)
+    taken = samples.take(rows)
+    noise = torch.randn(taken.eeg.shape, generator=torch.Generator().manual_seed(7))
+    return dataclasses.replace(taken, eeg=(taken.eeg + noise).to(dtype))
+
+
+def test_repetitions_are_grouped_by_subject_and_image():
+    samples = repeated(planted()[0], 3)
+    rows = np.random.default_rng(0).permutation(np.arange(60, 480))
+    grouped = group_repetitions(samples, rows, 2)
+    assert sorted(map(tuple, np.sort(grouped))) == [tuple(range(row, row + 3)) for row in range(60, 480, 3)]
+    for n, left, told in ((4, rows, "= 4 needs 4 .* there are 3 to 3"), ("any", rows[1:], "needs 2 .* are 2 to 3")):
+        with pytest.raises(InputError, match=told):
+            group_repetitions(samples, left, n)
+    with pytest.raises(InputError, match="there are 1 to 1: .* set preprocess.average_repetitions to false"):
+        group_repetitions(planted()[0], np.arange(160), 1)
+
+
+def test_repetitions_are_drawn_without_replacement_and_alike_often():
+    rows, generator = torch.arange(4000 * 4).view(4000, 4), torch.Generator().manual_seed(0)
+    drawn = draw_repetitions(rows, 3, generator) - rows[:, :1]
+    assert drawn.shape == (4000, 3) and all(len(set(one)) == 3 for one in drawn.tolist())
+    assert torch.bincount(drawn.flatten()).sub(3000).abs().max() < 150  # five standard deviations
+    some = draw_repetitions(rows, "any", generator)
+    count = (some >= 0).sum(1)
+    assert torch.bincount(count)[1:].sub(1000).abs().max() < 140
+    taken = (some[:, 0] - rows[:, 0]).tolist()
+    assert set(taken) == {0, 1, 2, 3} and not (some[:, 0] < 0).any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_drawn_repetitions_are_averaged_in_float32(dtype):
+    eeg = (torch.randn(20, 3, 5, generator=torch.Generator().manual_seed(0)) * 100).to(dtype)
+    rows = torch.tensor([[3, 4, -1], [7, 5, 6], [19, -1, -1]])
+    mean = mean_responses(eeg, rows)
+    expected = [eeg[kept].double().mean(0) for kept in ([3, 4], [5, 6, 7], [19])]
+    assert mean.dtype == torch.float32 and eeg.dtype == dtype
+    torch.testing.assert_close(mean, torch.stack(expected).float())
+
+
+def test_all_repetitions_averaged_train_as_averaged_eeg(recipe):
+    """But for the last bits; and a part of them does not."""
+    samples, embeddings = planted()
+    samples, parameters = repeated(samples, 3), recipe.model_copy(update={"epochs": 2, "batch_size": 32})
+    averaged = dataclasses.replace(samples.take(np.arange(0, 480, 3)), eeg=samples.eeg.view(160, 3, 4, 70).mean(1))
+    parameters = parameters.model_copy(update={"standardise_eeg": False})  # whose spread is that of all repetitions
+    seeds = derive_seeds(0, "pooled")
+    expected = train(averaged, np.arange(160), None, embeddings, parameters, seeds, CPU)
+    differences = []
+    for n in (3, 2):
+        drawing = parameters.model_copy(update={"average_random_repetitions": n})
+        history = train(samples, np.arange(480), None, embeddings, drawing, seeds, CPU).history
+        differences.append((history["train_loss"] - expected.history["train_loss"]).abs().max())
+    assert differences[0] < 1e-4 and differences[1] > 20 * differences[0]
+
+
+def test_what_is_random_in_training_leaves_the_selection_alone(recipe):
+    """Its loss is that of the plain EEG with the weights that are kept; and the drawn EEG still is learned."""
+    samples, embeddings = planted()
+    changes = {"epochs": 12, "batch_size": 32, "learning_rate": 0.004, "average_epochs": "none"} | AT_RANDOM
+    parameters, samples = recipe.model_copy(update=changes), repeated(samples, 3, torch.float16)
+    trained = run((samples, embeddings), parameters)
+    selection = samples.take(np.flatnonzero(held_out(samples.things_concept, 0.2, 0)))
+    eeg, images = project(trained.model, selection.eeg, embeddings[selection.target])
+    galleries = make_galleries(selection.subject, selection.things_concept)
+    similarity = torch.stack([eeg[rows] @ images[rows].T for rows in galleries])
+    kept = trained.history.set_index("epoch").loc[trained.epoch]
+    assert kept["selection_loss"] == pytest.approx(lowest_loss(similarity), rel=1e-6)
+    assert kept["selection_top1"] > 0.4  # of 8
+
+
+@pytest.mark.parametrize("kind", ["one block", "mix", "at random"])
+def test_an_interrupted_run_ends_as_if_it_had_not_been(recipe, tmp_path, kind):
     """Interrupted after the first epoch, and again after the third."""
-    parameters = recipe.model_copy(update={"epochs": 5, "batch_size": 32})
-    whole = run(planted(), parameters)
+    parameters = recipe.model_copy(update={"epochs": 5, "batch_size": 32} | (AT_RANDOM if kind == "at random" else {}))
+    data, blocks = planted(), ()
+    if kind == "mix":
+        data, blocks = planted_in("9", noise=0.5), BLOCKS
+    elif kind == "at random":
+        data = repeated(data[0], 3), data[1]
+    whole = run(data, parameters, blocks=blocks)
     for epochs in (1, 3):
         left = iter(range(epochs - 1))
 
@@ -203,9 +364,9 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(recipe, tmp_path):
                 raise KeyboardInterrupt
 
         with pytest.raises(KeyboardInterrupt):
-            run(planted(), parameters, resume=tmp_path / "state.pt", progress=interrupt)
+            run(data, parameters, blocks=blocks, resume=tmp_path / "state.pt", progress=interrupt)
         assert len(torch.load(tmp_path / "state.pt", weights_only=True)["history"]) == epochs
-    resumed = run(planted(), parameters, resume=tmp_path / "state.pt")
+    resumed = run(data, parameters, blocks=blocks, resume=tmp_path / "state.pt")
     assert same_weights(whole, resumed) and whole.epoch == resumed.epoch
     pd.testing.assert_frame_equal(whole.history, resumed.history, check_exact=True)
 

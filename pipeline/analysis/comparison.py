@@ -27,7 +27,8 @@ MAY_DIFFER = {
     "alignment": ("alignment",),
     "backbone": ("backbone", "settings.embeddings.backbone", "settings.embeddings.checkpoint*")
     + ("settings.embeddings.preprocessing",),
-    "block": ("block", "settings.train.block"),
+    "block": ("block", "mixed_blocks", "settings.train.block"),
+    "mixed blocks": ("mixed_blocks",),
     "EEG encoder": ("settings.train.eeg_encoder",),
     "channels": ("settings.eeg of *.channels",),
 }
@@ -90,10 +91,10 @@ def _facts(side: Similarities) -> dict[str, Any]:
 def _what_differs(first: dict[str, Any], second: dict[str, Any]) -> tuple[str, tuple[str, str]]:
     """The one thing, and what each side is called."""
     differing = [name for name in first | second if first.get(name) != second.get(name)]
-    things = {}
+    things: dict[str, str] = {}
     for thing, patterns in MAY_DIFFER.items():
         found = fnmatch.filter(differing, patterns[0])
-        if found and not (thing == "alignment" and "encoder" in things):
+        if found and not any(patterns[0] in MAY_DIFFER[of] for of in things):  # else it follows from that one
             things[thing] = found[0]
     if not differing:
         raise InputError("the two evaluations differ in nothing: give two that differ in one thing")

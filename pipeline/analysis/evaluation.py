@@ -5,7 +5,7 @@ that of `statistics.Resamples`. Seeds are no part of it, but where each subject 
 stands beside it. Collapsed runs are left out, unless all are.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ import pandas as pd
 from pipeline.analysis.scoring import Axes, Outcome
 from pipeline.analysis.similarities import Queries
 from pipeline.analysis.statistics import Resamples, draw_resamples, gallery_accuracy, mean_by_subject
+from pipeline.decoding.model import Notes
 from pipeline.decoding.retrieval import weigh_queries
 from pipeline.sections import Evaluate
 
@@ -65,6 +66,20 @@ def summarise(table: pd.DataFrame, metrics: list[str]) -> dict[str, Any]:
         "n_collapsed": n_collapsed,
         "collapsed": n_collapsed > 0,
     }
+
+
+def summarise_block_weights(models: Iterable[Notes]) -> dict[str, Any]:
+    """The mean weight of each block that was mixed, over the runs that did not collapse unless all did, and its spread.
+
+    Nothing where no blocks were mixed; no spread of a single run.
+    """
+    runs = pd.DataFrame([{"collapsed": notes["collapsed"]} | notes["block_weights"] for notes in models])
+    collapsed = runs.pop("collapsed").astype(bool)
+    kept = runs if collapsed.all() else runs[~collapsed]
+    if not len(kept.columns):
+        return {}
+    spread = {"sd_of_block_weights": kept.std(ddof=1).to_dict()} if len(kept) > 1 else {}
+    return {"block_weights": kept.mean().to_dict()} | spread
 
 
 def _metrics(one: Outcome, parameters: Evaluate) -> dict[str, float]:

@@ -1,6 +1,6 @@
 """Trained models on the test EEG of one subject after the other: the whole EEG, and EEG with something taken away."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -61,7 +61,7 @@ def score(
         eeg, values = _in_order(recording, axes), embeddings.values[embeddings.rows(axes.image_ids)]
         mine = [(model, notes) for model, notes in models if recording.subject in notes["tested_on"]]
         for model, _ in mine:
-            _check_sizes(model, recording, values)
+            _check_sizes(model, recording, values, embeddings.blocks)
         outcomes += _score_subject(mine, recording.subject, eeg, torch.from_numpy(values), axes, parameters, seed)
     if axes is None:
         raise InputError("there is no test EEG to score; run the train stage again")
@@ -114,7 +114,7 @@ def _in_order(recording: Recording, axes: Axes) -> np.ndarray:
     return recording.eeg if order == sorted(order) else recording.eeg[order]
 
 
-def _check_sizes(model: ContrastiveModel, recording: Recording, values: np.ndarray) -> None:
+def _check_sizes(model: ContrastiveModel, recording: Recording, values: np.ndarray, blocks: tuple[str, ...]) -> None:
     """InputError where EEG or embeddings are not what the model was trained on."""
     sizes, (n_chans, n_times) = model.sizes, recording.eeg.shape[2:]
     if (n_chans, n_times) != (sizes.n_chans, sizes.n_times):
@@ -122,13 +122,27 @@ def _check_sizes(model: ContrastiveModel, recording: Recording, values: np.ndarr
             f"{recording.subject}: the model was trained on {sizes.n_chans} channels x {sizes.n_times} "
             f"samples and the test EEG has {n_chans} x {n_times}; run the train stage again"
         )
-    if values.shape[1] != sizes.embedding_size:
+    if abs(recording.times[0] - sizes.start) > 1e-3 / sizes.sfreq:
+        raise InputError(
+            f"{recording.subject}: the model was trained on EEG from {sizes.start:g} s on and the test EEG starts at "
+            f"{recording.times[0]:g} s; run the train stage again"
+        )
+    if blocks != tuple(sizes.blocks):
+        raise InputError(
+            f"the model was trained on {_told(sizes.blocks)} and these embeddings are of {_told(blocks)}; "
+            "run the train stage again"
+        )
+    if values.shape[-1] != sizes.embedding_size:
         raise InputError(
             f"the model was trained on embeddings of {sizes.embedding_size} dimensions and these have "
-            f"{values.shape[1]}; run the train stage again"
+            f"{values.shape[-1]}; run the train stage again"
         )
     if not np.isfinite(values).all():
         raise InputError("the embeddings of the test images hold values that are not finite; run the embed stage again")
+
+
+def _told(blocks: Sequence[str]) -> str:
+    return f"a mix of the blocks {', '.join(blocks)}" if blocks else "one block"
 
 
 def _score_subject(

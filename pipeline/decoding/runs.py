@@ -124,7 +124,7 @@ def train_run(
     device, values = pick_device(parameters.device), torch.from_numpy(embeddings.values)
     # Where an operation has no deterministic form torch warns. A CPU needs no switch: its operations all have one.
     torch.use_deterministic_algorithms(device.type == "cuda", warn_only=True)
-    trained = train(samples, rows, selection, values, parameters, seeds, device, state, step)
+    trained = train(samples, rows, selection, values, parameters, seeds, device, state, step, embeddings.blocks)
     return trained, Notes(
         fold=run.fold,
         seed=run.seed,

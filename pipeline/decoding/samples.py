@@ -17,16 +17,21 @@ from pipeline.images.embeddings import Embeddings
 
 @dataclass(frozen=True)
 class Samples:
-    """EEG (M, C, T) float32 or float16; of each sample the row of its image's embedding, subject, THINGS concept."""
+    """EEG (M, C, T) float32 or float16; of each sample the row of its image's embedding, subject, THINGS concept.
+
+    `start` is the time of the first of T, in seconds from stimulus onset.
+    """
 
     eeg: Tensor
     target: Tensor
     subject: np.ndarray
     things_concept: np.ndarray
     sfreq: float
+    start: float = 0.0
 
     def take(self, rows: np.ndarray) -> "Samples":
-        return Samples(self.eeg[rows], self.target[rows], self.subject[rows], self.things_concept[rows], self.sfreq)
+        parts = self.eeg[rows], self.target[rows], self.subject[rows], self.things_concept[rows]
+        return Samples(*parts, self.sfreq, self.start)
 
 
 def read_samples(paths: Sequence[Path], split: Literal["train", "test"], embeddings: Embeddings) -> Samples:
@@ -73,8 +78,10 @@ class Shelf:
             target[rows] = embeddings.rows(recording.image_ids).repeat(repetitions)
             things_concept[rows] = recording.things_concept.repeat(repetitions)
             subject[rows] = recording.subject
-        sfreq = self._read[paths[0]].sfreq
-        every = Samples(self._eeg, torch.from_numpy(target), subject, things_concept, sfreq)
+        first = self._read[paths[0]]
+        every = Samples(
+            self._eeg, torch.from_numpy(target), subject, things_concept, first.sfreq, start=float(first.times[0])
+        )
         return every, np.concatenate([self._rows[path] for path in paths])
 
     def _fill(self, path: Path) -> None:
@@ -82,7 +89,7 @@ class Shelf:
         out = self._eeg[rows[0] : rows[-1] + 1].view(self._shapes[path]).numpy()
         recording = read_split(path, self._split, self._average, out)
         for other in self._read.values():
-            if (recording.ch_names, len(recording.times)) != (other.ch_names, len(other.times)):
+            if (recording.ch_names, *recording.times) != (other.ch_names, *other.times):
                 raise self._differ()
         self._read[path] = recording
 

@@ -7,10 +7,10 @@ All data stay on the device; an epoch shuffles row indices and waits for the dev
 
 import copy
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict, cast
+from typing import Any, Literal, TypedDict, cast
 
 import numpy as np
 import pandas as pd
@@ -30,16 +30,21 @@ EVALUATED_AT_ONCE = 512 * 17 * 100  # values of EEG in one pass without gradient
 PROBED = 256  # samples whose embeddings tell whether a model has collapsed
 COLLAPSED_SPREAD = 0.3  # of `spread`; it means a cosine of 0.91 between samples. Runs that learned ended above 0.8
 EXPLODED = 10  # times the loss of chance
+# The rate of the blocks' weights, times that of the projectors. Adam moves a logit by at most about the rate a step,
+# and the softmax needs some 3 for a weight near 1, which small data and low rates would not reach (docs/protocols.md).
+BLOCK_RATE = 10
 
 
 @dataclass(frozen=True)
 class Seeds:
-    """What chance decides in a run: the concepts held out, the first weights, the order of samples, and dropout."""
+    """What chance decides in a run: the concepts held out, the first weights, the order of samples, what is dropped or
+    shifted, and which repetitions are averaged."""
 
     concepts: int
     start: int
     order: int
     dropout: int
+    repetitions: int
 
 
 class _State(TypedDict):
@@ -52,7 +57,7 @@ class _State(TypedDict):
 
 def derive_seeds(seed: int, fold: str) -> Seeds:
     """Seeds of one run: those of another seed, or of another fold of the protocol, are independent of them."""
-    return Seeds(*np.random.SeedSequence([seed, *fold.encode()]).generate_state(4).tolist())
+    return Seeds(*np.random.SeedSequence([seed, *fold.encode()]).generate_state(5).tolist())
 
 
 @dataclass(frozen=True)
@@ -88,6 +93,30 @@ def make_galleries(subject: np.ndarray, things_concept: np.ndarray) -> list[np.n
     return [group.index.to_numpy(copy=True) for _, group in frame[complete].groupby(["subject", "image"])]
 
 
+def group_repetitions(samples: Samples, rows: np.ndarray, n: int | Literal["any"]) -> np.ndarray:
+    """The rows (images, R) of the R repetitions of each image and subject; InputError if that are not `n`, or not 2."""
+    frame = pd.DataFrame({"row": rows, "subject": samples.subject[rows], "target": samples.target[rows]})
+    frame = frame.sort_values(["subject", "target"], kind="stable")
+    counts = frame.groupby(["subject", "target"]).size()
+    wanted = 2 if n == "any" else max(2, n)
+    if counts.min() < wanted or counts.nunique() > 1:
+        raise InputError(
+            f"train.average_random_repetitions = {n} needs {wanted} repetitions of each training image or more, of all "
+            f"as many, and there are {counts.min()} to {counts.max()}: lower it, set it to none, or set "
+            "preprocess.average_repetitions to false"
+        )
+    return frame["row"].to_numpy(copy=True).reshape(-1, counts.iloc[0])
+
+
+def draw_repetitions(rows: Tensor, n: int | Literal["any"], generator: torch.Generator) -> Tensor:
+    """Of the rows (images, R) of each image `n`, without replacement; or 1 to R, with -1 in place of the others."""
+    drawn = rows.gather(1, torch.rand(rows.shape, generator=generator).argsort(1).to(rows.device))
+    if n != "any":
+        return drawn[:, :n]
+    count = torch.randint(1, rows.shape[1] + 1, (len(rows), 1), generator=generator)
+    return drawn.where((torch.arange(rows.shape[1]) < count).to(rows.device), -1)
+
+
 def train(
     samples: Samples,
     rows: np.ndarray,
@@ -98,50 +127,63 @@ def train(
     device: torch.device,
     resume: Path | None = None,
     progress: Callable[[], None] = lambda: None,
+    blocks: Sequence[str] = (),
 ) -> Trained:
     """Train on these rows of `samples`; keep the epoch with the lowest loss on `selection`, the last if that is None.
 
     The same inputs, seed, device and number of threads give the same weights to the last bit, also if the run was
     interrupted: after each epoch its state is written to `resume`, and a later call goes on from there. `progress` is
     called once an epoch. InputError where the loss explodes; the state of the epoch before it stays in `resume`.
+    `embeddings` are (N, D); where `blocks` names K blocks to mix they are (N, K, D), standardised by the images of
+    these rows, and the history has the weight of each.
     """
     torch.manual_seed(seeds.start)
     n_chans, n_times = samples.eeg.shape[1:]
-    sizes = ModelSizes(n_chans, n_times, samples.sfreq, embeddings.shape[1])
+    sizes = ModelSizes(n_chans, n_times, samples.sfreq, embeddings.shape[-1], blocks, samples.start)
     model = ContrastiveModel(sizes, parameters).to(device)
     optimizer, schedule = make_optimizer(model, parameters)
     torch.manual_seed(seeds.dropout)
     shuffle = torch.Generator().manual_seed(seeds.order)
     if device.type != "cpu":  # what this run does not train on stays where it is
         samples, rows = samples.take(rows), np.arange(len(rows))
+    draws = torch.Generator().manual_seed(seeds.repetitions)
+    generators = {"shuffle": shuffle, "draws": draws}
     eeg, target, embeddings = samples.eeg.to(device), samples.target.to(device), embeddings.to(device)
     trained_on = torch.from_numpy(rows).to(device)
     if parameters.standardise_eeg:
         model.standardise(eeg, trained_on)
-    average = _moving_average(model, parameters, n_steps=math.ceil(len(rows) / parameters.batch_size))
+    if model.block_mix is not None:
+        model.block_mix.standardise(embeddings[target[trained_on].unique()])
+    epoch_of, averaged_of = trained_on, parameters.average_random_repetitions
+    if averaged_of != "none":
+        epoch_of = torch.from_numpy(group_repetitions(samples, rows, averaged_of)).to(device)
+    average = _moving_average(model, parameters, n_steps=math.ceil(len(epoch_of) / parameters.batch_size))
     averaged = cast(ContrastiveModel, average.module)
     parts = {"model": model, "average": average, "optimizer": optimizer, "schedule": schedule}
     state = _State(history=[], best={}, epoch=0)
     if resume is not None and resume.exists():
-        state = _restore(torch.load(resume, map_location=device, weights_only=True), parts, shuffle)
+        state = _restore(torch.load(resume, map_location=device, weights_only=True), parts, generators)
         for _ in state["history"]:
             progress()
     probe = eeg[trained_on[:PROBED]].float(), embeddings[target[trained_on[:PROBED]]]
     galleries = [] if selection is None else make_galleries(selection.subject, selection.things_concept)
     while len(state["history"]) < parameters.epochs:
         epoch = len(state["history"]) + 1
-        order = trained_on[torch.randperm(len(rows), generator=shuffle).to(device)]
+        order = epoch_of[torch.randperm(len(epoch_of), generator=shuffle).to(device)]
+        if averaged_of != "none":
+            order = draw_repetitions(order, averaged_of, draws)
         batches = order.split(parameters.batch_size)
         loss = _train_epoch(model, average, optimizer, eeg, target, embeddings, batches, parameters)
         schedule.step()
         row = {"epoch": epoch, "train_loss": loss, "spread": spread(averaged, *probe)}
         row |= _score(averaged, selection, embeddings, galleries, device)
+        row |= {f"weight_of_block_{name}": weight for name, weight in averaged.block_weights().items()}
         _stop_if_diverged(loss, epoch, parameters, resume)
         state["history"].append(row)
         if selection is None or row["selection_loss"] <= min(past["selection_loss"] for past in state["history"]):
             state["best"], state["epoch"] = copy.deepcopy(averaged.state_dict()), epoch
         if resume is not None:
-            _save(resume, state, parts, shuffle)
+            _save(resume, state, parts, generators)
         progress()
     model.load_state_dict(state["best"])
     history = pd.DataFrame(state["history"])
@@ -160,17 +202,26 @@ def _moving_average(model: ContrastiveModel, parameters: Train, n_steps: int) ->
 def make_optimizer(
     model: ContrastiveModel, parameters: Train
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LambdaLR]:
-    """Adam or AdamW over two groups, the EEG encoder and the rest, each with its own warm-up before the cosine."""
+    """Adam or AdamW over two groups, the EEG encoder and the rest, each with its own warm-up before the cosine.
+
+    The weights of blocks are a third group, like the rest but for BLOCK_RATE and no weight decay, which would make them
+    equal.
+    """
     encoder = list(model.eeg_encoder.parameters())
-    rest = [p for name, p in model.named_parameters() if not name.startswith("eeg_encoder.")]
+    mix = [] if model.block_mix is None else list(model.block_mix.parameters())
+    rest = [p for name, p in model.named_parameters() if not name.startswith(("eeg_encoder.", "block_mix."))]
+    groups: list[dict[str, Any]] = [{"params": encoder}, {"params": rest}]
+    warmups = [parameters.warmup_epochs_eeg_encoder, parameters.warmup_epochs_projectors]
+    if mix:
+        groups.append({"params": mix, "lr": BLOCK_RATE * parameters.learning_rate, "weight_decay": 0.0})
+        warmups.append(parameters.warmup_epochs_projectors)
     optimizer = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[parameters.optimizer](
-        [{"params": encoder}, {"params": rest}],
+        groups,
         lr=parameters.learning_rate,
         betas=tuple(parameters.betas),
         weight_decay=parameters.weight_decay,
         fused=True,
     )
-    warmups = parameters.warmup_epochs_eeg_encoder, parameters.warmup_epochs_projectors
     return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, [_rate(parameters, warmup) for warmup in warmups])
 
 
@@ -197,13 +248,16 @@ def _train_epoch(
     batches: tuple[Tensor, ...],
     parameters: Train,
 ) -> float:
-    """One pass over the batches of rows; the mean loss."""
+    """One pass over the batches of rows (B,), or (B, n) of which each sample is the mean; the mean loss."""
     model.train()
     losses = []
     for rows in batches:
         if len(rows) < 2:  # a last batch of one has no other to differ from, and no variance
             continue
-        responses = eeg.index_select(0, rows).float()  # copies rows whole, twice as fast as eeg[rows]
+        if rows.ndim == 1:
+            responses = eeg.index_select(0, rows).float()  # copies rows whole, twice as fast as eeg[rows]
+        else:
+            responses, rows = mean_responses(eeg, rows), rows[:, 0]
         images = embeddings.index_select(0, target[rows])
         with torch.autocast(eeg.device.type, torch.bfloat16, enabled=parameters.precision == "bfloat16"):
             eeg_side, image_side = model.embed_eeg(responses), model.embed_image(images)
@@ -218,9 +272,17 @@ def _train_epoch(
     return torch.stack(losses).mean().item()
 
 
+def mean_responses(eeg: Tensor, rows: Tensor) -> Tensor:
+    """(B, C, T) float32: the mean over rows (B, n) of EEG (M, C, T), without those that are -1, summed in float32."""
+    total = torch.zeros(len(rows), *eeg.shape[1:], device=eeg.device)
+    for row in rows.unbind(1):
+        total += eeg.index_select(0, row.clamp(min=0)).float() * (row >= 0)[:, None, None]
+    return total / (rows >= 0).sum(1)[:, None, None]
+
+
 @torch.inference_mode()
 def project(model: ContrastiveModel, eeg: Tensor, embeddings: Tensor) -> tuple[Tensor, Tensor]:
-    """EEG (M, C, T) and embeddings (M, D) as unit vectors (M, P), in evaluation mode and in bounded memory."""
+    """EEG (M, C, T), embeddings (M, D) or (M, K, D) as unit vectors (M, P), in evaluation mode and bounded memory."""
     model.eval()
     return project_eeg(model, eeg), model.embed_image(embeddings)
 
@@ -284,19 +346,20 @@ def _stop_if_diverged(loss: float, epoch: int, parameters: Train, resume: Path |
         )
 
 
-def _save(path: Path, state: _State, parts: Mapping[str, Any], shuffle: torch.Generator) -> None:
-    random = {"cpu": torch.get_rng_state(), "shuffle": shuffle.get_state()}
+def _save(path: Path, state: _State, parts: Mapping[str, Any], generators: Mapping[str, torch.Generator]) -> None:
+    random = {"cpu": torch.get_rng_state()} | {name: one.get_state() for name, one in generators.items()}
     if torch.cuda.is_available():
         random["cuda"] = torch.cuda.get_rng_state()
     with replacing(path) as temporary:
         torch.save({**state, "random": random} | {name: part.state_dict() for name, part in parts.items()}, temporary)
 
 
-def _restore(saved: dict[str, Any], parts: Mapping[str, Any], shuffle: torch.Generator) -> _State:
+def _restore(saved: dict[str, Any], parts: Mapping[str, Any], generators: Mapping[str, torch.Generator]) -> _State:
     for name, part in parts.items():
         part.load_state_dict(saved[name])
     torch.set_rng_state(saved["random"]["cpu"].cpu())
-    shuffle.set_state(saved["random"]["shuffle"].cpu())
+    for name, generator in generators.items():
+        generator.set_state(saved["random"][name].cpu())
     if "cuda" in saved["random"]:
         torch.cuda.set_rng_state(saved["random"]["cuda"].cpu())
     return _State(history=saved["history"], best=saved["best"], epoch=saved["epoch"])

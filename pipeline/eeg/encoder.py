@@ -26,7 +26,7 @@ def require_samples(name: str, n_times: int, least: int) -> None:
     if n_times < least:
         raise InputError(
             f"train.eeg_encoder = {name} needs at least {least} samples, not {n_times}: "
-            "widen preprocess.window or choose another encoder"
+            "widen train.eeg_window or preprocess.window, or choose another encoder"
         )
 
 

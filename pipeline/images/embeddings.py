@@ -23,10 +23,14 @@ Attributes = Mapping[str, str | int | float]
 
 @dataclass(frozen=True)
 class Embeddings:
-    """One row an image: values (N, D) float32 and the N image ids, training and test images in one table."""
+    """One row an image: values (N, D) float32 and the N image ids, training and test images in one table.
+
+    Of all blocks together, values (N, K, D) and the names of the K blocks.
+    """
 
     values: np.ndarray
     image_ids: np.ndarray
+    blocks: tuple[str, ...] = ()
 
     def rows(self, image_ids: np.ndarray) -> np.ndarray:
         """The row of each id, in the order asked for, int64; InputError names the first id that is not there."""
@@ -62,26 +66,54 @@ def write_no_embeddings(path: Path, why: str) -> None:
     write_embeddings(path, [], [], {"why": why})
 
 
-def read_embeddings(path: Path, block: int | Literal["last"]) -> Embeddings:
-    """Read one block of a cache; InputError if it is no cache, or has not that block."""
+def read_embeddings(path: Path, block: int | Literal["last", "mix"]) -> Embeddings:
+    """Read one block of a cache, or with `mix` all of them, in their order of depth.
+
+    InputError if it is no cache, or has not that block; for `mix` if it has one block only or the sizes differ.
+    """
     try:
         with h5py.File(path, "r") as file:
             if "why" in file.attrs:
                 raise InputError(f"{path}: holds no embeddings: {file.attrs['why']}")
-            blocks = _blocks(file)
+            blocks, image_ids = _blocks(file), file["image_ids"].asstr()[:]
+            if block == "mix":
+                return _read_all(path, blocks, image_ids)
             if str(block) not in blocks:
                 there = ", ".join(blocks)
                 raise InputError(f"{path}: train.block is {block}; set it to one that is there, {there}, or embed it")
-            values, image_ids = blocks[str(block)][:], file["image_ids"].asstr()[:]
+            values = blocks[str(block)][:]
     except (OSError, KeyError, AttributeError, TypeError, ValueError) as error:
         raise InputError(f"{path}: is not a whole embedding cache ({error}); run the embed stage again") from error
-    fits = values.ndim == 2 and values.dtype.kind == "f" and len(values) == len(image_ids) == len(set(image_ids))
-    if not fits:
+    _check_rows(path, block, values.shape, values.dtype, image_ids)
+    return Embeddings(values.astype(np.float32, copy=False), image_ids)
+
+
+def _read_all(path: Path, blocks: h5py.Group, image_ids: np.ndarray) -> Embeddings:
+    """Every block, the numbered ones first, as (N, K, D); written block by block, so that it is in memory once."""
+    names = sorted(blocks, key=lambda name: (name == "last", name.zfill(9)))
+    for name in names:
+        _check_rows(path, name, blocks[name].shape, blocks[name].dtype, image_ids)
+    sizes = {name: blocks[name].shape[1] for name in names}
+    if len(names) < 2:
+        raise InputError(f"{path}: train.block is mix and the only block there is {names[0]}: add to embed.blocks")
+    if len(set(sizes.values())) > 1:
+        told = ", ".join(f"{name} has {size}" for name, size in sizes.items())
         raise InputError(
-            f"{path}: expected a row of numbers an image id, got {values.dtype} {values.shape} of block {block} for "
+            f"{path}: train.block is mix, which needs blocks of one size, and of the dimensions {told}: "
+            "name blocks of one size in embed.blocks, or one of them in train.block"
+        )
+    values = np.empty((len(image_ids), len(names), sizes[names[0]]), np.float32)
+    for k, name in enumerate(names):
+        values[:, k] = blocks[name][:]
+    return Embeddings(values, image_ids, tuple(names))
+
+
+def _check_rows(path: Path, block: object, shape: tuple[int, ...], dtype: np.dtype, image_ids: np.ndarray) -> None:
+    if len(shape) != 2 or dtype.kind != "f" or not shape[0] == len(image_ids) == len(set(image_ids)):
+        raise InputError(
+            f"{path}: expected a row of numbers an image id, got {dtype} {shape} of block {block} for "
             f"{len(set(image_ids))} ids; run the embed stage again"
         )
-    return Embeddings(values.astype(np.float32, copy=False), image_ids)
 
 
 def read_health(path: Path) -> dict[str, dict[str, int | float]]:
