@@ -5,6 +5,8 @@
 /image_ids (N,)            the path in the image archives, such as `training_images/00001_aardvark/aardvark_01b.jpg`
 /embeddings/<block> (N, D) float32, training and test images in one table; `last`, or the number of a transformer block;
                            attributes: feature, and its health (`pipeline.images.health`)
+/views/<view>/<block>      the same of each degraded view (`pipeline.images.views`) that was asked for, such as
+                           /views/blur-8/last
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,11 +21,15 @@ from pipeline.errors import InputError
 from pipeline.files import replacing
 
 Attributes = Mapping[str, str | int | float]
+ORIGINAL = "original"  # the view that every cache has
 
 
 @dataclass(frozen=True)
 class Embeddings:
-    """One row an image: values (N, D) float32 and the N image ids, training and test images in one table."""
+    """One row an image: values (N, D) float32, of several views (N, V, D), and the N image ids.
+
+    Training and test images are in one table.
+    """
 
     values: np.ndarray
     image_ids: np.ndarray
@@ -43,16 +49,20 @@ class Embeddings:
 def write_embeddings(
     path: Path,
     image_ids: Sequence[str],
-    blocks: Iterable[tuple[int | Literal["last"], np.ndarray, Attributes]],
+    blocks: Iterable[tuple[int | str, np.ndarray, Attributes]],
     made_with: Attributes,
 ) -> None:
-    """Write a cache, block by block: its name, values (N, D) and attributes; the same ones give the same bytes."""
+    """Write a cache, block by block: its name, values (N, D) and attributes; the same ones give the same bytes.
+
+    A name is that of a block, or, of a degraded view, `<view>/<block>`.
+    """
     with replacing(path) as temporary, h5py.File(temporary, "w") as file:
         file.attrs.update(made_with)
         file.create_group("embeddings")
         file.create_dataset("image_ids", data=np.array(image_ids, dtype=object), dtype=h5py.string_dtype())
-        for block, values, attributes in blocks:
-            dataset = file.create_dataset(f"embeddings/{block}", data=values, dtype=np.float32)
+        for name, values, attributes in blocks:
+            folder = "views" if "/" in str(name) else "embeddings"
+            dataset = file.create_dataset(f"{folder}/{name}", data=values, dtype=np.float32)
             dataset.dims[0].label, dataset.dims[1].label = "image", "dimension"
             dataset.attrs.update(attributes)
 
@@ -64,6 +74,16 @@ def write_no_embeddings(path: Path, why: str) -> None:
 
 def read_embeddings(path: Path, block: int | Literal["last"]) -> Embeddings:
     """Read one block of a cache; InputError if it is no cache, or has not that block."""
+    read = read_views(path, block, [])
+    return Embeddings(read.values[:, 0], read.image_ids)
+
+
+def read_views(path: Path, block: int | Literal["last"], views: Sequence[str]) -> Embeddings:
+    """Read one block of several views: values (N, V, D), of the original first, then of `views` in their order.
+
+    InputError if it is no cache, or has not that block or one of these views. `original` in `views` adds nothing.
+    """
+    names = [view for view in views if view != ORIGINAL]
     try:
         with h5py.File(path, "r") as file:
             if "why" in file.attrs:
@@ -72,23 +92,34 @@ def read_embeddings(path: Path, block: int | Literal["last"]) -> Embeddings:
             if str(block) not in blocks:
                 there = ", ".join(blocks)
                 raise InputError(f"{path}: train.block is {block}; set it to one that is there, {there}, or embed it")
-            values, image_ids = blocks[str(block)][:], file["image_ids"].asstr()[:]
+            kept = [ORIGINAL, *file.get("views", ())]
+            missing = [view for view in names if view not in kept]
+            if missing:
+                raise InputError(
+                    f"{path}: has no view {missing[0]}, only {', '.join(kept)}; name one of these, or add it to "
+                    "embed.views"
+                )
+            each = [blocks[str(block)][:], *(file[f"views/{view}/{block}"][:] for view in names)]
+            image_ids = file["image_ids"].asstr()[:]
     except (OSError, KeyError, AttributeError, TypeError, ValueError) as error:
         raise InputError(f"{path}: is not a whole embedding cache ({error}); run the embed stage again") from error
-    fits = values.ndim == 2 and values.dtype.kind == "f" and len(values) == len(image_ids) == len(set(image_ids))
-    if not fits:
-        raise InputError(
-            f"{path}: expected a row of numbers an image id, got {values.dtype} {values.shape} of block {block} for "
-            f"{len(set(image_ids))} ids; run the embed stage again"
-        )
-    return Embeddings(values.astype(np.float32, copy=False), image_ids)
+    for values in each:
+        fits = values.ndim == 2 and values.dtype.kind == "f" and len(values) == len(image_ids) == len(set(image_ids))
+        if not fits or values.shape != each[0].shape:
+            raise InputError(
+                f"{path}: expected a row of numbers an image id, got {values.dtype} {values.shape} of block {block} "
+                f"for {len(set(image_ids))} ids; run the embed stage again"
+            )
+    return Embeddings(np.stack(each, axis=1, dtype=np.float32, casting="same_kind"), image_ids)
 
 
 def read_health(path: Path) -> dict[str, dict[str, int | float]]:
-    """What the cache says of each of its blocks; InputError if it is no cache."""
+    """What the cache says of each of its blocks, `<view>/<block>` in degraded views; InputError if it is no cache."""
     try:
         with h5py.File(path, "r") as file:
             known = {block: dict(dataset.attrs) for block, dataset in _blocks(file).items()}
+            for view, blocks in file.get("views", {}).items():
+                known |= {f"{view}/{block}": dict(dataset.attrs) for block, dataset in blocks.items()}
     except (OSError, KeyError, AttributeError, TypeError, ValueError) as error:
         raise InputError(f"{path}: is not a whole embedding cache ({error}); run the embed stage again") from error
     return {
