@@ -36,7 +36,8 @@ from pipeline.devices import pick_device
 from pipeline.images.acceleration import accelerate
 from pipeline.images.dreamsim import load_encoder
 from pipeline.images.dreamsim_stand_in import make_checkpoint
-from pipeline.images.embedder import _embed_all, _name
+from pipeline.images.embedder import _device_name, _embed_all
+from pipeline.images.views import degrade
 from pipeline.images.vit import resize
 from pipeline.params import read_params
 from pipeline.sections import Embed
@@ -47,7 +48,9 @@ IMAGES = {"cpu": {"single": 4, "batched": 32, "ours": 64}, "cuda": {"single": 64
 BATCH = {"cpu": 8, "cuda": 32}  # small, so that the passes end together, as they nearly do with all the images
 BOUND_BATCHES = {"cpu": (8, 32), "cuda": (32, 128)}
 PUBLISHED = 16_740 * 2  # images, both encoders
+VIEWS = ["original", "blur-8", "low-resolution-22", "noise-0.098"]
 SINGLE, BATCHED = "dreamsim, one at a time", "dreamsim, batches of 32"
+WITH_VIEWS = f"ours, bfloat16, {len(VIEWS)} views of each image"
 
 
 class Plain:
@@ -76,22 +79,25 @@ class Plain:
         self.process.communicate()
 
 
-def ours(folder: Path, archive: zipfile.ZipFile, device: torch.device, precision: str) -> Callable:
-    """`embed(names)`: the passes of `embed_images`, with its threads and side files."""
-    changed = {"precision": precision, "batch_size": BATCH[device.type]}
+def ours(
+    folder: Path, archive: zipfile.ZipFile, device: torch.device, precision: str, views: Sequence[str] = VIEWS[:1]
+) -> Callable:
+    """`embed(names)`: the passes of `embed_images`, with its threads and side files; gives the original's."""
+    changed = {"precision": precision, "batch_size": BATCH[device.type], "views": list(views)}
     parameters = Embed(**read_params(Path("params.yaml")).embed.model_dump() | changed)
     encoder, _ = load_encoder(folder / f"dreamsim_{BACKBONE}_checkpoint.zip", BACKBONE, "aligned")
     accelerate(encoder, parameters.blocks, parameters.tokens, parameters.precision, device)
 
     def decode(name: str) -> torch.Tensor:
-        return resize(decode_image(read_member(archive, name), name), 224)
+        picture = resize(decode_image(read_member(archive, name), name), 224)
+        return torch.stack([degrade(picture, view, name) for view in views])
 
     def embed(names: list[str]) -> np.ndarray:
         size = parameters.batch_size
         todo = [(folder / f"{i:06}.npy", names[i : i + size]) for i in range(0, len(names), size)]
         with tqdm(disable=True) as bar:
             _embed_all(encoder, todo, decode, parameters, device, bar)
-        return np.concatenate([np.load(file) for file, _ in todo])
+        return np.concatenate([np.load(file)[0] for file, _ in todo])
 
     return embed
 
@@ -148,7 +154,7 @@ def rates(run: Callable[..., object], images: Sequence[str] | range) -> tuple[fl
 
 def main() -> None:
     device, cores = pick_device("auto"), torch.get_num_threads()
-    print(f"{_name(device)}, {platform.processor() or platform.machine()}, {cores} of {os.cpu_count()} cores")
+    print(f"{_device_name(device)}, {platform.processor() or platform.machine()}, {cores} of {os.cpu_count()} cores")
     print(", ".join(f"{name} {version(name)}" for name in ("torch", "timm", "dreamsim", "pillow")))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -170,8 +176,10 @@ def compare(folder: Path, archive: zipfile.ZipFile, device: torch.device, cores:
         ways[SINGLE + suffix] = functools.partial(script.measure, single, 1)
         ways[BATCHED + suffix] = functools.partial(script.measure, batched, 32)
     ways |= {f"ours, {precision}": functools.partial(rates, embed, many) for precision, embed in fast.items()}
+    views = functools.partial(rates, ours(folder, archive, device, "bfloat16", VIEWS), many)
+    ways[WITH_VIEWS] = lambda: tuple(len(VIEWS) * rate for rate in views())  # each view is an image
     for size in BOUND_BATCHES[device.type]:
-        for packed in (False, True) if _name(device) == "cpu (AVX512)" else (False,):
+        for packed in (False, True) if _device_name(device) == "cpu (AVX512)" else (False,):
             run = functools.partial(at_once, products(size, device, packed), cores if device.type == "cpu" else 1)
             label = f"products alone, bfloat16, {size} images{', laid out' if packed else ''}"
             ways[label] = functools.partial(rates, run, range(size * cores if device.type == "cpu" else size))
@@ -207,6 +215,7 @@ def report(measured: dict[str, list[tuple[float, float]]], reference: np.ndarray
         ("embed_vs_patient_dreamsim_single", "ours, bfloat16", [SINGLE + ", patient threads"]),
         ("embed_vs_patient_dreamsim_batched", "ours, bfloat16", [BATCHED + ", patient threads"]),
         ("embed_vs_matmul_bound", "ours, bfloat16", [label for label in measured if label.startswith("products")]),
+        ("embed_views_vs_original", WITH_VIEWS, ["ours, bfloat16"]),
         ("embed_float32_vs_dreamsim_batched", "ours, float32", [BATCHED, BATCHED + ", patient threads"]),
     ):
         figures[key] = round(ratio(label, others, 0), 3)

@@ -46,6 +46,7 @@ class Embed(Section):
     batch_size: Count
     device: Device
     blocks: Annotated[list[Block], Field(min_length=1)]
+    views: Annotated[list[str], Field(min_length=1)]
 
 
 class Train(Section):

@@ -9,6 +9,7 @@ from pipeline.data.datasets import DATASETS
 from pipeline.eeg.encoders import EEG_ENCODERS
 from pipeline.errors import InputError
 from pipeline.images.models import IMAGE_MODELS
+from pipeline.images.views import check_views
 from pipeline.params import Params
 
 
@@ -22,6 +23,7 @@ def check_names(p: Params) -> None:
     for key, name, table in tables:
         if name not in table:
             raise InputError(f"params.yaml: {key} is {name!r}: should be one of {', '.join(table)}")
+    check_views(p.embed.views)
     kinds = IMAGE_MODELS[p.backbone].aligned
     if p.alignment not in kinds and (kinds or p.encoder == "aligned"):
         raise InputError(

@@ -1,6 +1,7 @@
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -27,8 +28,9 @@ from pipeline.images import embedder
 from pipeline.images.dreamsim import load_encoder
 from pipeline.images.dreamsim_stand_in import make_checkpoint
 from pipeline.images.embedder import RECOMPUTED, embed_images
-from pipeline.images.embeddings import read_embeddings, read_health
+from pipeline.images.embeddings import read_embeddings, read_health, read_views
 from pipeline.images.models import IMAGE_MODELS, Load
+from pipeline.images.views import degrade
 from pipeline.images.vit import resize
 from pipeline.params import read_params
 from pipeline.sections import Embed
@@ -36,6 +38,7 @@ from pipeline.sections import Embed
 TINY = Size(train_concepts=12, images_per_concept=2, test_concepts=6, train_repetitions=2, test_repetitions=3)
 N = 12 * 2 + 6
 CHECKPOINT = "dreamsim_synclr_vitb16_checkpoint.zip"
+VIEWS = ["original", "blur-2.6", "low-resolution-22", "noise-0.098"]
 ALIGNED = IMAGE_MODELS["synclr_vitb16"].aligned["dreamsim"]
 NAMES = {"backbone": "synclr_vitb16", "encoder": "aligned", "alignment": "dreamsim"}
 
@@ -115,6 +118,45 @@ def test_each_row_is_its_image_embedded_alone(data, tmp_path):
             np.testing.assert_allclose(cached.values[row], expected[0], rtol=0, atol=1e-5 * float(expected.abs().max()))
 
 
+def test_each_view_is_the_degraded_picture_embedded_alone(data, tmp_path):
+    path = embed(data, tmp_path / "aligned.h5", blocks=[6, "last"], views=VIEWS)
+    encoder, _ = load_encoder(data / CHECKPOINT, "synclr_vitb16", "aligned")
+    archives = {p.stem: zipfile.ZipFile(p) for p in (data / "images").glob("*.zip")}
+    for block in (6, "last"):
+        cached = read_views(path, block, VIEWS)
+        assert list(cached.image_ids) == ids(data) and cached.values.shape == (N, 4, 64)
+        for row in (0, 4, N - 1):
+            name = cached.image_ids[row]
+            picture = resize(Image.open(io.BytesIO(archives[name.split("/")[0]].read(name))).convert("RGB"), 224)
+            views = torch.stack([degrade(picture, view, name) for view in VIEWS])
+            with torch.inference_mode():
+                [expected] = encoder(views.float() / 255, [block])
+            np.testing.assert_allclose(cached.values[row], expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
+    assert all(np.linalg.norm(cached.values[:, 0] - cached.values[:, v], axis=1).min() > 0.01 for v in (1, 2, 3))
+
+
+def test_the_original_is_the_same_with_views_and_without(data, tmp_path):
+    """So is each view whatever the others are."""
+    plain = embed(data, tmp_path / "plain.h5", precision="bfloat16")
+    several = embed(data, tmp_path / "several.h5", precision="bfloat16", views=VIEWS)
+    one = embed(data, tmp_path / "one.h5", precision="bfloat16", views=["original", VIEWS[3]])
+    with h5py.File(plain) as before, h5py.File(several) as after, h5py.File(one) as other:
+        assert "views" not in before and dict(before.attrs) == dict(after.attrs)
+        for a, b in (
+            (before["embeddings/last"], after["embeddings/last"]),
+            (other[f"views/{VIEWS[3]}/last"], after[f"views/{VIEWS[3]}/last"]),
+        ):
+            assert np.array_equal(a[:], b[:]) and a.attrs["reference_cosine"] == b.attrs["reference_cosine"]
+
+
+def test_how_much_it_is_is_told_in_one_line(data, tmp_path, capsys):
+    embed(data, tmp_path / "x.h5", blocks=[3, "last"], views=VIEWS)
+    size = 4 * 2 * N * 64 * 4 / 1e6
+    [line] = capsys.readouterr().out.splitlines()
+    told = f"embed x: 4 x 2 x {N} (views x blocks x images) = {size:.2f} MB, done in about "
+    assert line.startswith(told) and re.fullmatch(r"\d+:\d\d:\d\d", line.removeprefix(told))
+
+
 def test_the_file_is_the_same_whatever_the_number_of_threads(data, tmp_path):
     first = embed(data, tmp_path / "a.h5", blocks=["last", 3], tokens="mean", precision="bfloat16")
     torch.set_num_threads(3)
@@ -168,7 +210,7 @@ def test_what_decides_the_numbers_decides_what_is_reused(data, tmp_path, cache, 
         damaged = with_member(data, tmp_path / "images", name, archive.read(name)[:5000])
     with pytest.raises(InputError):
         embed(data, tmp_path / "x.h5", damaged)
-    for changes in ({"precision": "bfloat16"}, {"tokens": "mean"}, {"blocks": [3]}):
+    for changes in ({"precision": "bfloat16"}, {"tokens": "mean"}, {"blocks": [3]}, {"views": VIEWS}):
         decoded.clear()
         embed(data, tmp_path / "x.h5", **changes)
         assert len(decoded) == RECOMPUTED + N
@@ -176,7 +218,7 @@ def test_what_decides_the_numbers_decides_what_is_reused(data, tmp_path, cache, 
 
 def command(data: Path, tmp_path: Path, target: Path) -> list[str]:
     values = yaml.safe_load(Path("params.yaml").read_text())
-    values["embed"] |= {"batch_size": 1, "blocks": [6, "last"], "device": "cpu"}
+    values["embed"] |= {"batch_size": 1, "blocks": [6, "last"], "views": VIEWS, "device": "cpu"}
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(values))
     paths = [data / "images", data / "images.csv", data, target]
     return [sys.executable, "-m", "stages.embed", str(tmp_path / "params.yaml"), "aligned", *map(str, paths)]
@@ -194,9 +236,10 @@ def test_a_killed_stage_goes_on_where_it_was(data, tmp_path, cache, decoded):
     assert process.wait() == -signal.SIGKILL
     done = len(side_files(cache))
     assert 5 <= done < N and not target.exists()
-    embed(data, target, batch_size=1, blocks=[6, "last"])
-    assert len(decoded) == RECOMPUTED + N - done
-    assert target.read_bytes() == embed(data, tmp_path / "whole.h5", batch_size=1, blocks=[6, "last"]).read_bytes()
+    same = {"batch_size": 1, "blocks": [6, "last"], "views": VIEWS}
+    embed(data, target, **same)
+    assert len(decoded) == RECOMPUTED + N - done, "an image is decoded once for all its views"
+    assert target.read_bytes() == embed(data, tmp_path / "whole.h5", **same).read_bytes()
 
 
 def test_two_runs_at_once_take_turns(data, tmp_path, capsys):
@@ -222,6 +265,46 @@ def test_embeddings_that_are_all_alike_are_not_written(data, tmp_path, cache):
     with pytest.raises(InputError, match="block last: the embeddings of different images are nearly the same"):
         embed(data, tmp_path / "out" / "x.h5", tmp_path / "images", blocks=[3, "last"])
     assert not list((tmp_path / "out").iterdir())
+
+
+def test_a_view_whose_embeddings_are_all_alike_is_told_and_kept(data, tmp_path, capsys):
+    """As where the images differ in fine structure alone: here the upper half, mirrored, makes up for the lower one."""
+    (tmp_path / "images").mkdir()
+    generator = np.random.default_rng(0)
+    for split in ("training_images", "test_images"):
+        with zipfile.ZipFile(tmp_path / "images" / f"{split}.zip", "w") as archive:
+            for name in ids(data):
+                if name.startswith(split):
+                    pixels = 255 * generator.integers(2, size=(16, 16, 1), dtype=np.uint8).repeat(3, axis=2)
+                    pixels[8:] = 255 - pixels[7::-1]
+                    picture = io.BytesIO()
+                    Image.fromarray(pixels).resize((224, 224), Image.Resampling.NEAREST).save(picture, "PNG")
+                    archive.writestr(name, picture.getvalue())
+    views = ["original", "blur-64", "blur-2.6"]
+    path = embed(data, tmp_path / "x.h5", tmp_path / "images", views=views, blocks=[3, "last"], precision="bfloat16")
+    health = read_health(path)
+    assert health["last"]["reference_cosine_centred"] > 0.99 > health["blur-64/last"]["reference_cosine_centred"]
+    told = capsys.readouterr().out.splitlines()[1:]
+    assert told and all("blur-64/" in line and "kept, as this is a degraded view" in line for line in told)
+
+
+def test_a_degraded_view_that_is_computed_wrong_is_not_written(data, tmp_path):
+    """Blurred pictures alone, and only side by side, get embeddings of the other sign."""
+
+    def wrong(checkpoint: Path) -> tuple:
+        encoder, adapter = ALIGNED(checkpoint)
+
+        def turn(_: torch.nn.Module, inputs: tuple, outputs: list) -> list:
+            turned = len(inputs[0]) > 1 and inputs[0].diff(dim=-1).abs().mean() < 0.005
+            return [-values for values in outputs] if turned else outputs
+
+        encoder.register_forward_hook(turn)
+        return encoder, adapter
+
+    with pytest.raises(InputError, match="block blur-64/last: the embeddings differ from a float32 recomputation"):
+        embed(data, tmp_path / "out" / "x.h5", load=wrong, views=["original", "blur-64"])
+    assert not list((tmp_path / "out").iterdir())
+    embed(data, tmp_path / "out" / "x.h5", load=wrong)
 
 
 def test_a_checkpoint_of_nan_is_told_before_any_work(data, tmp_path, cache):

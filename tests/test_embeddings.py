@@ -42,11 +42,109 @@ def test_a_mix_is_all_blocks_in_their_order_of_depth(tmp_path):
     assert read_embeddings(path, 12).blocks == ()
 
 
+def test_a_mix_of_views(tmp_path):
+    b6, last, blurred6, blurred = (LAST + n for n in range(4))
+    blocks = [("6", b6, {}), ("last", last, {}), ("blur-8/6", blurred6, {}), ("blur-8/last", blurred, {})]
+    write_embeddings(tmp_path / "x.h5", IDS, blocks, {})
+    read = read_embeddings(tmp_path / "x.h5", "mix", ["blur-8"])
+    assert np.array_equal(read.values, np.stack([np.stack([b6, last], 1), np.stack([blurred6, blurred], 1)], axis=1))
+
+
 def test_what_cannot_be_mixed_is_told(cache, tmp_path):
     with pytest.raises(InputError, match="needs blocks of one size, and of the dimensions 6 has 2, last has 4: name"):
         read_embeddings(cache, "mix")
     with pytest.raises(InputError, match="train.block is mix and the only block there is last: add to embed.blocks"):
         read_embeddings(written(tmp_path / "x.h5", last=LAST), "mix")
+
+
+@pytest.fixture
+def with_views(tmp_path) -> Path:
+    path = tmp_path / "views.h5"
+    blocks = [
+        ("last", LAST, {}),
+        (6, SIXTH, {}),
+        ("noise-0.1/last", -LAST, {"rows": 3}),
+        ("blur-2.6/last", 2 * LAST, {}),
+    ]
+    write_embeddings(path, IDS, [*blocks, ("noise-0.1/6", SIXTH, {}), ("blur-2.6/6", -SIXTH, {})], {})
+    return path
+
+
+def test_a_cache_without_views_is_byte_for_byte_what_it_was(cache, tmp_path):
+    """As written by the version that knew no views."""
+    with h5py.File(tmp_path / "before.h5", "w") as file:
+        file.attrs["backbone"] = "synclr_vitb16"
+        file.create_group("embeddings")
+        file.create_dataset("image_ids", data=np.array(IDS, dtype=object), dtype=h5py.string_dtype())
+        for name, values, notes in (
+            ("6", SIXTH, {"feature": "words", "rows": 3}),
+            ("last", LAST, {"median_cosine": 0.5}),
+        ):
+            dataset = file.create_dataset(f"embeddings/{name}", data=values, dtype=np.float32)
+            dataset.dims[0].label, dataset.dims[1].label = "image", "dimension"
+            dataset.attrs.update(notes)
+    assert cache.read_bytes() == (tmp_path / "before.h5").read_bytes()
+
+
+def test_views_are_read_beside_the_original_which_comes_first(with_views):
+    read = read_embeddings(with_views, "last", ["noise-0.1", "blur-2.6"])
+    assert read.values.shape == (3, 3, 4) and read.values.dtype == np.float32 and list(read.image_ids) == IDS
+    assert np.array_equal(read.values, np.stack([LAST, -LAST, 2 * LAST], axis=1))
+    assert np.array_equal(
+        read_embeddings(with_views, 6, ["blur-2.6", "original"]).values, np.stack([SIXTH, -SIXTH], axis=1)
+    )
+    assert np.array_equal(
+        read_embeddings(with_views, 6, ["original"]).values[:, 0], read_embeddings(with_views, 6).values
+    )
+    assert read.rows(np.array([IDS[2]])).tolist() == [2]
+
+
+def test_views_have_a_health_of_their_own(with_views):
+    assert read_health(with_views) == {
+        **{"6": {}, "last": {}, "blur-2.6/6": {}, "blur-2.6/last": {}, "noise-0.1/6": {}},
+        "noise-0.1/last": {"rows": 3},
+    }
+
+
+def test_a_view_that_was_not_kept_is_told_with_those_that_were(cache, with_views):
+    with pytest.raises(
+        InputError, match="has no view blur-8, only original, blur-2.6, noise-0.1; name one of these, or"
+    ):
+        read_embeddings(with_views, "last", ["blur-2.6", "blur-8"])
+    with pytest.raises(
+        InputError, match="has no view blur-8, only original; name one of these, or add it to embed.views"
+    ):
+        read_embeddings(cache, "last", ["blur-8"])
+
+
+def no_group(file: h5py.File) -> None:
+    del file["views"]
+    file["views"] = LAST
+
+
+def cut(file: h5py.File) -> None:
+    del file["views/blur-2.6/last"]
+
+
+def of_other_size(file: h5py.File) -> None:
+    del file["views/blur-2.6/last"]
+    file["views/blur-2.6/last"] = SIXTH
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (no_group, "is not a whole embedding cache"),
+        (cut, "is not a whole embedding cache"),
+        (of_other_size, "is not a whole embedding cache .its views differ in size"),
+    ],
+)
+def test_damaged_views_are_told_in_one_sentence(with_views, damage, message):
+    with h5py.File(with_views, "r+") as file:
+        damage(file)
+    with pytest.raises(InputError, match=message) as error:
+        read_embeddings(with_views, "last", ["blur-2.6"])
+    assert str(error.value).startswith(f"{with_views}: ") and "\n" not in str(error.value)
 
 
 def test_rows_are_found_by_id(cache):

@@ -71,6 +71,11 @@ def test_a_name_that_no_table_has_is_told_in_one_sentence(tmp_path, key, message
         check_names(read_params(changed(tmp_path, key, "resnet50")))
 
 
+def test_a_view_that_there_is_not_is_told_before_any_work(tmp_path):
+    with pytest.raises(InputError, match="embed.views has 'blur': should be original, blur-<sd in pixels"):
+        check_names(read_params(changed(tmp_path, "embed.views", ["original", "blur"])))
+
+
 @pytest.mark.parametrize("text", ["train: [", "", "just words", "\t"])
 def test_a_damaged_file_is_told_in_one_sentence(tmp_path, text):
     path = tmp_path / "params.yaml"

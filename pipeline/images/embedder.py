@@ -1,9 +1,10 @@
-"""Every image of the dataset through the frozen encoder once.
+"""Every image of the dataset through the frozen encoder, once for each of its views.
 
-Threads decode the next images while the devices work: all GPUs, or all cores of the CPU, each with a batch of its own,
-so that no core waits for another. A batch that is done is at once saved in the cache folder, named by its images' names
-and checksums, in a folder named by all else that decides the numbers: after an interruption, or with a mended archive,
-only the other batches are computed. Two runs that would share such a folder take turns.
+Threads decode the next images, each once for all its views, while the devices work: all GPUs, or all cores of the CPU,
+each with a batch of its own, so that no core waits for another. A batch that is done is at once saved in the cache
+folder, named by its images' names and checksums, in a folder named by all else that decides the numbers: after an
+interruption, or with a mended archive, only the other batches are computed. Two runs that would share such a folder
+take turns. Each view of a batch passes the encoder by itself, so that its numbers do not depend on the other views.
 """
 
 import copy
@@ -12,10 +13,12 @@ import json
 import math
 import os
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import nullcontext
+from datetime import timedelta
 from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
@@ -31,14 +34,16 @@ from pipeline.errors import InputError
 from pipeline.files import replacing, sha256
 from pipeline.images import health
 from pipeline.images.acceleration import accelerate
-from pipeline.images.embeddings import Attributes, write_embeddings
+from pipeline.images.embeddings import ORIGINAL, Attributes, write_embeddings
 from pipeline.images.models import Load
+from pipeline.images.views import check_views, degrade
 from pipeline.images.vit import Block, ImageEncoder, resize
 from pipeline.sections import Embed
 from pipeline.unfinished import unfinished
 
 IN_CPU_CACHE = 8  # images in one forward pass on a CPU; with 32 a ViT-B takes an eighth longer
 RECOMPUTED = 8  # images that are embedded again, the plain way
+TIMED = 64  # images after which the time of all is told
 PASSES_PER_GPU = 2  # side by side, so that one computes while the other copies
 AHEAD = 2  # batches decoded in advance for each pass
 PACKAGES = ("torch", "torchvision", "timm", "pillow")  # whose versions decide the numbers
@@ -62,6 +67,7 @@ def embed_images(
     """
     if len(set(parameters.blocks)) < len(parameters.blocks):
         raise InputError(f"embed.blocks names a block twice: {parameters.blocks}")
+    check_views(parameters.views)
     splits = read_image_table(image_table)
     image_ids = [image_id for split in ("train", "test") for image_id in splits[split]["image_ids"]]
     encoder, alignment = load(checkpoint)
@@ -79,15 +85,17 @@ def embed_images(
     }
     with (
         open_images(images_dir, image_ids) as images,
-        unfinished("embedding", __file__, PACKAGES, [made_with, parameters.blocks]) as folder,
+        unfinished("embedding", __file__, PACKAGES, [made_with, parameters.blocks, parameters.views]) as folder,
     ):
 
         def decode(image_id: str) -> Tensor:
-            return resize(images.read(image_id), encoder.side)
+            picture = resize(images.read(image_id), encoder.side)
+            return torch.stack([degrade(picture, view, image_id) for view in parameters.views])
 
         rows = np.unique(np.linspace(0, len(image_ids) - 1, RECOMPUTED).astype(int))
-        reference = _one_by_one(encoder, [decode(image_ids[row]) for row in rows], parameters)
-        if not all(np.isfinite(block).all() for block in reference):
+        recomputed = torch.stack([decode(image_ids[row]) for row in rows], dim=1)
+        reference = [_one_by_one(encoder, view, parameters) for view in recomputed]
+        if not all(np.isfinite(block).all() for blocks in reference for block in blocks):
             raise InputError(
                 f"{checkpoint}: the {names['encoder']} encoder gives values that are not finite; fetch it again"
             )
@@ -95,11 +103,19 @@ def embed_images(
         batches = [image_ids[i : i + parameters.batch_size] for i in range(0, len(image_ids), parameters.batch_size)]
         files = [folder / f"{_fingerprint(batch, images)}.npy" for batch in batches]
         todo = [(file, batch) for file, batch in zip(files, batches, strict=True) if not file.exists()]
+        what = f"{len(parameters.views)} x {len(parameters.blocks)} x {len(image_ids)} (views x blocks x images)"
+        n_bytes = 4 * len(image_ids) * sum(block.shape[1] for blocks in reference for block in blocks)
         n_done = len(image_ids) - sum(len(batch) for _, batch in todo)
+        n_timed = max(torch.get_num_threads(), TIMED // parameters.batch_size)  # batches: one at least for each core
         with tqdm(total=len(image_ids), initial=n_done, unit="image", desc=f"embed {target.stem}", disable=None) as bar:
-            _embed_all(encoder, todo, decode, parameters, device, bar)
+            started = time.monotonic()
+            _embed_all(encoder, todo[:n_timed], decode, parameters, device, bar)
+            seconds = (time.monotonic() - started) / n_timed * max(0, len(todo) - n_timed)
+            left = str(timedelta(seconds=round(seconds)))  # h:mm:ss
+            tqdm.write(f"embed {target.stem}: {what} = {n_bytes / 1e6:.2f} MB, done in about {left}")
+            _embed_all(encoder, todo[n_timed:], decode, parameters, device, bar)
         features = {block: _feature(encoder, block, parameters.tokens) for block in parameters.blocks}
-        blocks = _checked(features, files, rows, reference, f"{target} (from {checkpoint.name})")
+        blocks = _checked(features, parameters.views, files, rows, reference, f"{target} (from {checkpoint.name})")
         write_embeddings(target, image_ids, blocks, made_with)
 
 
@@ -115,7 +131,7 @@ def _fingerprint(image_ids: list[str], images: Images) -> str:
 
 
 @torch.inference_mode()
-def _one_by_one(encoder: ImageEncoder, images: list[Tensor], parameters: Embed) -> list[np.ndarray]:
+def _one_by_one(encoder: ImageEncoder, images: Tensor, parameters: Embed) -> list[np.ndarray]:
     """For each block (M, D): what the encoder as it was loaded gives for M single images, float32 on the CPU."""
     each = [encoder(image[None].float() / 255, parameters.blocks, parameters.tokens) for image in images]
     return [torch.cat(rows).numpy() for rows in zip(*each, strict=True)]
@@ -136,7 +152,8 @@ def _embed_all(
     else:
         gpus = [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
         passes, encoders = gpus * PASSES_PER_GPU, {gpu: copy.deepcopy(encoder).to(gpu) for gpu in gpus}
-    decoded, turn = _decoded(todo, decode, AHEAD * len(passes)), threading.Lock()
+    ahead = max(1, AHEAD // len(parameters.views)) * len(passes)
+    decoded, turn = _decoded(todo, decode, ahead), threading.Lock()
 
     def work(own: torch.device) -> None:
         fits = min(parameters.batch_size, IN_CPU_CACHE) if own.type == "cpu" else parameters.batch_size
@@ -146,12 +163,15 @@ def _embed_all(
                     batch = next(decoded, None)
                 if batch is None:
                     return
-                file, images = batch
-                values, fits = embed_batch(encoders[own], images, parameters, own, fits)
+                file, views = batch
+                values = []
+                for images in views:
+                    of_view, fits = embed_batch(encoders[own], images, parameters, own, fits)
+                    values.append(of_view)
                 with replacing(file) as temporary, temporary.open("wb") as stream:
-                    np.save(stream, values)
+                    np.save(stream, np.stack(values))
                 with turn:
-                    bar.update(len(images))
+                    bar.update(views.shape[1])
 
     torch.set_num_threads(1)  # of each pass; there are as many passes as there were threads
     try:
@@ -169,7 +189,7 @@ def _embed_all(
 def _decoded(
     todo: list[tuple[Path, list[str]]], decode: Callable[[str], Tensor], ahead: int
 ) -> Generator[tuple[Path, Tensor], None, None]:
-    """The batches in order, (B, 3, 224, 224) uint8; threads decode the next `ahead` ones in the meantime."""
+    """The batches in order, (V, B, 3, side, side) uint8; threads decode the next `ahead` ones in the meantime."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         waiting: deque[tuple[Path, list[Future[Tensor]]]] = deque()
         try:
@@ -184,7 +204,7 @@ def _decoded(
 
 
 def _stacked(file: Path, images: list[Future[Tensor]]) -> tuple[Path, Tensor]:
-    return file, torch.stack([image.result() for image in images])
+    return file, torch.stack([image.result() for image in images], dim=1)
 
 
 def embed_batch(
@@ -218,17 +238,37 @@ def _feature(encoder: ImageEncoder, block: Block, tokens: Literal["cls", "mean"]
 
 
 def _checked(
-    features: dict[Block, str], files: list[Path], rows: np.ndarray, reference: list[np.ndarray], where: str
-) -> Iterator[tuple[Block, np.ndarray, Attributes]]:
-    """Each block, the deepest first, with its values (N, D) and what the cache says of it, once it is checked."""
-    ends = np.cumsum([recomputed.shape[1] for recomputed in reference])
-    columns = [slice(end - recomputed.shape[1], end) for end, recomputed in zip(ends, reference, strict=True)]
-    found = zip(features, columns, reference, strict=True)
-    for place, (block, own, recomputed) in enumerate(sorted(found, key=lambda each: _depth(each[0]), reverse=True)):
-        values = np.concatenate([np.load(file, mmap_mode="r")[:, own] for file in files])
-        measured = health.measure(values, rows, recomputed)
-        health.check(measured, f"{where}: block {block}", tells_images_apart=place == 0)
-        yield block, values, {"feature": features[block], **measured}
+    features: dict[Block, str],
+    views: list[str],
+    files: list[Path],
+    rows: np.ndarray,
+    reference: list[list[np.ndarray]],
+    where: str,
+) -> Iterator[tuple[Block | str, np.ndarray, Attributes]]:
+    """Each block of each view, the deepest first: name in the cache, values (N, D) and what it says of them.
+
+    They are checked. A degraded view may tell images hardly apart, and may then be all rounding: this is told.
+    """
+    ends = np.cumsum([recomputed.shape[1] for recomputed in reference[0]])
+    columns = [slice(end - recomputed.shape[1], end) for end, recomputed in zip(ends, reference[0], strict=True)]
+    deepest = max(features, key=_depth)
+    for place, view in enumerate(views):
+        found = zip(features, columns, reference[place], strict=True)
+        for block, own, recomputed in sorted(found, key=lambda each: _depth(each[0]), reverse=True):
+            name = block if view == ORIGINAL else f"{view}/{block}"
+            values = np.concatenate([np.load(file, mmap_mode="r")[place, :, own] for file in files])
+            measured = health.measure(values, rows, recomputed)
+            try:
+                health.check(measured, f"{where}: block {name}", tells_images_apart=block == deepest)
+            except InputError:
+                if view == ORIGINAL or measured["non_finite"] or not measured["reference_cosine"] >= health.AGREEMENT:
+                    raise
+                print(
+                    f"{name}: the embeddings hardly tell images apart (median cosine {measured['median_cosine']}, "
+                    f"{measured['duplicates']} repeat another one, centred cosine with a recomputation "
+                    f"{measured['reference_cosine_centred']}); kept, as this is a degraded view"
+                )
+            yield name, values, {"feature": features[block], **measured}
 
 
 def _depth(block: Block) -> float:

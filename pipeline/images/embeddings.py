@@ -5,8 +5,11 @@
 /image_ids (N,)            the path in the image archives, such as `training_images/00001_aardvark/aardvark_01b.jpg`
 /embeddings/<block> (N, D) float32, training and test images in one table; `last`, or the number of a transformer block;
                            attributes: feature, and its health (`pipeline.images.health`)
+/views/<view>/<block>      the same of each degraded view (`pipeline.images.views`) that was asked for, such as
+                           /views/blur-8/last
 """
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,13 +22,14 @@ from pipeline.errors import InputError
 from pipeline.files import replacing
 
 Attributes = Mapping[str, str | int | float]
+ORIGINAL = "original"  # the view that every cache has
 
 
 @dataclass(frozen=True)
 class Embeddings:
-    """One row an image: values (N, D) float32 and the N image ids, training and test images in one table.
+    """One row an image, training and test images in one table: values (N, D) float32 and the N image ids.
 
-    Of all blocks together, values (N, K, D) and the names of the K blocks.
+    Of K blocks together, whose names are `blocks`, values are (N, K, D); of V views (N, V, D) or (N, V, K, D).
     """
 
     values: np.ndarray
@@ -47,16 +51,20 @@ class Embeddings:
 def write_embeddings(
     path: Path,
     image_ids: Sequence[str],
-    blocks: Iterable[tuple[int | Literal["last"], np.ndarray, Attributes]],
+    blocks: Iterable[tuple[int | str, np.ndarray, Attributes]],
     made_with: Attributes,
 ) -> None:
-    """Write a cache, block by block: its name, values (N, D) and attributes; the same ones give the same bytes."""
+    """Write a cache, block by block: its name, values (N, D) and attributes; the same ones give the same bytes.
+
+    A name is that of a block, or, of a degraded view, `<view>/<block>`.
+    """
     with replacing(path) as temporary, h5py.File(temporary, "w") as file:
         file.attrs.update(made_with)
         file.create_group("embeddings")
         file.create_dataset("image_ids", data=np.array(image_ids, dtype=object), dtype=h5py.string_dtype())
-        for block, values, attributes in blocks:
-            dataset = file.create_dataset(f"embeddings/{block}", data=values, dtype=np.float32)
+        for name, values, attributes in blocks:
+            folder = "views" if "/" in str(name) else "embeddings"
+            dataset = file.create_dataset(f"{folder}/{name}", data=values, dtype=np.float32)
             dataset.dims[0].label, dataset.dims[1].label = "image", "dimension"
             dataset.attrs.update(attributes)
 
@@ -66,61 +74,75 @@ def write_no_embeddings(path: Path, why: str) -> None:
     write_embeddings(path, [], [], {"why": why})
 
 
-def read_embeddings(path: Path, block: int | Literal["last", "mix"]) -> Embeddings:
-    """Read one block of a cache, or with `mix` all of them, in their order of depth.
+def read_embeddings(path: Path, block: int | Literal["last", "mix"], views: Sequence[str] = ()) -> Embeddings:
+    """Read one block of a cache, or with `mix` all of them, the deepest last; with `views` these beside the original.
 
-    InputError if it is no cache, or has not that block; for `mix` if it has one block only or the sizes differ.
+    The original is the first of V views, and its name among `views` adds nothing. InputError if it is no cache, or has
+    not that block or one of these views; for `mix` if it has one block only or the sizes differ.
     """
     try:
         with h5py.File(path, "r") as file:
             if "why" in file.attrs:
                 raise InputError(f"{path}: holds no embeddings: {file.attrs['why']}")
-            blocks, image_ids = _blocks(file), file["image_ids"].asstr()[:]
+            image_ids = file["image_ids"].asstr()[:]
+            there = sorted(_blocks(file), key=lambda name: (name == "last", name.zfill(9)))
+            names = there if block == "mix" else [str(block)]
+            if names[0] not in there:
+                raise InputError(
+                    f"{path}: train.block is {block}; set it to one that is there, {', '.join(there)}, or embed it"
+                )
+            kept = [ORIGINAL, *file.get("views", ())]
+            missing = [view for view in views if view not in kept]
+            if missing:
+                raise InputError(
+                    f"{path}: has no view {missing[0]}, only {', '.join(kept)}; name one of these, or add it to "
+                    "embed.views"
+                )
+            groups = [_blocks(file), *(file["views"][view] for view in views if view != ORIGINAL)]
+            tables = [[group[name] for name in names] for group in groups]
+            for table in itertools.chain(*tables):
+                _check_rows(path, table, image_ids)
             if block == "mix":
-                return _read_all(path, blocks, image_ids)
-            if str(block) not in blocks:
-                there = ", ".join(blocks)
-                raise InputError(f"{path}: train.block is {block}; set it to one that is there, {there}, or embed it")
-            values = blocks[str(block)][:]
+                _check_mix(path, dict(zip(names, tables[0], strict=True)))
+            size = tables[0][0].shape[1]
+            if any(table.shape[1] != size for table in itertools.chain(*tables)):
+                raise ValueError("its views differ in size")
+            values = np.empty((len(image_ids), len(tables), len(names), size), np.float32)
+            for v, k in np.ndindex(values.shape[1:3]):  # one by one, so that all are in memory only once
+                values[:, v, k] = tables[v][k][:]
     except (OSError, KeyError, AttributeError, TypeError, ValueError) as error:
         raise InputError(f"{path}: is not a whole embedding cache ({error}); run the embed stage again") from error
-    _check_rows(path, block, values.shape, values.dtype, image_ids)
-    return Embeddings(values.astype(np.float32, copy=False), image_ids)
+    if block != "mix":
+        values = values[:, :, 0]
+    return Embeddings(values if views else values[:, 0], image_ids, tuple(names) if block == "mix" else ())
 
 
-def _read_all(path: Path, blocks: h5py.Group, image_ids: np.ndarray) -> Embeddings:
-    """Every block, the numbered ones first, as (N, K, D); written block by block, so that it is in memory once."""
-    names = sorted(blocks, key=lambda name: (name == "last", name.zfill(9)))
-    for name in names:
-        _check_rows(path, name, blocks[name].shape, blocks[name].dtype, image_ids)
-    sizes = {name: blocks[name].shape[1] for name in names}
-    if len(names) < 2:
-        raise InputError(f"{path}: train.block is mix and the only block there is {names[0]}: add to embed.blocks")
-    if len(set(sizes.values())) > 1:
-        told = ", ".join(f"{name} has {size}" for name, size in sizes.items())
+def _check_rows(path: Path, table: h5py.Dataset, image_ids: np.ndarray) -> None:
+    if table.ndim != 2 or table.dtype.kind != "f" or not len(table) == len(image_ids) == len(set(image_ids)):
         raise InputError(
-            f"{path}: train.block is mix, which needs blocks of one size, and of the dimensions {told}: "
-            "name blocks of one size in embed.blocks, or one of them in train.block"
-        )
-    values = np.empty((len(image_ids), len(names), sizes[names[0]]), np.float32)
-    for k, name in enumerate(names):
-        values[:, k] = blocks[name][:]
-    return Embeddings(values, image_ids, tuple(names))
-
-
-def _check_rows(path: Path, block: object, shape: tuple[int, ...], dtype: np.dtype, image_ids: np.ndarray) -> None:
-    if len(shape) != 2 or dtype.kind != "f" or not shape[0] == len(image_ids) == len(set(image_ids)):
-        raise InputError(
-            f"{path}: expected a row of numbers an image id, got {dtype} {shape} of block {block} for "
+            f"{path}: expected a row of numbers an image id, got {table.dtype} {table.shape} of {table.name} for "
             f"{len(set(image_ids))} ids; run the embed stage again"
         )
 
 
+def _check_mix(path: Path, blocks: Mapping[str, h5py.Dataset]) -> None:
+    if len(blocks) < 2:
+        raise InputError(f"{path}: train.block is mix and the only block there is {[*blocks][0]}: add to embed.blocks")
+    if len({table.shape[1] for table in blocks.values()}) > 1:
+        told = ", ".join(f"{name} has {table.shape[1]}" for name, table in blocks.items())
+        raise InputError(
+            f"{path}: train.block is mix, which needs blocks of one size, and of the dimensions {told}: "
+            "name blocks of one size in embed.blocks, or one of them in train.block"
+        )
+
+
 def read_health(path: Path) -> dict[str, dict[str, int | float]]:
-    """What the cache says of each of its blocks; InputError if it is no cache."""
+    """What the cache says of each block, `<view>/<block>` in degraded views; InputError if it is no cache."""
     try:
         with h5py.File(path, "r") as file:
             known = {block: dict(dataset.attrs) for block, dataset in _blocks(file).items()}
+            for view, blocks in file.get("views", {}).items():
+                known |= {f"{view}/{block}": dict(dataset.attrs) for block, dataset in blocks.items()}
     except (OSError, KeyError, AttributeError, TypeError, ValueError) as error:
         raise InputError(f"{path}: is not a whole embedding cache ({error}); run the embed stage again") from error
     return {
