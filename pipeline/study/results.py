@@ -1,0 +1,52 @@
+"""What comes out of the runs of a study: a grid of cells, in each of which both image encoders were trained."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True, order=True)
+class Cell:
+    """One comparison of the two image encoders: all else that was chosen is the same for both."""
+
+    backbone: str
+    alignment: str
+    block: str
+    eeg_encoder: str
+    protocol: str
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One training: a cell, an image encoder (unaligned | aligned), a fold of the protocol and a seed."""
+
+    cell: Cell
+    encoder: str
+    fold: str
+    seed: int
+    trained_on: tuple[str, ...]
+    tested_on: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One trained model on one subject's test EEG.
+
+    `queries` is what `decoding.retrieval.score_queries` says of each of the N test images: (N,) float64 by name.
+    """
+
+    trial: Trial
+    subject: str
+    selected_epoch: int
+    collapsed: bool
+    device: str
+    seconds: float
+    queries: dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A training that gave no model, and why."""
+
+    trial: Trial
+    reason: str
