@@ -6,7 +6,7 @@ what is: benchmarks/calibration.py.
 """
 
 import fnmatch
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -169,11 +169,17 @@ def cosine_histograms(kept: list[Scored]) -> dict[str, list[int]]:
 def _answer(result: dict[str, Any]) -> dict[str, str]:
     """One sentence on what was found and how sure it is, and its verdict in a word or two."""
     verdict, sentence = _verdict(result)
-    if result["selected_on"] == "test":
-        sentence += " The epochs were selected on the test set, which flatters both."
-    if result["synthetic"]:
-        sentence += " The data are synthetic: this shows that the pipeline works and means nothing about brains."
-    return {"answer": sentence, "verdict": verdict}
+    return {"answer": sentence + provisos(result), "verdict": verdict}
+
+
+def provisos(about: Mapping[str, Any]) -> str:
+    """What has to be told beside any claim, from `selected_on` and `synthetic`."""
+    told = ""
+    if about["selected_on"] == "test":
+        told += " The epochs were selected on the test set, which flatters both."
+    if about["synthetic"]:
+        told += " The data are synthetic: this shows that the pipeline works and means nothing about brains."
+    return told
 
 
 def _verdict(result: dict[str, Any]) -> tuple[str, str]:
@@ -187,8 +193,8 @@ def _verdict(result: dict[str, Any]) -> tuple[str, str]:
         f"top-1 {100 * top1[other]:.1f} % against {100 * top1[baseline]:.1f} %, {100 * top1['difference']:+.1f} points"
     )
     made = (
-        f"{result['n_way']}-way, {result['protocol']}, {_count(len(result['subjects']), 'subject')}, "
-        f"{_count(n_seeds, 'seed')}"
+        f"{result['n_way']}-way, {result['protocol']}, {count(len(result['subjects']), 'subject')}, "
+        f"{count(n_seeds, 'seed')}"
     )
     low, high = (100 * end for end in top1["ci95" if over else "ci95_these_models"])
     if not over:
@@ -206,7 +212,7 @@ def _verdict(result: dict[str, Any]) -> tuple[str, str]:
         said = f"no difference between the {thing} {other} and {baseline} is shown"
     if "subjects" not in over:
         n = len(result["subjects"])
-        said = f"in {'this' if n == 1 else 'these'} {_count(n, 'subject')}, too few to speak for others, {said}"
+        said = f"in {'this' if n == 1 else 'these'} {count(n, 'subject')}, too few to speak for others, {said}"
     varies = ", ".join(over[:-1]) + f" and {over[-1]}"
     sentence = (
         f"{said}: {found} (95 % interval {low:+.1f} to {high:+.1f} and p = {top1['p']:.3g} over {varies}; {made})."
@@ -214,5 +220,6 @@ def _verdict(result: dict[str, Any]) -> tuple[str, str]:
     return verdict, sentence[0].upper() + sentence[1:]
 
 
-def _count(n: int, noun: str) -> str:
+def count(n: int, noun: str) -> str:
+    """`1 seed`, `2 seeds`."""
     return f"{n} {noun}{'s' * (n != 1)}"
