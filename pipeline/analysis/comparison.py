@@ -1,22 +1,20 @@
 """Two evaluations that differ in one thing, such as the image encoder: the paired difference, and how sure it is.
 
-What varies besides that thing is seeds, subjects and test images, and interval and p take in all that the runs can
-tell of them. A model trained on several subjects moves them all together, so that subjects cannot stand for seeds:
-without several seeds nothing is claimed. Models of one subject each vary from subject to subject, seeds included. The
-question is asked of top-1, as settled beforehand; the p-values of the other metrics are not corrected for their number.
-How often this claims what is not there, and misses what is: benchmarks/calibration.py.
+What interval and p take in is told by `differences`. The question is asked of top-1, as settled beforehand; the
+p-values of the other metrics are not corrected for their number. How often this claims what is not there, and misses
+what is: benchmarks/calibration.py.
 """
 
 import fnmatch
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
+from pipeline.analysis.differences import ALPHA, Tested, pair
 from pipeline.analysis.similarities import Scored, Similarities
-from pipeline.analysis.statistics import Resamples, Variance, draw_resamples, mean_by_subject, t_test, variance_of_mean
+from pipeline.analysis.statistics import draw_resamples, mean_by_subject
 from pipeline.decoding.retrieval import weigh_queries
 from pipeline.errors import InputError
 from pipeline.sections import Evaluate
@@ -32,8 +30,6 @@ MAY_DIFFER = {
     "EEG encoder": ("settings.train.eeg_encoder",),
     "channels": ("settings.eeg of *.channels",),
 }
-ALPHA = 0.05
-LEAST_SUBJECTS = 6  # fewer speak for themselves only
 ONE_SEED = (
     "Another seed alone moves top-1 by some 2 points in simulations, more with other recipes "
     "(docs/protocols.md, Seeds): `make compare SEEDS=5` trains five."
@@ -132,87 +128,33 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-@dataclass(frozen=True)
-class _Side:
-    """One side's R runs and subjects: S subjects, B resamples of N images."""
-
-    points: pd.DataFrame  # (R, metrics)
-    resampled: dict[str, np.ndarray]  # (S, B) by metric
-    correct: np.ndarray  # (S, N), the share of seeds that have the image first
-
-
-def _measure(scored: list[Scored], resamples: Resamples, top_k: list[int]) -> _Side:
-    subjects, queries = [one.subject for one in scored], [one.queries() for one in scored]
-    once = np.ones((1, resamples.images.shape[1]))
-    points = [weigh_queries(one, once, top_k) for one in queries]
-    weighed = [weigh_queries(one, resamples.images, top_k) for one in queries]
-    return _Side(
-        points=pd.DataFrame([{name: float(value[0]) for name, value in one.items()} for one in points]),
-        resampled={name: mean_by_subject(subjects, [one[name] for one in weighed]) for name in weighed[0]},
-        correct=mean_by_subject(subjects, [one["rank"] == 1 for one in queries]),
-    )
-
-
 def _differences(kept: dict[str, list[Scored]], of: Similarities, parameters: Evaluate, seed: int) -> dict[str, Any]:
     """Metrics of both sides and their paired difference: overall, by subject, and top-1 by image."""
-    baseline, other = kept
-    runs = pd.DataFrame([{"fold": one.fold, "seed": one.seed, "subject": one.subject} for one in kept[other]])
-    subjects, n_images = sorted(set(runs["subject"])), len(of.image_ids)
-    resamples = draw_resamples(len(subjects), n_images, parameters.resamples, seed).with_fixed_subjects()
-    sides = {name: _measure(scored, resamples, parameters.top_k) for name, scored in kept.items()}
-    by_subject = {name: side.points.groupby(runs["subject"]).mean() for name, side in sides.items()}
-    over, left_out_in_turn = _varies(runs), of.made_with["protocol"] == "leave-one-subject-out"
-    metrics: dict[str, dict[str, Any]] = {}
-    for metric in sides[other].resampled:
-        in_resamples = sides[other].resampled[metric] - sides[baseline].resampled[metric]  # (S, B)
-        values = {name: table[metric] for name, table in by_subject.items()}
-        difference = values[other] - values[baseline]  # (S,)
-        parts = {
-            "test images": [Variance(float(in_resamples.mean(0).var(ddof=1)), n_images - 1)],
-            "subjects": [variance_of_mean(difference.to_numpy(), left_out_in_turn)],
-            "seeds": [part for side in sides.values() for part in _over_seeds(runs, side.points[metric])],
-        }
-        interval, p = t_test(float(difference.mean()), [part for what in over for part in parts[what]])
-        metrics[metric] = {name: float(value.mean()) for name, value in values.items()} | {
-            "difference": float(difference.mean()),
-            "ci95": interval if over else None,
-            "ci95_these_models": resamples.interval(in_resamples.T),
-            "p": p if over else None,
-        }
+    sides = {
+        name: [Tested(one.fold, one.seed, one.subject, one.queries()) for one in scored]
+        for name, scored in kept.items()
+    }
+    n_subjects = len({one.subject for scored in kept.values() for one in scored})
+    resamples = draw_resamples(n_subjects, len(of.image_ids), parameters.resamples, seed)
+    left_out_in_turn = of.made_with["protocol"] == "leave-one-subject-out"
+    paired = pair(sides, resamples, partial(weigh_queries, top_k=parameters.top_k), left_out_in_turn)
     return {
-        "metrics": metrics,
-        "ci95_over": over,
+        "metrics": paired.metrics,
+        "ci95_over": paired.over,
         "n_resamples": parameters.resamples,
         "per_subject": [
-            {"subject": subject} | {name: table.loc[subject].to_dict() for name, table in by_subject.items()}
-            for subject in subjects
+            {"subject": subject} | {name: table.loc[subject].to_dict() for name, table in paired.by_subject.items()}
+            for subject in paired.by_subject[next(iter(sides))].index
         ],
         "per_image": {"image_ids": of.image_ids.tolist(), "things_concept": of.things_concept.tolist()}
-        | {name: {"top1_acc": side.correct.mean(0).tolist()} for name, side in sides.items()},
+        | {name: {"top1_acc": _by_image(tested)} for name, tested in sides.items()},
     }
 
 
-def _varies(runs: pd.DataFrame) -> list[str]:
-    """What interval and p are over, from the fold, seed and subject of each run; nothing if that carries no claim.
-
-    Where each subject has models of its own, trained from seeds of their own, what varies from subject to subject
-    holds the seeds already.
-    """
-    several_seeds = runs.groupby("fold")["seed"].nunique().min() > 1
-    models_are_shared = runs.groupby("fold")["subject"].nunique().max() > 1
-    if runs["subject"].nunique() >= LEAST_SUBJECTS and (several_seeds or not models_are_shared):
-        return ["seeds", "subjects", "test images"] if models_are_shared else ["subjects", "test images"]
-    return ["seeds", "test images"] if several_seeds else []
-
-
-def _over_seeds(runs: pd.DataFrame, values: pd.Series) -> list[Variance]:
-    """What the seeds of each fold add to the variance of the mean over all subjects of one side's values (R,)."""
-    parts = []
-    for _, fold in runs.groupby("fold"):
-        weight = fold["subject"].nunique() / runs["subject"].nunique()
-        of_fold = variance_of_mean(values[fold.index].groupby(fold["seed"]).mean().to_numpy())
-        parts.append(Variance(weight**2 * of_fold.value, of_fold.df))
-    return parts
+def _by_image(tested: list[Tested]) -> list[float]:
+    """The share of seeds, then of subjects, that have the image first, (N,)."""
+    right = mean_by_subject([one.subject for one in tested], [one.queries["rank"] == 1 for one in tested])
+    return right.mean(0).tolist()
 
 
 def cosine_histograms(kept: list[Scored]) -> dict[str, list[int]]:
@@ -228,11 +170,17 @@ def cosine_histograms(kept: list[Scored]) -> dict[str, list[int]]:
 def _answer(result: dict[str, Any]) -> dict[str, str]:
     """One sentence on what was found and how sure it is, and its verdict in a word or two."""
     verdict, sentence = _verdict(result)
-    if result["selected_on"] == "test":
-        sentence += " The epochs were selected on the test set, which flatters both."
-    if result["synthetic"]:
-        sentence += " The data are synthetic: this shows that the pipeline works and means nothing about brains."
-    return {"answer": sentence, "verdict": verdict}
+    return {"answer": sentence + provisos(result), "verdict": verdict}
+
+
+def provisos(about: Mapping[str, Any]) -> str:
+    """What has to be told beside any claim, from `selected_on` and `synthetic`."""
+    told = ""
+    if about["selected_on"] == "test":
+        told += " The epochs were selected on the test set, which flatters both."
+    if about["synthetic"]:
+        told += " The data are synthetic: this shows that the pipeline works and means nothing about brains."
+    return told
 
 
 def _verdict(result: dict[str, Any]) -> tuple[str, str]:
@@ -246,8 +194,8 @@ def _verdict(result: dict[str, Any]) -> tuple[str, str]:
         f"top-1 {100 * top1[other]:.1f} % against {100 * top1[baseline]:.1f} %, {100 * top1['difference']:+.1f} points"
     )
     made = (
-        f"{result['n_way']}-way, {result['protocol']}, {_count(len(result['subjects']), 'subject')}, "
-        f"{_count(n_seeds, 'seed')}"
+        f"{result['n_way']}-way, {result['protocol']}, {count(len(result['subjects']), 'subject')}, "
+        f"{count(n_seeds, 'seed')}"
     )
     low, high = (100 * end for end in top1["ci95" if over else "ci95_these_models"])
     if not over:
@@ -265,7 +213,7 @@ def _verdict(result: dict[str, Any]) -> tuple[str, str]:
         said = f"no difference between the {thing} {other} and {baseline} is shown"
     if "subjects" not in over:
         n = len(result["subjects"])
-        said = f"in {'this' if n == 1 else 'these'} {_count(n, 'subject')}, too few to speak for others, {said}"
+        said = f"in {'this' if n == 1 else 'these'} {count(n, 'subject')}, too few to speak for others, {said}"
     varies = ", ".join(over[:-1]) + f" and {over[-1]}"
     sentence = (
         f"{said}: {found} (95 % interval {low:+.1f} to {high:+.1f} and p = {top1['p']:.3g} over {varies}; {made})."
@@ -273,5 +221,6 @@ def _verdict(result: dict[str, Any]) -> tuple[str, str]:
     return verdict, sentence[0].upper() + sentence[1:]
 
 
-def _count(n: int, noun: str) -> str:
+def count(n: int, noun: str) -> str:
+    """`1 seed`, `2 seeds`."""
     return f"{n} {noun}{'s' * (n != 1)}"

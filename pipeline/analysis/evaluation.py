@@ -41,7 +41,8 @@ def tabulate(
         "channels": _channels(kept, resamples, axes),
     }
     summary = summarise(table, list(metrics[0])) | _intervals(kept, resamples, parameters)
-    summary |= _coverage(kept, made_with["protocol"]) | {"n_resamples": parameters.resamples}
+    runs = pd.DataFrame([{"fold": one.scored.fold, "subject": one.scored.subject} for one in kept])
+    summary |= coverage(runs, made_with["protocol"]) | {"n_resamples": parameters.resamples}
     summary |= {"n_way": n_images, "chance_top1": 1 / n_images, **made_with, "seed": seed}
     return summary | {"n_seeds": table["seed"].nunique()}, tables
 
@@ -109,9 +110,8 @@ def _intervals(kept: list[Outcome], resamples: Resamples, parameters: Evaluate) 
     }
 
 
-def _coverage(kept: list[Outcome], protocol: str) -> dict[str, str]:
-    """What the intervals are over, and what else varies."""
-    runs = pd.DataFrame([{"fold": one.scored.fold, "subject": one.scored.subject} for one in kept])
+def coverage(runs: pd.DataFrame, protocol: str) -> dict[str, str]:
+    """What the bootstrap intervals of one side's means are over, and what else varies; `runs` has fold and subject."""
     if runs["subject"].nunique() == 1:
         return {"ci95_over": "test images", "ci95_not_over": "seeds, subjects and training images"}
     if runs.groupby("fold")["subject"].nunique().max() > 1:

@@ -1,4 +1,4 @@
-"""How sure: bootstrap intervals over subjects and test images, a test of differences, smaller galleries."""
+"""How sure: bootstrap intervals over subjects and test images, a test of one or many differences, smaller galleries."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -100,3 +100,16 @@ def t_test(difference: float, parts: Sequence[Variance]) -> tuple[tuple[float, f
     df = total**2 / sum(part.value**2 / part.df for part in parts if part.value > 0)
     half = t.ppf((1 + LEVEL) / 2, df) * total**0.5
     return (difference - half, difference + half), float(2 * t.sf(abs(difference) / total**0.5, df))
+
+
+def holm(p: np.ndarray) -> np.ndarray:
+    """p (M,) of M questions, corrected for their number.
+
+    Claiming all with a corrected p of at most a, the chance of one wrong claim or more is at most a, however the
+    questions depend on each other (Holm 1979, https://www.jstor.org/stable/4615733). The smallest p is taken M times,
+    the next one M - 1 times and so on; none is smaller than the one before, none above 1.
+    """
+    order = np.argsort(p)
+    corrected = np.empty(len(p))
+    corrected[order] = np.maximum.accumulate(np.arange(len(p), 0, -1) * p[order]).clip(max=1)
+    return corrected

@@ -1,0 +1,62 @@
+"""Answers of a study that nobody trained: which images each run retrieves first is drawn, or said."""
+
+from collections.abc import Iterable, Sequence
+from itertools import product
+
+import numpy as np
+
+from pipeline.decoding.runs import plan
+from pipeline.study.results import Answer, Cell, Trial
+
+ENCODERS = ("unaligned", "aligned")
+FACTS = {"dataset": "things-eeg2", "synthetic": False, "selected_on": "validation", "caveats": ["A caveat."]}
+
+
+def cells(
+    backbones: Iterable[str] = ("clip_vitb32", "synclr_vitb16"),
+    eeg_encoders: Iterable[str] = ("atm-s", "nice"),
+    protocols: Iterable[str] = ("pooled",),
+    blocks: Iterable[str] = ("last",),
+) -> list[Cell]:
+    grid = product(backbones, blocks, eeg_encoders, protocols)
+    return [Cell(backbone, "dreamsim", block, eeg, protocol) for backbone, block, eeg, protocol in grid]
+
+
+def trials(cell: Cell, subjects: Sequence[str], seeds: Iterable[int]) -> list[Trial]:
+    return [
+        Trial(cell, encoder, run.fold, run.seed, run.trained_on, run.tested_on)
+        for encoder in ENCODERS
+        for run in plan(cell.protocol, list(subjects), list(seeds))
+    ]
+
+
+def names(n: int) -> list[str]:
+    return [f"sub-{i:02}" for i in range(1, n + 1)]
+
+
+def answer(trial: Trial, subject: str, right: np.ndarray, collapsed: bool = False) -> Answer:
+    """One that has these of the N images first, and each other one second."""
+    others = np.zeros(len(right))
+    queries = {"nice_loss": 1 + others, "matched_cosine": 0.5 + others, "mismatched_cosine": others}
+    ranks = dict.fromkeys(("rank", "image_to_eeg_rank"), np.where(right, 1.0, 2.0))
+    queries |= {"mismatched_square": others, **ranks}
+    return Answer(trial, subject, 7, collapsed, "cpu", 1.5, queries)
+
+
+def draw(
+    of: Sequence[Cell], n_subjects: int, seeds: Iterable[int], gains: Sequence[float], n_images: int = 50, rng: int = 0
+) -> list[Answer]:
+    """Random answers of a grid: in cell i the aligned encoder has top-1 higher by about gains[i].
+
+    Some people's EEG tells more than others', and some images are easier, for all; each run has some luck.
+    """
+    random, seeds = np.random.default_rng(rng), list(seeds)
+    people, images = 0.1 * random.standard_normal(n_subjects), 0.15 * random.standard_normal(n_images)
+    answers = []
+    for cell, gain in zip(of, gains, strict=True):
+        for trial in trials(cell, names(n_subjects), seeds):
+            top1 = 0.4 + gain * (trial.encoder == "aligned") + 0.01 * random.standard_normal()
+            for subject in trial.tested_on:
+                chance = top1 + people[int(subject[-2:]) - 1] + images
+                answers.append(answer(trial, subject, random.random(n_images) < chance))
+    return answers
