@@ -23,8 +23,8 @@ _parsing = threading.Lock()  # two threads in ast.parse at once may fail in Pyth
 
 
 @contextmanager
-def unfinished(kind: str, code: str, packages: Sequence[str], decided_by: object) -> Iterator[Path]:
-    """The folder for work of this kind, this run's alone, removed if it succeeds.
+def unfinished(kind: str, code: str, packages: Sequence[str], decided_by: object, keep: bool = False) -> Iterator[Path]:
+    """The folder for work of this kind, this run's alone, removed if it succeeds unless it is to `keep`.
 
     `code` is the `__file__` of the module that does the work: with all that it imports from this library it decides
     the result, as do the versions of `packages` and `decided_by`, any plain data.
@@ -40,7 +40,8 @@ def unfinished(kind: str, code: str, packages: Sequence[str], decided_by: object
     try:
         folder.mkdir(exist_ok=True)
         yield folder
-        shutil.rmtree(folder)
+        if not keep:
+            shutil.rmtree(folder)
     finally:
         lock.release()
 

@@ -72,6 +72,12 @@ def read_split(path: Path, split: Literal["train", "test"], average: bool, out: 
     return recording
 
 
+def read_caveats(path: Path) -> tuple[str, ...]:
+    """What every result of this EEG must say; InputError as `read_split`."""
+    with _opened(path) as file:
+        return tuple(file.attrs["caveats"])
+
+
 @contextmanager
 def _opened(path: Path) -> Iterator[h5py.File]:
     try:

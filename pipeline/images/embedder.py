@@ -3,8 +3,9 @@
 Threads decode the next images, each once for all its views, while the devices work: all GPUs, or all cores of the CPU,
 each with a batch of its own, so that no core waits for another. A batch that is done is at once saved in the cache
 folder, named by its images' names and checksums, in a folder named by all else that decides the numbers: after an
-interruption, or with a mended archive, only the other batches are computed. Two runs that would share such a folder
-take turns. Each view of a batch passes the encoder by itself, so that its numbers do not depend on the other views.
+interruption, or with a mended archive, only the other batches are computed. It is kept for good, so that the pipeline
+and the study, which DVC takes for different stages, share what either has computed. Two runs that would share such a
+folder take turns. Each view of a batch passes the encoder by itself, so that its numbers do not depend on the others.
 """
 
 import copy
@@ -30,6 +31,7 @@ from tqdm import tqdm
 
 from pipeline.data.image_table import read_image_table
 from pipeline.data.images import Images, open_images
+from pipeline.devices import device_name
 from pipeline.errors import InputError
 from pipeline.files import replacing, sha256
 from pipeline.images import health
@@ -77,15 +79,16 @@ def embed_images(
         "preprocessing": encoder.preprocessing,
         "precision": parameters.precision,
         "batch_size": parameters.batch_size,
-        "device": _device_name(device),
+        "device": device_name(device),
         "checkpoint": checkpoint.name,
         "checkpoint_sha256": sha256(checkpoint),
         "lora": json.dumps(alignment, sort_keys=True) if alignment else "none",
         "versions": " ".join(f"{name} {version(name)}" for name in PACKAGES),
     }
+    decided_by = [made_with, parameters.blocks, parameters.views]
     with (
         open_images(images_dir, image_ids) as images,
-        unfinished("embedding", __file__, PACKAGES, [made_with, parameters.blocks, parameters.views]) as folder,
+        unfinished("embedding", __file__, PACKAGES, decided_by, keep=True) as folder,
     ):
 
         def decode(image_id: str) -> Tensor:
@@ -117,12 +120,6 @@ def embed_images(
         features = {block: _feature(encoder, block, parameters.tokens) for block in parameters.blocks}
         blocks = _checked(features, parameters.views, files, rows, reference, f"{target} (from {checkpoint.name})")
         write_embeddings(target, image_ids, blocks, made_with)
-
-
-def _device_name(device: torch.device) -> str:
-    """The kind of device, on which the last bits depend."""
-    kind = torch.backends.cpu.get_cpu_capability() if device.type == "cpu" else torch.cuda.get_device_name(device)
-    return f"{device.type} ({kind})"
 
 
 def _fingerprint(image_ids: list[str], images: Images) -> str:
