@@ -11,8 +11,10 @@ import pandas as pd
 import pytest
 import yaml
 
+from pipeline.decoding.model import load_model
 from pipeline.decoding.runs import Run, plan, seeds_of, train_all
 from pipeline.errors import InputError
+from pipeline.images.embeddings import read_embeddings, write_embeddings
 from pipeline.sections import Runs
 from tests.tiny import make_embeddings, make_prepared, quick_recipe
 
@@ -132,6 +134,20 @@ def test_a_killed_stage_goes_on_where_it_was(data, tmp_path, cache):
     assert not list(cache.glob("training/*/")), "the states are kept until all runs are done, and no longer"
     train_all(*inputs, tmp_path / "whole", parameters, values["seed"], HERE)
     assert weights(tmp_path / "killed") == weights(tmp_path / "whole")
+
+
+def test_the_weights_of_mixed_blocks_are_noted(data, tmp_path):
+    """In model.json those of the selected epoch, in the history those of every epoch, by the blocks of the cache."""
+    ids = read_embeddings(data / "embeddings.h5", "last").image_ids
+    rng = np.random.default_rng(1)
+    blocks = [(name, rng.standard_normal((len(ids), 20)).astype(np.float32), {}) for name in ("last", 11, 2)]
+    write_embeddings(tmp_path / "blocks.h5", ids, blocks, {})
+    [notes] = train_all(data / "eeg", tmp_path / "blocks.h5", tmp_path / "out", quick_recipe(block="mix"), 1, HERE)
+    history = pd.read_csv(tmp_path / "out/history.csv").set_index("epoch")
+    _, saved = load_model(tmp_path / "out/pooled-seed-1")
+    assert list(saved["block_weights"]) == ["2", "11", "last"]
+    for name, weight in saved["block_weights"].items():
+        assert history[f"weight_of_block_{name}"][notes["selected_epoch"]] == pytest.approx(weight)
 
 
 def test_an_empty_folder_is_told(data, tmp_path):

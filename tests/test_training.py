@@ -286,10 +286,13 @@ def test_repetitions_are_grouped_by_subject_and_image():
     rows = np.random.default_rng(0).permutation(np.arange(60, 480))
     grouped = group_repetitions(samples, rows, 2)
     assert sorted(map(tuple, np.sort(grouped))) == [tuple(range(row, row + 3)) for row in range(60, 480, 3)]
-    for n, left, told in ((4, rows, "= 4 needs 4 .* there are 3 to 3"), ("any", rows[1:], "needs 2 .* are 2 to 3")):
+    for n, left, told in (
+        (4, rows, "is 4, which needs 4 or more .* are 3: set"),
+        ("any", rows[1:], "needs 2 .* are 2 or 3: set"),
+    ):
         with pytest.raises(InputError, match=told):
             group_repetitions(samples, left, n)
-    with pytest.raises(InputError, match="there are 1 to 1: .* set preprocess.average_repetitions to false"):
+    with pytest.raises(InputError, match="there are 1: set preprocess.average_repetitions to false"):
         group_repetitions(planted()[0], np.arange(160), 1)
 
 

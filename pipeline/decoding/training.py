@@ -37,8 +37,7 @@ BLOCK_RATE = 10
 
 @dataclass(frozen=True)
 class Seeds:
-    """What chance decides in a run: the concepts held out, the first weights, the order of samples, what is dropped or
-    shifted, and which repetitions are averaged."""
+    """What chance decides in a run: concepts held out, first weights, order, dropout and shifts, repetitions drawn."""
 
     concepts: int
     start: int
@@ -94,16 +93,16 @@ def make_galleries(subject: np.ndarray, things_concept: np.ndarray) -> list[np.n
 
 
 def group_repetitions(samples: Samples, rows: np.ndarray, n: int | Literal["any"]) -> np.ndarray:
-    """The rows (images, R) of the R repetitions of each image and subject; InputError if that are not `n`, or not 2."""
+    """The rows (images, R) of the R repetitions of each image and subject; InputError where R is less than `n` or 2."""
     frame = pd.DataFrame({"row": rows, "subject": samples.subject[rows], "target": samples.target[rows]})
     frame = frame.sort_values(["subject", "target"], kind="stable")
     counts = frame.groupby(["subject", "target"]).size()
     wanted = 2 if n == "any" else max(2, n)
     if counts.min() < wanted or counts.nunique() > 1:
+        there = " or ".join(map(str, sorted(counts.unique())))
         raise InputError(
-            f"train.average_random_repetitions = {n} needs {wanted} repetitions of each training image or more, of all "
-            f"as many, and there are {counts.min()} to {counts.max()}: lower it, set it to none, or set "
-            "preprocess.average_repetitions to false"
+            f"train.average_random_repetitions is {n}, which needs {wanted} or more repetitions of each image and "
+            f"of all as many, and there are {there}: set preprocess.average_repetitions to false, lower it, or set none"
         )
     return frame["row"].to_numpy(copy=True).reshape(-1, counts.iloc[0])
 
@@ -154,10 +153,10 @@ def train(
         model.standardise(eeg, trained_on)
     if model.block_mix is not None:
         model.block_mix.standardise(embeddings[target[trained_on].unique()])
-    epoch_of, averaged_of = trained_on, parameters.average_random_repetitions
-    if averaged_of != "none":
-        epoch_of = torch.from_numpy(group_repetitions(samples, rows, averaged_of)).to(device)
-    average = _moving_average(model, parameters, n_steps=math.ceil(len(epoch_of) / parameters.batch_size))
+    units, n_averaged = trained_on, parameters.average_random_repetitions
+    if n_averaged != "none":
+        units = torch.from_numpy(group_repetitions(samples, rows, n_averaged)).to(device)
+    average = _moving_average(model, parameters, n_steps=math.ceil(len(units) / parameters.batch_size))
     averaged = cast(ContrastiveModel, average.module)
     parts = {"model": model, "average": average, "optimizer": optimizer, "schedule": schedule}
     state = _State(history=[], best={}, epoch=0)
@@ -169,9 +168,9 @@ def train(
     galleries = [] if selection is None else make_galleries(selection.subject, selection.things_concept)
     while len(state["history"]) < parameters.epochs:
         epoch = len(state["history"]) + 1
-        order = epoch_of[torch.randperm(len(epoch_of), generator=shuffle).to(device)]
-        if averaged_of != "none":
-            order = draw_repetitions(order, averaged_of, draws)
+        order = units[torch.randperm(len(units), generator=shuffle).to(device)]
+        if n_averaged != "none":
+            order = draw_repetitions(order, n_averaged, draws)
         batches = order.split(parameters.batch_size)
         loss = _train_epoch(model, average, optimizer, eeg, target, embeddings, batches, parameters)
         schedule.step()
