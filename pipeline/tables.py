@@ -8,7 +8,7 @@ from collections.abc import Collection
 from pipeline.data.datasets import DATASETS
 from pipeline.eeg.encoders import EEG_ENCODERS
 from pipeline.errors import InputError
-from pipeline.images.models import IMAGE_MODELS
+from pipeline.images.models import find_alignment, find_model, kinds_of_alignment
 from pipeline.images.views import check_views
 from pipeline.params import Params
 
@@ -17,16 +17,20 @@ def check_names(p: Params) -> None:
     """InputError for the first name that no table has."""
     tables: tuple[tuple[str, str, Collection[str]], ...] = (
         ("dataset", p.dataset, DATASETS),
-        ("backbone", p.backbone, IMAGE_MODELS),
         ("train.eeg_encoder", p.train.eeg_encoder, EEG_ENCODERS),
     )
     for key, name, table in tables:
         if name not in table:
             raise InputError(f"params.yaml: {key} is {name!r}: should be one of {', '.join(table)}")
     check_views(p.embed.views)
-    kinds = IMAGE_MODELS[p.backbone].aligned
-    if p.alignment not in kinds and (kinds or p.encoder == "aligned"):
-        raise InputError(
-            f"params.yaml: alignment is {p.alignment!r}: of {p.backbone} there is "
-            f"{', '.join(kinds) or 'only the unaligned encoder'}"
-        )
+    check_image_model(p.backbone, p.encoder, p.alignment)
+
+
+def check_image_model(backbone: str, encoder: str, alignment: str) -> None:
+    """InputError where there is no such backbone or alignment, or, for the aligned encoder, not that of this backbone."""
+    try:
+        find_model(backbone)
+        if encoder == "aligned" or alignment not in kinds_of_alignment():
+            find_alignment(backbone, alignment)
+    except InputError as error:
+        raise InputError(f"params.yaml: {error}") from error

@@ -5,22 +5,22 @@ from pathlib import Path
 from pipeline.data.datasets import DATASETS
 from pipeline.errors import InputError
 from pipeline.fetch.download import fetch_release
-from pipeline.images.models import IMAGE_MODELS
+from pipeline.images.models import find_model
 from pipeline.params import read_params
 from stages import run, show
 
 
-def main(params: Path, weights: Path) -> str:
+def main(params: Path, backbone: str, weights: Path) -> str:
     p = read_params(params)
-    model = IMAGE_MODELS[p.backbone]
+    model = find_model(backbone)
     if DATASETS[p.dataset].synthetic:
         model.stand_in(weights)
     elif model.release is not None:
         fetch_release(p.download.dreamsim_releases, model.release, model.file, weights)
     else:
-        raise InputError(f"{p.backbone}: its weights are published nowhere that this can fetch them from")
+        raise InputError(f"{backbone}: its weights are published nowhere that this can fetch them from")
     files = sorted(weights.iterdir())
-    show(f"{p.backbone}: checkpoint", [{"file": str(path), "MB": path.stat().st_size / 1e6} for path in files])
+    show(f"{backbone}: checkpoint", [{"file": str(path), "MB": path.stat().st_size / 1e6} for path in files])
     return ", ".join(map(str, files))
 
 

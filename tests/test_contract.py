@@ -1,5 +1,6 @@
 """params.yaml, dvc.yaml and the code say the same: no key unread, no dependency forgotten."""
 
+import json
 import re
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from pipeline.params import Params
 from pipeline.unfinished import ROOT, imported
 
 STAGES = yaml.safe_load(Path("dvc.yaml").read_text())["stages"]
+EACH = {name: stage.get("foreach", {}) for name, stage in STAGES.items()}  # the members of a stage by their keys
+STAGES = {name: stage.get("do", stage) for name, stage in STAGES.items()}
 VALUES = yaml.safe_load(Path("params.yaml").read_text())
 # no computation; values are tracked key by key
 UNTRACKED_MODULES = [
@@ -72,14 +75,34 @@ def test_every_key_is_read_by_a_stage():
     assert tracked | UNTRACKED_KEYS == keys(Params)
 
 
+def filled_in(stage: dict, key: str, item: dict[str, str]) -> dict:
+    """One member of a stage, as DVC makes it of foreach."""
+    text = json.dumps(stage).replace("${key}", key)
+    for name, value in item.items():
+        text = text.replace(f"${{item.{name}}}", value)
+    return json.loads(text)
+
+
+def test_the_unaligned_cache_depends_on_no_alignment_and_the_aligned_one_on_it():
+    made = {key: filled_in(STAGES["embed"], key, item) for key, item in EACH["embed"].items()}
+    assert made.keys() == {"unaligned", "aligned"}
+    assert "alignment" not in str(made["unaligned"]) and "${alignment}" in made["aligned"]["cmd"]
+    caches = {key: stage["outs"] for key, stage in made.items()}
+    assert caches["unaligned"][0] in made["aligned"]["deps"]
+    assert not {path for paths in caches.values() for path in paths} & set(made["unaligned"]["deps"])
+
+
 @pytest.mark.parametrize("name", STAGES)
 def test_every_path_in_a_command_is_declared(name):
     """A file that a command names and DVC does not know would be read stale or left behind."""
-    stage = STAGES[name]
+    stages = [filled_in(STAGES[name], key, item) for key, item in EACH[name].items()] or [STAGES[name]]
     listed = [
-        p if isinstance(p, str) else next(iter(p)) for key in ("deps", "outs", "metrics") for p in stage.get(key, [])
+        p if isinstance(p, str) else next(iter(p))
+        for stage in stages
+        for key in ("deps", "outs", "metrics")
+        for p in stage.get(key, [])
     ]
-    commands = [stage["cmd"].replace("${encoder}", encoder) for encoder in ("unaligned", "aligned")]
+    commands = [stage["cmd"].replace("${encoder}", encoder) for stage in stages for encoder in ("unaligned", "aligned")]
     for word in " ".join(commands).split():
         if "/" in word:
             assert word in listed + list(UNTRACKED_PATHS.get(name, ()))

@@ -223,8 +223,9 @@ def command(data: Path, tmp_path: Path, target: Path) -> list[str]:
     values = yaml.safe_load(Path("params.yaml").read_text())
     values["embed"] |= {"batch_size": 1, "blocks": [6, "last"], "views": VIEWS, "device": "cpu"}
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(values))
-    paths = [data / "images", data / "images.csv", data, target]
-    return [sys.executable, "-m", "stages.embed", str(tmp_path / "params.yaml"), "aligned", *map(str, paths)]
+    paths = [data / "images", data / "images.csv", data, tmp_path / "unaligned.h5", target]
+    model = ["synclr_vitb16", "dreamsim"]
+    return [sys.executable, "-m", "stages.embed", str(tmp_path / "params.yaml"), *model, *map(str, paths)]
 
 
 def test_a_killed_stage_goes_on_where_it_was(data, tmp_path, cache, decoded):

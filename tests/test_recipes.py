@@ -112,10 +112,11 @@ def test_all_stages_take_entries_from_outside(tmp_path: Path, monkeypatch: pytes
     tables = [metrics / f"{name}.csv" for name in names]
 
     download.main(params, raw / "eeg", images, raw / "metadata", table)
-    weights.main(params, tmp_path / "weights")
+    weights.main(params, "tiny-vit", tmp_path / "weights")
     preprocess.main(params, raw / "eeg", table, eeg)
-    for encoder, cache in caches.items():
-        embed.main(params, encoder, images, table, tmp_path / "weights", cache)
+    for alignment, cache in zip(("none", "dreamsim"), caches.values(), strict=True):
+        inputs = images, table, tmp_path / "weights", caches["unaligned"]
+        embed.main(params, "tiny-vit", alignment, *inputs, cache)
     health.main(*caches.values(), metrics / "embeddings.json")
     train.main(params, eeg, caches["unaligned"], model)
     found = metrics / "evaluation.json", tmp_path / "evaluation.h5"
@@ -130,10 +131,10 @@ def test_all_stages_take_entries_from_outside(tmp_path: Path, monkeypatch: pytes
     assert "tiny-vit" in page.read_text()
     blocks = json.loads((metrics / "embeddings.json").read_text())
     assert blocks["unaligned"].keys() == {"1", "last"} and blocks["aligned"] == {}
-    with pytest.raises(InputError, match="tiny-vit has no alignment dreamsim: set encoder to unaligned"):
+    with pytest.raises(InputError, match="tiny-vit has only the unaligned encoder"):
         train.main(params, eeg, caches["aligned"], tmp_path / "aligned")
     params.write_text(yaml.safe_dump(values | {"encoder": "aligned"}))
-    with pytest.raises(InputError, match="of tiny-vit there is only the unaligned encoder"):
+    with pytest.raises(InputError, match="tiny-vit has only the unaligned encoder"):
         download.main(params, raw / "eeg", images, raw / "metadata", table)
 
 
@@ -146,11 +147,12 @@ def test_an_alignment_from_outside_is_embedded_beside_the_plain_model(
     params, images, table = tmp_path / "params.yaml", tmp_path / "images", tmp_path / "images.csv"
     params.write_text(yaml.safe_dump(tiny_values() | {"alignment": "linear"}))
     download.main(params, tmp_path / "eeg", images, tmp_path / "metadata", table)
-    weights.main(params, tmp_path / "weights")
+    weights.main(params, "tiny-vit", tmp_path / "weights")
     values = {}
-    for encoder in ("unaligned", "aligned"):
+    for encoder, alignment in (("unaligned", "none"), ("aligned", "linear")):
         cache = tmp_path / f"{encoder}.h5"
-        embed.main(params, encoder, images, table, tmp_path / "weights", cache)
+        inputs = images, table, tmp_path / "weights", tmp_path / "unaligned.h5"
+        embed.main(params, "tiny-vit", alignment, *inputs, cache)
         values[encoder] = read_embeddings(cache, "last").values
     matrix = torch.eye(192)[:, ::2].numpy()
     np.testing.assert_allclose(values["aligned"], values["unaligned"] @ matrix, rtol=0, atol=1e-3)

@@ -237,8 +237,8 @@ def without_an_image(project: Project, tmp_path: Path) -> list[str]:
     ):
         for name in [name for name in old.namelist() if not name.endswith("/")][1:]:
             new.writestr(name, old.read(name))
-    out = tmp_path / "unaligned.h5"
-    return ["embed", "unaligned", str(tmp_path / "images"), "data/raw/images.csv", "data/weights", str(out)]
+    inputs = [str(tmp_path / "images"), "data/raw/images.csv", "data/weights"]
+    return ["embed", "synclr_vitb16", "none", *inputs, *[str(tmp_path / "unaligned.h5")] * 2]
 
 
 def truncated(project: Project, tmp_path: Path) -> list[str]:

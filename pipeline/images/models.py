@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from pipeline.errors import InputError
 from pipeline.images.dreamsim import load_encoder
 from pipeline.images.dreamsim_stand_in import make_checkpoint
 from pipeline.images.vit import ImageEncoder
@@ -49,3 +50,29 @@ IMAGE_MODELS = {
     "open_clip_vitb32": _of_dreamsim("open_clip_vitb32", "v0.2.0-checkpoints"),
     "ensemble": _of_dreamsim("ensemble", "v0.2.0-checkpoints"),
 }
+
+
+def find_model(backbone: str) -> ImageModel:
+    """The entry of a backbone; InputError where there is none."""
+    if backbone not in IMAGE_MODELS:
+        raise InputError(f"backbone is {backbone!r}: should be one of {', '.join(IMAGE_MODELS)}")
+    return IMAGE_MODELS[backbone]
+
+
+def kinds_of_alignment() -> list[str]:
+    """Every kind that some backbone has."""
+    return list(dict.fromkeys(kind for model in IMAGE_MODELS.values() for kind in model.aligned))
+
+
+def find_alignment(backbone: str, alignment: str) -> Load:
+    """What loads the encoder that was aligned in this way; InputError where that backbone has none."""
+    kinds = find_model(backbone).aligned
+    if alignment in kinds:
+        return kinds[alignment]
+    there = kinds_of_alignment()
+    if alignment not in there:
+        raise InputError(f"alignment is {alignment!r}: should be one of {', '.join(there)}")
+    has = f"is aligned by {', '.join(kinds)}" if kinds else "has only the unaligned encoder"
+    raise InputError(
+        f"alignment is {alignment!r}: {backbone} {has}; set alignment or encoder, or name another backbone"
+    )
