@@ -7,7 +7,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup repro compare results test check docs bench fuzz
+.PHONY: help setup repro compare results study test check docs bench fuzz
 
 help:  ## what there is to make
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,6 +34,10 @@ compare: setup  ## both encoders: the difference, and how sure it is; make compa
 
 results: setup  ## print the last comparison
 	@python -m stages.results
+
+study: setup  ## a grid of trainings: every image model, EEG encoder and protocol of `study` in params.yaml
+	dvc repro study/dvc.yaml
+	@echo 'The grid with its pictures: metrics/study.html'
 
 test: setup  ## the test suite, and which branches of the code it runs
 	python -m pytest -n auto --dist loadfile --no-loadscope-reorder --cov --cov-report term

@@ -8,6 +8,7 @@ from pipeline.images.embedder import embed_images
 from pipeline.images.embeddings import read_health, write_no_embeddings
 from pipeline.images.models import find_alignment, find_model
 from pipeline.params import read_params
+from pipeline.sections import Embed
 from stages import run, show
 
 
@@ -21,8 +22,21 @@ def main(
     unaligned: Path,
     target: Path,
 ) -> str:
-    """`alignment` is a kind, or none; `unaligned` is the cache of the unaligned encoder, `target` the one to write."""
     p = read_params(params)
+    return embed(p.embed, backbone, alignment, images, image_table, weights, unaligned, target)
+
+
+def embed(
+    parameters: Embed,
+    backbone: str,
+    alignment: str,
+    images: Path,
+    image_table: Path,
+    weights: Path,
+    unaligned: Path,
+    target: Path,
+) -> str:
+    """`alignment` is a kind, or none; `unaligned` is the cache of the unaligned encoder, `target` the one to write."""
     model = find_model(backbone)
     encoder = "unaligned" if alignment == "none" else "aligned"
     try:
@@ -32,8 +46,8 @@ def main(
         write_no_embeddings(target, str(error))
         return str(target)
     names = {"backbone": backbone, "encoder": encoder, "alignment": alignment}
-    device = pick_device(p.embed.device)
-    embed_images(image_table, images, load, weights / model.file, target, names, p.embed, device)
+    device = pick_device(parameters.device)
+    embed_images(image_table, images, load, weights / model.file, target, names, parameters, device)
     show(f"{backbone}, {encoder}", [{"block": block, **health} for block, health in read_health(target).items()])
     return str(target)
 

@@ -11,16 +11,22 @@ from pydantic import BaseModel
 from pipeline.params import Params
 from pipeline.unfinished import ROOT, imported
 
-STAGES = yaml.safe_load(Path("dvc.yaml").read_text())["stages"]
+# The stages of both pipelines: `weights` is one of dvc.yaml, `study/weights` one of study/dvc.yaml
+STAGES = {
+    f"{folder}{name}": stage
+    for folder in ("", "study/")
+    for name, stage in yaml.safe_load(Path(f"{folder}dvc.yaml").read_text())["stages"].items()
+}
 EACH = {name: stage.get("foreach", {}) for name, stage in STAGES.items()}  # the members of a stage by their keys
 STAGES = {name: stage.get("do", stage) for name, stage in STAGES.items()}
 VALUES = yaml.safe_load(Path("params.yaml").read_text())
 # no computation; values are tracked key by key
 UNTRACKED_MODULES = [
-    ROOT / f"pipeline/{name}.py" for name in ("errors", "files", "params", "sections", "tables", "unfinished")
+    ROOT / f"pipeline/{name}.py"
+    for name in ("errors", "files", "params", "sections", "tables", "unfinished", "workers")
 ]
 UNTRACKED_PATHS = {"report": {"data/raw/images"}}  # read if images are to be shown; what changes there changes deps
-UNTRACKED_KEYS = {"preprocess.workers"}  # changes no byte of the result
+UNTRACKED_KEYS = {"preprocess.workers", "runs.where", "runs.workers"}  # change no byte of the result
 
 
 def keys(model: type[BaseModel], prefix: str = "") -> set[str]:
@@ -29,6 +35,12 @@ def keys(model: type[BaseModel], prefix: str = "") -> set[str]:
         nested = isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
         found |= keys(field.annotation, f"{name}.") if nested else {prefix + name}
     return found
+
+
+def program(name: str) -> Path:
+    """The file that a stage runs."""
+    [module] = re.findall(r"-m stages[.](\w+)", STAGES[name]["cmd"])
+    return Path(f"stages/{module}.py")
 
 
 def read_by(path: Path) -> set[str]:
@@ -61,13 +73,16 @@ def test_params_yaml_has_the_typed_keys_and_each_a_comment():
 @pytest.mark.parametrize("name", STAGES)
 def test_a_stage_depends_on_the_modules_it_imports(name):
     listed = {dep for dep in STAGES[name]["deps"] if dep.endswith(".py")}
-    modules = {str(path.relative_to(ROOT)) for path in imported(ROOT / f"stages/{name}.py", UNTRACKED_MODULES)}
-    assert listed == {f"stages/{name}.py"} | modules
+    programs = {program(name)} | {
+        Path(f"stages/{other}.py") for other in re.findall(r"from stages[.](\w+) import", program(name).read_text())
+    }
+    modules = set().union(*(imported(ROOT / path, UNTRACKED_MODULES) for path in programs))
+    assert listed == {str(path) for path in programs} | {str(path.relative_to(ROOT)) for path in modules}
 
 
 @pytest.mark.parametrize("name", STAGES)
 def test_a_stage_declares_the_parameters_it_reads(name):
-    assert declared(STAGES[name]) == read_by(Path(f"stages/{name}.py")) - UNTRACKED_KEYS
+    assert declared(STAGES[name]) == read_by(program(name)) - UNTRACKED_KEYS
 
 
 def test_every_key_is_read_by_a_stage():

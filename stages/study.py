@@ -1,0 +1,68 @@
+"""Run the grid of the study: what of it was not run before; then the table, the answer, pictures and a page of all."""
+
+from pathlib import Path
+from typing import Any
+
+from pipeline.data.datasets import DATASETS
+from pipeline.decoding.runs import sources
+from pipeline.eeg.recordings import read_caveats
+from pipeline.errors import InputError
+from pipeline.files import replacing
+from pipeline.images.models import find_model
+from pipeline.params import read_params
+from pipeline.report.study_page import write_study_page
+from pipeline.report.study_pictures import draw_study
+from pipeline.study.summary import summarise
+from pipeline.study.trials import plan_study, run_study
+from stages import run, show, write_json
+
+
+def main(params: Path, eeg: Path, embeddings: Path, table: Path, metrics: Path, pictures: Path, page: Path) -> str:
+    p = read_params(params)
+    dataset, subjects = DATASETS[p.dataset], sources(eeg)
+    kinds = {backbone: list(find_model(backbone).aligned) for backbone in p.study.backbones}
+    trials = plan_study(p.study, p.seed, list(subjects), kinds)
+    answers, failures = run_study(trials, subjects, embeddings, p.train, p.runs)
+    facts: dict[str, Any] = {
+        "dataset": p.dataset,
+        "synthetic": dataset.synthetic,
+        "selected_on": p.train.select_on,
+        "caveats": [*dataset.caveats, *read_caveats(next(iter(subjects.values())).path)],
+    }
+    summary, frame = summarise(answers, failures, facts, p.evaluate, p.seed)
+    with replacing(table) as temporary:
+        frame.to_csv(temporary, index=False)
+    summary = write_json(metrics, summary)
+    drawn = draw_study(pictures, summary, frame)
+    write_study_page(page, summary, frame, drawn)
+    print_study(summary)
+    if failures:
+        raise InputError(
+            f"{len(failures)} of {len(trials)} runs are missing from {table}, as told above: mend what made them fail "
+            "and run this again, which runs only them"
+        )
+    return f"{table}, {metrics}, {page}"
+
+
+def print_study(summary: dict[str, Any]) -> None:
+    rows = [
+        {
+            "backbone": cell["backbone"],
+            "alignment": cell["alignment"],
+            "block": cell["block"],
+            "EEG encoder": cell["eeg_encoder"],
+            "protocol": cell["protocol"],
+            "unaligned": cell["unaligned"].get("top1_acc", ""),
+            "aligned": cell["aligned"].get("top1_acc", ""),
+            "difference": cell["difference"]["top1_acc"]["mean"] if cell["difference"] else "",
+            "p (Holm)": cell["p_holm"] if cell["p_holm"] is not None else "",
+            "verdict": cell["verdict"],
+        }
+        for cell in summary["cells"]
+    ]
+    show(f"top-1 of {summary['n_runs']} runs; chance {summary['chance_top1']:.3f}", rows)
+    print(summary["answer"])
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,30 @@
+"""Embed every image once for the study: `embed` with the blocks of the study's grid."""
+
+from pathlib import Path
+
+from pipeline.errors import InputError
+from pipeline.params import read_params
+from stages import run
+from stages.embed import embed
+
+
+def main(
+    params: Path,
+    backbone: str,
+    alignment: str,
+    images: Path,
+    image_table: Path,
+    weights: Path,
+    unaligned: Path,
+    target: Path,
+) -> str:
+    p = read_params(params)
+    blocks = [block for block in p.study.blocks if block != "mix"]  # which mixes these
+    if not blocks:
+        raise InputError(f"{params}: study.blocks is mix alone: name the blocks that it mixes beside it")
+    parameters = p.embed.model_copy(update={"blocks": blocks})
+    return embed(parameters, backbone, alignment, images, image_table, weights, unaligned, target)
+
+
+if __name__ == "__main__":
+    run(main)
