@@ -11,6 +11,9 @@ and on the first few datasets five with each of three better ones. Every compari
     equal    the same seeds with the embeddings of two equal models: seeds, subjects and images differ, as in real use
     +3 ...   the same seeds with those of a better model; `points` tells by how much it was better
 
+`python -m benchmarks.calibration study` asks the same of whole grids (`pipeline.study.summary.summarise`) without any
+training: it draws which images each run retrieves first, see `draw_study`. 10 minutes.
+
 Comparisons of one dataset share runs. So beside the binomial interval of the share of claims (Clopper-Pearson, as if
 all were independent) stands its standard error from the spread over the datasets, which are independent.
 """
@@ -29,11 +32,14 @@ from tqdm import tqdm
 
 from benchmarks.simulated import Data, embed, recipe, similarities, simulate
 from pipeline.analysis.comparison import compare
+from pipeline.analysis.differences import ALPHA
 from pipeline.analysis.similarities import Scored, Similarities
 from pipeline.decoding.runs import plan
 from pipeline.decoding.training import derive_seeds, held_out, train
 from pipeline.params import read_params
 from pipeline.sections import Evaluate
+from pipeline.study.results import Answer, Cell, Trial
+from pipeline.study.summary import ENCODERS, summarise
 
 SEEDS = (1, 3, 5)
 WORSE = 4.5  # noise of the embeddings
@@ -178,10 +184,83 @@ def show(kind: str, k: int, found: list[list[tuple]]) -> None:
     )
 
 
+N_CELLS, N_SUBJECTS, N_IMAGES = 8, 10, 200
+STUDIES = 400  # of each protocol and number of seeds, and as many with planted differences
+PLANTED = 0.4  # in logits, in every second cell
+
+
+def draw_study(protocol: str, n_seeds: int, gain: float, number: int) -> list[Answer]:
+    """Which of the N images each run has first, by a logistic model of crossed random effects (sd in logits).
+
+    All runs share how much a person's EEG tells (0.5) and how easy an image is (1). The encoders differ, by chance, in
+    what they do for a person (0.2) and for an image (0.7), half of that variance in all cells alike, half in each cell
+    anew; and each training has its luck (0.1). Where `gain` is 0 both encoders draw from the same distribution.
+    """
+    rng = np.random.default_rng([number, n_seeds, len(protocol)])
+    subjects = [f"sub-{i:02}" for i in range(1, N_SUBJECTS + 1)]
+    easy = 0.5 * rng.standard_normal((N_SUBJECTS, 1)) + rng.standard_normal(N_IMAGES)  # (S, N)
+
+    def by_encoder() -> np.ndarray:
+        person, image = rng.standard_normal((2, N_SUBJECTS, 1)), rng.standard_normal((2, 1, N_IMAGES))
+        return (0.2 * person + 0.7 * image) / 2**0.5  # (2, S, N)
+
+    alike, zeros, answers = by_encoder(), np.zeros(N_IMAGES), []
+    for i in range(N_CELLS):
+        cell, own = Cell(f"model-{i}", "dreamsim", "last", "nice", protocol), by_encoder()
+        level = 0.3 * rng.standard_normal()
+        for e, encoder in enumerate(ENCODERS):
+            for fold in plan(protocol, subjects, list(range(n_seeds))):
+                trial = Trial(cell, encoder, fold.fold, fold.seed, fold.trained_on, fold.tested_on)
+                logit = level + easy + alike[e] + own[e] + 0.1 * rng.standard_normal() + gain * e * (i % 2)
+                for subject in fold.tested_on:
+                    right = rng.random(N_IMAGES) < 1 / (1 + np.exp(-logit[subjects.index(subject)]))
+                    rank = np.where(right, 1.0, 2.0)
+                    queries = {"rank": rank, "image_to_eeg_rank": rank, "nice_loss": zeros, "matched_cosine": zeros}
+                    queries |= {"mismatched_cosine": zeros, "mismatched_square": zeros}
+                    answers.append(Answer(trial, subject, 1, False, "cpu", 0.0, queries))
+    return answers
+
+
+def judge_study(protocol: str, n_seeds: int, gain: float, number: int) -> tuple[list[str], list[float], list[float]]:
+    """The verdict of each cell, its p before the correction, and its difference in points."""
+    facts = {"synthetic": True, "selected_on": "validation", "caveats": []}
+    answers = draw_study(protocol, n_seeds, gain, number)
+    cells = summarise(answers, [], facts, evaluate_parameters(), number)[0]["cells"]
+    points = [100 * cell["difference"]["top1_acc"]["mean"] for cell in cells]
+    return [cell["verdict"] for cell in cells], [cell["p"] for cell in cells], points
+
+
+def calibrate_study(pool: ProcessPoolExecutor) -> None:
+    print(f"{N_CELLS} cells, {N_SUBJECTS} subjects, {N_IMAGES}-way; share of studies or cells, with its standard error")
+    for protocol, n_seeds in (("pooled", 3), ("pooled", 5), ("within-subject", 1), ("within-subject", 5)):
+        for gain in (0.0, PLANTED):
+            jobs = [pool.submit(judge_study, protocol, n_seeds, gain, number) for number in range(STUDIES)]
+            found = [job.result() for job in tqdm(jobs, desc=protocol, unit="study", leave=False, disable=None)]
+            verdicts, p, points = (np.array(values) for values in zip(*found, strict=True))
+            claimed, alone = np.isin(verdicts, ("better", "worse")), p <= ALPHA
+            planted = (np.arange(N_CELLS) % 2 == 1) & (gain > 0)
+            about = f"planted {points[:, planted].mean():+.1f} points" if gain else "nothing planted"
+            told = f"a false claim in {_share(claimed[:, ~planted].any(1))} of studies"
+            told += f", uncorrected {_share(alone[:, ~planted].any(1))}"
+            if gain:
+                right, wrong = ((verdicts == verdict)[:, planted] for verdict in ("better", "worse"))
+                told += f"; found {_share(right.mean(1))} of the planted, wrong sign {wrong.sum()}"
+            print(f"{protocol}, {n_seeds} seeds, {about}: {told}", flush=True)
+
+
+def _share(by_study: np.ndarray) -> str:
+    """Of a value a study: mean, standard error, and how many there are."""
+    error = np.std(by_study, ddof=1) / len(by_study) ** 0.5
+    return f"{np.mean(by_study):.1%} (se {error:.1%}, {np.sum(by_study):g}/{len(by_study)})"
+
+
 def main() -> None:
     with ProcessPoolExecutor(os.cpu_count(), get_context("spawn")) as pool:
         for protocol in sys.argv[1:] or SETTINGS:
-            calibrate(protocol, pool)
+            if protocol == "study":
+                calibrate_study(pool)
+            else:
+                calibrate(protocol, pool)
 
 
 if __name__ == "__main__":

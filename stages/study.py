@@ -7,11 +7,11 @@ from pipeline.data.datasets import DATASETS
 from pipeline.decoding.runs import sources
 from pipeline.eeg.recordings import read_caveats
 from pipeline.errors import InputError
-from pipeline.files import replacing
+from pipeline.files import replacing, sha256
 from pipeline.images.models import find_model
 from pipeline.params import read_params
 from pipeline.report.study_page import write_study_page
-from pipeline.report.study_pictures import draw_study
+from pipeline.report.study_pictures import draw_study_pictures
 from pipeline.study.summary import summarise
 from pipeline.study.trials import plan_study, run_study
 from stages import run, show, write_json
@@ -33,8 +33,16 @@ def main(params: Path, eeg: Path, embeddings: Path, table: Path, metrics: Path, 
     with replacing(table) as temporary:
         frame.to_csv(temporary, index=False)
     summary = write_json(metrics, summary)
-    drawn = draw_study(pictures, summary, frame)
-    write_study_page(page, summary, frame, drawn)
+    pictures.mkdir(parents=True, exist_ok=True)
+    write_study_page(
+        page,
+        summary=summary,
+        table=frame,
+        pictures=draw_study_pictures(pictures, summary, frame),
+        settings={"study": p.study.model_dump(), "train": p.train.model_dump(), "evaluate": p.evaluate.model_dump()},
+        reproduce="dvc repro study/dvc.yaml",
+        hashes={str(path): sha256(path) for path in (table, metrics)},
+    )
     print_study(summary)
     if failures:
         raise InputError(

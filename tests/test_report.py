@@ -1,13 +1,8 @@
 """The page in a real browser: that its figures are those of the files, that it fetches nothing, and that it fits."""
 
-import html
 import json
-import os
-import re
 import shutil
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +11,8 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Page
+from web_pages import CONTRAST, PAPER, TEXT, opened, words
 
 from pipeline.analysis.comparison import compare
 from pipeline.analysis.evaluation import tabulate
@@ -31,7 +27,6 @@ from pipeline.report.page import chance_levels, learning_curves, write_report
 from pipeline.sections import Evaluate
 from stages.report import main
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 HOSTILE = "<script>throw Error('ran')</script>"
 ENCODERS = ("unaligned", "aligned")
 TABLES = ("per_subject", "top_k", "n_way", "repetitions", "time_course", "channels")
@@ -150,12 +145,6 @@ def report_without_pictures(
     return folder / "report.html"
 
 
-def words(page: Path) -> str:
-    """What a reader sees, without the drawings of the browser."""
-    text = re.sub(r"<(script|style)\b.*?</\1>", " ", page.read_text(), flags=re.DOTALL)
-    return " ".join(html.unescape(re.sub(r"<[^>]*>", "", text)).split())
-
-
 @pytest.fixture(scope="module")
 def full(tmp_path_factory) -> tuple[Path, dict]:
     """The folder of an evaluation with a page, whose names would run if they could, and its comparison."""
@@ -166,33 +155,6 @@ def full(tmp_path_factory) -> tuple[Path, dict]:
         row["subject"] += HOSTILE
     report(folder, comparison)
     return folder, comparison
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    if CHROMIUM is None:
-        pytest.skip("no Chromium on this machine (apt-get install chromium): nobody looked at the page")
-    with sync_playwright() as playwright:
-        flags = ["--no-sandbox"] if os.geteuid() == 0 else []
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=flags)
-        yield browser
-        browser.close()
-
-
-@contextmanager
-def opened(browser: Browser, folder: Path, width: int = 1200, theme: str = "light") -> Iterator[Page]:
-    """The page with its charts drawn; fails if it says a word on the console or asks for anything but itself."""
-    address = (folder / "report.html").as_uri()
-    context = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=theme)
-    page, heard = context.new_page(), []
-    page.on("console", lambda message: heard.append(f"{message.type}: {message.text}"))
-    page.on("pageerror", lambda error: heard.append(f"error: {error}"))
-    page.on("request", lambda request: heard.append(request.url))
-    page.goto(address)
-    page.wait_for_function(f"document.querySelectorAll('.chart svg.marks').length == {CHARTS}")
-    yield page
-    context.close()
-    assert [word for word in heard if word != address and not word.startswith("data:")] == []
 
 
 def figures(page: Page, table: str) -> dict[str, list[tuple[float, str]]]:
@@ -226,7 +188,7 @@ def test_the_figures_are_those_of_the_files(full, browser):
             for name, row in comparison["metrics"].items()
         },
     }
-    with opened(browser, folder) as page:
+    with opened(browser, folder / "report.html", charts=CHARTS) as page:
         for table, rows in expected.items():
             shown = figures(page, table)
             assert shown.keys() == rows.keys()
@@ -244,7 +206,7 @@ def test_the_charts_show_the_tables(full, browser):
     """A mark for each row, told in words too: Vega labels what it draws."""
     folder, _ = full
     curve = pd.read_csv(folder / "repetitions.csv")
-    with opened(browser, folder) as page:
+    with opened(browser, folder / "report.html", charts=CHARTS) as page:
         labels = page.eval_on_selector_all("#chart-repetitions path[aria-roledescription=point]", LABELS)
         expected = [f"repetitions averaged: {n}" for n in curve["n_repetitions"]]
         assert [label.split(";")[0] for label in labels] == expected
@@ -261,7 +223,7 @@ LABELS = "marks => marks.map(mark => mark.getAttribute('aria-label'))"
 
 def test_a_heading_sorts_and_sorts_back(full, browser):
     cells = "cells => cells.map(cell => +cell.value)"
-    with opened(browser, full[0]) as page:
+    with opened(browser, full[0] / "report.html", charts=CHARTS) as page:
         heading = page.locator("#runs th", has_text="loss (nats)")
         before = page.eval_on_selector_all("#runs [data-key=nice_loss] data", cells)
         for order, reverse in (("ascending", False), ("descending", True)):
@@ -278,7 +240,7 @@ def test_a_chart_zooms_and_returns(full, browser):
     """The wheel alone scrolls the page; with Ctrl it zooms."""
     labels = "document.querySelectorAll('#chart-time_course .role-axis-label text')"
     ticks = f"[...{labels}].map(label => label.textContent).sort().join()"  # Vega reuses them in any order
-    with opened(browser, full[0]) as page:
+    with opened(browser, full[0] / "report.html", charts=CHARTS) as page:
         chart = page.locator("#chart-time_course svg.marks")
         chart.scroll_into_view_if_needed()
         box = chart.bounding_box()
@@ -292,39 +254,17 @@ def test_a_chart_zooms_and_returns(full, browser):
         page.wait_for_function(f"{ticks} == {json.dumps(whole)}")
 
 
-CONTRAST = """
-selector => {
-  const rgb = text => text.match(/[\\d.]+/g).map(Number);
-  const luminance = ([r, g, b]) => [r, g, b].map(c => c / 255)
-    .map(c => c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4)
-    .reduce((sum, c, i) => sum + c * [0.2126, 0.7152, 0.0722][i], 0);
-  const under = node => {
-    const colour = rgb(getComputedStyle(node).backgroundColor);
-    return colour.length == 4 && colour[3] == 0 ? under(node.parentElement) : colour;
-  };
-  return [...document.querySelectorAll(selector)].map(node => {
-    const style = getComputedStyle(node), ink = node.tagName == 'text' ? style.fill : style.color;
-    const both = [luminance(rgb(ink)), luminance(under(node.closest('div, body > *, p')))];
-    return (Math.max(...both) + 0.05) / (Math.min(...both) + 0.05);
-  });
-}
-"""
-
-
 @pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1200, 360])
 def test_it_fits_and_can_be_read(full, browser, width, theme):
     """No sideways scrolling on a phone, and the contrast that WCAG 2.2 AA asks of text (4.5), in both themes."""
-    with opened(browser, full[0], width, theme) as page:
+    with opened(browser, full[0] / "report.html", width, theme, charts=CHARTS) as page:
         assert page.evaluate("document.documentElement.scrollWidth") <= width
         assert page.evaluate("getComputedStyle(document.body).backgroundColor") == PAPER[theme]
         wide = page.eval_on_selector_all(".chart svg.marks", "all => all.map(svg => svg.getBoundingClientRect().right)")
         assert max(wide) <= width
-        ratios = page.evaluate(CONTRAST, "h1, h2, h3, p, th, td, dt, dd, li, main > details summary, .chart text")
+        ratios = page.evaluate(CONTRAST, TEXT)
         assert len(ratios) > 200 and min(ratios) >= 4.5
-
-
-PAPER = {"light": "rgb(255, 255, 255)", "dark": "rgb(22, 23, 26)"}
 
 
 def test_the_weights_of_mixed_blocks_are_in_a_table(tmp_path):

@@ -1,33 +1,23 @@
-"""The report: one HTML page that holds all it shows and fetches nothing, by Jinja2, Vega-Lite and the pictures.
+"""The report of an evaluation: one HTML page, with curves by Vega-Lite and the pictures."""
 
-Jinja2 escapes every name from the data, and the page's own policy forbids the browser any request. The page has the
-same bytes for the same inputs and versions.
-"""
-
-import base64
 import functools
 import math
 import re
-from collections.abc import Hashable, Sequence
-from importlib.metadata import version
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import pandas as pd
 import vl_convert
 
 from pipeline.analysis.comparison import COSINE_EDGES, cosine_histograms
 from pipeline.analysis.similarities import Similarities
 from pipeline.data.published import Published
-from pipeline.files import replacing
 from pipeline.report import charts
 from pipeline.report.pictures import Picture, kept_runs
+from pipeline.report.template import records, write_page
 
-TEMPLATE = Path(__file__).with_name("page.html")
 VEGA_LITE = "6.4"
-PACKAGES = ["torch", "timm", "dreamsim", "peft", "numpy", "scipy", "pandas", "h5py", "mne", "matplotlib"]
-PACKAGES += ["jinja2", "vl-convert-python", "dvc"]
 SUBJECT_COLUMNS = {
     "subject": "subject",
     "seed": "seed",
@@ -69,35 +59,27 @@ def write_report(
     """
     subjects = tables["per_subject"]
     drawn = _charts(evaluation, tables, curves, comparison)
-    page = _template().render(
+    write_page(
+        path,
+        "page.html",
+        pictures=pictures,
+        settings=settings,
+        hashes=hashes,
+        versions={"Vega-Lite": VEGA_LITE},
         run=evaluation,
         comparison=comparison,
         chance=chance_levels(evaluation["n_way"]),
         subject_columns={name: title for name, title in SUBJECT_COLUMNS.items() if name in subjects},
-        subjects=_records(subjects),
-        galleries=_records(tables["n_way"]),
+        subjects=records(subjects),
+        galleries=records(tables["n_way"]),
         top_k=[name[3:-4] for name in map(str, tables["n_way"]) if re.fullmatch(r"top\d+_acc", name)],
         charts=drawn,
         specs={id: chart.spec for id, chart in drawn.items()},
-        pictures=[(picture, base64.b64encode(picture.path.read_bytes()).decode()) for picture in pictures],
         published=published,
         may_share_images=may_share_images,
         shows_images=shows_images,
-        parameters=_records(pd.json_normalize(settings))[0],
-        versions={package: version(package) for package in PACKAGES} | {"Vega-Lite": VEGA_LITE},
-        hashes=hashes,
         vega=_vega(),
     )
-    with replacing(path) as temporary:
-        temporary.write_text(page, encoding="utf-8")
-
-
-def _template() -> jinja2.Template:
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.tests["missing"] = _missing
-    return environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
 
 
 @functools.cache
@@ -114,15 +96,6 @@ def chance_levels(n_way: int) -> dict[str, float]:
         levels |= {f"{direction}{middle}_rank": (n_way + 1) / 2 for middle in ("mean", "median")}
         levels[f"{direction}mrr"] = sum(1 / rank for rank in range(1, n_way + 1)) / n_way
     return levels
-
-
-def _missing(value: object) -> bool:
-    return value is None or (isinstance(value, float) and math.isnan(value))
-
-
-def _records(table: pd.DataFrame) -> list[dict[Hashable, Any]]:
-    """Rows with the plain types of Python, which Jinja2 can tell apart."""
-    return table.astype(object).to_dict("records")
 
 
 def learning_curves(history: pd.DataFrame, reference: pd.DataFrame, evaluation: dict[str, Any]) -> pd.DataFrame:

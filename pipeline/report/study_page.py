@@ -1,0 +1,54 @@
+"""The page of a study: what it answers, its pictures, and every cell in a table that sorts."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from pipeline.report.pictures import Picture
+from pipeline.report.template import records, write_page
+
+CELL = {"backbone": "backbone", "alignment": "alignment", "block": "block", "eeg_encoder": "EEG encoder"}
+CELL |= {"protocol": "protocol"}
+
+
+def write_study_page(
+    path: Path,
+    *,
+    summary: Mapping[str, Any],
+    table: pd.DataFrame,
+    pictures: Sequence[Picture],
+    settings: Mapping[str, Any],
+    reproduce: str,
+    hashes: Mapping[str, str],
+) -> None:
+    """Write the page.
+
+    `summary` and `table` are what `study.summary.summarise` returns, or their files read again; `settings` what decided
+    the figures; `reproduce` the commands that make it all again, a line each; `hashes` the sha256 of the files that the
+    page is made of.
+    """
+    values = {name: {cell[name] for cell in summary["cells"]} for name in CELL}
+    write_page(
+        path,
+        "study.html",
+        pictures=pictures,
+        settings=settings,
+        hashes=hashes,
+        study=summary,
+        columns={name: CELL[name] for name, of in values.items() if len(of) > 1 or name == "backbone"},
+        common={CELL[name]: min(of) for name, of in values.items() if len(of) == 1},
+        over=sorted({", ".join(cell["ci95_over"]) for cell in summary["cells"] if cell["ci95_over"]}),
+        subjects=_by_subject(table),
+        reproduce=reproduce,
+    )
+
+
+def _by_subject(table: pd.DataFrame) -> list[dict[Any, Any]]:
+    """Top-1 of both encoders, a row a cell and subject, the mean over the seeds that are whole; None without one."""
+    ok = table[table["status"] == "ok"]
+    if ok.empty:
+        return []
+    means = ok.pivot_table(index=[*CELL, "subject"], columns="encoder", values="top1_acc", sort=False)
+    return records(means.reindex(columns=["unaligned", "aligned"]).reset_index())
