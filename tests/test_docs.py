@@ -28,7 +28,8 @@ from pipeline.tables import check_names
 PAGES = [Path("README.md"), Path("CONTRIBUTING.md"), *sorted(Path("docs").glob("*.md"))]
 MAKEFILE = Path("Makefile").read_text()
 PARAMS = yaml.safe_load(Path("params.yaml").read_text())
-STAGES = yaml.safe_load(Path("dvc.yaml").read_text())["stages"]
+STAGES = set(yaml.safe_load(Path("dvc.yaml").read_text())["stages"]) | {"study/dvc.yaml"}
+STAGES |= {f"study/dvc.yaml:{stage}" for stage in yaml.safe_load(Path("study/dvc.yaml").read_text())["stages"]}
 FOLDERS = "pipeline|stages|tests|benchmarks|params|reference|docs"
 SECTIONS = "|".join(key for key, value in PARAMS.items() if isinstance(value, dict))
 
@@ -67,7 +68,7 @@ def check_command(command: str, folder: Path) -> None:
             parsed, unknown = get_main_parser().parse_known_args(words)
             require(not unknown, f"dvc knows no {unknown}")
             targets = getattr(parsed, "targets", None) or []
-            require(set(targets) <= set(STAGES), f"not all of {targets} are stages")
+            require(set(targets) <= STAGES, f"not all of {targets} are stages")
             check_values(getattr(parsed, "set_param", None) or [], folder)
         case ["make", *words]:
             for word in words:
@@ -113,11 +114,15 @@ def check_name(code: str) -> None:
 
 def check_block(token: Token) -> None:
     """Python compiles, and a part of a file that is included is there."""
-    require(token.info in ("sh", "python", "text"), f"this test knows no blocks of {token.info or 'no language'}")
+    require(
+        token.info in ("sh", "python", "text", "yaml"), f"this test knows no blocks of {token.info or 'no language'}"
+    )
     included = re.findall(r"^--8<--\n(.+):(.+)\n--8<--$", token.content, re.M)
     for path, part in included:
         text = Path(path).read_text()
         require(f"# --8<-- [start:{part}]" in text and f"# --8<-- [end:{part}]" in text, f"{path} has no part {part}")
+    if token.info == "yaml":
+        yaml.safe_load(token.content)
     if token.info == "python" and not included:
         compile(token.content, "documentation", "exec")
 
