@@ -8,11 +8,14 @@ it and it got no further meanwhile.
 
 import logging
 import os
+import socket
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
-from contextlib import contextmanager
+from concurrent.futures import CancelledError, Future
+from contextlib import ExitStack, contextmanager
+from itertools import islice
+from queue import SimpleQueue
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
@@ -23,16 +26,19 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from pipeline.errors import InputError
 
 if TYPE_CHECKING:  # a second to import: only those pay it who use it
-    from distributed import Client, SpecCluster
+    from distributed import Client, Scheduler, SpecCluster
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 Step = Callable[[], None]
 
 LOSSES = 4
+SUBMITTED = 500  # tasks that the scheduler knows of; more than anybody has workers
 TELL_EVERY = 0.5  # s; a worker tells of its steps at most so often
+ANSWERS_WITHIN = 10.0  # s
+SAME_VERSIONS = ("python", "dask", "distributed", "cloudpickle", "msgpack")
 SILENT = logging.CRITICAL + 1  # Dask logs pages of a lost worker, where the user gets a sentence of ours
-CONFIG = {
+CONFIG: dict[str, Any] = {
     # A worker that holds the EEG is no cache to be spilled, and once paused it would never go on.
     "distributed.worker.memory.target": False,
     "distributed.worker.memory.spill": False,
@@ -70,43 +76,51 @@ def side_by_side(
     future has what `work` returned or raised, or InputError if its workers died of it; the other tasks go on.
     """
     from dask._task_spec import Task as Node
-    from distributed import KilledWorker, as_completed
+    from distributed import KilledWorker
 
+    finished: SimpleQueue[Any] = SimpleQueue()  # of Dask's futures, or what ends all
     with (
-        _connected(where, min(n_workers, len(tasks))) as (client, place),
+        _connected(where, min(n_workers, len(tasks)), finished.put) as (client, place),
         _Shown(label, [name(task) for task in tasks], [steps(task) for task in tasks]) as shown,
     ):
         shown.say(f"{label}: {len(tasks)} runs on {place}; dashboard: {client.dashboard_link}")
         client.subscribe_topic(client.id, shown.stepped)
         client.subscribe_topic("all", shown.changed)
 
-        def submit(i: int, attempt: int) -> Any:
+        def submit(i: int, attempt: int) -> None:
             key = ("run", i, attempt)
             # A "data producer" waits at the scheduler until a worker is free; else a few tasks would wait at workers.
             node = Node(key, _run, work, tasks[i], i, client.id, _data_producer=True)
-            return client.get({key: node}, [key], sync=False)[0]
+            client.get({key: node}, [key], sync=False)[0].add_done_callback(finished.put)
 
         got_to = [0] * len(tasks)
-        submitted = [submit(i, 0) for i in range(len(tasks))]
-        running = as_completed(submitted, loop=client.loop, with_results=True, raise_errors=False)
-        del submitted  # nothing of what is finished is kept
-        for dasks, result in running:
+        waiting = iter(range(len(tasks)))
+        for i in islice(waiting, SUBMITTED):
+            submit(i, 0)
+        left = len(tasks)
+        while left:
+            dasks = finished.get()
+            if isinstance(dasks, InputError):
+                raise dasks
             _, i, attempt = dasks.key
             future: Future[Result] = Future()
-            if dasks.status == "finished":
-                future.set_result(result)
-            elif dasks.status != "error":
-                raise InputError(f"the scheduler at {where} is gone; start it and this again")
-            elif not isinstance(result[1], KilledWorker):
-                future.set_exception(result[1])
-            elif shown.done[i] > got_to[i]:
-                got_to[i] = shown.done[i]
-                running.add(submit(i, attempt + 1))
-                continue
-            else:
+            try:
+                future.set_result(dasks.result())
+            except CancelledError:
+                raise InputError(f"the scheduler at {where} is gone: start it and this again") from None
+            except KilledWorker:
+                if shown.done[i] > got_to[i]:
+                    got_to[i] = shown.done[i]
+                    submit(i, attempt + 1)
+                    continue
                 future.set_exception(InputError(_given_up(name(tasks[i]))))
-            del dasks, result
+            except Exception as error:  # whatever the task raised, for who called
+                future.set_exception(error)
+            del dasks  # and with it Dask's copy of the result
+            left -= 1
             shown.finished(i)
+            for following in islice(waiting, 1):
+                submit(following, 0)
             yield tasks[i], future
 
 
@@ -140,13 +154,70 @@ def _run(work: Callable[[Task, Step], Result], task: Task, i: int, topic: str) -
 
 
 @contextmanager
-def _connected(where: str, n_workers: int) -> Iterator[tuple["Client", str]]:
-    """A client of the workers, and where they are in words."""
+def _connected(where: str, n_workers: int, trouble: Callable[[InputError], None]) -> Iterator[tuple["Client", str]]:
+    """A client of the workers, and where they are in words; `trouble` gets what shows later and ends all."""
     import dask
     from distributed import Client
 
-    with dask.config.set(CONFIG), _local(n_workers) as cluster, Client(cluster, set_as_default=False) as client:
-        yield client, f"{n_workers} local workers"
+    with ExitStack() as stack:
+        stack.enter_context(dask.config.set(CONFIG))
+        if where == "local":
+            cluster, place = stack.enter_context(_local(n_workers)), f"{n_workers} local workers"
+        elif where == "slurm":
+            from pipeline.slurm import slurm_cluster
+
+            cluster, place = (
+                stack.enter_context(slurm_cluster(n_workers, CONFIG, trouble)),
+                f"up to {n_workers} SLURM jobs",
+            )
+        else:
+            cluster, place = where, f"the workers of {where}"
+            _check_scheduler(where)
+        client = stack.enter_context(Client(cluster, timeout=ANSWERS_WITHIN, set_as_default=False))
+        if cluster == where:
+            _check_workers(client, where)
+            client.run_on_scheduler(_set_up)
+        yield client, place
+
+
+def _check_scheduler(where: str) -> None:
+    """InputError unless something answers at this address: Dask itself would try for long, and end in a traceback."""
+    from distributed.comm import get_address_host_port
+
+    try:
+        address = get_address_host_port(where, strict=True)
+        socket.create_connection(address, ANSWERS_WITHIN).close()
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"no Dask scheduler answers at {where} ({error}): start one with `dask scheduler`, and give its address"
+        ) from error
+
+
+def _check_workers(client: "Client", where: str) -> None:
+    """InputError unless the scheduler and its workers are of our versions, and each of the workers has one thread."""
+    versions: Any = client.get_versions()
+    ours = versions["client"]["packages"]
+    for who, theirs in {"the scheduler": versions["scheduler"], **versions["workers"]}.items():
+        for package in SAME_VERSIONS:
+            if theirs["packages"][package] != ours[package]:
+                raise InputError(
+                    f"{where}: {package} is {theirs['packages'][package]} at {who} and {ours[package]} here: "
+                    "start scheduler and workers from this project's .venv"
+                )
+    workers = client.scheduler_info(n_workers=-1)["workers"].values()
+    start = f"start workers with `dask worker {where} --nthreads 1`"
+    if not workers:
+        raise InputError(f"{where} has no workers: {start}")
+    if any(worker["nthreads"] > 1 for worker in workers):
+        raise InputError(
+            f"{where} has workers of several threads, and runs in one process share its random numbers: {start}"
+        )
+
+
+def _set_up(dask_scheduler: "Scheduler") -> None:
+    """In a scheduler that somebody started: what CONFIG says to ours."""
+    dask_scheduler.WORKER_SATURATION = CONFIG["distributed.scheduler.worker-saturation"]
+    dask_scheduler.allowed_failures = CONFIG["distributed.scheduler.allowed-failures"]
 
 
 def _local(n_workers: int) -> "SpecCluster":
