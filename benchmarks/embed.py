@@ -32,11 +32,11 @@ from benchmarks import write_latest
 from pipeline.data.archives import read_member
 from pipeline.data.images import decode_image
 from pipeline.data.sample import make_raw
-from pipeline.devices import pick_device
+from pipeline.devices import device_name, pick_device
 from pipeline.images.acceleration import accelerate
 from pipeline.images.dreamsim import load_encoder
 from pipeline.images.dreamsim_stand_in import make_checkpoint
-from pipeline.images.embedder import _device_name, _embed_all
+from pipeline.images.embedder import _embed_all
 from pipeline.images.views import degrade
 from pipeline.images.vit import resize
 from pipeline.params import read_params
@@ -154,7 +154,7 @@ def rates(run: Callable[..., object], images: Sequence[str] | range) -> tuple[fl
 
 def main() -> None:
     device, cores = pick_device("auto"), torch.get_num_threads()
-    print(f"{_device_name(device)}, {platform.processor() or platform.machine()}, {cores} of {os.cpu_count()} cores")
+    print(f"{device_name(device)}, {platform.processor() or platform.machine()}, {cores} of {os.cpu_count()} cores")
     print(", ".join(f"{name} {version(name)}" for name in ("torch", "timm", "dreamsim", "pillow")))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -179,7 +179,7 @@ def compare(folder: Path, archive: zipfile.ZipFile, device: torch.device, cores:
     views = functools.partial(rates, ours(folder, archive, device, "bfloat16", VIEWS), many)
     ways[WITH_VIEWS] = lambda: tuple(len(VIEWS) * rate for rate in views())  # each view is an image
     for size in BOUND_BATCHES[device.type]:
-        for packed in (False, True) if _device_name(device) == "cpu (AVX512)" else (False,):
+        for packed in (False, True) if device_name(device) == "cpu (AVX512)" else (False,):
             run = functools.partial(at_once, products(size, device, packed), cores if device.type == "cpu" else 1)
             label = f"products alone, bfloat16, {size} images{', laid out' if packed else ''}"
             ways[label] = functools.partial(rates, run, range(size * cores if device.type == "cpu" else size))

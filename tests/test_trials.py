@@ -1,11 +1,13 @@
 """The runs of a study: planned, run once, kept, and the same as the train and evaluate stages make them."""
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
+from distributed import LocalCluster
 
 from pipeline.analysis.scoring import score
 from pipeline.decoding.model import load_model
@@ -19,7 +21,6 @@ from pipeline.study.results import Answer
 from pipeline.study.trials import plan_study, run_study
 from tests.tiny import make_embeddings, make_prepared, quick_recipe
 
-HERE = Runs(where="local", workers=2)
 KINDS = {"one": ["dreamsim"], "two": ["dreamsim", "other"]}
 
 
@@ -31,6 +32,13 @@ def data(tmp_path_factory) -> Path:
     for seed, name in enumerate(("one/unaligned", "one/dreamsim", "two/unaligned", "two/dreamsim", "two/other")):
         make_embeddings(base / f"embeddings/{name}.h5", image_ids, seed)
     return base
+
+
+@pytest.fixture(scope="module")
+def workers() -> Iterator[Runs]:
+    """Two workers for all tests of this file: to start them takes longer than the runs."""
+    with LocalCluster(n_workers=2, threads_per_worker=1, host="127.0.0.1", dashboard_address=None) as cluster:
+        yield Runs(where=cluster.scheduler_address, workers="auto")
 
 
 @pytest.fixture(autouse=True)
@@ -69,7 +77,7 @@ def test_the_grid(data):
         plan_study(study(seeds=[1, 1]), 42, ["a"], KINDS)
 
 
-def run(data: Path, where: Runs = HERE, parameters: Train | None = None, **changes: object) -> list[Answer]:
+def run(data: Path, where: Runs, parameters: Train | None = None, **changes: object) -> list[Answer]:
     eeg = sources(data / "eeg")
     answers, failures = run_study(
         plan_study(study(**changes), 1, list(eeg), KINDS), eeg, data / "embeddings", parameters or quick_recipe(), where
@@ -79,12 +87,16 @@ def run(data: Path, where: Runs = HERE, parameters: Train | None = None, **chang
 
 
 @pytest.mark.parametrize("protocol", ["pooled", "within-subject", "leave-one-subject-out"])
-def test_a_run_of_a_study_is_that_of_the_train_and_evaluate_stages(data, tmp_path, protocol):
+def test_a_run_of_a_study_is_that_of_the_train_and_evaluate_stages(data, workers, tmp_path, protocol):
     answers = {
-        (one.trial.fold, one.subject): one for one in run(data, protocols=[protocol]) if one.trial.encoder == "aligned"
+        (one.trial.fold, one.subject): one
+        for one in run(data, workers, protocols=[protocol])
+        if one.trial.encoder == "aligned"
     }
     cache = data / "embeddings/one/dreamsim.h5"
-    train_all(data / "eeg", cache, tmp_path / "model", quick_recipe(protocol=protocol), 1, HERE)
+    train_all(
+        data / "eeg", cache, tmp_path / "model", quick_recipe(protocol=protocol), 1, Runs(where="local", workers=1)
+    )
     models = [load_model(folder) for folder in sorted(tmp_path.glob("model/*/"))]
     evaluate = read_params(Path("params.yaml")).evaluate.model_copy(update={"top_k": [1, 3]})
     recordings = (read_split(path, "test", average=False) for path in sorted((data / "eeg").iterdir()))
@@ -98,49 +110,51 @@ def test_a_run_of_a_study_is_that_of_the_train_and_evaluate_stages(data, tmp_pat
             np.testing.assert_allclose(answer.queries[name], values[order], rtol=1e-5, atol=1e-6, err_msg=name)
 
 
-def test_nothing_is_run_twice(data, cache):
+def test_nothing_is_run_twice(data, workers, cache):
     def kept() -> dict[Path, int]:
         return {path: path.stat().st_mtime_ns for path in cache.glob("study/*.h5")}
 
     def told(answers: list[Answer]) -> dict[object, bytes]:
         return {(one.trial, one.subject): one.queries["nice_loss"].tobytes() for one in answers}
 
-    first, before = told(run(data)), kept()
+    first, before = told(run(data, workers)), kept()
     assert len(first) == len(before) == 2 * 2
-    assert told(run(data)) == first and kept() == before
-    more = told(run(data, seeds=2))
+    assert told(run(data, workers)) == first and kept() == before
+    more = told(run(data, workers, seeds=2))
     assert before.items() < kept().items() and len(kept()) == 2 * len(before), "only the new seed was trained"
     assert first.items() < more.items()
-    both = run(data, backbones=["two"], alignments=["dreamsim", "other"])
+    both = run(data, workers, backbones=["two"], alignments=["dreamsim", "other"])
     assert len(both) == 2 * 2 * 2, "both cells have an unaligned side"
     assert len(kept()) == 8 + 3 * 2, "which was trained once"
-    run(data, parameters=quick_recipe(learning_rate=0.001))
+    run(data, workers, parameters=quick_recipe(learning_rate=0.001))
     assert len(kept()) == 14 + 4, "another parameter is another run"
 
 
-def test_other_data_are_other_runs(data, tmp_path, cache):
-    run(data)
+def test_other_data_are_other_runs(data, workers, tmp_path, cache):
+    run(data, workers)
     other = shutil.copytree(data, tmp_path / "other")
     with h5py.File(other / "eeg/sub-02.h5", "r+") as file:
         file["train/eeg"][0] += 1
-    run(other)
+    run(other, workers)
     assert len(list(cache.glob("study/*.h5"))) == 4 + 2, "those of the other subject are the same"
 
 
-def test_runs_that_fail_are_told_and_stop_no_other(data, cache):
+def test_runs_that_fail_are_told_and_stop_no_other(data, workers, cache):
     eeg = sources(data / "eeg")
     trials = plan_study(study(eeg_encoders=["nice-recipe", "no-such-encoder"]), 1, list(eeg), KINDS)
-    answers, failures = run_study(trials, eeg, data / "embeddings", quick_recipe(), HERE)
+    answers, failures = run_study(trials, eeg, data / "embeddings", quick_recipe(), workers)
     assert len(answers) == len(failures) == 4
     assert {failure.trial.cell.eeg_encoder for failure in failures} == {"no-such-encoder"}
     diverging = quick_recipe(learning_rate=1e9, warmup_start=0.5, gradient_clip="none", average_epochs="none")
-    answers, failures = run_study(plan_study(study(), 1, list(eeg), KINDS), eeg, data / "embeddings", diverging, HERE)
+    answers, failures = run_study(
+        plan_study(study(), 1, list(eeg), KINDS), eeg, data / "embeddings", diverging, workers
+    )
     assert {failure.reason.split(" in epoch")[0] for failure in failures} == {"training diverged"}
 
 
-def test_a_damaged_file_is_told(data, cache):
-    run(data)
+def test_a_damaged_file_is_told(data, workers, cache):
+    run(data, workers)
     broken = next(cache.glob("study/*.h5"))
     broken.write_bytes(b"no HDF5")
     with pytest.raises(InputError, match=f"{broken.name}: is no whole run of a study"):
-        run(data)
+        run(data, workers)
