@@ -28,7 +28,7 @@ from pipeline.unfinished import unfinished
 from pipeline.workers import fitting, side_by_side
 
 PACKAGES = ("torch", "numpy", "braindecode")  # whose versions decide the weights
-RUN_BYTES = 700_000_000  # of a process beside the EEG that it holds: torch, the model and its activations
+RUN_BYTES = 1_000_000_000  # of a process beside the EEG that it holds: torch, the model and its activations
 
 
 @dataclass(frozen=True)
