@@ -185,8 +185,8 @@ def show(kind: str, k: int, found: list[list[tuple]]) -> None:
 
 
 N_CELLS, N_SUBJECTS, N_IMAGES = 8, 10, 200
-STUDIES = 400  # of each protocol and number of seeds, and as many with planted differences
 PLANTED = 0.4  # in logits, in every second cell
+STUDIES = {0.0: 300, PLANTED: 100}  # of each protocol and number of seeds, by what is planted
 
 
 def draw_study(protocol: str, n_seeds: int, gain: float, number: int) -> list[Answer]:
@@ -233,8 +233,8 @@ def judge_study(protocol: str, n_seeds: int, gain: float, number: int) -> tuple[
 def calibrate_study(pool: ProcessPoolExecutor) -> None:
     print(f"{N_CELLS} cells, {N_SUBJECTS} subjects, {N_IMAGES}-way; share of studies or cells, with its standard error")
     for protocol, n_seeds in (("pooled", 3), ("pooled", 5), ("within-subject", 1), ("within-subject", 5)):
-        for gain in (0.0, PLANTED):
-            jobs = [pool.submit(judge_study, protocol, n_seeds, gain, number) for number in range(STUDIES)]
+        for gain, n in STUDIES.items():
+            jobs = [pool.submit(judge_study, protocol, n_seeds, gain, number) for number in range(n)]
             found = [job.result() for job in tqdm(jobs, desc=protocol, unit="study", leave=False, disable=None)]
             verdicts, p, points = (np.array(values) for values in zip(*found, strict=True))
             claimed, alone = np.isin(verdicts, ("better", "worse")), p <= ALPHA

@@ -1,7 +1,7 @@
 """How many runs an hour: the engine of the study with 1 and 2 workers, and the same runs one by one with `dvc exp run`.
 
-On the sample as the last `dvc repro` left it, within-subject, one EEG encoder, on one core a run; every run is trained anew,
-in caches of their own. DVC's runs are those of a user without the engine: one experiment an encoder and seed, the two
+On the sample as the last `dvc repro` left it, within-subject, one EEG encoder, one core a run; every run is trained
+anew, in caches of their own. DVC's runs are those of a user without the engine: one experiment an encoder and seed, the two
 subjects one after the other, evaluated by the evaluate stage. The engine's own cost is what a run takes beside its
 training and scoring, which each process times itself.
 

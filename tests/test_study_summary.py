@@ -9,6 +9,7 @@ from study_grid import FACTS, answer, cells, draw, names, trials
 from pipeline.analysis.comparison import compare
 from pipeline.analysis.similarities import Scored, Similarities
 from pipeline.analysis.statistics import holm
+from pipeline.errors import InputError
 from pipeline.params import read_params
 from pipeline.sections import Evaluate
 from pipeline.study.results import Answer, Cell, Failure
@@ -227,3 +228,8 @@ def test_the_spread_of_a_side_by_hand():
     low, high = side["ci95"]["top1_acc"]
     assert low < 0.425 < high and side["ci95_over"] == "subjects and test images"
     assert (side["n_subjects"], side["n_seeds"], side["n_ok"]) == (2, 2, 2)
+
+
+def test_top_1_is_what_a_study_asks_about():
+    with pytest.raises(InputError, match="evaluate.top_k must hold 1"):
+        summarise([], [], FACTS, PARAMETERS.model_copy(update={"top_k": [3]}), 0)

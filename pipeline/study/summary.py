@@ -21,6 +21,7 @@ from pipeline.analysis.evaluation import summarise as summarise_runs
 from pipeline.analysis.similarities import Queries
 from pipeline.analysis.statistics import Resamples, draw_resamples, holm, mean_by_subject
 from pipeline.decoding.retrieval import weigh_queries
+from pipeline.errors import InputError
 from pipeline.sections import Evaluate
 from pipeline.study.results import Answer, Cell, Failure, Trial
 
@@ -39,8 +40,11 @@ def summarise(
 
     All answers are on the same N test images in the same order. `facts` stand in the summary too; `synthetic`,
     `selected_on` and `caveats` must be among them. `seed` is that of the resamples. A run that failed has rows without
-    figures, and whatever answers it gave do not count. Differences are aligned - unaligned.
+    figures, and whatever answers it gave do not count. Differences are aligned - unaligned. InputError where
+    `parameters.top_k` lacks 1.
     """
+    if 1 not in parameters.top_k:
+        raise InputError("evaluate.top_k must hold 1, which is what a study asks about")
     failed = {failure.trial for failure in failures}
     answers = [one for one in answers if one.trial not in failed]
     answers = sorted(answers, key=lambda one: _place(one.trial, one.subject))
@@ -125,7 +129,6 @@ def _summarise_cell(
         for encoder in ENCODERS
     }
     both = sorted(tested["unaligned"].keys() & tested["aligned"].keys())
-    both = sorted(tested["unaligned"].keys() & tested["aligned"].keys())
     why, over, p, difference = _incomplete(rows), [], None, None
     if both:
         sides = {encoder: [tested[encoder][key] for key in both] for encoder in ENCODERS}
@@ -157,8 +160,8 @@ def _summarise_side(
     if not tested:
         return numbers
     names = [f"top{k}_acc" for k in top_k]
-    ok = rows[rows["status"] == "ok"].assign(collapsed=False)
-    figures = summarise_runs(ok, names)
+    ok = rows[rows["status"] == "ok"]
+    figures = summarise_runs(ok[["fold", "seed", "subject", *names]].assign(collapsed=False), names)
     kept = [*names, "sd_over_subjects", "sd_over_seeds", "n_subjects"]
     subjects, resamples = [one.subject for one in tested], draw(figures["n_subjects"])
     intervals = {
