@@ -37,7 +37,7 @@ from pipeline.images.acceleration import accelerate
 from pipeline.images.dreamsim import load_encoder
 from pipeline.images.dreamsim_stand_in import make_checkpoint
 from pipeline.images.embedder import _embed_all, _name
-from pipeline.images.vit import resize
+from pipeline.images.vit import View
 from pipeline.params import read_params
 from pipeline.sections import Embed
 
@@ -84,7 +84,7 @@ def ours(folder: Path, archive: zipfile.ZipFile, device: torch.device, precision
     accelerate(encoder, parameters.blocks, parameters.tokens, parameters.precision, device)
 
     def decode(name: str) -> torch.Tensor:
-        return resize(decode_image(read_member(archive, name), name), 224)
+        return View()(decode_image(read_member(archive, name), name))
 
     def embed(names: list[str]) -> np.ndarray:
         size = parameters.batch_size

@@ -18,7 +18,6 @@ from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import nullcontext
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -33,7 +32,7 @@ from pipeline.images import health
 from pipeline.images.acceleration import accelerate
 from pipeline.images.embeddings import Attributes, write_embeddings
 from pipeline.images.models import Load
-from pipeline.images.vit import Block, ImageEncoder, resize
+from pipeline.images.vit import Block, ImageEncoder
 from pipeline.sections import Embed
 from pipeline.unfinished import unfinished
 
@@ -74,7 +73,7 @@ def embed_images(
         "device": _device_name(device),
         "checkpoint": checkpoint.name,
         "checkpoint_sha256": sha256(checkpoint),
-        "lora": json.dumps(alignment, sort_keys=True) if alignment else "none",
+        "aligned_by": json.dumps(alignment, sort_keys=True) if alignment else "none",
         "versions": " ".join(f"{name} {version(name)}" for name in PACKAGES),
     }
     with (
@@ -83,7 +82,7 @@ def embed_images(
     ):
 
         def decode(image_id: str) -> Tensor:
-            return resize(images.read(image_id), encoder.side)
+            return encoder.view(images.read(image_id))
 
         rows = np.unique(np.linspace(0, len(image_ids) - 1, RECOMPUTED).astype(int))
         reference = _one_by_one(encoder, [decode(image_ids[row]) for row in rows], parameters)
@@ -98,7 +97,7 @@ def embed_images(
         n_done = len(image_ids) - sum(len(batch) for _, batch in todo)
         with tqdm(total=len(image_ids), initial=n_done, unit="image", desc=f"embed {target.stem}", disable=None) as bar:
             _embed_all(encoder, todo, decode, parameters, device, bar)
-        features = {block: _feature(encoder, block, parameters.tokens) for block in parameters.blocks}
+        features = {block: encoder.feature(block, parameters.tokens) for block in parameters.blocks}
         blocks = _checked(features, files, rows, reference, f"{target} (from {checkpoint.name})")
         write_embeddings(target, image_ids, blocks, made_with)
 
@@ -169,7 +168,7 @@ def _embed_all(
 def _decoded(
     todo: list[tuple[Path, list[str]]], decode: Callable[[str], Tensor], ahead: int
 ) -> Generator[tuple[Path, Tensor], None, None]:
-    """The batches in order, (B, 3, 224, 224) uint8; threads decode the next `ahead` ones in the meantime."""
+    """The batches in order, (B, 3, side, side) uint8; threads decode the next `ahead` ones in the meantime."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         waiting: deque[tuple[Path, list[Future[Tensor]]]] = deque()
         try:
@@ -210,11 +209,6 @@ def embed_batch(
 def _forward(encoder: ImageEncoder, images: Tensor, parameters: Embed, device: torch.device) -> np.ndarray:
     pixels = images.to(device, non_blocking=True).float() / 255
     return torch.cat(encoder(pixels, parameters.blocks, parameters.tokens), dim=1).float().cpu().numpy()
-
-
-def _feature(encoder: ImageEncoder, block: Block, tokens: Literal["cls", "mean"]) -> str:
-    feature = encoder.feature if block == "last" else f"CLS token after block {block}"
-    return feature if tokens == "cls" else feature.replace("CLS token", "mean of the patch tokens, each")
 
 
 def _checked(
