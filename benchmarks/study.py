@@ -1,8 +1,8 @@
 """How many runs an hour: the engine of the study with 1 and 2 workers, and the same runs one by one with `dvc exp run`.
 
 On the sample as the last `dvc repro` left it, within-subject, one EEG encoder, one core a run; every run is trained
-anew, in caches of their own. DVC's runs are those of a user without the engine: one experiment an encoder and seed, the two
-subjects one after the other, evaluated by the evaluate stage. The engine's own cost is what a run takes beside its
+anew, in caches of their own. DVC's runs are those of a user without the engine: one experiment an encoder and seed, the
+two subjects one after the other, evaluated by the evaluate stage. The engine's own cost is what a run takes beside its
 training and scoring, which each process times itself.
 
     python -m benchmarks.study [SEEDS]
@@ -38,7 +38,7 @@ def main(n_seeds: int) -> None:
         protocols=["within-subject"],
         seeds=seeds,
     )
-    trials = plan_study(grid, p.seed, list(subjects), {BACKBONE: ["dreamsim"]})
+    trials = plan_study(grid, p.seed, list(subjects), {BACKBONE: {"dreamsim": False}})
     an_hour = {}
     with tempfile.TemporaryDirectory() as folder:
         embeddings = Path(folder) / "embeddings" / BACKBONE

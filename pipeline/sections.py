@@ -25,6 +25,11 @@ class Download(Section):
     openneuro: str
     things_images: str
     dreamsim_releases: str
+    glocal_transforms: str
+    hugging_face: str
+    open_clip_releases: str
+    dino: str
+    weights_file: str
 
 
 class Preprocess(Section):

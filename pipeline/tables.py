@@ -27,7 +27,7 @@ def check_names(p: Params) -> None:
 
 
 def check_image_model(backbone: str, encoder: str, alignment: str) -> None:
-    """InputError where there is no such backbone or alignment, or for the aligned encoder not that of this backbone."""
+    """InputError where there is no such backbone or alignment, or, of the aligned encoder, where they do not match."""
     try:
         find_model(backbone)
         if encoder == "aligned" or alignment not in kinds_of_alignment():

@@ -6,7 +6,7 @@ from pipeline.devices import pick_device
 from pipeline.errors import InputError
 from pipeline.images.embedder import embed_images
 from pipeline.images.embeddings import read_health, write_no_embeddings
-from pipeline.images.models import find_alignment, find_model
+from pipeline.images.models import OfCache, find_alignment, find_model
 from pipeline.params import read_params
 from pipeline.sections import Embed
 from stages import run, show
@@ -45,10 +45,15 @@ def embed(
         print(error)
         write_no_embeddings(target, str(error))
         return str(target)
-    names = {"backbone": backbone, "encoder": encoder, "alignment": alignment}
-    device = pick_device(parameters.device)
-    embed_images(image_table, images, load, weights / model.file, target, names, parameters, device)
-    show(f"{backbone}, {encoder}", [{"block": block, **health} for block, health in read_health(target).items()])
+    if isinstance(load, OfCache):
+        load.write(unaligned, weights / load.file, target)
+    else:
+        names = {"backbone": backbone, "encoder": encoder, "alignment": alignment}
+        device = pick_device(parameters.device)
+        embed_images(image_table, images, load, weights / model.file, target, names, parameters, device)
+    rows = [{"block": block, **health} for block, health in read_health(target).items()]
+    if rows:
+        show(f"{backbone}, {encoder}", rows)
     return str(target)
 
 

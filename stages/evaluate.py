@@ -10,7 +10,7 @@ from pipeline.data.datasets import DATASETS
 from pipeline.decoding.model import load_model
 from pipeline.eeg.recordings import read_split
 from pipeline.files import replacing
-from pipeline.images.embeddings import read_embeddings
+from pipeline.images.embeddings import read_about, read_embeddings
 from pipeline.params import read_params
 from stages import run, show, write_json
 
@@ -41,7 +41,8 @@ def main(
     outcomes, axes = score(recordings, models, cache, p.evaluate, p.seed)
     summary, frames = tabulate(outcomes, axes, made_with, p.evaluate, p.seed)
     summary |= summarise_block_weights(notes for _, notes in models)
-    summary["caveats"] = [*dataset.caveats, *axes.caveats]
+    of_images = read_about(embeddings)[0].get("caveat")
+    summary["caveats"] = [*dataset.caveats, *([of_images] if of_images else []), *axes.caveats]
     everything = Similarities(
         image_ids=axes.image_ids,
         concept=axes.concept,

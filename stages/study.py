@@ -8,7 +8,7 @@ from pipeline.decoding.runs import sources
 from pipeline.eeg.recordings import read_caveats
 from pipeline.errors import InputError
 from pipeline.files import replacing, sha256
-from pipeline.images.models import find_model
+from pipeline.images.models import OfCache, find_model
 from pipeline.params import read_params
 from pipeline.report.study_page import write_study_page
 from pipeline.report.study_pictures import draw_study_pictures
@@ -20,7 +20,11 @@ from stages import run, show, write_json
 def main(params: Path, eeg: Path, embeddings: Path, table: Path, metrics: Path, pictures: Path, page: Path) -> str:
     p = read_params(params)
     dataset, subjects = DATASETS[p.dataset], sources(eeg)
-    kinds = {backbone: list(find_model(backbone).aligned) for backbone in p.study.backbones}
+    models = {backbone: find_model(backbone) for backbone in p.study.backbones}
+    kinds = {
+        backbone: {kind: isinstance(load, OfCache) for kind, load in model.aligned.items()}
+        for backbone, model in models.items()
+    }
     trials = plan_study(p.study, p.seed, list(subjects), kinds)
     answers, failures = run_study(trials, subjects, embeddings, p.train, p.runs)
     facts: dict[str, Any] = {

@@ -1,10 +1,12 @@
-"""Get the checkpoint of the backbone, or for synthetic data random weights in its layout."""
+"""Get the files of weights of a backbone, or for synthetic data random weights in their layouts."""
 
+import shutil
 from pathlib import Path
 
 from pipeline.data.datasets import DATASETS
 from pipeline.errors import InputError
-from pipeline.fetch.download import fetch_release
+from pipeline.fetch.download import fetch_file
+from pipeline.files import replacing
 from pipeline.images.models import find_model
 from pipeline.params import read_params
 from stages import run, show
@@ -13,14 +15,28 @@ from stages import run, show
 def main(params: Path, backbone: str, weights: Path) -> str:
     p = read_params(params)
     model = find_model(backbone)
+    addresses = {
+        "dino": p.download.dino,
+        "dreamsim_releases": p.download.dreamsim_releases,
+        "glocal_transforms": p.download.glocal_transforms,
+        "hugging_face": p.download.hugging_face,
+        "open_clip_releases": p.download.open_clip_releases,
+    }
     if DATASETS[p.dataset].synthetic:
         model.stand_in(weights)
-    elif model.release is not None:
-        fetch_release(p.download.dreamsim_releases, model.release, model.file, weights)
+    elif model.published:
+        for file in model.published:
+            fetch_file(f"{addresses[file.root].rstrip('/')}/{file.path}", weights, file.name, file.sha256)
+    elif Path(p.download.weights_file).is_file():
+        with replacing(weights / model.file) as copy:
+            shutil.copyfile(p.download.weights_file, copy)
     else:
-        raise InputError(f"{backbone}: its weights are published nowhere that this can fetch them from")
+        raise InputError(
+            f"download.weights_file is {p.download.weights_file}: the weights of {backbone} are published nowhere that "
+            "this fetches them from, set it to the full path of your file of them (safetensors, or saved by torch)"
+        )
     files = sorted(weights.iterdir())
-    show(f"{backbone}: checkpoint", [{"file": str(path), "MB": path.stat().st_size / 1e6} for path in files])
+    show(f"{backbone}: weights", [{"file": str(path), "MB": path.stat().st_size / 1e6} for path in files])
     return ", ".join(map(str, files))
 
 

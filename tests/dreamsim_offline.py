@@ -25,10 +25,9 @@ def load_dreamsim(folder: Path, backbone: str, variant: Literal["unaligned", "al
     """dreamsim's own model of the files in `folder`, where the archive was unpacked."""
     with offline(folder, embed_dim):
         if variant == "aligned":
-            model, _ = dreamsim.dreamsim(
-                dreamsim_type=backbone, cache_dir=str(folder), normalize_embeds=False, device="cpu"
-            )
-            return model
+            name = backbone.removesuffix("_patch")
+            options = {"use_patch_model": backbone != name, "normalize_embeds": False, "device": "cpu"}
+            return dreamsim.dreamsim(dreamsim_type=name, cache_dir=str(folder), **options)[0]
         config = dreamsim_args["model_config"][backbone] | {"lora": False}
         return PerceptualModel(**config, baseline=True, load_dir=str(folder), device="cpu").eval()
 

@@ -20,7 +20,7 @@ import pytest
 
 from pipeline.data.sources import THINGS_EEG2, THINGS_EEG2_RAW, THINGS_MEG, Bucket, PublishedFiles
 from pipeline.errors import InputError
-from pipeline.fetch.download import Addresses, fetch_dataset, fetch_release
+from pipeline.fetch.download import Addresses, fetch_dataset, fetch_file
 from pipeline.fetch.transfer import Remote, fetch
 from pipeline.fetch.web import Patience
 from tests.osf_server import Server, fault, serve
@@ -31,7 +31,7 @@ QUICK = Patience(
 HASTY = replace(QUICK, silence=0.25)
 SIZE = 400_000
 CHECKPOINT = "dreamsim_synclr_vitb16_checkpoint.zip"
-SYNCLR = ("v0.2.1-checkpoints", CHECKPOINT)
+SYNCLR = f"v0.2.1-checkpoints/{CHECKPOINT}"
 # The same files by three kinds of servers.
 KINDS = {
     "osf": THINGS_EEG2,
@@ -178,11 +178,11 @@ def test_all_subjects_then_offline(published: Path, tmp_path: Path) -> None:
     everyone = [f"sub-{number:02}" for number in range(1, 6)]
     with serve_all(published, direct=True) as server:
         get(server, tmp_path / "a", "all")
-        fetch_release(server.releases, *SYNCLR, tmp_path / "weights", QUICK)
+        fetch_file(f"{server.releases}/{SYNCLR}", tmp_path / "weights", CHECKPOINT, patience=QUICK)
     check(published, tmp_path / "a", everyone)
     get(server, tmp_path / "b", "all")  # the server is gone
     check(published, tmp_path / "b", everyone)
-    fetch_release(server.releases, *SYNCLR, tmp_path / "again", QUICK)
+    fetch_file(f"{server.releases}/{SYNCLR}", tmp_path / "again", CHECKPOINT, patience=QUICK)
     assert (tmp_path / "again" / CHECKPOINT).read_bytes() == originals(published)[CHECKPOINT].read_bytes()
     with pytest.raises(InputError, match="no good connection to 127.0.0.1"):
         get(server, tmp_path / "c", ["sub-06"])
@@ -656,24 +656,24 @@ def test_addresses_and_folders_that_cannot_be(server: Server, tmp_path: Path, mo
 def test_dreamsim(server: Server, published: Path, tmp_path: Path) -> None:
     whole = originals(published)[CHECKPOINT]
     server.set_faults({CHECKPOINT: [fault("html"), fault("expired"), DROP, DROP, fault("flip", at=200_000)]})
-    fetch_release(server.releases, *SYNCLR, tmp_path / "a", QUICK)
+    fetch_file(f"{server.releases}/{SYNCLR}", tmp_path / "a", CHECKPOINT, patience=QUICK)
     assert (tmp_path / "a" / CHECKPOINT).read_bytes() == whole.read_bytes()
     server.clear_log()
-    fetch_release(server.releases + "/", *SYNCLR, tmp_path / "b", QUICK)
+    fetch_file(f"{server.releases}/{SYNCLR}", tmp_path / "b", CHECKPOINT, patience=QUICK)
     assert (tmp_path / "b" / CHECKPOINT).read_bytes() == whole.read_bytes()
     assert server.log() == []
     with pytest.raises(InputError, match="answered 404.*check the address"):
-        fetch_release(server.releases, SYNCLR[0], "dreamsim_vgg_checkpoint.zip", tmp_path / "a", QUICK)
+        fetch_file(f"{server.releases}/v0.2.1-checkpoints/vgg.zip", tmp_path / "a", "vgg.zip", patience=QUICK)
 
 
 def test_dreamsim_resumes(server: Server, published: Path, tmp_path: Path) -> None:
     size = originals(published)[CHECKPOINT].stat().st_size
     server.set_faults({CHECKPOINT: [fault("drop", -1, at=150_000)]})
     with pytest.raises(InputError, match=f"150000 of {size} bytes are kept"):
-        fetch_release(server.releases, *SYNCLR, tmp_path / "a", QUICK)
+        fetch_file(f"{server.releases}/{SYNCLR}", tmp_path / "a", CHECKPOINT, patience=QUICK)
     server.set_faults({})
     server.log()
     server.clear_log()
-    fetch_release(server.releases, *SYNCLR, tmp_path / "a", QUICK)
+    fetch_file(f"{server.releases}/{SYNCLR}", tmp_path / "a", CHECKPOINT, patience=QUICK)
     assert server.sent() == {CHECKPOINT: 64 + size - 150_000}
     assert (tmp_path / "a" / CHECKPOINT).read_bytes() == originals(published)[CHECKPOINT].read_bytes()

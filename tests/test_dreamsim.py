@@ -12,7 +12,7 @@ import dreamsim
 import numpy as np
 import pytest
 import torch
-from dreamsim.config import dreamsim_args
+from dreamsim.config import dreamsim_args, dreamsim_weights
 from PIL import Image
 from torch import Tensor, nn
 
@@ -22,7 +22,7 @@ from pipeline.images import dreamsim_stand_in
 from pipeline.images.dreamsim import BACKBONES, load_encoder
 from pipeline.images.dreamsim_stand_in import make_checkpoint
 from pipeline.images.models import IMAGE_MODELS
-from pipeline.images.vit import ImageEncoder, resize
+from pipeline.images.vit import ImageEncoder, View
 from tests.dreamsim_offline import load_dreamsim, offline
 
 WIDTH = 192  # of the ViTs that are compared
@@ -54,7 +54,7 @@ def images() -> Tensor:
     rng = np.random.default_rng(0)
     pictures = [Image.fromarray(rng.integers(0, 256, size, dtype=np.uint8)) for size in [(500, 480, 3), (31, 640, 3)]]
     pictures.append(Image.fromarray(rng.integers(0, 256, (3, 4, 3), dtype=np.uint8)).resize((400, 300)))
-    return torch.stack([resize(picture, 224) for picture in pictures]).float() / 255
+    return torch.stack([View()(picture) for picture in pictures]).float() / 255
 
 
 def rewritten(archive: Path, folder: Path, changes: dict[str, bytes | Callable[[dict], object] | None]) -> Path:
@@ -134,7 +134,12 @@ def assert_equal(ours: Tensor, theirs: Tensor) -> None:
 def test_the_last_is_what_dreamsim_returns(pair: Pair, images: Tensor) -> None:
     with torch.inference_mode():
         [ours] = pair.ours(images)
-        assert_equal(ours, pair.theirs.embed(images))
+        theirs = pair.theirs.embed(images)
+        if theirs.ndim == 3:  # of the patch variants all tokens: dreamsim's distance pools them
+            similarity = torch.nn.functional.cosine_similarity(ours[:1], ours[1:])
+            torch.testing.assert_close(1 - similarity, pair.theirs(images[:1].expand(2, -1, -1, -1), images[1:]))
+            theirs = torch.cat([theirs[:, 0], theirs[:, 1:].mean(1)], dim=1)
+        assert_equal(ours, theirs)
 
 
 def test_every_layer_norm_has_dreamsims_eps(pair: Pair) -> None:
@@ -151,7 +156,10 @@ def test_blocks_and_tokens_are_those_of_dreamsims_vits(pair: Pair, images: Tenso
         for vit, name in zip(pair.theirs.extractor_list, pair.theirs.model_list, strict=True):
             after = vit._extract_features(pair.theirs._preprocess(images, name), [0, 6, 11])  # (B, 1 + patches, width)
             after.append(vit.model.norm(after[-1]) @ vit.proj if "clip" in name else after[-1])
+            of_patches = pair.theirs.is_patch and tokens == "cls"
             vits.append([x[:, 0] if tokens == "cls" else x[:, 1:].mean(1) for x in after])
+            if of_patches:
+                vits[-1] = [torch.cat([x[:, 0], x[:, 1:].mean(1)], dim=1) for x in after]
         theirs = dict(zip((1, 7, 12, "last"), (torch.cat(parts, -1) for parts in zip(*vits, strict=True)), strict=True))
         blocks = (7, "last", 1, 12, 7)
         for block, ours in zip(blocks, pair.ours(images, blocks, tokens), strict=True):
@@ -179,8 +187,18 @@ def test_the_published_width_equals_dreamsim(images: Tensor, tmp_path: Path) -> 
 
 
 def test_the_backbones_are_everywhere_the_same() -> None:
-    theirs = [name for name in dreamsim_args["model_config"] if not name.endswith("_patch")]
-    assert set(theirs) == set(BACKBONES) == set(IMAGE_MODELS) == set(dreamsim_stand_in.BACKBONES)
+    theirs = set(dreamsim_args["model_config"])
+    assert theirs == set(BACKBONES) == set(dreamsim_stand_in.BACKBONES)
+    assert theirs == {name for name, model in IMAGE_MODELS.items() if "dreamsim" in model.aligned}
+
+
+def test_the_archives_are_where_dreamsim_gets_them() -> None:
+    for name, address in dreamsim_weights.items():
+        [file] = IMAGE_MODELS[name].published
+        assert (file.root, f"https://github.com/ssundaram21/dreamsim/releases/download/{file.path}") == (
+            "dreamsim_releases",
+            address,
+        )
 
 
 def test_a_block_that_is_not_there_is_refused(archives, images: Tensor) -> None:
@@ -215,7 +233,7 @@ def encoded(mode: str, size: tuple[int, int], kind: str) -> bytes:
 )
 def test_a_picture_becomes_what_dreamsim_makes_of_it(mode: str, size, kind: str, dreamsims_own: Callable) -> None:
     data = encoded(mode, size, kind)
-    ours = resize(decode_image(data, "a.jpg"), 224).float() / 255
+    ours = View()(decode_image(data, "a.jpg")).float() / 255
     assert torch.equal(ours[None], dreamsims_own(Image.open(io.BytesIO(data))))
 
 

@@ -17,7 +17,7 @@ from pipeline.data import sample
 from pipeline.errors import InputError
 from pipeline.images.dreamsim import load_encoder
 from pipeline.images.dreamsim_stand_in import BACKBONES, make_checkpoint, vit_weights
-from pipeline.images.vit import resize
+from pipeline.images.vit import View
 from tests.dreamsim_offline import load_dreamsim
 
 
@@ -29,7 +29,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> torch.Tensor:
     sample.make_raw(["sub-01"], folder, folder, folder / "metadata.npy", size)
     with zipfile.ZipFile(folder / "training_images.zip") as archive:
         images = [Image.open(io.BytesIO(archive.read(name))) for name in archive.namelist()]
-    return torch.stack([resize(image, 224) for image in images]).float() / 255
+    return torch.stack([View()(image) for image in images]).float() / 255
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
@@ -46,7 +46,8 @@ def test_images_differ_and_those_of_a_concept_less(backbone: str, pictures: torc
         cosines = unit[variant] @ unit[variant].T
         assert np.median(cosines[other]) < 0.6
         assert np.median(cosines[same]) > np.median(cosines[other]) + 0.2
-    assert 0.3 < (unit["unaligned"] * unit["aligned"]).sum(1).mean() < 0.9
+    most = 0.95 if backbone.endswith("_patch") else 0.9  # a mean over patches changes less than one token
+    assert 0.3 < (unit["unaligned"] * unit["aligned"]).sum(1).mean() < most
 
 
 @pytest.mark.parametrize("backbone", ["dinov2_vitb14", "ensemble"])  # between them, three kinds of files
@@ -63,7 +64,7 @@ def test_bytes_are_the_same_in_another_process_with_another_number_of_threads(ba
 
 
 def test_an_unknown_backbone_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="synclr_vitb16, .*, ensemble, not 'vgg16'"):
+    with pytest.raises(InputError, match="synclr_vitb16, .*, ensemble, .*, not 'vgg16'"):
         make_checkpoint("vgg16", tmp_path)
     assert not list(tmp_path.iterdir())
 

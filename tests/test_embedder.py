@@ -31,7 +31,7 @@ from pipeline.images.embedder import RECOMPUTED, embed_images
 from pipeline.images.embeddings import read_embeddings, read_health
 from pipeline.images.models import IMAGE_MODELS, Load
 from pipeline.images.views import degrade
-from pipeline.images.vit import resize
+from pipeline.images.vit import View
 from pipeline.params import read_params
 from pipeline.sections import Embed
 
@@ -114,7 +114,7 @@ def test_each_row_is_its_image_embedded_alone(data, tmp_path):
             name = cached.image_ids[row]
             picture = Image.open(io.BytesIO(archives[name.split("/")[0]].read(name))).convert("RGB")
             with torch.inference_mode():
-                [expected] = encoder(resize(picture, 224)[None].float() / 255, [block])
+                [expected] = encoder(View()(picture)[None].float() / 255, [block])
             np.testing.assert_allclose(cached.values[row], expected[0], rtol=0, atol=1e-5 * float(expected.abs().max()))
 
 
@@ -127,7 +127,7 @@ def test_each_view_is_the_degraded_picture_embedded_alone(data, tmp_path):
         assert list(cached.image_ids) == ids(data) and cached.values.shape == (N, 4, 64)
         for row in (0, 4, N - 1):
             name = cached.image_ids[row]
-            picture = resize(Image.open(io.BytesIO(archives[name.split("/")[0]].read(name))).convert("RGB"), 224)
+            picture = View()(Image.open(io.BytesIO(archives[name.split("/")[0]].read(name))).convert("RGB"))
             views = torch.stack([degrade(picture, view, name) for view in VIEWS])
             with torch.inference_mode():
                 [expected] = encoder(views.float() / 255, [block])
@@ -173,7 +173,7 @@ def test_the_cache_says_what_it_is(data, tmp_path):
     assert notes["checkpoint"] == CHECKPOINT and notes["checkpoint_sha256"] == sha256(data / CHECKPOINT)
     assert (notes["backbone"], notes["encoder"], notes["tokens"]) == ("synclr_vitb16", "aligned", "cls")
     assert (notes["precision"], notes["batch_size"]) == ("bfloat16", 4) and notes["device"].startswith("cpu (")
-    assert json.loads(notes["lora"])["lora_alpha"] == 0.5 and "bicubic" in notes["preprocessing"]
+    assert json.loads(notes["aligned_by"])["lora_alpha"] == 0.5 and "bicubic" in notes["preprocessing"]
     assert all(name in notes["versions"] for name in ("torch ", "torchvision ", "timm ", "pillow "))
     assert "before the last LayerNorm" in features["last"] and features["12"] == "CLS token after block 12"
     health = read_health(path)["last"]

@@ -46,7 +46,7 @@ def load(checkpoint: Path) -> tuple[ImageEncoder, dict[str, Any]]:
     return ImageEncoder([ViT(vit, normed=True)]).eval().requires_grad_(False), {}
 
 
-TINY_VIT = ImageModel("tiny.safetensors", None, write_random, load)
+TINY_VIT = ImageModel("tiny.safetensors", (), write_random, load)
 # --8<-- [end:image-model]
 
 # The recipe of an alignment, 6 lines of code: a linear map behind the model, here one that keeps each second dimension.
@@ -157,4 +157,7 @@ def test_an_alignment_from_outside_is_embedded_beside_the_plain_model(
     matrix = torch.eye(192)[:, ::2].numpy()
     np.testing.assert_allclose(values["aligned"], values["unaligned"] @ matrix, rtol=0, atol=1e-3)
     with h5py.File(tmp_path / "aligned.h5") as file:
-        assert (file.attrs["alignment"], json.loads(file.attrs["lora"])) == ("linear", {"kind": "linear", "size": 96})
+        assert (file.attrs["alignment"], json.loads(file.attrs["aligned_by"])) == (
+            "linear",
+            {"kind": "linear", "size": 96},
+        )

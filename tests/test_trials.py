@@ -21,7 +21,7 @@ from pipeline.study.results import Answer
 from pipeline.study.trials import plan_study, run_study
 from tests.tiny import make_embeddings, make_prepared, quick_recipe
 
-KINDS = {"one": ["dreamsim"], "two": ["dreamsim", "other"]}
+KINDS = {"one": {"dreamsim": False}, "two": {"dreamsim": False, "other": True}}
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +71,9 @@ def test_the_grid(data):
         study(blocks=[6, "last"], protocols=["pooled", "within-subject"], seeds=[3, 5]), 42, ["a"], KINDS
     )
     assert {trial.cell.block for trial in blocks} == {"6", "last"} and {trial.seed for trial in blocks} == {3, 5}
+    only_last = study(backbones=["two"], alignments=["dreamsim", "other"], blocks=[6, "last"])
+    cells = {(trial.cell.alignment, trial.cell.block) for trial in plan_study(only_last, 42, ["a"], KINDS)}
+    assert cells == {("dreamsim", "6"), ("dreamsim", "last"), ("other", "last")}
     with pytest.raises(InputError, match="study.alignments is other and one has dreamsim: name one that it has"):
         plan_study(study(alignments=["other"]), 42, ["a"], KINDS)
     with pytest.raises(InputError, match="study.seeds = .* names a seed twice"):

@@ -28,7 +28,7 @@ from pipeline.files import replacing
 ABOUT_A_RUN = ("fold", "seed", "selected_epoch", "collapsed", "logit_scale")
 # Left out of the settings: what cannot change a result, and what differs between the encoders by design.
 NO_SETTINGS = {"seeds", "workers", "device", "versions", "h5py_version", "numpy_version"}
-NO_SETTINGS |= {"alignment", "encoder", "lora"}
+NO_SETTINGS |= {"alignment", "encoder", "aligned_by", "caveat", "only"}
 
 Queries = dict[str, np.ndarray]  # what `score_queries` says of each test image, float64, by name
 

@@ -1,7 +1,4 @@
-"""Which published files a run needs: a dataset's from the servers it names, DreamSim's from its releases.
-
-Weights: DreamSim, arXiv 2306.09344, https://github.com/ssundaram21/dreamsim/releases (no hash is published).
-"""
+"""Which published files a run needs: a dataset's from the servers that it names, a file of weights from its address."""
 
 import hashlib
 import re
@@ -79,14 +76,13 @@ def fetch_dataset(
     fetch(wanted, patience)
 
 
-def fetch_release(releases: str, tag: str, name: str, directory: Path, patience: Patience = PATIENCE) -> None:
-    """Put the file `name` of a release into `directory`; no hash is published, so a zip's CRCs are checked."""
-    url = f"{releases.rstrip('/')}/{tag}/{name}"
+def fetch_file(url: str, directory: Path, name: str, sha256: str | None = None, patience: Patience = PATIENCE) -> None:
+    """Put what is at `url` into `directory` as `name`; `sha256` may be its first digits. Raises InputError."""
     key = f"{_short_hash(url)}-{name}"
     size = cached_size(key)
     if size is None:
         size = remote_size(url, patience)
-    fetch({directory / name: Remote(name, url, size, key)}, patience)
+    fetch({directory / name: Remote(name, url, size, key, sha256)}, patience)
 
 
 def _subject_files(source: PublishedFiles, listing: list[Listed], subjects: Subjects) -> Iterator[tuple[str, Listed]]:

@@ -27,12 +27,14 @@ def accelerate(
     device: torch.device,
 ) -> None:
     """Change the encoder, still on the CPU, in place: for these blocks and tokens on this device and no others."""
+    encoder.arithmetic = getattr(torch, precision)
     deepest = max(encoder.n_blocks if block == "last" else block for block in blocks)
     packed = device.type == "cpu" and torch.backends.cpu.get_cpu_capability() == "AVX512"
-    for vit in (each.vit for each in encoder.vits):
+    for vit, with_patches in ((each.vit, each.with_patches) for each in encoder.vits):
         last = cast(Layer, vit.blocks[deepest - 1])
         attention = cast(Attention, last.attn)
-        if tokens == "cls" and isinstance(attention.q_norm, nn.Identity) and attention.qkv.bias is not None:
+        plain = isinstance(attention.q_norm, nn.Identity) and attention.qkv.bias is not None
+        if plain and tokens == "cls" and not with_patches:
             vit.blocks[deepest - 1] = _ClsLayer(last)
         for parent in list(vit.blocks.modules()):
             if isinstance(parent, Attention) and packed and precision == "bfloat16":

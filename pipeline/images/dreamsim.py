@@ -12,13 +12,9 @@ Deliberate differences:
   through torch.hub instead. For DINOv2 that is the file which the archive holds as well. For DINO it is the teacher's
   backbone, which the archive holds as one of the two networks of `dino_vitb16_pretrain.pth`.
 - The LoRA's update, (alpha / r) B A, is added to the weights that it adapts, which leaves a plain ViT.
-- The width comes from the weights, so that a narrow ViT in the published layout loads too.
 """
 
-import argparse
-import functools
 import io
-import math
 import re
 import zipfile
 from dataclasses import dataclass
@@ -26,58 +22,54 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import safetensors.torch
-import torch
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 from timm.layers import QuickGELU
-from timm.models import VisionTransformer
 from torch import Tensor, nn
 
 from pipeline.data.archives import open_zip, read_member
 from pipeline.errors import InputError
+from pipeline.images.checkpoints import Architecture, is_weights, make_vit, read_torch
 from pipeline.images.vit import CLIP, IMAGENET, ImageEncoder, ViT
 
-IMAGE_SIZE = 224  # pixels a side, as in dreamsim.config
-N_BLOCKS = 12  # all published ViTs have 12 blocks, 64-dimensional heads and an MLP ratio of 4
-HEAD_SIZE = 64
 LARGEST_MEMBER = 2**31  # bytes; DINO's two networks with their heads are 0.9 GB
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where the archive holds a ViT, under which names, and what its weights do not tell."""
+    """Where the archive holds a ViT, and under which names."""
 
     member: str
-    patch_size: int
+    architecture: Architecture
     key: str | None = None  # of the weights in the saved dict; None: the dict itself
     prefix: str = ""  # before each weight's name
     ignored: str | None = None  # skip weights with this prefix
-    trained_size: int = IMAGE_SIZE  # image size (pixels) at which pos_embed was trained
-    layer_scale: bool = False
-    clip: bool = False  # a LayerNorm before the blocks, eps 1e-5, a projection at the end, CLIP's mean and std
-    activation: type[nn.Module] = nn.GELU
 
 
 def _clip(patch_size: int) -> Source:
-    return Source(f"clip_vitb{patch_size}_pretrain.pth.tar", patch_size, "state_dict", clip=True, activation=QuickGELU)
+    architecture = Architecture(patch_size, clip=True, activation=QuickGELU)
+    return Source(f"clip_vitb{patch_size}_pretrain.pth.tar", architecture, "state_dict")
 
 
 def _open_clip(patch_size: int) -> Source:
-    return Source(f"open_clip_vitb{patch_size}_pretrain.pth.tar", patch_size, "state_dict", clip=True)
+    architecture = Architecture(patch_size, clip=True)
+    return Source(f"open_clip_vitb{patch_size}_pretrain.pth.tar", architecture, "state_dict")
 
 
-_DINO = Source("dino_vitb16_pretrain.pth", 16, "teacher", "backbone.", ignored="head.")
+_DINO = Source("dino_vitb16_pretrain.pth", Architecture(16), "teacher", "backbone.", ignored="head.")
+_DINOV2 = Source(
+    "dinov2_vitb14_pretrain.pth", Architecture(14, trained_size=518, layer_scale=True), ignored="mask_token"
+)
 
 # By DreamSim's name: the folder of the LoRA and the ViTs, in the order in which dreamsim concatenates them.
 BACKBONES: dict[str, tuple[str, tuple[Source, ...]]] = {
     "synclr_vitb16": (
         "synclr_vitb16_single_lora",
-        (Source("synclr_vit_b_16.pth", 16, "model", "module.visual."),),
+        (Source("synclr_vit_b_16.pth", Architecture(16), "model", "module.visual."),),
     ),
-    "dinov2_vitb14": (
-        "dinov2_vitb14_single_lora",
-        (Source("dinov2_vitb14_pretrain.pth", 14, ignored="mask_token", trained_size=518, layer_scale=True),),
-    ),
+    "dinov2_vitb14": ("dinov2_vitb14_single_lora", (_DINOV2,)),
+    "dinov2_vitb14_patch": ("dinov2_vitb14_patch_lora", (_DINOV2,)),
     "dino_vitb16": ("dino_vitb16_single_lora", (_DINO,)),
+    "dino_vitb16_patch": ("dino_vitb16_patch_lora", (_DINO,)),
     "clip_vitb32": ("clip_vitb32_single_lora", (_clip(32),)),
     "open_clip_vitb32": ("open_clip_vitb32_single_lora", (_open_clip(32),)),
     "ensemble": ("ensemble_lora", (_DINO, _clip(16), _open_clip(16))),
@@ -116,7 +108,7 @@ def load_encoder(
     """
     adapter_folder, sources = BACKBONES[backbone]
     with open_zip(checkpoint, LARGEST_MEMBER) as archive:
-        model = ImageEncoder([_make_vit(_read_weights(archive, source), source, archive) for source in sources])
+        model = ImageEncoder([_load_vit(archive, source, backbone.endswith("_patch")) for source in sources])
         config = _read_config(archive, f"{adapter_folder}/adapter_config.json")
         adapter = _read_adapter(archive, adapter_folder)
     layers = _targets(model, adapter, config, checkpoint)
@@ -126,22 +118,14 @@ def load_encoder(
     return model.eval().requires_grad_(False), config
 
 
+def _load_vit(archive: zipfile.ZipFile, source: Source, with_patches: bool) -> ViT:
+    weights, clip = _read_weights(archive, source), source.architecture.clip
+    vit, projection = make_vit(weights, source.architecture, f"{archive.filename}: {source.member}")
+    return ViT(vit, CLIP if clip else IMAGENET, clip, projection, with_patches)
+
+
 def _load(archive: zipfile.ZipFile, member: str) -> dict[str, Any]:
-    """`torch.load` that runs no code; a training script's argparse.Namespace beside the weights is let through."""
-    data = io.BytesIO(read_member(archive, member))
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            loaded = torch.load(data, map_location="cpu", weights_only=True)
-    except Exception as error:  # for a file that is no pickle it raises whatever its parser runs into
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(
-            f"{archive.filename}: {member} is not a torch file of weights ({reason}); fetch it again"
-        ) from error
-    if not isinstance(loaded, dict):
-        raise InputError(
-            f"{archive.filename}: {member} should hold a dict of weights and holds a {type(loaded).__name__}"
-        )
-    return loaded
+    return read_torch(io.BytesIO(read_member(archive, member)), f"{archive.filename}: {member}")
 
 
 def _read_weights(archive: zipfile.ZipFile, source: Source) -> dict[str, Tensor]:
@@ -150,7 +134,7 @@ def _read_weights(archive: zipfile.ZipFile, source: Source) -> dict[str, Tensor]
     saved: Any = _load(archive, source.member)
     if source.key is not None:
         saved = saved.get(source.key)
-    if not _is_weights(saved):
+    if not is_weights(saved):
         under = f" under the key {source.key!r}" if source.key else ""
         raise InputError(f"{where} should hold tensors by name{under}; is it another model's?")
     weights = {}
@@ -160,75 +144,8 @@ def _read_weights(archive: zipfile.ZipFile, source: Source) -> dict[str, Tensor]
         if not name.startswith(source.prefix):
             raise InputError(f"{where}: the name {name} should start with {source.prefix}; is it another model's?")
         name = name.removeprefix(source.prefix)
-        weights[name.replace("pos_drop.", "norm_pre.") if source.clip else name] = value.float()
+        weights[name.replace("pos_drop.", "norm_pre.") if source.architecture.clip else name] = value.float()
     return weights
-
-
-def _is_weights(saved: object) -> bool:
-    """Whether this holds plain tensors of floating point by name."""
-    return isinstance(saved, dict) and all(
-        isinstance(name, str)
-        and isinstance(value, Tensor)
-        and value.is_floating_point()
-        and value.layout is torch.strided
-        for name, value in saved.items()
-    )
-
-
-def _make_vit(weights: dict[str, Tensor], source: Source, archive: zipfile.ZipFile) -> ViT:
-    """timm's ViT in the width that the weights have; each weight must fit and be used."""
-    where = f"{archive.filename}: {source.member}"
-    shape = tuple(weights["cls_token"].shape) if "cls_token" in weights else (0,)
-    width = shape[-1] if shape else 0
-    if shape != (1, 1, width) or width == 0 or width % HEAD_SIZE:
-        raise InputError(
-            f"{where}: the weight cls_token: expected (1, 1, a multiple of {HEAD_SIZE}), "
-            f"got {shape if 'cls_token' in weights else 'nothing'}; is it another model's?"
-        )
-    norm = functools.partial(nn.LayerNorm, eps=1e-5 if source.clip else 1e-6)
-    vit = VisionTransformer(
-        img_size=IMAGE_SIZE,
-        patch_size=source.patch_size,
-        embed_dim=width,
-        depth=N_BLOCKS,
-        num_heads=width // HEAD_SIZE,
-        init_values=1.0 if source.layer_scale else None,
-        num_classes=0,
-        norm_layer=norm,
-        act_layer=source.activation,
-    )
-    if source.clip:
-        vit.norm_pre = norm(width)  # not pre_norm=True, which takes away a bias that the files have
-    expected = {name: tuple(value.shape) for name, value in vit.state_dict().items()}
-    expected["pos_embed"] = (1, 1 + (source.trained_size // source.patch_size) ** 2, width)
-    if source.clip:
-        expected["proj"] = (width, *weights.get("proj", torch.empty(1, 1)).shape[-1:])
-    got = {name: tuple(value.shape) for name, value in weights.items()}
-    for name in sorted(expected.keys() | got.keys()):
-        if expected.get(name) != got.get(name):
-            raise InputError(
-                f"{where}: the weight {name}: expected {expected.get(name, 'nothing')}, "
-                f"got {got.get(name, 'nothing')}; is it another model's?"
-            )
-    projection = weights.pop("proj", None)
-    if source.trained_size != IMAGE_SIZE:
-        weights["pos_embed"] = _interpolate(weights["pos_embed"], IMAGE_SIZE // source.patch_size)
-    vit.load_state_dict(weights)
-    return ViT(vit, CLIP if source.clip else IMAGENET, normed=source.clip, projection=projection)
-
-
-def _interpolate(positions: Tensor, side: int) -> Tensor:
-    """The positions of a square grid for one of `side` x `side`, (1, 1 + side^2, width), as DINOv2's own model does it.
-
-    It passes scale_factor = (side + 0.1) / trained instead of size, without antialiasing. Using size changes the
-    embedding by about 1 %, so we copy it.
-    """
-    cls, grid = positions[:, :1], positions[:, 1:]
-    trained = math.isqrt(grid.shape[1])
-    grid = grid.unflatten(1, (trained, trained)).permute(0, 3, 1, 2)
-    scale = (side + 0.1) / trained
-    grid = nn.functional.interpolate(grid, scale_factor=(scale, scale), mode="bicubic")
-    return torch.cat([cls, grid.permute(0, 2, 3, 1).flatten(1, 2)], dim=1)
 
 
 def _read_config(archive: zipfile.ZipFile, member: str) -> dict[str, Any]:
@@ -258,7 +175,7 @@ def _read_adapter(archive: zipfile.ZipFile, folder: str) -> dict[str, dict[str, 
     else:
         member = f"{folder}/adapter_model.bin"
         saved = _load(archive, member)
-    if not _is_weights(saved):
+    if not is_weights(saved):
         raise InputError(f"{archive.filename}: {member} should hold tensors by name; fetch it again")
     adapter: dict[str, dict[str, Tensor]] = {}
     for name, value in saved.items():

@@ -28,9 +28,10 @@ RANK = 16
 
 # Of each backbone: the folder of the LoRA, its alpha and dropout; and of each ViT its file, kind and patch size.
 _DINO: tuple[str, Kind, int] = ("dino_vitb16_pretrain.pth", "dino", 16)
+_DINOV2: tuple[str, Kind, int] = ("dinov2_vitb14_pretrain.pth", "dinov2", 14)
 BACKBONES: dict[str, tuple[str, float, float, list[tuple[str, Kind, int]]]] = {
     "synclr_vitb16": ("synclr_vitb16_single_lora", 0.5, 0.3, [("synclr_vit_b_16.pth", "synclr", 16)]),
-    "dinov2_vitb14": ("dinov2_vitb14_single_lora", 0.5, 0.3, [("dinov2_vitb14_pretrain.pth", "dinov2", 14)]),
+    "dinov2_vitb14": ("dinov2_vitb14_single_lora", 0.5, 0.3, [_DINOV2]),
     "dino_vitb16": ("dino_vitb16_single_lora", 32.0, 0.2, [_DINO]),
     "clip_vitb32": ("clip_vitb32_single_lora", 0.5, 0.3, [("clip_vitb32_pretrain.pth.tar", "clip", 32)]),
     "open_clip_vitb32": (
@@ -43,6 +44,8 @@ BACKBONES: dict[str, tuple[str, float, float, list[tuple[str, Kind, int]]]] = {
         *(1.0, 0.3),
         [_DINO, ("clip_vitb16_pretrain.pth.tar", "clip", 16), ("open_clip_vitb16_pretrain.pth.tar", "clip", 16)],
     ),
+    "dino_vitb16_patch": ("dino_vitb16_patch_lora", 0.5, 0.3, [_DINO]),
+    "dinov2_vitb14_patch": ("dinov2_vitb14_patch_lora", 0.5, 0.3, [_DINOV2]),
 }
 
 
@@ -101,7 +104,9 @@ def _saved(kind: Kind, patch_size: int, embed_dim: int, rng: np.random.Generator
     return {"student": {f"module.{name}": 0.9 * value for name, value in teacher.items()}, "teacher": teacher}
 
 
-def vit_weights(embed_dim: int, patch_size: int, grid: int, rng: np.random.Generator) -> Weights:
+def vit_weights(
+    embed_dim: int, patch_size: int, grid: int, rng: np.random.Generator, n_blocks: int = N_BLOCKS
+) -> Weights:
     """Random weights of a ViT for `grid` x `grid` patches, whose last CLS tokens differ between images.
 
     Common initialisations give almost one CLS token for every image. Here filters and positions are smooth, positions
@@ -120,7 +125,7 @@ def vit_weights(embed_dim: int, patch_size: int, grid: int, rng: np.random.Gener
         "patch_embed.proj.weight": filters / np.sqrt((filters**2).sum((1, 2, 3), keepdims=True)),
         "patch_embed.proj.bias": np.zeros(embed_dim),
     }
-    for block in range(N_BLOCKS):
+    for block in range(n_blocks):
         qkv = normal(3 * embed_dim, embed_dim)
         qkv[: 2 * embed_dim] *= 1.8
         for layer, weight in (

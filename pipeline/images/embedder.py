@@ -22,7 +22,6 @@ from contextlib import nullcontext
 from datetime import timedelta
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -39,7 +38,7 @@ from pipeline.images.acceleration import accelerate
 from pipeline.images.embeddings import ORIGINAL, Attributes, write_embeddings
 from pipeline.images.models import Load
 from pipeline.images.views import check_views, degrade
-from pipeline.images.vit import Block, ImageEncoder, resize
+from pipeline.images.vit import Block, ImageEncoder
 from pipeline.sections import Embed
 from pipeline.unfinished import unfinished
 
@@ -82,7 +81,7 @@ def embed_images(
         "device": device_name(device),
         "checkpoint": checkpoint.name,
         "checkpoint_sha256": sha256(checkpoint),
-        "lora": json.dumps(alignment, sort_keys=True) if alignment else "none",
+        "aligned_by": json.dumps(alignment, sort_keys=True) if alignment else "none",
         "versions": " ".join(f"{name} {version(name)}" for name in PACKAGES),
     }
     decided_by = [made_with, parameters.blocks, parameters.views]
@@ -92,7 +91,7 @@ def embed_images(
     ):
 
         def decode(image_id: str) -> Tensor:
-            picture = resize(images.read(image_id), encoder.side)
+            picture = encoder.view(images.read(image_id))
             return torch.stack([degrade(picture, view, image_id) for view in parameters.views])
 
         rows = np.unique(np.linspace(0, len(image_ids) - 1, RECOMPUTED).astype(int))
@@ -117,7 +116,7 @@ def embed_images(
             left = str(timedelta(seconds=round(seconds)))  # h:mm:ss
             tqdm.write(f"embed {target.stem}: {what} = {n_bytes / 1e6:.2f} MB, done in about {left}")
             _embed_all(encoder, todo[n_timed:], decode, parameters, device, bar)
-        features = {block: _feature(encoder, block, parameters.tokens) for block in parameters.blocks}
+        features = {block: encoder.feature(block, parameters.tokens) for block in parameters.blocks}
         blocks = _checked(features, parameters.views, files, rows, reference, f"{target} (from {checkpoint.name})")
         write_embeddings(target, image_ids, blocks, made_with)
 
@@ -227,11 +226,6 @@ def embed_batch(
 def _forward(encoder: ImageEncoder, images: Tensor, parameters: Embed, device: torch.device) -> np.ndarray:
     pixels = images.to(device, non_blocking=True).float() / 255
     return torch.cat(encoder(pixels, parameters.blocks, parameters.tokens), dim=1).float().cpu().numpy()
-
-
-def _feature(encoder: ImageEncoder, block: Block, tokens: Literal["cls", "mean"]) -> str:
-    feature = encoder.feature if block == "last" else f"CLS token after block {block}"
-    return feature if tokens == "cls" else feature.replace("CLS token", "mean of the patch tokens, each")
 
 
 def _checked(

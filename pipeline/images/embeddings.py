@@ -1,7 +1,8 @@
 """The embedding cache: an HDF5 file with one row an image beside the image's id, and what it was made with.
 
 /                          attributes: backbone, encoder, alignment, tokens, preprocessing, precision, batch_size,
-                           device, checkpoint, checkpoint_sha256, lora, versions; of an empty cache only `why`
+                           device, checkpoint, checkpoint_sha256, aligned_by, versions; of some also `caveat`, for
+                           every report, and `only`, why there are no other blocks; of an empty cache `why` alone
 /image_ids (N,)            the path in the image archives, such as `training_images/00001_aardvark/aardvark_01b.jpg`
 /embeddings/<block> (N, D) float32, training and test images in one table; `last`, or the number of a transformer block;
                            attributes: feature, and its health (`pipeline.images.health`)
@@ -13,7 +14,7 @@ import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import h5py
 import numpy as np
@@ -88,9 +89,8 @@ def read_embeddings(path: Path, block: int | Literal["last", "mix"], views: Sequ
             there = sorted(_blocks(file), key=lambda name: (name == "last", name.zfill(9)))
             names = there if block == "mix" else [str(block)]
             if names[0] not in there:
-                raise InputError(
-                    f"{path}: train.block is {block}; set it to one that is there, {', '.join(there)}, or embed it"
-                )
+                told = f"{path}: train.block is {block}; set it to one that is there, {', '.join(there)}"
+                raise InputError(f"{told}: {file.attrs['only']}" if "only" in file.attrs else f"{told}, or embed it")
             kept = [ORIGINAL, *file.get("views", ())]
             missing = [view for view in views if view not in kept]
             if missing:
@@ -136,19 +136,29 @@ def _check_mix(path: Path, blocks: Mapping[str, h5py.Dataset]) -> None:
         )
 
 
-def read_health(path: Path) -> dict[str, dict[str, int | float]]:
-    """What the cache says of each block, `<view>/<block>` in degraded views; InputError if it is no cache."""
+def read_about(path: Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """The attributes of a cache, and of each block, `<view>/<block>` where degraded; InputError if it is no cache."""
     try:
         with h5py.File(path, "r") as file:
-            known = {block: dict(dataset.attrs) for block, dataset in _blocks(file).items()}
+            known = {block: _plain(dataset) for block, dataset in _blocks(file).items()}
             for view, blocks in file.get("views", {}).items():
-                known |= {f"{view}/{block}": dict(dataset.attrs) for block, dataset in blocks.items()}
+                known |= {f"{view}/{block}": _plain(dataset) for block, dataset in blocks.items()}
+            return _plain(file), known
     except (OSError, KeyError, AttributeError, TypeError, ValueError) as error:
         raise InputError(f"{path}: is not a whole embedding cache ({error}); run the embed stage again") from error
+
+
+def read_health(path: Path) -> dict[str, dict[str, int | float]]:
+    """What the cache says of each of its blocks; InputError if it is no cache."""
     return {
-        block: {name: value.item() for name, value in attributes.items() if isinstance(value, np.number)}
-        for block, attributes in known.items()
+        block: {name: value for name, value in attributes.items() if isinstance(value, int | float)}
+        for block, attributes in read_about(path)[1].items()
     }
+
+
+def _plain(of: h5py.Group | h5py.Dataset) -> dict[str, Any]:
+    """Attributes without numpy's types."""
+    return {name: value.item() if isinstance(value, np.generic) else value for name, value in of.attrs.items()}
 
 
 def _blocks(file: h5py.File) -> h5py.Group:

@@ -6,7 +6,14 @@ from typing import Any, Literal, cast
 
 import torch
 from PIL import Image
-from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+from timm.data.constants import (
+    IMAGENET_DEFAULT_MEAN,
+    IMAGENET_DEFAULT_STD,
+    IMAGENET_INCEPTION_MEAN,
+    IMAGENET_INCEPTION_STD,
+    OPENAI_CLIP_MEAN,
+    OPENAI_CLIP_STD,
+)
 from timm.models import VisionTransformer
 from torch import Tensor, nn
 from torchvision.transforms import functional as transforms
@@ -14,6 +21,7 @@ from torchvision.transforms import functional as transforms
 from pipeline.errors import InputError
 
 Block = int | Literal["last"]
+Tokens = Literal["cls", "mean"]
 
 
 @dataclass(frozen=True)
@@ -27,13 +35,41 @@ class Pixels:
 
 IMAGENET = Pixels("ImageNet", IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
 CLIP = Pixels("CLIP", OPENAI_CLIP_MEAN, OPENAI_CLIP_STD)
+HALF = Pixels("one half", IMAGENET_INCEPTION_MEAN, IMAGENET_INCEPTION_STD)
+
+
+@dataclass(frozen=True)
+class View:
+    """How a picture of any size becomes the square that a model sees.
+
+    The whole picture is resized, as dreamsim does it; with `short_side` its shorter side is resized to so many pixels
+    and the middle is kept, as thingsvision does it.
+    """
+
+    side: int = 224  # pixels
+    interpolation: str = "bicubic"
+    short_side: int | None = None
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        """RGB -> (3, side, side) uint8."""
+        mode = transforms.InterpolationMode(self.interpolation)
+        size = [self.side, self.side] if self.short_side is None else [self.short_side]
+        return transforms.pil_to_tensor(transforms.center_crop(transforms.resize(image, size, mode), [self.side]))
+
+    def __str__(self) -> str:
+        if self.short_side is None:
+            return f"whole image resized to {self.side} x {self.side} ({self.interpolation})"
+        return (
+            f"shorter side resized to {self.short_side} ({self.interpolation}), of that the middle "
+            f"{self.side} x {self.side}"
+        )
 
 
 class ViT(nn.Module):
     """One ViT with a CLS token, the normalisation before it, and what is read from it.
 
     "last" is the token after the last block, `normed` by the last LayerNorm or not, times `projection` (width, D) or
-    not.
+    not. `with_patches`: after the CLS token stands the mean of the patch tokens, (width + width).
     """
 
     mean: Tensor
@@ -42,22 +78,30 @@ class ViT(nn.Module):
     vit: VisionTransformer
 
     def __init__(
-        self, vit: VisionTransformer, pixels: Pixels = IMAGENET, normed: bool = False, projection: Tensor | None = None
+        self,
+        vit: VisionTransformer,
+        pixels: Pixels = IMAGENET,
+        normed: bool = False,
+        projection: Tensor | None = None,
+        with_patches: bool = False,
     ) -> None:
         super().__init__()
-        self.vit, self.pixels, self.normed = vit, pixels, normed
+        self.vit, self.pixels, self.normed, self.with_patches = vit, pixels, normed, with_patches
         self.register_buffer("mean", torch.tensor(pixels.mean).view(3, 1, 1))
         self.register_buffer("sd", torch.tensor(pixels.sd).view(3, 1, 1))
         self.register_buffer("projection", projection)
 
-    @property
-    def feature(self) -> str:
-        """What "last" is, in words."""
+    def feature(self, block: Block, tokens: Tokens) -> str:
+        """What stands for an image, in words."""
+        mean = "mean of the patch tokens, each"
+        token = mean if tokens == "mean" else f"CLS token and {mean}" if self.with_patches else "CLS token"
+        if block != "last":
+            return f"{token} after block {block}"
         if not self.normed:
-            return "CLS token after the last block, before the last LayerNorm"
-        return "CLS token after the last LayerNorm" + (", projected" if self.projection is not None else "")
+            return f"{token} after the last block, before the last LayerNorm"
+        return f"{token} after the last LayerNorm" + (", projected" if self.projection is not None else "")
 
-    def forward(self, images: Tensor, blocks: Sequence[Block], tokens: Literal["cls", "mean"]) -> list[Tensor]:
+    def forward(self, images: Tensor, blocks: Sequence[Block], tokens: Tokens) -> list[Tensor]:
         numbers = [len(self.vit.blocks) if block == "last" else block for block in blocks]
         kept = sorted(set(numbers))
         outputs: Any = self.vit.forward_intermediates(
@@ -69,14 +113,14 @@ class ViT(nn.Module):
             return_prefix_tokens=True,
             output_fmt="NLC",
         )
-        after = {  # (B, 1, width) or (B, patches, width); behind the CLS token some ViTs have registers
-            number: prefix[:, :1] if tokens == "cls" else patches
-            for number, (patches, prefix) in zip(kept, outputs, strict=True)
-        }
-        return [
-            (self._last(after[number]) if block == "last" else after[number]).mean(1)
-            for block, number in zip(blocks, numbers, strict=True)
-        ]
+        after = dict(zip(kept, outputs, strict=True))  # (B, patches, width), (B, prefix, width)
+        return [self._read(block, after[number], tokens) for block, number in zip(blocks, numbers, strict=True)]
+
+    def _read(self, block: Block, after: tuple[Tensor, Tensor], tokens: Tokens) -> Tensor:
+        patches, prefix = after
+        cls = prefix[:, :1]  # behind the CLS token some ViTs have registers
+        parts = [patches] if tokens == "mean" else [cls, patches] if self.with_patches else [cls]
+        return torch.cat([(self._last(part) if block == "last" else part).mean(1) for part in parts], dim=-1)
 
     def _last(self, tokens: Tensor) -> Tensor:
         if self.normed:
@@ -87,35 +131,38 @@ class ViT(nn.Module):
 class ImageEncoder(nn.Module):
     """A frozen backbone of one ViT or more: pixels (B, 3, side, side) in [0, 1] -> embeddings (B, D).
 
-    Those of several blocks come from one pass. `feature` and `preprocessing` say in words what "last" is and what is
-    done to an image before the blocks; all ViTs have as many blocks and take images of the same size.
+    Those of several blocks come from one pass. `view` makes the pixels of a picture, and `preprocessing` says in words
+    what is done to it before the blocks; all ViTs have as many blocks and take images of the same size.
     """
 
-    def __init__(self, vits: Sequence[ViT]) -> None:
+    arithmetic: torch.dtype = torch.float32  # as `acceleration` sets it; layers that it replaces need not look
+
+    def __init__(self, vits: Sequence[ViT], view: View | None = None) -> None:
         super().__init__()
         self.vits = cast(Sequence[ViT], nn.ModuleList(vits))
         self.n_blocks = len(vits[0].vit.blocks)
-        self.side = vits[0].vit.patch_embed.img_size[0]  # pixels
-        self.feature = "; ".join(vit.feature for vit in vits)
-        pixels = "; ".join(vit.pixels.name for vit in vits)
-        self.preprocessing = f"whole image resized to {self.side} x {self.side} (bicubic); mean and std of {pixels}"
+        self.view = view or View(vits[0].vit.patch_embed.img_size[0])
+        self.preprocessing = f"{self.view}; mean and std of {'; '.join(vit.pixels.name for vit in vits)}"
 
-    def forward(
-        self, images: Tensor, blocks: Sequence[Block] = ("last",), tokens: Literal["cls", "mean"] = "cls"
-    ) -> list[Tensor]:
+    def feature(self, block: Block, tokens: Tokens) -> str:
+        """What stands for an image, in words; of several ViTs one after the other where they differ."""
+        return "; ".join(vit.feature(block, tokens) for vit in self.vits[: None if block == "last" else 1])
+
+    def forward(self, images: Tensor, blocks: Sequence[Block] = ("last",), tokens: Tokens = "cls") -> list[Tensor]:
         """One (B, D) for each of `blocks`; InputError for a block that is not there.
 
         A number i in 1..n_blocks is the residual stream after block i, without norm or projection. `tokens`: the CLS
         token, or the mean of the patch tokens; for "last" each of them first gets the norm and the projection that the
         CLS token gets. The embeddings of several ViTs are concatenated.
         """
-        wrong = [block for block in blocks if block != "last" and not 1 <= block <= self.n_blocks]
-        if wrong:
-            raise InputError(f"blocks: this encoder has the blocks 1 to {self.n_blocks} and last, not {wrong[0]}")
+        check_blocks(blocks, self.n_blocks)
         each = [vit(images, blocks, tokens) for vit in self.vits]
         return [torch.cat(parts, dim=-1) for parts in zip(*each, strict=True)]
 
 
-def resize(image: Image.Image, side: int) -> Tensor:
-    """An RGB picture of any size -> (3, side, side) uint8: a bicubic resize without cropping, as dreamsim's."""
-    return transforms.pil_to_tensor(transforms.resize(image, [side, side], transforms.InterpolationMode.BICUBIC))
+def check_blocks(blocks: Sequence[Block], n_blocks: int) -> None:
+    """InputError for the first block that an encoder with so many has not."""
+    wrong = [block for block in blocks if block != "last" and not 1 <= block <= n_blocks]
+    if wrong:
+        there = f"the blocks 1 to {n_blocks} and last" if n_blocks else "last alone"
+        raise InputError(f"embed.blocks: this encoder has {there}, not {wrong[0]}")

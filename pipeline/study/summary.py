@@ -85,10 +85,10 @@ def summarise(
 
 
 def _place(trial: Trial, subject: str) -> tuple[Any, ...]:
-    """What rows are sorted by: blocks by their number, `last` after them, and the unaligned encoder first."""
+    """What rows are sorted by: blocks by their number, `last` and `mix` after them, and the unaligned encoder first."""
     cell = trial.cell
-    block = float("inf") if cell.block == "last" else int(cell.block)
-    about = (cell.protocol, cell.backbone, cell.alignment, cell.eeg_encoder, block)
+    depth = float(cell.block) if cell.block.isdecimal() else float("inf")
+    about = (cell.protocol, cell.backbone, cell.alignment, cell.eeg_encoder, depth, cell.block)
     return (*about, ENCODERS.index(trial.encoder), trial.fold, trial.seed, subject)
 
 

@@ -7,7 +7,7 @@ given up for lost, write the same bytes.
 """
 
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -58,8 +58,11 @@ class Task:
         return Run(trial.fold, trial.seed, trial.trained_on, trial.tested_on)
 
 
-def plan_study(study: Study, seed: int, subjects: list[str], kinds: Mapping[str, Collection[str]]) -> list[Trial]:
-    """The trials of the grid, both encoders in each cell; `kinds` are the alignments that each image model has."""
+def plan_study(study: Study, seed: int, subjects: list[str], kinds: Mapping[str, Mapping[str, bool]]) -> list[Trial]:
+    """The trials of the grid, both encoders in each cell.
+
+    `kinds` are the alignments that each image model has, and of each whether it is of the block `last` alone.
+    """
     for backbone in study.backbones:
         if not set(kinds[backbone]) & set(study.alignments):
             there = ", ".join(kinds[backbone]) or "no alignment"
@@ -74,8 +77,8 @@ def plan_study(study: Study, seed: int, subjects: list[str], kinds: Mapping[str,
         for run in plan(protocol, subjects, seeds)
         for backbone in study.backbones
         for alignment in study.alignments
-        if alignment in kinds[backbone]
         for block in study.blocks
+        if alignment in kinds[backbone] and (block == "last" or not kinds[backbone][alignment])
         for eeg_encoder in study.eeg_encoders
         for encoder in ("unaligned", "aligned")
     ]
