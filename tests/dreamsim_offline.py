@@ -32,6 +32,16 @@ def load_dreamsim(folder: Path, backbone: str, variant: Literal["unaligned", "al
         return PerceptualModel(**config, baseline=True, load_dir=str(folder), device="cpu").eval()
 
 
+def make_dino(embed_dim: int, patch_size: int, depth: int = 12, dinov2: bool = False) -> nn.Module:
+    """DINO's network, or DINOv2's: its output is the CLS token after the last LayerNorm."""
+    if not dinov2:
+        return _vit(embed_dim, patch_size, depth)
+    with patch.object(vision_transformer, "Block", _BlockWithLayerScale):
+        vit = _vit(embed_dim, patch_size, depth, img_size=[518])
+    vit.mask_token = nn.Parameter(torch.empty(1, embed_dim))
+    return vit
+
+
 @contextmanager
 def offline(folder: Path, embed_dim: int) -> Iterator[None]:
     """While this lasts, dreamsim calls no network.
@@ -42,14 +52,12 @@ def offline(folder: Path, embed_dim: int) -> Iterator[None]:
 
     def load_from_hub(repository: str, model_type: str) -> nn.Module:
         if model_type == "dino_vitb16":
-            vit = _vit(embed_dim)
+            vit = make_dino(embed_dim, 16)
             teacher = torch.load(folder / "dino_vitb16_pretrain.pth", weights_only=True)["teacher"]
             weights = {name.removeprefix("backbone."): value for name, value in teacher.items() if "head." not in name}
         else:
             assert model_type == "dinov2_vitb14"
-            with patch.object(vision_transformer, "Block", _BlockWithLayerScale):
-                vit = _vit(embed_dim, patch_size=14, img_size=[518])
-            vit.mask_token = nn.Parameter(torch.empty(1, embed_dim))
+            vit = make_dino(embed_dim, 14, dinov2=True)
             weights = torch.load(folder / "dinov2_vitb14_pretrain.pth", weights_only=True)
         vit.load_state_dict(weights)
         return vit
@@ -63,12 +71,12 @@ def offline(folder: Path, embed_dim: int) -> Iterator[None]:
         yield
 
 
-def _vit(embed_dim: int, patch_size: int = 16, **arguments) -> nn.Module:
+def _vit(embed_dim: int, patch_size: int = 16, depth: int = 12, **arguments) -> nn.Module:
     """dreamsim's `vit_base`, in another width."""
     return vision_transformer.VisionTransformer(
         patch_size=patch_size,
         embed_dim=embed_dim,
-        depth=12,
+        depth=depth,
         num_heads=embed_dim // 64,
         qkv_bias=True,
         norm_layer=functools.partial(nn.LayerNorm, eps=1e-6),

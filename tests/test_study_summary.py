@@ -75,9 +75,9 @@ def test_what_is_planted_is_found_and_nothing_else():
     assert [cell["p_holm"] for cell in summary["cells"]] == holm(np.array(p)).tolist()
     assert p[0] < 0.05 / 4 < summary["cells"][0]["p_holm"] < 0.05 and p[1] == 1
     assert summary["answer"] == (
-        "The aligned encoder decodes better in 1 of 4 cells and worse in 1; in 2 no difference is shown (top-1, "
-        "p ≤ 0.05 after Holm's correction over 4 cells; 20-way, chance 5.0 %, pooled, 8 subjects, 3 seeds). "
-        "The difference is +0.0 points in the middle cell, -25.0 to +30.0 in all."
+        "The aligned encoder decodes better in 1 of 4 cells and worse in 1; in 2 no difference is shown. Asked of "
+        "top-1, with p ≤ 0.05 after Holm's correction over 4 cells (20-way, chance 5.0 %, pooled, 8 subjects, 3 "
+        "seeds). The difference is +0.0 points in the middle cell, -25.0 to +30.0 in all."
     )
     assert (summary["n_runs"], summary["n_ok"], summary["n_way"], summary["chance_top1"]) == (24, 24, 20, 0.05)
     json.dumps(summary)

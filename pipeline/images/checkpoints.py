@@ -6,7 +6,6 @@ The width comes from the weights, so that a narrow ViT in a published layout loa
 import argparse
 import functools
 import math
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,23 +39,23 @@ class Architecture:
 def read_weights(path: Path) -> dict[str, Any]:
     """What a file of weights holds by name: one of safetensors, or of torch; known by its first bytes, not its name.
 
-    InputError for what is neither; nothing of a file is run. Of a torch file only the tensors that are used are read.
+    InputError for what is neither; nothing of a file is run.
     """
     with path.open("rb") as file:
         start = file.read(9)
     if start[8:9] != b"{":
-        return read_torch(path, str(path), mmap=zipfile.is_zipfile(path))
+        return read_torch(path, str(path))
     try:
         return safetensors.torch.load_file(path)
     except safetensors.SafetensorError as error:
         raise InputError(f"{path} is not a safetensors file ({error}); fetch it again") from error
 
 
-def read_torch(file: Path | IO[bytes], where: str, mmap: bool = False) -> dict[str, Any]:
+def read_torch(file: Path | IO[bytes], where: str) -> dict[str, Any]:
     """`torch.load` that runs no code; a training script's argparse.Namespace beside the weights is let through."""
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
-            loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=mmap)
+            loaded = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # for a file that is no pickle it raises whatever its parser runs into
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"{where} is not a torch file of weights ({reason}); fetch it again") from error

@@ -10,6 +10,7 @@ Deliberate difference: pictures are resized as a whole. Size, filter, mean and s
 and its crop is not done: objects may reach to the edge.
 """
 
+import difflib
 import inspect
 from collections.abc import Sequence
 from pathlib import Path
@@ -72,13 +73,13 @@ class PooledModel(ImageEncoder):
 
 
 def check_name(name: str) -> None:
-    """InputError where timm has no such model; nothing is built."""
-    tags = timm.list_pretrained(f"{name.partition('.')[0]}.*") if timm.is_model(name) else []
-    if not timm.is_model(name) or ("." in name and name not in tags):
-        near = timm.list_models(f"*{name.partition('.')[0][:8]}*", pretrained="." in name)[:5]
+    """InputError where timm has no such model, or none with that tag; nothing is built."""
+    known = [*timm.list_models(), *timm.list_pretrained()]
+    if name not in known:
+        near = ", ".join(difflib.get_close_matches(name, known))
         raise InputError(
             f"backbone is 'timm/{name}': timm {timm.__version__} has no model {name}"
-            + (f"; it has, for instance, {', '.join(near)}" if near else "")
+            + (f"; is it {near}?" if near else "")
         )
 
 

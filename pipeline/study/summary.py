@@ -234,7 +234,8 @@ def _answer(summary: dict[str, Any]) -> str:
     )
     if because:
         told += f", and in {numbers['no claim']} no claim can be made: {because}"
-    told += f" (top-1, p ≤ {ALPHA} after Holm's correction over {count(summary['n_corrected'], 'cell')}; {made})."
+    told += f". Asked of top-1, with p ≤ {ALPHA} after Holm's correction over {count(summary['n_corrected'], 'cell')}"
+    told += f" ({made})."
     if not any("subjects" in cell["ci95_over"] for cell in cells):
         n = len(summary["subjects"])
         told = f"in {'this' if n == 1 else 'these'} {count(n, 'subject')}, too few to speak for others, {told}"
