@@ -12,7 +12,7 @@ and on the first few datasets five with each of three better ones. Every compari
     +3 ...   the same seeds with those of a better model; `points` tells by how much it was better
 
 `python -m benchmarks.calibration study` asks the same of whole grids (`pipeline.study.summary.summarise`) without any
-training: it draws which images each run retrieves first, see `draw_study`. 10 minutes.
+training: it draws which images each run retrieves first, see `draw_study`. 20 minutes.
 
 Comparisons of one dataset share runs. So beside the binomial interval of the share of claims (Clopper-Pearson, as if
 all were independent) stands its standard error from the spread over the datasets, which are independent.
