@@ -53,8 +53,8 @@ def slurm_cluster(n_jobs: int, config: Mapping[str, object], trouble: Callable[[
         # Whoever reaches a scheduler can run code as its user, so it asks for the certificate that is made here.
         security=True,
         shared_temp_directory=settings["shared-temp-directory"] or str(cache_folder()),
-        scheduler_options={"dashboard_address": "127.0.0.1:0"} | settings["scheduler-options"],
-        silence_logs="critical",
+        scheduler_options=settings["scheduler-options"] | {"dashboard_address": "127.0.0.1:0"},
+        silence_logs=False,
         name="slurm",
     )
     try:

@@ -84,13 +84,14 @@ def side_by_side(
         _Shown(label, [name(task) for task in tasks], [steps(task) for task in tasks]) as shown,
     ):
         shown.say(f"{label}: {len(tasks)} runs on {place}; dashboard: {client.dashboard_link}")
-        client.subscribe_topic(client.id, shown.stepped)
+        topic = f"steps-{client.id}"
+        client.subscribe_topic(topic, shown.stepped)
         client.subscribe_topic("all", shown.changed)
 
         def submit(i: int, attempt: int) -> None:
             key = ("run", i, attempt)
             # A "data producer" waits at the scheduler until a worker is free; else a few tasks would wait at workers.
-            node = Node(key, _run, work, tasks[i], i, client.id, _data_producer=True)
+            node = Node(key, _run, work, tasks[i], i, topic, _data_producer=True)
             client.get({key: node}, [key], sync=False)[0].add_done_callback(finished.put)
 
         got_to = [0] * len(tasks)
@@ -136,6 +137,7 @@ def _run(work: Callable[[Task, Step], Result], task: Task, i: int, topic: str) -
     from distributed import get_worker
 
     worker = get_worker()
+    worker.memory_manager.memory_pause_fraction = False  # CONFIG does not reach a worker that somebody started
     done, told = 0, 0.0
 
     def tell() -> None:
@@ -158,9 +160,11 @@ def _connected(where: str, n_workers: int, trouble: Callable[[InputError], None]
     """A client of the workers, and where they are in words; `trouble` gets what shows later and ends all."""
     import dask
     from distributed import Client
+    from distributed.utils import silence_logging_cmgr
 
     with ExitStack() as stack:
         stack.enter_context(dask.config.set(CONFIG))
+        stack.enter_context(silence_logging_cmgr(SILENT))
         if where == "local":
             cluster, place = stack.enter_context(_local(n_workers)), f"{n_workers} local workers"
         elif where == "slurm":
@@ -235,7 +239,7 @@ def _local(n_workers: int) -> "SpecCluster":
         limits = {"nthreads": 1, "memory_limit": MEMORY_LIMIT // n_workers, "env": env, "silence_logs": SILENT}
         workers[i] = {"cls": Nanny, "options": safe | limits}
     scheduler = {"cls": Scheduler, "options": safe | {"dashboard_address": "127.0.0.1:0"}}
-    return SpecCluster(workers, scheduler, security=safe["security"], silence_logs=SILENT)
+    return SpecCluster(workers, scheduler, security=safe["security"])
 
 
 def _gpus() -> list[str]:
