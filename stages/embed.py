@@ -5,7 +5,7 @@ from pathlib import Path
 from pipeline.devices import pick_device
 from pipeline.errors import InputError
 from pipeline.images.embedder import embed_images
-from pipeline.images.embeddings import read_health, write_no_embeddings
+from pipeline.images.embeddings import read_about, read_health, write_no_embeddings
 from pipeline.images.models import OfCache, find_alignment, find_model
 from pipeline.params import read_params
 from pipeline.sections import Embed
@@ -46,6 +46,9 @@ def embed(
         write_no_embeddings(target, str(error))
         return str(target)
     if isinstance(load, OfCache):
+        of = read_about(unaligned)[0].get("backbone")
+        if of != backbone:
+            raise InputError(f"{unaligned}: is the cache of {of}, and that of {backbone} is needed; embed it first")
         load.write(unaligned, weights / load.file, target)
     else:
         names = {"backbone": backbone, "encoder": encoder, "alignment": alignment}

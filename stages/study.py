@@ -72,7 +72,7 @@ def print_study(summary: dict[str, Any]) -> None:
         }
         for cell in summary["cells"]
     ]
-    show(f"top-1 of {summary['n_runs']} runs; chance {summary['chance_top1']:.3f}", rows)
+    show(f"top-1 in each cell, of {summary['n_runs']} runs", rows)
     print(summary["answer"])
 
 

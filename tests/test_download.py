@@ -666,6 +666,23 @@ def test_dreamsim(server: Server, published: Path, tmp_path: Path) -> None:
         fetch_file(f"{server.releases}/v0.2.1-checkpoints/vgg.zip", tmp_path / "a", "vgg.zip", patience=QUICK)
 
 
+def test_the_first_digits_of_a_hash_are_enough(server: Server, published: Path, tmp_path: Path) -> None:
+    url = f"{server.releases}/{SYNCLR}"
+    digits = hashlib.sha256(originals(published)[CHECKPOINT].read_bytes()).hexdigest()[:8]
+    fetch_file(url, tmp_path / "a", "a.pt", digits, QUICK)
+    assert (tmp_path / "a/a.pt").read_bytes() == originals(published)[CHECKPOINT].read_bytes()
+    with pytest.raises(InputError, match="expected sha256 00000000, got"):
+        fetch_file(url, tmp_path / "b", "b.pt", "00000000", QUICK)
+    assert not (tmp_path / "b").exists()
+
+
+def test_a_zip_by_another_name_is_checked_by_its_crcs(server: Server, tmp_path: Path) -> None:
+    """As files of torch are."""
+    server.set_faults({CHECKPOINT: [fault("flip", at=200_000)] * 4})
+    with pytest.raises(InputError, match="wrong CRC in its member|cannot be read"):
+        fetch_file(f"{server.releases}/{SYNCLR}", tmp_path / "a", "model.pth", patience=QUICK)
+
+
 def test_dreamsim_resumes(server: Server, published: Path, tmp_path: Path) -> None:
     size = originals(published)[CHECKPOINT].stat().st_size
     server.set_faults({CHECKPOINT: [fault("drop", -1, at=150_000)]})

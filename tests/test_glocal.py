@@ -1,6 +1,7 @@
 import io
 import json
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import yaml
 
+from pipeline.analysis.similarities import settings_of
 from pipeline.data.datasets import SAMPLE
 from pipeline.data.image_table import write_image_table
 from pipeline.data.sample import Size, make_raw
@@ -81,6 +83,7 @@ def test_the_aligned_cache_is_the_transformed_unaligned_one_and_says_so(unaligne
     assert "concepts of THINGS" in about["caveat"]
     assert blocks.keys() == {"last"} and blocks["last"]["feature"] == "CLS token, projected, transformed by gLocal"
     assert read_health(target)["last"]["reference_cosine"] > 0.99999
+    assert settings_of({}, [], target) == settings_of({}, [], unaligned)  # so that the two can be compared
     with pytest.raises(InputError, match="train.block is 6; .* there, last: gLocal transforms the last block alone$"):
         read_embeddings(target, 6)
 
@@ -158,6 +161,9 @@ def test_nothing_is_embedded_again(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     write_image_table(tmp_path / "images.csv", SAMPLE.read_metadata(tmp_path / "metadata"))
     params = tmp_path / "params.yaml"
     params.write_text(yaml.safe_dump(yaml.safe_load(Path("params.yaml").read_text()) | {"backbone": "clip_vitl14"}))
+    model = IMAGE_MODELS["clip_vitl14"]
+    both = replace(model, aligned=model.aligned | {"other": lambda file: (model.unaligned(file)[0], {"kind": "other"})})
+    monkeypatch.setitem(IMAGE_MODELS, "both", both)
     weights.main(params, "clip_vitl14", tmp_path / "weights")
     caches = {name: tmp_path / f"{name}.h5" for name in ("unaligned", "glocal", "dreamsim")}
     inputs = tmp_path / "images.csv", tmp_path / "weights", caches["unaligned"]
@@ -171,6 +177,15 @@ def test_nothing_is_embedded_again(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     np.testing.assert_allclose(values["glocal"], expected, rtol=0, atol=1e-5)
     with pytest.raises(InputError, match="clip_vitl14 is aligned by glocal alone; set alignment to glocal"):
         read_embeddings(caches["dreamsim"], "last")
+    of_both = tmp_path / "both_glocal.h5", tmp_path / "both_other.h5"
+    with pytest.raises(InputError, match="unaligned.h5: is the cache of clip_vitl14, and that of both is needed"):
+        embed.main(params, "both", "glocal", tmp_path / "images", *inputs, of_both[0])
+    for alignment, cache in (("none", caches["unaligned"]), ("glocal", of_both[0]), ("other", of_both[1])):
+        embed.main(params, "both", alignment, tmp_path / "images", *inputs, cache)
+    assert read_about(of_both[1])[0]["alignment"] == "other"
+    assert settings_of({}, [], of_both[0]) == settings_of(
+        {}, [], of_both[1]
+    )  # so that two alignments of one backbone can be compared
     with h5py.File(caches["glocal"]) as file:
         assert "shorter side resized to 224" in file.attrs["preprocessing"]
 

@@ -6,7 +6,7 @@ import yaml
 
 from pipeline.errors import InputError
 from pipeline.params import read_params
-from pipeline.tables import check_names
+from pipeline.tables import check_image_model, check_names
 
 SHIPPED = Path("params.yaml")
 
@@ -63,6 +63,7 @@ def test_a_wrong_value_is_told_in_one_sentence(tmp_path, key, value, message):
     [
         ("dataset", "params.yaml: dataset is 'resnet50': should be one of sample, things-eeg2"),
         ("backbone", "params.yaml: backbone is 'resnet50': should be one of synclr_vitb16, dinov2_vitb14"),
+        ("alignment", "params.yaml: alignment is 'resnet50': should be one of dreamsim, glocal"),
         ("train.eeg_encoder", "params.yaml: train.eeg_encoder is 'resnet50': should be one of nice-recipe, nice"),
     ],
 )
@@ -74,6 +75,29 @@ def test_a_name_that_no_table_has_is_told_in_one_sentence(tmp_path, key, message
 def test_a_view_that_there_is_not_is_told_before_any_work(tmp_path):
     with pytest.raises(InputError, match="embed.views has 'blur': should be original, blur-<sd in pixels"):
         check_names(read_params(changed(tmp_path, "embed.views", ["original", "blur"])))
+
+
+@pytest.mark.parametrize(
+    ("backbone", "encoder", "alignment", "message"),
+    [
+        ("clip_vitl14", "aligned", "dreamsim", "clip_vitl14 is aligned by glocal alone; set alignment to glocal"),
+        ("synclr_vitb16", "aligned", "glocal", "synclr_vitb16 is aligned by dreamsim alone; set alignment to dreamsim"),
+        ("dino_vitb16", "aligned", "glocal", "are one and the same file, so that at least one is another model's"),
+        ("dinov2_vitb14", "aligned", "glocal", "and both are refused; set alignment to dreamsim"),
+        ("timm/vit_tiny_patch16_224", "aligned", "glocal", "has only the unaligned encoder; set encoder to unaligned"),
+        ("timm/vit_tiny", "unaligned", "glocal", "has no model vit_tiny"),
+    ],
+)
+def test_a_backbone_without_that_alignment_is_told(backbone, encoder, alignment, message):
+    with pytest.raises(InputError, match=f"^params.yaml: .*{message}") as error:
+        check_image_model(backbone, encoder, alignment)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("backbone", ["clip_vitl14", "timm/vit_tiny_patch16_224", "synclr_vitb16"])
+def test_the_unaligned_encoder_needs_no_alignment(backbone):
+    for alignment in ("dreamsim", "glocal"):
+        check_image_model(backbone, "unaligned", alignment)
 
 
 @pytest.mark.parametrize("text", ["train: [", "", "just words", "\t"])

@@ -191,6 +191,16 @@ def test_another_block_costs_only_the_training(project):
     assert ran(project.run("dvc", "exp", "run", "-S", "train.block=last")) == [] and project.metrics() == before
 
 
+def test_another_alignment_leaves_the_unaligned_cache(project):
+    params = project.folder / "params.yaml"
+    shipped = params.read_bytes()
+    project.set(alignment="glocal")
+    try:
+        assert ran(project.run("dvc", "repro", "--dry", "embed")) == ["embed@aligned"]
+    finally:
+        params.write_bytes(shipped)
+
+
 def test_the_caches_health_is_among_the_metrics(project):
     health = json.loads((project.folder / "metrics/embeddings.json").read_text())
     assert health.keys() == {"unaligned", "aligned"}

@@ -1,12 +1,15 @@
 """The runs of a study: planned, run once, kept, and the same as the train and evaluate stages make them."""
 
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import h5py
 import numpy as np
+import pandas as pd
 import pytest
+import yaml
 from distributed import LocalCluster
 
 from pipeline.analysis.scoring import score
@@ -19,6 +22,7 @@ from pipeline.params import read_params
 from pipeline.sections import Runs, Study, Train
 from pipeline.study.results import Answer
 from pipeline.study.trials import plan_study, run_study
+from stages.study import main
 from tests.tiny import make_embeddings, make_prepared, quick_recipe
 
 KINDS = {"one": {"dreamsim": False}, "two": {"dreamsim": False, "other": True}}
@@ -161,3 +165,43 @@ def test_a_damaged_file_is_told(data, workers, cache):
     broken.write_bytes(b"no HDF5")
     with pytest.raises(InputError, match=f"{broken.name}: is no whole run of a study"):
         run(data, workers)
+
+
+def run_stage(data: Path, folder: Path, workers: Runs, **train: object) -> dict:
+    """The stage as DVC runs it, on `one` alone; its metrics."""
+    values = yaml.safe_load(Path("params.yaml").read_text())
+    values["study"] |= {
+        "backbones": ["synclr_vitb16"],
+        "protocols": ["within-subject"],
+        "eeg_encoders": ["nice-recipe"],
+    }
+    values["train"] |= quick_recipe(epochs=12).model_dump() | train
+    values["evaluate"] |= {"resamples": 100, "top_k": [1, 3]}
+    values["runs"] = workers.model_dump()
+    folder.mkdir()
+    (folder / "params.yaml").write_text(yaml.safe_dump(values))
+    (folder / "embeddings").mkdir()
+    (folder / "embeddings/synclr_vitb16").symlink_to(data / "embeddings/one")
+    outs = [folder / name for name in ("study.csv", "study.json", "study", "study.html")]
+    main(folder / "params.yaml", data / "eeg", folder / "embeddings", *outs)
+    return json.loads(outs[1].read_text())
+
+
+def test_the_stage_writes_table_answer_pictures_and_page(data, workers, tmp_path, cache):
+    first = run_stage(data, tmp_path / "a", workers)
+    assert first["synthetic"] and first["n_runs"] == first["n_ok"] == 2 * 2 * 2
+    table = pd.read_csv(tmp_path / "a/study.csv")
+    assert len(table) == 8 and set(table["status"]) <= {"ok", "collapsed"}
+    assert [path.suffix for path in (tmp_path / "a/study").iterdir()] == [".png"]
+    shutil.rmtree(cache)
+    assert run_stage(data, tmp_path / "b", workers) == first
+    assert (tmp_path / "b/study.csv").read_bytes() == (tmp_path / "a/study.csv").read_bytes()
+
+
+def test_a_study_of_which_runs_failed_says_so_and_how_many(data, workers, tmp_path):
+    diverging = {"learning_rate": 1e9, "warmup_start": 0.5, "gradient_clip": "none", "average_epochs": "none"}
+    with pytest.raises(InputError, match=r"8 of 8 runs are missing from .*study.csv"):
+        run_stage(data, tmp_path / "a", workers, **diverging)
+    summary = json.loads((tmp_path / "a/study.json").read_text())
+    assert summary["n_failed"] == len(summary["failed"]) == 8 and "training diverged" in summary["failed"][0]["reason"]
+    assert "training diverged" in (tmp_path / "a/study.html").read_text()
