@@ -56,6 +56,8 @@ class Embed(Section):
 
 class Train(Section):
     block: Literal["mix"] | Block
+    views: str
+    views_in_gallery: str
     protocol: Protocol
     select_on: Literal["validation", "last", "test"]
     selection_temperature: Literal["fitted", "model"]

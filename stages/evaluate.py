@@ -35,7 +35,9 @@ def main(
         "protocol": notes["protocol"],
         "selected_on": notes["selected_on"],
     }
-    cache = read_embeddings(embeddings, made_with["block"])
+    trained = notes["train"]
+    cache = read_embeddings(embeddings, trained["block"], trained["views"], trained["views_in_gallery"])
+    made_with |= {"views": cache.views, "views_in_gallery": cache.views_in_gallery}
     if cache.blocks:
         made_with["mixed_blocks"] = ", ".join(cache.blocks)
     outcomes, axes = score(recordings, models, cache, p.evaluate, p.seed)

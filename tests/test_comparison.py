@@ -254,13 +254,15 @@ def test_left_out_subjects_are_not_as_many_repetitions():
 
 
 EMBEDDED = {"backbone": "synclr_vitb16", "checkpoint": "a.zip", "checkpoint_sha256": "1", "preprocessing": "x"}
-SETTINGS = {"train": {"eeg_encoder": "nice", "block": "last", "epochs": 100}, "embeddings": EMBEDDED}
+RECIPE = {"eeg_encoder": "nice", "block": "last", "views": "original", "views_in_gallery": "original", "epochs": 100}
+SETTINGS = {"train": RECIPE, "embeddings": EMBEDDED}
 SETTINGS |= {f"eeg of sub-{i:02}": {"channels": ["O1", "Oz"], "dtype": "float32"} for i in (1, 2)}
 
 
 def side(n: int, settings: dict | None = None, encoder: str = "unaligned", **changes: object) -> Similarities:
     runs = [scored(name, first(n + (seed > 1)), seed) for seed in (1, 2, 3) for name in ("sub-01", "sub-02")]
     about = {"block": "last", "alignment": "none", "settings": settings or SETTINGS}
+    about |= {"views": "original", "views_in_gallery": "original"}
     return evaluation(encoder, runs, **about | changes)
 
 
@@ -269,6 +271,8 @@ def with_settings(**sections: dict) -> dict:
 
 
 DINO = EMBEDDED | {"backbone": "dino_vitb16", "checkpoint": "b.zip", "checkpoint_sha256": "2", "preprocessing": "y"}
+DRAWN = with_settings(train={"views": "draw"})
+BLURRED = with_settings(train={"views": "blur-8", "views_in_gallery": "blur-8"})
 OCCIPITAL = {"channels": ["O1"]}
 MIXED = with_settings(train={"block": "mix"})
 BASELINES = {
@@ -280,6 +284,12 @@ PAIRS = {
     "backbone": (side(14, with_settings(embeddings=DINO), backbone="dino_vitb16"), "synclr_vitb16", "dino_vitb16"),
     "block": (side(14, with_settings(train={"block": 6}), block=6), "last", "6"),
     "mixed blocks": (side(14, MIXED, block="mix", mixed_blocks="3, last"), "6, last", "3, last"),
+    "views": (side(14, BLURRED, views="blur-8", views_in_gallery="blur-8"), "original", "blur-8"),
+    "views in gallery": (
+        side(14, with_settings(train={"views_in_gallery": "mean"}), views_in_gallery="mean of a, b"),
+        "original",
+        "mean of a, b",
+    ),
     "EEG encoder": (side(14, with_settings(train={"eeg_encoder": "atm-s"})), "nice", "atm-s"),
     "channels": (side(14, with_settings(eeg_of_sub_01=OCCIPITAL, eeg_of_sub_02=OCCIPITAL)), "O1 Oz", "O1"),
 }
@@ -303,6 +313,12 @@ def test_a_mix_of_blocks_is_compared_with_a_block():
     mix = side(14, MIXED, block="mix", mixed_blocks="6, last")
     result = compare(side(8), mix, parameters(), 0)
     assert (result["differs_in"], result["baseline"], result["other"]) == ("block", "last", "mix")
+
+
+def test_views_that_are_drawn_from_others_are_compared():
+    few, more = (side(n, DRAWN, views=f"draw of original, {views}") for n, views in ((8, "a"), (14, "a, b")))
+    result = compare(few, more, parameters(), 0)
+    assert (result["differs_in"], result["other"]) == ("views", "draw of original, a, b")
 
 
 def test_the_unaligned_encoder_is_the_baseline_in_whatever_order():

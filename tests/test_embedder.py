@@ -123,16 +123,16 @@ def test_each_view_is_the_degraded_picture_embedded_alone(data, tmp_path):
     encoder, _ = load_encoder(data / CHECKPOINT, "synclr_vitb16", "aligned")
     archives = {p.stem: zipfile.ZipFile(p) for p in (data / "images").glob("*.zip")}
     for block in (6, "last"):
-        cached = read_embeddings(path, block, VIEWS)
-        assert list(cached.image_ids) == ids(data) and cached.values.shape == (N, 4, 64)
+        cached = np.stack([read_embeddings(path, block, view, view).values for view in VIEWS], axis=1)
+        assert cached.shape == (N, 4, 64)
         for row in (0, 4, N - 1):
-            name = cached.image_ids[row]
+            name = ids(data)[row]
             picture = View()(Image.open(io.BytesIO(archives[name.split("/")[0]].read(name))).convert("RGB"))
             views = torch.stack([degrade(picture, view, name) for view in VIEWS])
             with torch.inference_mode():
                 [expected] = encoder(views.float() / 255, [block])
-            np.testing.assert_allclose(cached.values[row], expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
-    assert all(np.linalg.norm(cached.values[:, 0] - cached.values[:, v], axis=1).min() > 0.01 for v in (1, 2, 3))
+            np.testing.assert_allclose(cached[row], expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
+    assert all(np.linalg.norm(cached[:, 0] - cached[:, v], axis=1).min() > 0.01 for v in (1, 2, 3))
 
 
 def test_the_original_is_the_same_with_views_and_without(data, tmp_path):

@@ -46,8 +46,12 @@ def test_a_mix_of_views(tmp_path):
     b6, last, blurred6, blurred = (LAST + n for n in range(4))
     blocks = [("6", b6, {}), ("last", last, {}), ("blur-8/6", blurred6, {}), ("blur-8/last", blurred, {})]
     write_embeddings(tmp_path / "x.h5", IDS, blocks, {})
-    read = read_embeddings(tmp_path / "x.h5", "mix", ["blur-8"])
-    assert np.array_equal(read.values, np.stack([np.stack([b6, last], 1), np.stack([blurred6, blurred], 1)], axis=1))
+    read = read_embeddings(tmp_path / "x.h5", "mix", "draw")
+    assert np.array_equal(read.values, np.stack([b6, last], axis=1))
+    assert np.array_equal(read.learned, np.stack([np.stack([b6, last], 1), np.stack([blurred6, blurred], 1)], axis=1))
+    mean = read_embeddings(tmp_path / "x.h5", "mix", "mean", "blur-8")
+    assert np.array_equal(mean.learned[:, 0], np.stack([LAST + 1, LAST + 2], axis=1))
+    assert np.array_equal(mean.values, np.stack([blurred6, blurred], axis=1))
 
 
 def test_what_cannot_be_mixed_is_told(cache, tmp_path):
@@ -86,17 +90,37 @@ def test_a_cache_without_views_is_byte_for_byte_what_it_was(cache, tmp_path):
     assert cache.read_bytes() == (tmp_path / "before.h5").read_bytes()
 
 
-def test_views_are_read_beside_the_original_which_comes_first(with_views):
-    read = read_embeddings(with_views, "last", ["noise-0.1", "blur-2.6"])
-    assert read.values.shape == (3, 3, 4) and read.values.dtype == np.float32 and list(read.image_ids) == IDS
-    assert np.array_equal(read.values, np.stack([LAST, -LAST, 2 * LAST], axis=1))
-    assert np.array_equal(
-        read_embeddings(with_views, 6, ["blur-2.6", "original"]).values, np.stack([SIXTH, -SIXTH], axis=1)
-    )
-    assert np.array_equal(
-        read_embeddings(with_views, 6, ["original"]).values[:, 0], read_embeddings(with_views, 6).values
-    )
-    assert read.rows(np.array([IDS[2]])).tolist() == [2]
+ALL = "original, blur-2.6, noise-0.1"
+
+
+@pytest.mark.parametrize(
+    ("views", "learned", "told"),
+    [
+        ("original", None, "original"),
+        ("blur-2.6", [2 * LAST], "blur-2.6"),
+        ("mean", [LAST * np.float32(2 / 3)], f"mean of {ALL}"),
+        ("draw", [LAST, 2 * LAST, -LAST], f"draw of {ALL}"),
+    ],
+)
+def test_views_that_are_learned_stand_beside_the_original(with_views, views, learned, told):
+    read = read_embeddings(with_views, "last", views)
+    assert np.array_equal(read.values, LAST) and list(read.image_ids) == IDS
+    assert (read.views, read.views_in_gallery) == (told, "original")
+    if learned is None:
+        assert read.learned is None
+    else:
+        assert read.learned.dtype == np.float32
+        np.testing.assert_allclose(read.learned, np.stack(learned, axis=1), rtol=1e-6)
+
+
+def test_a_gallery_has_a_view_or_the_mean_of_all(with_views):
+    read = read_embeddings(with_views, 6, "mean", "mean")
+    assert read.learned is None and np.array_equal(read.values, SIXTH / 3)
+    assert read.views == read.views_in_gallery == f"mean of {ALL}"
+    read = read_embeddings(with_views, 6, "original", "blur-2.6")
+    assert np.array_equal(read.values, -SIXTH) and np.array_equal(read.learned[:, 0], SIXTH)
+    with pytest.raises(InputError, match="train.views_in_gallery is draw: set it to mean or one of original, blur-2.6"):
+        read_embeddings(with_views, 6, "draw", "draw")
 
 
 def test_views_have_a_health_of_their_own(with_views):
@@ -107,14 +131,13 @@ def test_views_have_a_health_of_their_own(with_views):
 
 
 def test_a_view_that_was_not_kept_is_told_with_those_that_were(cache, with_views):
-    with pytest.raises(
-        InputError, match="has no view blur-8, only original, blur-2.6, noise-0.1; name one of these, or"
-    ):
-        read_embeddings(with_views, "last", ["blur-2.6", "blur-8"])
-    with pytest.raises(
-        InputError, match="has no view blur-8, only original; name one of these, or add it to embed.views"
-    ):
-        read_embeddings(cache, "last", ["blur-8"])
+    with pytest.raises(InputError, match=f"train.views is blur-8; set it to one that is there, {ALL}, or add it to"):
+        read_embeddings(with_views, "last", "blur-8")
+    with pytest.raises(InputError, match="train.views_in_gallery is blur-8; set it to one that is there, original, or"):
+        read_embeddings(cache, "last", "original", "blur-8")
+    for views in (("mean", "original"), ("draw", "original"), ("original", "mean")):
+        with pytest.raises(InputError, match="is (mean|draw) and the only view there is original: add to embed.views"):
+            read_embeddings(cache, "last", *views)
 
 
 def no_group(file: h5py.File) -> None:
@@ -143,7 +166,7 @@ def test_damaged_views_are_told_in_one_sentence(with_views, damage, message):
     with h5py.File(with_views, "r+") as file:
         damage(file)
     with pytest.raises(InputError, match=message) as error:
-        read_embeddings(with_views, "last", ["blur-2.6"])
+        read_embeddings(with_views, "last", "blur-2.6")
     assert str(error.value).startswith(f"{with_views}: ") and "\n" not in str(error.value)
 
 

@@ -74,7 +74,8 @@ def evaluate(
             )
             outcomes.append(outcome)
     about = {"dataset": "sample", "synthetic": True, "backbone": "synclr_vitb16", "encoder": "aligned"}
-    about |= {"protocol": "pooled", "selected_on": "validation"} | made_with
+    about |= {"protocol": "pooled", "selected_on": "validation", "views": "original", "views_in_gallery": "original"}
+    about |= made_with
     summary, tables = tabulate(outcomes, axes, about, PARAMETERS, 42)
     folder.mkdir()
     summary["caveats"] = list(DATASETS[about["dataset"]].caveats)
@@ -279,6 +280,13 @@ def test_the_weights_of_mixed_blocks_are_in_a_table(tmp_path):
         (tmp_path / "x/evaluation.json").write_text(json.dumps(summary))
         text = words(report_without_pictures(tmp_path / "x"))
         assert "equal weights would be 0.500" in text and row in text and ("SD over runs" in text) == bool(spread)
+
+
+def test_views_are_named_where_they_are_not_the_original(tmp_path):
+    evaluate(tmp_path / "x")
+    assert "EEG learned from" not in words(report_without_pictures(tmp_path / "x"))
+    evaluate(tmp_path / "y", views="draw of original, blur-8")
+    assert "EEG learned from draw of original, blur-8" in words(report_without_pictures(tmp_path / "y"))
 
 
 def test_the_same_inputs_give_the_same_bytes(full):

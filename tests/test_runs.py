@@ -1,3 +1,4 @@
+import json
 import shutil
 import signal
 import subprocess
@@ -11,11 +12,13 @@ import pandas as pd
 import pytest
 import yaml
 
+from pipeline.analysis.similarities import read_similarities
 from pipeline.decoding.model import load_model
 from pipeline.decoding.runs import Run, plan, seeds_of, train_all
 from pipeline.errors import InputError
 from pipeline.images.embeddings import read_embeddings, write_embeddings
 from pipeline.sections import Runs
+from stages import evaluate
 from tests.tiny import make_embeddings, make_prepared, quick_recipe
 
 HERE = Runs(where="local", workers=1)
@@ -148,6 +151,42 @@ def test_the_weights_of_mixed_blocks_are_noted(data, tmp_path):
     assert list(saved["block_weights"]) == ["2", "11", "last"]
     for name, weight in saved["block_weights"].items():
         assert history[f"weight_of_block_{name}"][notes["selected_epoch"]] == pytest.approx(weight)
+
+
+def test_the_views_are_those_of_the_parameters_and_noted(data, tmp_path):
+    """Learned from the other view, tested on the original: another training, the same gallery."""
+
+    def trained(name: str, **changes: str) -> pd.DataFrame:
+        recipe = quick_recipe(select_on="test", **changes)
+        [notes] = train_all(data / "eeg", data / "embeddings.h5", tmp_path / name, recipe, 1, HERE)
+        _, saved = load_model(tmp_path / f"{name}/pooled-seed-1")
+        told = {"draw": "draw of original, blur-8"}.get(recipe.views, recipe.views)
+        assert (saved["views"], saved["views_in_gallery"]) == (told, recipe.views_in_gallery)
+        assert (notes["views"], notes["views_in_gallery"]) == (told, recipe.views_in_gallery)
+        return pd.read_csv(tmp_path / name / "history.csv")
+
+    original, blurred = trained("original"), trained("blurred", views="blur-8")
+    drawn, gallery = trained("drawn", views="draw"), trained("gallery", views_in_gallery="blur-8")
+    losses = [history["train_loss"].iloc[-1] for history in (original, blurred, drawn)]
+    assert len(set(losses)) == 3 and (gallery["train_loss"] == original["train_loss"]).all()
+    assert (gallery["selection_loss"] != original["selection_loss"]).all()
+    cached = read_embeddings(data / "embeddings.h5", "last")
+    write_embeddings(tmp_path / "plain.h5", cached.image_ids, [("last", cached.values, {})], {})
+    train_all(data / "eeg", tmp_path / "plain.h5", tmp_path / "plain", quick_recipe(select_on="test"), 1, HERE)
+    assert weights(tmp_path / "plain") == weights(tmp_path / "original"), "views that are not used change nothing"
+    similarities = tmp_path / "evaluation.h5"
+    evaluate.main(
+        Path("params.yaml"),
+        data / "eeg",
+        data / "embeddings.h5",
+        tmp_path / "drawn",
+        tmp_path / "evaluation.json",
+        similarities,
+        [],
+    )
+    summary, kept = json.loads((tmp_path / "evaluation.json").read_text()), read_similarities(similarities).made_with
+    for told in (summary, kept):
+        assert (told["views"], told["views_in_gallery"]) == ("draw of original, blur-8", "original")
 
 
 def test_an_empty_folder_is_told(data, tmp_path):

@@ -14,10 +14,9 @@ from distributed import LocalCluster
 
 from pipeline.analysis.scoring import score
 from pipeline.decoding.model import load_model
-from pipeline.decoding.runs import sources, train_all
+from pipeline.decoding.runs import Source, embeddings_of, sources, train_all
 from pipeline.eeg.recordings import read_split
 from pipeline.errors import InputError
-from pipeline.images.embeddings import read_embeddings
 from pipeline.params import read_params
 from pipeline.sections import Runs, Study, Train
 from pipeline.study.results import Answer
@@ -93,21 +92,22 @@ def run(data: Path, where: Runs, parameters: Train | None = None, **changes: obj
     return answers
 
 
-@pytest.mark.parametrize("protocol", ["pooled", "within-subject", "leave-one-subject-out"])
-def test_a_run_of_a_study_is_that_of_the_train_and_evaluate_stages(data, workers, tmp_path, protocol):
-    answers = {
-        (one.trial.fold, one.subject): one
-        for one in run(data, workers, protocols=[protocol])
-        if one.trial.encoder == "aligned"
-    }
+VIEWS = {"views": "draw", "views_in_gallery": "mean"}
+
+
+@pytest.mark.parametrize(
+    ("protocol", "views"), [("pooled", {}), ("pooled", VIEWS), ("within-subject", {}), ("leave-one-subject-out", {})]
+)
+def test_a_run_of_a_study_is_that_of_the_train_and_evaluate_stages(data, workers, tmp_path, protocol, views):
+    recipe = quick_recipe(protocol=protocol, **views)
+    both = run(data, workers, recipe, protocols=[protocol])
+    answers = {(one.trial.fold, one.subject): one for one in both if one.trial.encoder == "aligned"}
     cache = data / "embeddings/one/dreamsim.h5"
-    train_all(
-        data / "eeg", cache, tmp_path / "model", quick_recipe(protocol=protocol), 1, Runs(where="local", workers=1)
-    )
+    train_all(data / "eeg", cache, tmp_path / "model", recipe, 1, Runs(where="local", workers=1))
     models = [load_model(folder) for folder in sorted(tmp_path.glob("model/*/"))]
     evaluate = read_params(Path("params.yaml")).evaluate.model_copy(update={"top_k": [1, 3]})
     recordings = (read_split(path, "test", average=False) for path in sorted((data / "eeg").iterdir()))
-    outcomes, axes = score(recordings, models, read_embeddings(cache, "last"), evaluate, seed=1)
+    outcomes, axes = score(recordings, models, embeddings_of(Source.of(cache), recipe), evaluate, seed=1)
     assert len(outcomes) == len(answers) == 2
     order = np.argsort(axes.image_ids)
     for outcome in outcomes:

@@ -27,8 +27,9 @@ def make_prepared(base: Path) -> np.ndarray:
 
 
 def make_embeddings(path: Path, image_ids: np.ndarray, seed: int) -> None:
+    """The block last of two views; in the degraded one each image has the embedding of another."""
     values = np.random.default_rng(seed).standard_normal((len(image_ids), 20)).astype(np.float32)
-    write_embeddings(path, image_ids, [("last", values, {})], {})
+    write_embeddings(path, image_ids, [("last", values, {}), ("blur-8/last", values[::-1], {})], {})
 
 
 def quick_recipe(**changes: object) -> Train:

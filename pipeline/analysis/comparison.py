@@ -27,6 +27,8 @@ MAY_DIFFER = {
     + ("settings.embeddings.preprocessing",),
     "block": ("block", "mixed_blocks", "settings.train.block"),
     "mixed blocks": ("mixed_blocks",),
+    "views": ("views", "views_in_gallery", "settings.train.views", "settings.train.views_in_gallery"),
+    "views in gallery": ("views_in_gallery", "settings.train.views_in_gallery"),
     "EEG encoder": ("settings.train.eeg_encoder",),
     "channels": ("settings.eeg of *.channels",),
 }

@@ -189,6 +189,8 @@ class Notes(TypedDict):
     tested_on: list[str]
     protocol: str
     selected_on: str
+    views: str
+    views_in_gallery: str
     selected_epoch: int
     collapsed: bool
     train: NotRequired[dict[str, Any]]  # the section of the parameters, once it is saved

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
+from typing import Literal
 
 import pandas as pd
 import torch
@@ -92,9 +93,13 @@ def averaged_test_eeg(eeg: tuple[Source, ...]) -> Shelf:
 
 
 @lru_cache(maxsize=4)
-def embeddings_of(source: Source, block: Block) -> Embeddings:
-    """Likewise, of the last few."""
-    return read_embeddings(source.path, block)
+def _embeddings(source: Source, block: Block | Literal["mix"], views: str, views_in_gallery: str) -> Embeddings:
+    return read_embeddings(source.path, block, views, views_in_gallery)
+
+
+def embeddings_of(source: Source, parameters: Train) -> Embeddings:
+    """What these parameters learn and are tested on; this process keeps the last few."""
+    return _embeddings(source, parameters.block, parameters.views, parameters.views_in_gallery)
 
 
 def train_run(
@@ -124,7 +129,10 @@ def train_run(
     device, values = pick_device(parameters.device), torch.from_numpy(embeddings.values)
     # Where an operation has no deterministic form torch warns. A CPU needs no switch: its operations all have one.
     torch.use_deterministic_algorithms(device.type == "cuda", warn_only=True)
-    trained = train(samples, rows, selection, values, parameters, seeds, device, state, step, embeddings.blocks)
+    learned = None if embeddings.learned is None else torch.from_numpy(embeddings.learned)
+    trained = train(
+        samples, rows, selection, values, parameters, seeds, device, state, step, embeddings.blocks, learned
+    )
     return trained, Notes(
         fold=run.fold,
         seed=run.seed,
@@ -132,6 +140,8 @@ def train_run(
         tested_on=list(run.tested_on),
         protocol=parameters.protocol,
         selected_on=parameters.select_on,
+        views=embeddings.views,
+        views_in_gallery=embeddings.views_in_gallery,
         selected_epoch=trained.epoch,
         collapsed=trained.collapsed,
     )
@@ -219,7 +229,7 @@ def _train_and_save(
     step: Callable[[], None],
 ) -> Notes:
     torch.set_num_threads(threads)
-    cached = embeddings_of(embeddings, parameters.block)
+    cached = embeddings_of(embeddings, parameters)
     trained, notes = train_run(run, eeg, cached, parameters, states / f"{run.name}.pt", step)
     save_model(trained.model.cpu(), out / run.name, notes)
     with replacing(out / run.name / "history.csv") as temporary:

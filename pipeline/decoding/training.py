@@ -37,13 +37,14 @@ BLOCK_RATE = 10
 
 @dataclass(frozen=True)
 class Seeds:
-    """What chance decides in a run: concepts held out, first weights, order, dropout and shifts, repetitions drawn."""
+    """What chance decides in a run: concepts held out, first weights, order, dropout and shifts, and what is drawn."""
 
     concepts: int
     start: int
     order: int
     dropout: int
     repetitions: int
+    views: int
 
 
 class _State(TypedDict):
@@ -56,7 +57,7 @@ class _State(TypedDict):
 
 def derive_seeds(seed: int, fold: str) -> Seeds:
     """Seeds of one run: those of another seed, or of another fold of the protocol, are independent of them."""
-    return Seeds(*np.random.SeedSequence([seed, *fold.encode()]).generate_state(5).tolist())
+    return Seeds(*np.random.SeedSequence([seed, *fold.encode()]).generate_state(6).tolist())
 
 
 @dataclass(frozen=True)
@@ -127,6 +128,7 @@ def train(
     resume: Path | None = None,
     progress: Callable[[], None] = lambda: None,
     blocks: Sequence[str] = (),
+    learned: Tensor | None = None,
 ) -> Trained:
     """Train on these rows of `samples`; keep the epoch with the lowest loss on `selection`, the last if that is None.
 
@@ -134,7 +136,8 @@ def train(
     interrupted: after each epoch its state is written to `resume`, and a later call goes on from there. `progress` is
     called once an epoch. InputError where the loss explodes; the state of the epoch before it stays in `resume`.
     `embeddings` are (N, D); where `blocks` names K blocks to mix they are (N, K, D), standardised by the images of
-    these rows, and the history has the weight of each.
+    these rows, and the history has the weight of each. Where `learned` (N, V, D) or (N, V, K, D) is given, the batches
+    have these instead, of each sample and epoch one of V, and `embeddings` are for `selection` alone.
     """
     torch.manual_seed(seeds.start)
     n_chans, n_times = samples.eeg.shape[1:]
@@ -146,13 +149,16 @@ def train(
     if device.type != "cpu":  # what this run does not train on stays where it is
         samples, rows = samples.take(rows), np.arange(len(rows))
     draws = torch.Generator().manual_seed(seeds.repetitions)
-    generators = {"shuffle": shuffle, "draws": draws}
+    views = torch.Generator().manual_seed(seeds.views)
+    generators = {"shuffle": shuffle, "draws": draws, "views": views}
     eeg, target, embeddings = samples.eeg.to(device), samples.target.to(device), embeddings.to(device)
+    learned = embeddings[:, None] if learned is None else learned.to(device)
+    n_views = learned.shape[1]
     trained_on = torch.from_numpy(rows).to(device)
     if parameters.standardise_eeg:
         model.standardise(eeg, trained_on)
     if model.block_mix is not None:
-        model.block_mix.standardise(embeddings[target[trained_on].unique()])
+        model.block_mix.standardise(learned[target[trained_on].unique()].flatten(0, 1))
     units, n_averaged = trained_on, parameters.average_random_repetitions
     if n_averaged != "none":
         units = torch.from_numpy(group_repetitions(samples, rows, n_averaged)).to(device)
@@ -172,7 +178,9 @@ def train(
         if n_averaged != "none":
             order = draw_repetitions(order, n_averaged, draws)
         batches = order.split(parameters.batch_size)
-        loss = _train_epoch(model, average, optimizer, eeg, target, embeddings, batches, parameters)
+        drawn = torch.randint(n_views, trained_on.shape, generator=views).to(device)
+        view = (target * n_views).index_add(0, trained_on, drawn)  # of each sample the row in all views of all images
+        loss = _train_epoch(model, average, optimizer, eeg, view, learned.flatten(0, 1), batches, parameters)
         schedule.step()
         row = {"epoch": epoch, "train_loss": loss, "spread": spread(averaged, *probe)}
         row |= _score(averaged, selection, embeddings, galleries, device)

@@ -24,18 +24,24 @@ from pipeline.files import replacing
 
 Attributes = Mapping[str, str | int | float]
 ORIGINAL = "original"  # the view that every cache has
+SEVERAL = ("mean", "draw")  # of all the views in a cache
 
 
 @dataclass(frozen=True)
 class Embeddings:
     """One row an image, training and test images in one table: values (N, D) float32 and the N image ids.
 
-    Of K blocks together, whose names are `blocks`, values are (N, K, D); of V views (N, V, D) or (N, V, K, D).
+    Of K blocks together, whose names are `blocks`, values are (N, K, D). They are what EEG is compared with; what it
+    learns are they too, unless there is `learned` (N, V, D) or (N, V, K, D), V views of which it learns one at a time.
+    `views` and `views_in_gallery` say in words which views these and those are.
     """
 
     values: np.ndarray
     image_ids: np.ndarray
     blocks: tuple[str, ...] = ()
+    learned: np.ndarray | None = None
+    views: str = ORIGINAL
+    views_in_gallery: str = ORIGINAL
 
     def rows(self, image_ids: np.ndarray) -> np.ndarray:
         """The row of each id, in the order asked for, int64; InputError names the first id that is not there."""
@@ -75,11 +81,15 @@ def write_no_embeddings(path: Path, why: str) -> None:
     write_embeddings(path, [], [], {"why": why})
 
 
-def read_embeddings(path: Path, block: int | Literal["last", "mix"], views: Sequence[str] = ()) -> Embeddings:
-    """Read one block of a cache, or with `mix` all of them, the deepest last; with `views` these beside the original.
+def read_embeddings(
+    path: Path, block: int | Literal["last", "mix"], views: str = ORIGINAL, views_in_gallery: str = ORIGINAL
+) -> Embeddings:
+    """Read one block of a cache, or with `mix` all of them, the deepest last.
 
-    The original is the first of V views, and its name among `views` adds nothing. InputError if it is no cache, or has
-    not that block or one of these views; for `mix` if it has one block only or the sizes differ.
+    `views` is what an EEG encoder learns: one view by its name, `mean` for the mean embedding of all there are, or
+    `draw` for all of them; `views_in_gallery` is what it is compared with, but for `draw`. InputError if it is no
+    cache, or has not that block or view, or the original alone for `mean` or `draw`; for `mix` if it has one block only
+    or the sizes differ.
     """
     try:
         with h5py.File(path, "r") as file:
@@ -91,30 +101,50 @@ def read_embeddings(path: Path, block: int | Literal["last", "mix"], views: Sequ
             if names[0] not in there:
                 told = f"{path}: train.block is {block}; set it to one that is there, {', '.join(there)}"
                 raise InputError(f"{told}: {file.attrs['only']}" if "only" in file.attrs else f"{told}, or embed it")
-            kept = [ORIGINAL, *file.get("views", ())]
-            missing = [view for view in views if view not in kept]
-            if missing:
-                raise InputError(
-                    f"{path}: has no view {missing[0]}, only {', '.join(kept)}; name one of these, or add it to "
-                    "embed.views"
-                )
-            groups = [_blocks(file), *(file["views"][view] for view in views if view != ORIGINAL)]
-            tables = [[group[name] for name in names] for group in groups]
-            for table in itertools.chain(*tables):
+            kept = {ORIGINAL: _blocks(file), **file.get("views", {})}
+            if views_in_gallery == "draw":
+                raise InputError(f"train.views_in_gallery is draw: set it to mean or one of {', '.join(kept)}")
+            for key, wanted in (("views", views), ("views_in_gallery", views_in_gallery)):
+                _check_views(path, key, wanted, [*kept])
+            several = {views, views_in_gallery} & {*SEVERAL}
+            used = [view for view in kept if several or view in (ORIGINAL, views, views_in_gallery)]
+            tables = {view: [kept[view][name] for name in names] for view in used}
+            for table in itertools.chain(*tables.values()):
                 _check_rows(path, table, image_ids)
             if block == "mix":
-                _check_mix(path, dict(zip(names, tables[0], strict=True)))
-            size = tables[0][0].shape[1]
-            if any(table.shape[1] != size for table in itertools.chain(*tables)):
+                _check_mix(path, dict(zip(names, tables[ORIGINAL], strict=True)))
+            size = tables[ORIGINAL][0].shape[1]
+            if any(table.shape[1] != size for table in itertools.chain(*tables.values())):
                 raise ValueError("its views differ in size")
-            values = np.empty((len(image_ids), len(tables), len(names), size), np.float32)
-            for v, k in np.ndindex(values.shape[1:3]):  # one by one, so that all are in memory only once
-                values[:, v, k] = tables[v][k][:]
+            values = _read(tables, views_in_gallery)[:, 0]
+            learned = None if views == views_in_gallery else _read(tables, views)
     except (OSError, KeyError, AttributeError, TypeError, ValueError) as error:
         raise InputError(f"{path}: is not a whole embedding cache ({error}); run the embed stage again") from error
     if block != "mix":
-        values = values[:, :, 0]
-    return Embeddings(values if views else values[:, 0], image_ids, tuple(names) if block == "mix" else ())
+        values, learned = values[:, 0], learned if learned is None else learned[:, :, 0]
+    blocks = tuple(names) if block == "mix" else ()
+    told, told_in_gallery = (
+        f"{wanted} of {', '.join(kept)}" if wanted in SEVERAL else wanted for wanted in (views, views_in_gallery)
+    )
+    return Embeddings(values, image_ids, blocks, learned, told, told_in_gallery)
+
+
+def _check_views(path: Path, key: str, wanted: str, kept: Sequence[str]) -> None:
+    if wanted in SEVERAL and len(kept) == 1:
+        raise InputError(f"{path}: train.{key} is {wanted} and the only view there is {ORIGINAL}: add to embed.views")
+    if wanted not in (*SEVERAL, *kept):
+        raise InputError(
+            f"{path}: train.{key} is {wanted}; set it to one that is there, {', '.join(kept)}, or add it to embed.views"
+        )
+
+
+def _read(tables: Mapping[str, Sequence[h5py.Dataset]], wanted: str) -> np.ndarray:
+    """(N, V, K, D): all views to draw from, or one, or their mean."""
+    views = [*tables.values()] if wanted in SEVERAL else [tables[wanted]]
+    values = np.empty((len(views[0][0]), len(views), len(views[0]), views[0][0].shape[1]), np.float32)
+    for v, k in np.ndindex(values.shape[1:3]):  # one by one, so that all are in memory only once
+        values[:, v, k] = views[v][k][:]
+    return values.mean(1, keepdims=True) if wanted == "mean" else values
 
 
 def _check_rows(path: Path, table: h5py.Dataset, image_ids: np.ndarray) -> None:

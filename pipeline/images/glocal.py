@@ -81,9 +81,9 @@ def write_aligned(unaligned: Path, transform_file: Path, target: Path) -> None:
         lacks = "embed.tokens: cls" if made_with.get("tokens") != "cls" else "last among embed.blocks"
         write_no_embeddings(target, f"gLocal transforms the CLS token after the last block, and needs {lacks}")
         return
-    views = [name.removesuffix("/last") for name in blocks if name.endswith("/last")]
-    transform, cached = read_transform(transform_file), read_embeddings(unaligned, "last", [ORIGINAL, *views])
-    size = cached.values.shape[2]
+    views = [ORIGINAL, *(name.removesuffix("/last") for name in blocks if name.endswith("/last"))]
+    transform, cached = read_transform(transform_file), read_embeddings(unaligned, "last")
+    size = cached.values.shape[1]
     if size != len(transform.weights):
         raise InputError(
             f"{transform_file}: transforms embeddings of {len(transform.weights)} numbers, and those of {unaligned} "
@@ -91,11 +91,14 @@ def write_aligned(unaligned: Path, transform_file: Path, target: Path) -> None:
         )
     rows = np.unique(np.linspace(0, len(cached.values) - 1, CHECKED).astype(int))
     aligned = []
-    for place, name in enumerate(["last", *(f"{view}/last" for view in views)]):
-        before = cached.values[:, place]
+    for view in views:
+        name = "last" if view == ORIGINAL else f"{view}/last"
+        before = read_embeddings(unaligned, "last", view, view).values
         values = transform(before)
         measured = health.measure(values, rows, np.concatenate([transform(before[[row]]) for row in rows]))
-        health.check(measured, f"{target} (from {transform_file.name}): block {name}", tells_images_apart=place == 0)
+        health.check(
+            measured, f"{target} (from {transform_file.name}): block {name}", tells_images_apart=view == ORIGINAL
+        )
         feature = f"{blocks[name]['feature']}, transformed by gLocal"
         aligned.append((name, values, measured | {"feature": feature}))
     made_with |= {

@@ -145,7 +145,7 @@ def run_trial(task: Task, step: Callable[[], None]) -> None:
         raise InputError("this worker runs another version of the code than the study: start it again")
     torch.set_num_threads(1)
     started, trial = time.monotonic(), task.trial
-    cache = embeddings_of(task.embeddings, task.parameters.block)
+    cache = embeddings_of(task.embeddings, task.parameters)
     state = task.kept.with_suffix(".pt")
     trained, notes = train_run(task.run, task.eeg, cache, task.parameters, state, step)
     with replacing(task.kept) as temporary, h5py.File(temporary, "w") as file:
