@@ -8,18 +8,21 @@ import asyncio
 import getpass
 import os
 import shlex
+import signal
 import subprocess
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import dask
-from dask_jobqueue import SLURMCluster
 from distributed import Adaptive
 
 from pipeline.errors import InputError
 from pipeline.files import cache_folder
+
+if TYPE_CHECKING:
+    from dask_jobqueue import SLURMCluster
 
 ASK_EVERY = 30.0  # s; so often squeue is asked, if at all
 BEGUN_IN_VAIN = 3  # jobs that end before their worker reports, if no worker ever did: more of them would do so too
@@ -33,12 +36,16 @@ EXAMPLE = """jobqueue:
     job-extra-directives: ["--gres=gpu:1"]"""
 
 
-def slurm_cluster(n_jobs: int, config: Mapping[str, object], trouble: Callable[[InputError], None]) -> SLURMCluster:
+def slurm_cluster(n_jobs: int, config: Mapping[str, object], trouble: Callable[[InputError], None]) -> "SLURMCluster":
     """A cluster of at most `n_jobs` jobs, never more than there are tasks left, each one worker of one thread.
 
     `config` is the Dask configuration of the workers. InputError where SLURM takes no such job; `trouble` gets the
     one that shows later.
     """
+    on_interrupt = signal.getsignal(signal.SIGINT)
+    from dask_jobqueue import SLURMCluster  # which makes Ctrl-C an exit that looks like success
+
+    signal.signal(signal.SIGINT, on_interrupt)
     settings = dask.config.get("jobqueue.slurm")
     if settings["cores"] is None or settings["memory"] is None:
         file = Path(dask.config.PATH) / "jobqueue.yaml"
@@ -84,10 +91,10 @@ def _exports(cores: int, config: Mapping[str, object]) -> list[str]:
 class _Jobs(Adaptive):
     """As many jobs as tasks are left; those that SLURM refused or ended early are submitted again."""
 
-    cluster: SLURMCluster
+    cluster: "SLURMCluster"
 
     def __init__(
-        self, cluster: SLURMCluster, *, log_folder: Path, trouble: Callable[[InputError], None], **limits: Any
+        self, cluster: "SLURMCluster", *, log_folder: Path, trouble: Callable[[InputError], None], **limits: Any
     ) -> None:
         super().__init__(cluster, **limits)
         self.log_folder, self.trouble = log_folder, trouble

@@ -8,6 +8,8 @@ it and it got no further meanwhile.
 
 import logging
 import os
+import pickle
+import pkgutil
 import socket
 import time
 from collections import Counter
@@ -75,6 +77,7 @@ def side_by_side(
     `work` calls `step()` for each of the `steps(task)` steps once it is done, also if an earlier attempt did it. A
     future has what `work` returned or raised, or InputError if its workers died of it; the other tasks go on.
     """
+    import cloudpickle
     from dask._task_spec import Task as Node
     from distributed import KilledWorker
 
@@ -83,7 +86,7 @@ def side_by_side(
         _connected(where, min(n_workers, len(tasks)), finished.put) as (client, place),
         _Shown(label, [name(task) for task in tasks], [steps(task) for task in tasks]) as shown,
     ):
-        shown.say(f"{label}: {len(tasks)} runs on {place}; dashboard: {client.dashboard_link}")
+        shown.say(f"{label}: {len(tasks)} runs {place}; dashboard: {client.dashboard_link}")
         topic = f"steps-{client.id}"
         client.subscribe_topic(topic, shown.stepped)
         client.subscribe_topic("all", shown.changed)
@@ -91,7 +94,7 @@ def side_by_side(
         def submit(i: int, attempt: int) -> None:
             key = ("run", i, attempt)
             # A "data producer" waits at the scheduler until a worker is free; else a few tasks would wait at workers.
-            node = Node(key, _run, work, tasks[i], i, topic, _data_producer=True)
+            node = Node(key, _run, cloudpickle.dumps((work, tasks[i])), i, topic, _data_producer=True)
             client.get({key: node}, [key], sync=False)[0].add_done_callback(finished.put)
 
         got_to = [0] * len(tasks)
@@ -132,8 +135,8 @@ def _given_up(name: str) -> str:
     )
 
 
-def _run(work: Callable[[Task, Step], Result], task: Task, i: int, topic: str) -> Result:
-    """In a worker: the task, telling how far it is."""
+def _run(pickled: bytes, i: int, topic: str) -> Any:
+    """In a worker: the task, telling how far it is. What Dask cannot unpickle ends a worker; here it ends the task."""
     from distributed import get_worker
 
     worker = get_worker()
@@ -152,6 +155,7 @@ def _run(work: Callable[[Task, Step], Result], task: Task, i: int, topic: str) -
         tell()
 
     tell()
+    work, task = pickle.loads(pickled)
     return work(task, step)
 
 
@@ -166,16 +170,16 @@ def _connected(where: str, n_workers: int, trouble: Callable[[InputError], None]
         stack.enter_context(dask.config.set(CONFIG))
         stack.enter_context(silence_logging_cmgr(SILENT))
         if where == "local":
-            cluster, place = stack.enter_context(_local(n_workers)), f"{n_workers} local workers"
+            cluster, place = stack.enter_context(_local(n_workers)), f"on {n_workers} local workers"
         elif where == "slurm":
             from pipeline.slurm import slurm_cluster
 
-            cluster, place = (
-                stack.enter_context(slurm_cluster(n_workers, CONFIG, trouble)),
-                f"up to {n_workers} SLURM jobs",
-            )
+            # It listens on the machine itself: from elsewhere it is seen through ssh -L.
+            stack.enter_context(dask.config.set({"distributed.dashboard.link": "http://127.0.0.1:{port}/status"}))
+            cluster = stack.enter_context(slurm_cluster(n_workers, CONFIG, trouble))
+            place = f"in up to {n_workers} SLURM jobs"
         else:
-            cluster, place = where, f"the workers of {where}"
+            cluster, place = where, f"on the workers of {where}"
             _check_scheduler(where)
         client = stack.enter_context(Client(cluster, timeout=ANSWERS_WITHIN, set_as_default=False))
         if cluster == where:
@@ -212,6 +216,13 @@ def _check_workers(client: "Client", where: str) -> None:
     start = f"start workers with `dask worker {where} --nthreads 1`"
     if not workers:
         raise InputError(f"{where} has no workers: {start}")
+    try:
+        for run in (client.run_on_scheduler, client.run):
+            run(pkgutil.resolve_name, f"{__name__}:LOSSES")
+    except (ImportError, AttributeError) as error:
+        raise InputError(
+            f"{where}: {error} there: start scheduler and workers in this project's folder, from its .venv"
+        ) from error
     if any(worker["nthreads"] > 1 for worker in workers):
         raise InputError(
             f"{where} has workers of several threads, and runs in one process share its random numbers: {start}"

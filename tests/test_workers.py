@@ -1,5 +1,6 @@
 """Real worker processes, some of which are killed."""
 
+import importlib
 import os
 import random
 import signal
@@ -9,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -69,8 +70,9 @@ def kill_at_random(folder: Path, n_tasks: int, kills: int, seed: int, n_workers:
         wait_for(lambda: len(list(folder.glob("*.state"))) == n_workers, "the workers do not start")
         while len(killed) < kills and not over.wait(draw.uniform(0, 0.6)):
             if workers := workers_of(os.getpid()):
-                os.kill(draw.choice(workers), signal.SIGKILL)
-                killed.append(time.monotonic())
+                with suppress(ProcessLookupError):
+                    os.kill(draw.choice(workers), signal.SIGKILL)
+                    killed.append(time.monotonic())
 
     thread = threading.Thread(target=kill)
     thread.start()
@@ -89,8 +91,12 @@ def expected(n_tasks: int) -> dict[int, int]:
 
 def workers_of(pid: int) -> list[int]:
     """The processes that Dask started; Python's own resource tracker is a child too."""
-    children = psutil.Process(pid).children(recursive=True)
-    return [child.pid for child in children if "spawn_main" in " ".join(child.cmdline())]
+    found = []
+    for child in psutil.Process(pid).children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            if "spawn_main" in " ".join(child.cmdline()):
+                found.append(child.pid)
+    return found
 
 
 def one_of_each(task: tuple[str, int], step: Step) -> int:
@@ -219,7 +225,7 @@ def dask(*arguments: str) -> Iterator[None]:
             process.wait(20)
 
 
-def test_the_workers_of_a_scheduler_that_somebody_started(tmp_path):
+def test_the_workers_of_a_scheduler_that_somebody_started(tmp_path, monkeypatch):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -241,6 +247,10 @@ def test_the_workers_of_a_scheduler_that_somebody_started(tmp_path):
             found = outcomes(one_of_each, tasks, where)
             assert [found[task] for task in tasks[2:]] == [4, 9]
             assert isinstance(found["raises", 0], ValueError) and isinstance(found["kills", 1], InputError)
+            (tmp_path / "only_here.py").write_text("def work(task, step): return 1")
+            monkeypatch.syspath_prepend(tmp_path)
+            [error] = outcomes(importlib.import_module("only_here").work, tasks[:1], where).values()
+            assert isinstance(error, ModuleNotFoundError)
             waiting = tmp_path / "waiting"
             waiting.mkdir()
             outcomes(first_waits, [(waiting, i) for i in range(4)], where)
