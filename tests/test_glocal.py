@@ -183,9 +183,8 @@ def test_nothing_is_embedded_again(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     for alignment, cache in (("none", caches["unaligned"]), ("glocal", of_both[0]), ("other", of_both[1])):
         embed.main(params, "both", alignment, tmp_path / "images", *inputs, cache)
     assert read_about(of_both[1])[0]["alignment"] == "other"
-    assert settings_of({}, [], of_both[0]) == settings_of(
-        {}, [], of_both[1]
-    )  # so that two alignments of one backbone can be compared
+    # So that two alignments of one backbone can be compared:
+    assert settings_of({}, [], of_both[0]) == settings_of({}, [], of_both[1])
     with h5py.File(caches["glocal"]) as file:
         assert "shorter side resized to 224" in file.attrs["preprocessing"]
 

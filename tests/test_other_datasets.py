@@ -78,10 +78,11 @@ def run(folder: Path, values: dict[str, Any]) -> dict[str, Any]:
     params, raw, eeg, model = folder / "params.yaml", folder / "raw", folder / "eeg", folder / "model"
     params.write_text(yaml.safe_dump(values))
     download.main(params, raw / "eeg", raw / "images", raw / "metadata", raw / "images.csv")
-    weights.main(params, folder / "weights")
+    weights.main(params, values["backbone"], folder / "weights")
     preprocess.main(params, raw / "eeg", raw / "images.csv", eeg)
     cache = folder / "unaligned.h5"
-    embed.main(params, "unaligned", raw / "images", raw / "images.csv", folder / "weights", cache)
+    inputs = raw / "images", raw / "images.csv", folder / "weights"
+    embed.main(params, values["backbone"], "none", *inputs, cache, cache)
     train.main(params, eeg, cache, model)
     found, scored = folder / "evaluation.json", folder / "evaluation.h5"
     tables = [folder / f"{name}.csv" for name in TABLES]
