@@ -62,6 +62,9 @@ bench: setup  ## ratios against the plain way of doing the same, in one run
 	python -m benchmarks.evaluate
 	python -m benchmarks.evaluate large
 	python -m benchmarks.large
+	python -m benchmarks.workers
+	python -m benchmarks.study
 
-fuzz: setup  ## ten thousand damaged and hostile files for the readers
+fuzz: setup  ## ten thousand damaged and hostile files for the readers, and a study killed twenty times
 	python -m tests.fuzz 10000
+	python -m tests.kills 20
