@@ -46,6 +46,7 @@ CONFIG: dict[str, Any] = {
     "distributed.worker.memory.spill": False,
     "distributed.worker.memory.pause": False,
     "distributed.worker.profile.enabled": False,
+    "distributed.admin.low-level-log-length": 100,  # events kept, results among them
     "distributed.scheduler.worker-saturation": 1.0,
     "distributed.scheduler.allowed-failures": LOSSES - 1,
     "distributed.nanny.pre-spawn-environ": {},  # else OMP_NUM_THREADS=1, in this process too
@@ -89,6 +90,9 @@ def side_by_side(
         shown.say(f"{label}: {len(tasks)} runs {place}; dashboard: {client.dashboard_link}")
         topic = f"steps-{client.id}"
         client.subscribe_topic(topic, shown.stepped)
+        # Dask leaves a result with its worker until we ask, and would run the task again if that dies before.
+        results: dict[int, bytes] = {}
+        client.subscribe_topic(f"{topic}-results", lambda event: results.update([event[1]]))
         client.subscribe_topic("all", shown.changed)
 
         def submit(i: int, attempt: int) -> None:
@@ -109,7 +113,7 @@ def side_by_side(
             _, i, attempt = dasks.key
             future: Future[Result] = Future()
             try:
-                future.set_result(dasks.result())
+                future.set_result(pickle.loads(results.pop(i) if i in results else dasks.result()))
             except CancelledError:
                 raise InputError(f"the scheduler at {where} is gone: start it and this again") from None
             except KilledWorker:
@@ -135,8 +139,9 @@ def _given_up(name: str) -> str:
     )
 
 
-def _run(pickled: bytes, i: int, topic: str) -> Any:
+def _run(pickled: bytes, i: int, topic: str) -> bytes:
     """In a worker: the task, telling how far it is. What Dask cannot unpickle ends a worker; here it ends the task."""
+    import cloudpickle
     from distributed import get_worker
 
     worker = get_worker()
@@ -156,7 +161,9 @@ def _run(pickled: bytes, i: int, topic: str) -> Any:
 
     tell()
     work, task = pickle.loads(pickled)
-    return work(task, step)
+    result = cloudpickle.dumps(work(task, step))
+    worker.log_event(f"{topic}-results", (i, result))
+    return result
 
 
 @contextmanager
@@ -212,10 +219,12 @@ def _check_workers(client: "Client", where: str) -> None:
                     f"{where}: {package} is {theirs['packages'][package]} at {who} and {ours[package]} here: "
                     "start scheduler and workers from this project's .venv"
                 )
-    workers = client.scheduler_info(n_workers=-1)["workers"].values()
     start = f"start workers with `dask worker {where} --nthreads 1`"
-    if not workers:
-        raise InputError(f"{where} has no workers: {start}")
+    try:
+        client.wait_for_workers(1, ANSWERS_WITHIN)  # one that was lost may be on its way back
+    except TimeoutError:
+        raise InputError(f"{where} has no workers: {start}") from None
+    workers = client.scheduler_info(n_workers=-1)["workers"].values()
     try:
         for run in (client.run_on_scheduler, client.run):
             run(pkgutil.resolve_name, f"{__name__}:LOSSES")
