@@ -28,7 +28,7 @@ from pipeline.decoding.model import ContrastiveModel, ModelSizes
 from pipeline.decoding.retrieval import retrieval_metrics
 from pipeline.decoding.training import (
     Samples,
-    _average,
+    _moving_average,
     _train_epoch,
     derive_seeds,
     held_out,
@@ -68,7 +68,7 @@ def speed() -> dict[str, float]:
     parameters, (eeg, embeddings) = recipe(), simulated(PART)
     target = torch.arange(PART)
     model = ContrastiveModel(SIZES, parameters)
-    average, (optimizer, _) = _average(model, parameters, n_steps=8), make_optimizer(model, parameters)
+    average, (optimizer, _) = _moving_average(model, parameters, n_steps=8), make_optimizer(model, parameters)
     plain = PlainModel(17, 100, 768)
     made = optimizers(plain, parameters.learning_rate, (4, 2), 100)
 
@@ -127,7 +127,7 @@ def full_size() -> dict[str, float]:
     eeg, _ = simulated(FULL)
     embeddings, target = torch.randn(16_540, 768), torch.arange(16_540).repeat(10)
     model = ContrastiveModel(SIZES, parameters)
-    average, (optimizer, _) = _average(model, parameters, n_steps=8), make_optimizer(model, parameters)
+    average, (optimizer, _) = _moving_average(model, parameters, n_steps=8), make_optimizer(model, parameters)
     start = time.perf_counter()
     _train_epoch(model, average, optimizer, eeg, target, embeddings, torch.randperm(FULL).split(256), parameters)
     seconds = time.perf_counter() - start

@@ -6,11 +6,12 @@ that of an undisturbed one, with no run done twice that was whole.
 
 import os
 import random
-import signal
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -18,7 +19,7 @@ import yaml
 
 from tests.tiny import make_embeddings, make_prepared
 
-EPOCHS = 150
+EPOCHS = 40
 OUTS = ("study.csv", "study.json", "study", "study.html")
 
 
@@ -30,20 +31,20 @@ def main(n_kills: int, seed: int) -> None:
         for place, name in enumerate(("unaligned", "dreamsim")):
             make_embeddings(base / f"embeddings/synclr_vitb16/{name}.h5", image_ids, place)
         write_params(base / "params.yaml")
-        start(base, "whole").wait()
+        assert start(base, "whole").wait() == 0
         killed = {"main": 0, "workers": 0}
         process = start(base, "killed")
         while sum(killed.values()) < n_kills:
-            time.sleep(chance.uniform(0.1, 6))
-            if process.poll() is not None:  # done: begin with an empty cache again
+            if not wait_until_training(base, process):  # it is done: once more, from nothing
                 assert process.returncode == 0
                 compare(base)
-                subprocess.run(["rm", "-r", base / "cache-killed"], check=True)
+                shutil.rmtree(base / "cache-killed")
                 process = start(base, "killed")
                 continue
+            time.sleep(chance.uniform(0, 3))
             workers = workers_of(process.pid)
             if not workers or chance.random() < 0.3:
-                os.kill(process.pid, signal.SIGKILL)
+                process.kill()
                 process.wait()
                 killed["main"] += 1
                 process = start(base, "killed")
@@ -66,10 +67,28 @@ def write_params(path: Path) -> None:
 
 
 def start(base: Path, name: str) -> subprocess.Popen[bytes]:
-    environment = os.environ | {"ALIGNED_EEG_CACHE": str(base / f"cache-{name}")}
-    outs = [base / name / out for out in OUTS]
-    command = [sys.executable, "-m", "stages.study", base / "params.yaml", base / "eeg", base / "embeddings", *outs]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
+    (base / name).mkdir(exist_ok=True)
+    command = [sys.executable, "-m", "stages.study", base / "params.yaml", base / "eeg", base / "embeddings", *OUTS]
+    environment = os.environ | {"ALIGNED_EEG_CACHE": str(base / f"cache-{name}"), "PYTHONPATH": str(Path.cwd())}
+    return subprocess.Popen(command, cwd=base / name, env=environment, stdout=subprocess.DEVNULL)
+
+
+def wait_until_training(base: Path, process: subprocess.Popen[bytes]) -> bool:
+    """Until an epoch is over that was not yet, so that not all kills meet a process that starts; or it is done."""
+    seen = states(base)
+    while process.poll() is None:
+        if states(base) - seen:
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def states(base: Path) -> set[tuple[str, int]]:
+    found = set()
+    for path in base.glob("cache-killed/study/*.pt"):
+        with suppress(FileNotFoundError):  # its run is done by now
+            found.add((path.name, path.stat().st_mtime_ns))
+    return found
 
 
 def workers_of(pid: int) -> list[psutil.Process]:
