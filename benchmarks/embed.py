@@ -38,7 +38,7 @@ from pipeline.images.dreamsim import load_encoder
 from pipeline.images.dreamsim_stand_in import make_checkpoint
 from pipeline.images.embedder import _embed_all
 from pipeline.images.views import degrade
-from pipeline.images.vit import View
+from pipeline.images.vit import Framing
 from pipeline.params import read_params
 from pipeline.sections import Embed
 
@@ -89,7 +89,7 @@ def ours(
     accelerate(encoder, parameters.blocks, parameters.tokens, parameters.precision, device)
 
     def decode(name: str) -> torch.Tensor:
-        picture = View()(decode_image(read_member(archive, name), name))
+        picture = Framing()(decode_image(read_member(archive, name), name))
         return torch.stack([degrade(picture, view, name) for view in views])
 
     def embed(names: list[str]) -> np.ndarray:

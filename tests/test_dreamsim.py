@@ -22,7 +22,7 @@ from pipeline.images import dreamsim_stand_in
 from pipeline.images.dreamsim import BACKBONES, load_encoder
 from pipeline.images.dreamsim_stand_in import make_checkpoint
 from pipeline.images.models import IMAGE_MODELS
-from pipeline.images.vit import ImageEncoder, View
+from pipeline.images.vit import Framing, ImageEncoder
 from tests.dreamsim_offline import load_dreamsim, offline
 
 WIDTH = 192  # of the ViTs that are compared
@@ -54,7 +54,7 @@ def images() -> Tensor:
     rng = np.random.default_rng(0)
     pictures = [Image.fromarray(rng.integers(0, 256, size, dtype=np.uint8)) for size in [(500, 480, 3), (31, 640, 3)]]
     pictures.append(Image.fromarray(rng.integers(0, 256, (3, 4, 3), dtype=np.uint8)).resize((400, 300)))
-    return torch.stack([View()(picture) for picture in pictures]).float() / 255
+    return torch.stack([Framing()(picture) for picture in pictures]).float() / 255
 
 
 def rewritten(archive: Path, folder: Path, changes: dict[str, bytes | Callable[[dict], object] | None]) -> Path:
@@ -233,7 +233,7 @@ def encoded(mode: str, size: tuple[int, int], kind: str) -> bytes:
 )
 def test_a_picture_becomes_what_dreamsim_makes_of_it(mode: str, size, kind: str, dreamsims_own: Callable) -> None:
     data = encoded(mode, size, kind)
-    ours = View()(decode_image(data, "a.jpg")).float() / 255
+    ours = Framing()(decode_image(data, "a.jpg")).float() / 255
     assert torch.equal(ours[None], dreamsims_own(Image.open(io.BytesIO(data))))
 
 

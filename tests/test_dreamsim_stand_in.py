@@ -17,7 +17,7 @@ from pipeline.data import sample
 from pipeline.errors import InputError
 from pipeline.images.dreamsim import load_encoder
 from pipeline.images.dreamsim_stand_in import BACKBONES, make_checkpoint, vit_weights
-from pipeline.images.vit import View
+from pipeline.images.vit import Framing
 from tests.dreamsim_offline import load_dreamsim
 
 
@@ -29,7 +29,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> torch.Tensor:
     sample.make_raw(["sub-01"], folder, folder, folder / "metadata.npy", size)
     with zipfile.ZipFile(folder / "training_images.zip") as archive:
         images = [Image.open(io.BytesIO(archive.read(name))) for name in archive.namelist()]
-    return torch.stack([View()(image) for image in images]).float() / 255
+    return torch.stack([Framing()(image) for image in images]).float() / 255
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)

@@ -31,7 +31,7 @@ from pipeline.images.embedder import RECOMPUTED, embed_images
 from pipeline.images.embeddings import read_embeddings, read_health
 from pipeline.images.models import IMAGE_MODELS, Load
 from pipeline.images.views import degrade
-from pipeline.images.vit import View
+from pipeline.images.vit import Framing
 from pipeline.params import read_params
 from pipeline.sections import Embed
 
@@ -114,7 +114,7 @@ def test_each_row_is_its_image_embedded_alone(data, tmp_path):
             name = cached.image_ids[row]
             picture = Image.open(io.BytesIO(archives[name.split("/")[0]].read(name))).convert("RGB")
             with torch.inference_mode():
-                [expected] = encoder(View()(picture)[None].float() / 255, [block])
+                [expected] = encoder(Framing()(picture)[None].float() / 255, [block])
             np.testing.assert_allclose(cached.values[row], expected[0], rtol=0, atol=1e-5 * float(expected.abs().max()))
 
 
@@ -127,7 +127,7 @@ def test_each_view_is_the_degraded_picture_embedded_alone(data, tmp_path):
         assert cached.shape == (N, 4, 64)
         for row in (0, 4, N - 1):
             name = ids(data)[row]
-            picture = View()(Image.open(io.BytesIO(archives[name.split("/")[0]].read(name))).convert("RGB"))
+            picture = Framing()(Image.open(io.BytesIO(archives[name.split("/")[0]].read(name))).convert("RGB"))
             views = torch.stack([degrade(picture, view, name) for view in VIEWS])
             with torch.inference_mode():
                 [expected] = encoder(views.float() / 255, [block])

@@ -100,7 +100,7 @@ def transform_of(name: str) -> Callable[[Image.Image], Tensor]:
 
 def test_pictures_and_embeddings_are_the_authors_own(name: str, file: Path) -> None:
     encoder, own, theirs = load_encoder(file, name), transform_of(name), []
-    images = torch.stack([encoder.view(picture) for picture in pictures()]).float() / 255
+    images = torch.stack([encoder.framing(picture) for picture in pictures()]).float() / 255
     normalised = torch.stack([own(picture.convert("RGB")) for picture in pictures()])
     vit = encoder.vits[0]
     torch.testing.assert_close((images - vit.mean) / vit.sd, normalised, rtol=0, atol=1e-6)

@@ -52,8 +52,8 @@ def test_pixels_pooled_features_and_blocks_are_timms(name: str, file: Path) -> N
     options = {key: config[key] for key in ("input_size", "interpolation", "mean", "std")}
     own = create_transform(**options, crop_pct=1.0, crop_mode="squash")  # as timm resizes a whole picture
     pixels = own(picture())[None]
-    torch.testing.assert_close((encoder.view(picture())[None] / 255 - encoder.mean) / encoder.sd, pixels)
-    images = encoder.view(picture())[None].float() / 255
+    torch.testing.assert_close((encoder.framing(picture())[None] / 255 - encoder.mean) / encoder.sd, pixels)
+    images = encoder.framing(picture())[None].float() / 255
     with torch.inference_mode():
         second, last, again = encoder(images, (2, "last", 2))
         torch.testing.assert_close(last, model(pixels))
@@ -70,7 +70,7 @@ def test_pixels_pooled_features_and_blocks_are_timms(name: str, file: Path) -> N
 
 def test_bfloat16_is_near_float32_and_is_used(file: Path, name: str) -> None:
     encoder = load_encoder(file, name)
-    images = torch.rand(2, 3, encoder.view.side, encoder.view.side, generator=torch.Generator().manual_seed(0))
+    images = torch.rand(2, 3, encoder.framing.side, encoder.framing.side, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         [exact] = encoder(images)
         encoder.arithmetic = torch.bfloat16
@@ -81,7 +81,7 @@ def test_bfloat16_is_near_float32_and_is_used(file: Path, name: str) -> None:
 
 def test_what_a_model_has_not_is_told(name: str, file: Path) -> None:
     encoder = load_encoder(file, name)
-    images = torch.zeros(1, 3, encoder.view.side, encoder.view.side)
+    images = torch.zeros(1, 3, encoder.framing.side, encoder.framing.side)
     with pytest.raises(InputError, match=f"has the blocks 1 to {encoder.n_blocks} and last, not 99"):
         encoder(images, (99,))
     with pytest.raises(InputError, match="embed.tokens is mean: .* set it to cls"):

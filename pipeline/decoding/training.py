@@ -134,10 +134,10 @@ def train(
 
     The same inputs, seed, device and number of threads give the same weights to the last bit, also if the run was
     interrupted: after each epoch its state is written to `resume`, and a later call goes on from there. `progress` is
-    called once an epoch. InputError where the loss explodes; the state of the epoch before it stays in `resume`.
+    called once an epoch. InputError where the loss explodes.
     `embeddings` are (N, D); where `blocks` names K blocks to mix they are (N, K, D), standardised by the images of
     these rows, and the history has the weight of each. Where `learned` (N, V, D) or (N, V, K, D) is given, the batches
-    have these instead, of each sample and epoch one of V, and `embeddings` are for `selection` alone.
+    have these instead, of each sample and epoch one of V, and `embeddings` are what `selection` is compared with.
     """
     torch.manual_seed(seeds.start)
     n_chans, n_times = samples.eeg.shape[1:]
@@ -185,7 +185,7 @@ def train(
         row = {"epoch": epoch, "train_loss": loss, "spread": spread(averaged, *probe)}
         row |= _score(averaged, selection, embeddings, galleries, device)
         row |= {f"weight_of_block_{name}": weight for name, weight in averaged.block_weights().items()}
-        _stop_if_diverged(loss, epoch, parameters, resume)
+        _stop_if_diverged(loss, epoch, parameters)
         state["history"].append(row)
         if selection is None or row["selection_loss"] <= min(past["selection_loss"] for past in state["history"]):
             state["best"], state["epoch"] = copy.deepcopy(averaged.state_dict()), epoch
@@ -343,13 +343,12 @@ def _loss(similarity: Tensor, logit_scale: float) -> float:
     return score_queries(similarity, logit_scale)["nice_loss"].mean().item()
 
 
-def _stop_if_diverged(loss: float, epoch: int, parameters: Train, resume: Path | None) -> None:
+def _stop_if_diverged(loss: float, epoch: int, parameters: Train) -> None:
     chance = math.log(parameters.batch_size)
     if not loss <= EXPLODED * chance:  # NaN too
-        kept = f"; the state after epoch {epoch - 1} is kept in {resume}" if resume and resume.exists() else ""
         raise InputError(
             f"training diverged in epoch {epoch} (loss {loss:.3g}, chance is {chance:.3g}): "
-            f"lower train.learning_rate or set train.gradient_clip{kept}"
+            "lower train.learning_rate or set train.gradient_clip"
         )
 
 

@@ -91,7 +91,7 @@ def embed_images(
     ):
 
         def decode(image_id: str) -> Tensor:
-            picture = encoder.view(images.read(image_id))
+            picture = encoder.framing(images.read(image_id))
             return torch.stack([degrade(picture, view, image_id) for view in parameters.views])
 
         rows = np.unique(np.linspace(0, len(image_ids) - 1, RECOMPUTED).astype(int))

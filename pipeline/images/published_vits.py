@@ -24,7 +24,7 @@ from torch import Tensor
 
 from pipeline.errors import InputError
 from pipeline.images.checkpoints import Architecture, is_weights, make_vit, read_weights
-from pipeline.images.vit import CLIP, HALF, IMAGENET, ImageEncoder, Pixels, View, ViT
+from pipeline.images.vit import CLIP, HALF, IMAGENET, Framing, ImageEncoder, Pixels, ViT
 
 Weights = dict[str, Tensor]
 
@@ -99,31 +99,31 @@ class PublishedViT:
 
     architecture: Architecture
     pixels: Pixels
-    view: View
+    framing: Framing
     prefixes: tuple[str, ...]  # of the names of its weights; what else the file holds is left alone
     rename: Callable[[Weights], Weights]
     ignored: tuple[str, ...] = ()
 
 
 _L14 = Architecture(14, n_blocks=24, clip=True)
-_CLIP_VIEW, _DINO_VIEW = View(short_side=224), View(interpolation="bilinear", short_side=256)
+_CLIP_FRAMING, _DINO_FRAMING = Framing(short_side=224), Framing(interpolation="bilinear", short_side=256)
 
 VITS = {
     "clip_vitl14": PublishedViT(
         replace(_L14, activation=QuickGELU),
         CLIP,
-        _CLIP_VIEW,
+        _CLIP_FRAMING,
         ("vision_model.", "visual_projection."),
         _of_transformers,
         ignored=("vision_model.embeddings.position_ids",),  # 0 to 256
     ),
-    "open_clip_vitl14_laion400m": PublishedViT(_L14, CLIP, _CLIP_VIEW, ("visual.",), _of_open_clip),
-    "open_clip_vitl14_laion2b": PublishedViT(_L14, HALF, _CLIP_VIEW, ("visual.",), _of_open_clip),
-    "dino_vitb8": PublishedViT(Architecture(8), IMAGENET, _DINO_VIEW, ("",), dict),
+    "open_clip_vitl14_laion400m": PublishedViT(_L14, CLIP, _CLIP_FRAMING, ("visual.",), _of_open_clip),
+    "open_clip_vitl14_laion2b": PublishedViT(_L14, HALF, _CLIP_FRAMING, ("visual.",), _of_open_clip),
+    "dino_vitb8": PublishedViT(Architecture(8), IMAGENET, _DINO_FRAMING, ("",), dict),
     "dinov2_vitl14": PublishedViT(
         Architecture(14, n_blocks=24, trained_size=518, layer_scale=True),
         IMAGENET,
-        _DINO_VIEW,
+        _DINO_FRAMING,
         ("",),
         dict,
         ignored=("mask_token",),  # for its training alone
@@ -149,5 +149,5 @@ def load_encoder(checkpoint: Path, name: str) -> ImageEncoder:
         raise InputError(f"{checkpoint} should hold the weights of {name} by name; is it another model's?")
     weights = {key: value.float() for key, value in published.rename(own).items()}
     vit, projection = make_vit(weights, published.architecture, str(checkpoint))
-    encoder = ImageEncoder([ViT(vit, published.pixels, normed=True, projection=projection)], published.view)
+    encoder = ImageEncoder([ViT(vit, published.pixels, normed=True, projection=projection)], published.framing)
     return encoder.eval().requires_grad_(False)

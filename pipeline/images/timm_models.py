@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from pipeline.errors import InputError
 from pipeline.files import replacing
 from pipeline.images.checkpoints import read_weights
-from pipeline.images.vit import Block, ImageEncoder, Tokens, View, check_blocks
+from pipeline.images.vit import Block, Framing, ImageEncoder, Tokens, check_blocks
 
 
 class PooledModel(ImageEncoder):
@@ -39,8 +39,8 @@ class PooledModel(ImageEncoder):
         self.model, self.vits = model, ()
         has_blocks = hasattr(model, "forward_intermediates")
         self.n_blocks = len(model.feature_info) if has_blocks else 0
-        self.view = View(config["input_size"][-1], config["interpolation"])
-        self.preprocessing = f"{self.view}; mean {config['mean']} and std {config['std']}"
+        self.framing = Framing(config["input_size"][-1], config["interpolation"])
+        self.preprocessing = f"{self.framing}; mean {config['mean']} and std {config['std']}"
         self.register_buffer("mean", torch.tensor(config["mean"]).view(3, 1, 1))
         self.register_buffer("sd", torch.tensor(config["std"]).view(3, 1, 1))
         options = inspect.signature(model.forward_intermediates).parameters if has_blocks else {}

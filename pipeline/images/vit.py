@@ -39,7 +39,7 @@ HALF = Pixels("one half", IMAGENET_INCEPTION_MEAN, IMAGENET_INCEPTION_STD)
 
 
 @dataclass(frozen=True)
-class View:
+class Framing:
     """How a picture of any size becomes the square that a model sees.
 
     The whole picture is resized, as dreamsim does it; with `short_side` its shorter side is resized to so many pixels
@@ -131,18 +131,18 @@ class ViT(nn.Module):
 class ImageEncoder(nn.Module):
     """A frozen backbone of one ViT or more: pixels (B, 3, side, side) in [0, 1] -> embeddings (B, D).
 
-    Those of several blocks come from one pass. `view` makes the pixels of a picture, and `preprocessing` says in words
-    what is done to it before the blocks; all ViTs have as many blocks and take images of the same size.
+    Those of several blocks come from one pass. `framing` makes the pixels of a picture; `preprocessing` says in words
+    what is done to it before the blocks. All ViTs have as many blocks and take images of the same size.
     """
 
     arithmetic: torch.dtype = torch.float32  # as `acceleration` sets it; layers that it replaces need not look
 
-    def __init__(self, vits: Sequence[ViT], view: View | None = None) -> None:
+    def __init__(self, vits: Sequence[ViT], framing: Framing | None = None) -> None:
         super().__init__()
         self.vits = cast(Sequence[ViT], nn.ModuleList(vits))
         self.n_blocks = len(vits[0].vit.blocks)
-        self.view = view or View(vits[0].vit.patch_embed.img_size[0])
-        self.preprocessing = f"{self.view}; mean and std of {'; '.join(vit.pixels.name for vit in vits)}"
+        self.framing = framing or Framing(vits[0].vit.patch_embed.img_size[0])
+        self.preprocessing = f"{self.framing}; mean and std of {'; '.join(vit.pixels.name for vit in vits)}"
 
     def feature(self, block: Block, tokens: Tokens) -> str:
         """What stands for an image, in words; of several ViTs one after the other where they differ."""
