@@ -12,6 +12,7 @@ import pickle
 import pkgutil
 import socket
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future
@@ -172,6 +173,7 @@ def _connected(where: str, n_workers: int, trouble: Callable[[InputError], None]
     import dask
     from distributed import Client
     from distributed.utils import silence_logging_cmgr
+    from distributed.versions import VersionMismatchWarning
 
     with ExitStack() as stack:
         stack.enter_context(dask.config.set(CONFIG))
@@ -188,7 +190,9 @@ def _connected(where: str, n_workers: int, trouble: Callable[[InputError], None]
         else:
             cluster, place = where, f"on the workers of {where}"
             _check_scheduler(where)
-        client = stack.enter_context(Client(cluster, timeout=ANSWERS_WITHIN, set_as_default=False))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", VersionMismatchWarning)  # `_check_workers` says it
+            client = stack.enter_context(Client(cluster, timeout=ANSWERS_WITHIN, set_as_default=False))
         if cluster == where:
             _check_workers(client, where)
             client.run_on_scheduler(_set_up)

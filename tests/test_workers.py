@@ -173,7 +173,7 @@ def test_workers_share_out_the_gpus_and_are_shown_on_a_terminal(tmp_path, monkey
     assert "OMP_NUM_THREADS" not in os.environ
     err = capfd.readouterr().err
     assert all(f"worker {i}: run-" in err for i in range(3)) and "train" in err
-    assert "60/60" in err and "2/20" in err
+    assert "60/60" in err and "1/20" in err
 
 
 def test_as_many_workers_as_fit(monkeypatch):
