@@ -179,8 +179,8 @@ def train(
             order = draw_repetitions(order, n_averaged, draws)
         batches = order.split(parameters.batch_size)
         drawn = torch.randint(n_views, trained_on.shape, generator=views).to(device)
-        view = (target * n_views).index_add(0, trained_on, drawn)  # of each sample the row in all views of all images
-        loss = _train_epoch(model, average, optimizer, eeg, view, learned.flatten(0, 1), batches, parameters)
+        shown = (target * n_views).index_add(0, trained_on, drawn)  # of each sample the row among the views of all
+        loss = _train_epoch(model, average, optimizer, eeg, shown, learned.flatten(0, 1), batches, parameters)
         schedule.step()
         row = {"epoch": epoch, "train_loss": loss, "spread": spread(averaged, *probe)}
         row |= _score(averaged, selection, embeddings, galleries, device)
