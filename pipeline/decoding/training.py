@@ -137,7 +137,7 @@ def train(
     called once an epoch. InputError where the loss explodes; the state of the epoch before it stays in `resume`.
     `embeddings` are (N, D); where `blocks` names K blocks to mix they are (N, K, D), standardised by the images of
     these rows, and the history has the weight of each. Where `learned` (N, V, D) or (N, V, K, D) is given, the batches
-    have these instead, of each sample and epoch one of V, and `embeddings` are for `selection` alone.
+    have these instead, of each sample and epoch one of V, and `embeddings` are what `selection` is compared with.
     """
     torch.manual_seed(seeds.start)
     n_chans, n_times = samples.eeg.shape[1:]
@@ -179,8 +179,8 @@ def train(
             order = draw_repetitions(order, n_averaged, draws)
         batches = order.split(parameters.batch_size)
         drawn = torch.randint(n_views, trained_on.shape, generator=views).to(device)
-        view = (target * n_views).index_add(0, trained_on, drawn)  # of each sample the row in all views of all images
-        loss = _train_epoch(model, average, optimizer, eeg, view, learned.flatten(0, 1), batches, parameters)
+        shown = (target * n_views).index_add(0, trained_on, drawn)  # of each sample the row among the views of all
+        loss = _train_epoch(model, average, optimizer, eeg, shown, learned.flatten(0, 1), batches, parameters)
         schedule.step()
         row = {"epoch": epoch, "train_loss": loss, "spread": spread(averaged, *probe)}
         row |= _score(averaged, selection, embeddings, galleries, device)
