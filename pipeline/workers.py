@@ -37,6 +37,7 @@ Step = Callable[[], None]
 
 LOSSES = 4
 SUBMITTED = 500  # tasks that the scheduler knows of; more than anybody has workers
+KEPT_UP_EVERY = 2  # s
 TELL_EVERY = 0.5  # s; a worker tells of its steps at most so often
 ANSWERS_WITHIN = 10.0  # s
 SAME_VERSIONS = ("python", "dask", "distributed", "cloudpickle", "msgpack")
@@ -196,7 +197,30 @@ def _connected(where: str, n_workers: int, trouble: Callable[[InputError], None]
         if cluster == where:
             _check_workers(client, where)
             client.run_on_scheduler(_set_up)
+        if where == "local":
+            stack.enter_context(_kept_up(cluster, n_workers))
         yield client, place
+
+
+@contextmanager
+def _kept_up(cluster: "SpecCluster", n_workers: int) -> Iterator[None]:
+    """Start workers again that Dask gives up: one that was killed while it started, or took long to restart."""
+    from distributed import Status
+    from tornado.ioloop import PeriodicCallback
+
+    def keep_up() -> None:
+        for name, nanny in [*cluster.workers.items()]:
+            if nanny.status in (Status.closed, Status.failed):
+                del cluster.workers[name]
+        cluster.scale(n_workers)  # starts those that are missing
+
+    callback, loop = PeriodicCallback(keep_up, KEPT_UP_EVERY * 1000), cluster.loop
+    assert loop is not None
+    loop.add_callback(callback.start)
+    try:
+        yield
+    finally:
+        loop.add_callback(callback.stop)
 
 
 def _check_scheduler(where: str) -> None:

@@ -444,9 +444,7 @@ def test_divergence_is_told_and_the_good_state_kept(recipe, tmp_path):
     samples, embeddings = planted()
     run((samples, embeddings), parameters.model_copy(update={"epochs": 1}), resume=tmp_path / "state.pt")
     samples.eeg[:] = float("inf")
-    with pytest.raises(
-        InputError, match="training diverged in epoch 2 .* or set train.gradient_clip$"
-    ):
+    with pytest.raises(InputError, match="training diverged in epoch 2 .* or set train.gradient_clip$"):
         run((samples, embeddings), parameters, resume=tmp_path / "state.pt")
     assert len(torch.load(tmp_path / "state.pt", weights_only=True)["history"]) == 1
 

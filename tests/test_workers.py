@@ -15,6 +15,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from dask import config
 from distributed import Client
 
 from pipeline.errors import InputError
@@ -110,6 +111,28 @@ def one_of_each(task: tuple[str, int], step: Step) -> int:
         time.sleep(30)
         del held
     return i * i
+
+
+def test_workers_that_die_while_they_start_come_back(tmp_path):
+    """Dask itself gives such a worker up, and without any would wait for ever."""
+    over = threading.Event()
+
+    def kill() -> None:
+        wait_for(lambda: bool(list(tmp_path.glob("*.state"))), "the worker does not start")
+        for _ in range(3):  # as soon as it has started again
+            wait_for(lambda: bool(workers_of(os.getpid())) or over.is_set(), "no worker comes back")
+            for pid in workers_of(os.getpid()):
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(0.2)
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    with config.set({"distributed.deploy.lost-worker-timeout": "1s"}):
+        found = outcomes(resumable, [(tmp_path, i) for i in range(2)], n_workers=1)
+    over.set()
+    thread.join()
+    assert {i: result for (_, i), result in found.items()} == expected(2)
 
 
 def test_what_fails_fails_alone_and_the_rest_is_as_in_turn(monkeypatch, capfd):
