@@ -2,10 +2,12 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
 import yaml
+from dvc.utils.hydra import apply_overrides
 from pydantic import BaseModel
 
 from pipeline.params import Params
@@ -68,6 +70,13 @@ def test_params_yaml_has_the_typed_keys_and_each_a_comment():
         if re.match(r" *[a-z_]+: *\S|  [a-z_]+:$", line):
             named = f"  # {line.split(':')[0].strip()}: "  # lists stand under one comment
             assert before.lstrip().startswith("#") or any(other.startswith(named) for other in lines), line
+
+
+def test_an_experiment_of_dvc_leaves_params_yaml_as_it_is(tmp_path):
+    """It writes the file anew: what it would write otherwise (a long line, a comment after a list) shows as changed."""
+    shutil.copy("params.yaml", tmp_path)
+    apply_overrides(tmp_path / "params.yaml", ["encoder=unaligned"])
+    assert (tmp_path / "params.yaml").read_text() == Path("params.yaml").read_text()
 
 
 @pytest.mark.parametrize("name", STAGES)
