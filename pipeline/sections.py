@@ -22,9 +22,9 @@ class Download(Section):
     openneuro: str
     things_images: str
     dreamsim_releases: str
-    glocal_transforms: str
+    glocal: str
     hugging_face: str
-    open_clip_releases: str
+    open_clip: str
     dino: str
     weights_file: str
 

@@ -18,9 +18,9 @@ def main(params: Path, backbone: str, weights: Path) -> str:
     addresses = {
         "dino": p.download.dino,
         "dreamsim_releases": p.download.dreamsim_releases,
-        "glocal_transforms": p.download.glocal_transforms,
+        "glocal": p.download.glocal,
         "hugging_face": p.download.hugging_face,
-        "open_clip_releases": p.download.open_clip_releases,
+        "open_clip": p.download.open_clip,
     }
     if DATASETS[p.dataset].synthetic:
         model.stand_in(weights)

@@ -2,10 +2,12 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
 import yaml
+from dvc.utils.hydra import apply_overrides
 from pydantic import BaseModel
 
 from pipeline.params import Params
@@ -56,6 +58,14 @@ def test_params_yaml_has_the_typed_keys_and_each_a_comment():
         if re.match(r" *[a-z_]+: *\S|  [a-z_]+:$", line):
             named = f"  # {line.split(':')[0].strip()}: "  # lists stand under one comment
             assert before.lstrip().startswith("#") or any(other.startswith(named) for other in lines), line
+
+
+def test_dvc_writes_params_yaml_back_as_it_was(tmp_path):
+    """`dvc exp run -S` folds lines of more than 80 characters, and the file would differ ever after."""
+    copy = shutil.copy("params.yaml", tmp_path)
+    for encoder in ("aligned", VALUES["encoder"]):
+        apply_overrides(copy, [f"encoder={encoder}"])
+    assert copy.read_text() == Path("params.yaml").read_text()
 
 
 @pytest.mark.parametrize("name", STAGES)

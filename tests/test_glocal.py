@@ -193,7 +193,7 @@ def test_the_transforms_are_where_thingsvision_gets_them() -> None:
     """Its model and module names, read from thingsvision 2.7.3."""
     published = {name: model.published[1] for name, model in IMAGE_MODELS.items() if "glocal" in model.aligned}
     assert {name: (file.root, file.path) for name, file in published.items()} == {
-        name: ("glocal_transforms", f"{path}/transform.npz")
+        name: ("glocal", f"transforms/{path}/transform.npz")
         for name, path in (
             ("clip_vitl14", "clip_ViT-L/14/visual"),
             ("open_clip_vitl14_laion400m", "OpenCLIP_ViT-L-14_laion400m_e32/visual"),

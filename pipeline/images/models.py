@@ -73,7 +73,7 @@ def _with_glocal(name: str, root: str, path: str, transform: str, sha256: str | 
         file=file,
         published=[
             PublishedFile(root, path, file, sha256),
-            PublishedFile("glocal_transforms", f"{transform}/transform.npz", of_transform),
+            PublishedFile("glocal", f"transforms/{transform}/transform.npz", of_transform),
         ],
         stand_in=partial(published_vits_stand_in.make_files, name, file, of_transform),
         unaligned=lambda checkpoint: (published_vits.load_encoder(checkpoint, name), {}),
@@ -99,7 +99,7 @@ IMAGE_MODELS = {
     ),
     "open_clip_vitl14_laion400m": _with_glocal(
         "open_clip_vitl14_laion400m",
-        "open_clip_releases",
+        "open_clip",
         "v0.2-weights/vit_l_14-laion400m_e32-3d133497.pt",
         "OpenCLIP_ViT-L-14_laion400m_e32/visual",
         sha256="3d133497",
