@@ -8,12 +8,13 @@ from pipeline.decoding.runs import sources
 from pipeline.eeg.recordings import read_caveats
 from pipeline.errors import InputError
 from pipeline.files import replacing, sha256
+from pipeline.images.embeddings import read_about
 from pipeline.images.models import OfCache, find_model
 from pipeline.params import read_params
 from pipeline.report.study_page import write_study_page
 from pipeline.report.study_pictures import draw_study_pictures
 from pipeline.study.summary import summarise
-from pipeline.study.trials import plan_study, run_study
+from pipeline.study.trials import cache_of, plan_study, run_study
 from stages import run, show, write_json
 
 
@@ -27,11 +28,16 @@ def main(params: Path, eeg: Path, embeddings: Path, table: Path, metrics: Path, 
     }
     trials = plan_study(p.study, p.seed, list(subjects), kinds)
     answers, failures = run_study(trials, subjects, embeddings, p.train, p.runs)
+    of_images = {read_about(path)[0].get("caveat") for path in {cache_of(embeddings, trial) for trial in trials}}
     facts: dict[str, Any] = {
         "dataset": p.dataset,
         "synthetic": dataset.synthetic,
         "selected_on": p.train.select_on,
-        "caveats": [*dataset.caveats, *read_caveats(next(iter(subjects.values())).path)],
+        "caveats": [
+            *dataset.caveats,
+            *sorted(caveat for caveat in of_images if caveat),
+            *read_caveats(next(iter(subjects.values())).path),
+        ],
     }
     summary, frame = summarise(answers, failures, facts, p.evaluate, p.seed)
     with replacing(table) as temporary:
