@@ -8,7 +8,7 @@ from collections.abc import Collection
 from pipeline.data.datasets import DATASETS
 from pipeline.eeg.encoders import EEG_ENCODERS
 from pipeline.errors import InputError
-from pipeline.images.models import find_alignment, find_model, kinds_of_alignment
+from pipeline.images.models import OfCache, find_alignment, find_model, kinds_of_alignment
 from pipeline.images.views import check_views
 from pipeline.params import Params
 
@@ -34,3 +34,25 @@ def check_image_model(backbone: str, encoder: str, alignment: str) -> None:
             find_alignment(backbone, alignment)
     except InputError as error:
         raise InputError(f"params.yaml: {error}") from error
+
+
+def check_study(p: Params) -> None:
+    """InputError for the first name in the grid of the study that no table has, that is there twice, or has no cell."""
+    for key, names in p.study.model_dump(exclude={"seeds"}).items():
+        if len(set(names)) < len(names):
+            raise InputError(f"params.yaml: study.{key} names one twice: {', '.join(map(str, names))}")
+    for name in p.study.eeg_encoders:
+        if name not in EEG_ENCODERS:
+            raise InputError(f"params.yaml: study.eeg_encoders has {name!r}: should be of {', '.join(EEG_ENCODERS)}")
+    for name in p.study.alignments:
+        if name not in kinds_of_alignment():
+            raise InputError(
+                f"params.yaml: study.alignments has {name!r}: should be of {', '.join(kinds_of_alignment())}"
+            )
+    for backbone in p.study.backbones:
+        loads = [load for kind, load in find_model(backbone).aligned.items() if kind in p.study.alignments]
+        if loads and "last" not in p.study.blocks and all(isinstance(load, OfCache) for load in loads):
+            raise InputError(
+                f"params.yaml: study.blocks lacks last, and of {backbone} only the block last is aligned: add it, or "
+                "take that out of study.backbones"
+            )

@@ -15,11 +15,13 @@ from pipeline.report.study_page import write_study_page
 from pipeline.report.study_pictures import draw_study_pictures
 from pipeline.study.summary import summarise
 from pipeline.study.trials import cache_of, plan_study, run_study
+from pipeline.tables import check_study
 from stages import run, show, write_json
 
 
 def main(params: Path, eeg: Path, embeddings: Path, table: Path, metrics: Path, pictures: Path, page: Path) -> str:
     p = read_params(params)
+    check_study(p)
     dataset, subjects = DATASETS[p.dataset], sources(eeg)
     models = {backbone: find_model(backbone) for backbone in p.study.backbones}
     kinds = {

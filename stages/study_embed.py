@@ -4,6 +4,7 @@ from pathlib import Path
 
 from pipeline.errors import InputError
 from pipeline.params import read_params
+from pipeline.tables import check_study
 from stages import run
 from stages.embed import embed
 
@@ -19,6 +20,7 @@ def main(
     target: Path,
 ) -> str:
     p = read_params(params)
+    check_study(p)
     blocks = [block for block in p.study.blocks if block != "mix"]  # which mixes these
     if not blocks:
         raise InputError(f"{params}: study.blocks is mix alone: name the blocks that it mixes beside it")

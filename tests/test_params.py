@@ -6,7 +6,7 @@ import yaml
 
 from pipeline.errors import InputError
 from pipeline.params import read_params
-from pipeline.tables import check_image_model, check_names
+from pipeline.tables import check_image_model, check_names, check_study
 
 SHIPPED = Path("params.yaml")
 
@@ -112,3 +112,20 @@ def test_a_damaged_file_is_told_in_one_sentence(tmp_path, text):
 def test_a_missing_file_is_told(tmp_path):
     with pytest.raises(InputError, match="cannot be read"):
         read_params(tmp_path / "params.yaml")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"eeg_encoders": ["nise"]}, "study.eeg_encoders has 'nise': should be of nice-recipe, "),
+        ({"alignments": ["dreamsin"]}, "study.alignments has 'dreamsin': should be of dreamsim, glocal"),
+        ({"blocks": [6, "last", 6]}, "study.blocks names one twice: 6, last, 6"),
+        ({"backbones": ["clip_vitl14"], "alignments": ["glocal"], "blocks": [6]}, "of clip_vitl14 only the block last"),
+        ({"backbones": ["resnet"]}, "backbone is 'resnet': should be one of"),
+    ],
+)
+def test_a_grid_that_cannot_be_is_told_before_any_run(changes, message):
+    p = read_params(Path("params.yaml"))
+    check_study(p)
+    with pytest.raises(InputError, match=message):
+        check_study(p.model_copy(update={"study": p.study.model_copy(update=changes)}))
