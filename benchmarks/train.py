@@ -1,10 +1,11 @@
 """Training against the recipe written plainly, in one run: samples a second, where time goes, an epoch at full size.
 
     python -m benchmarks.train            # speed
-    python -m benchmarks.train parity     # the same validation curve? plain and ours, several seeds each
+    python -m benchmarks.train parity     # the same validation curve? plain and ours in both precisions, several seeds
 
 EEG of the published shape (17 channels x 100 samples, 768-dimensional embeddings), simulated. A speed is the median of
-rounds in which plain and ours alternate, so that whatever disturbs the machine disturbs both.
+rounds in which plain, ours in both precisions and large matrix products alternate, so that whatever disturbs the
+machine disturbs all.
 """
 
 import contextlib
@@ -14,6 +15,7 @@ import resource
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
 
@@ -45,6 +47,9 @@ CPU = torch.device("cpu")
 SIZES = ModelSizes(n_chans=17, n_times=100, sfreq=100.0, embedding_size=768)
 PART = 8 * 256  # samples of a round, for both
 ROUNDS = 5
+PRECISIONS = ("float32", "bfloat16")
+LARGE = 2048  # rows and columns of the matrices whose product says what the machine can do
+PRODUCTS = 4 * 2 * LARGE**3  # operations, of some tenths of a second
 FULL = 165_400  # 10 subjects x 16,540 images
 # The operations that are convolution, matrix product, normalisation and activation, with what happens inside them; the
 # functions whose simple operations are one of these; and the gradients of simple operations that only the latter have.
@@ -63,45 +68,118 @@ def recipe(**changes: object) -> Train:
     return Train(**read_params(Path("params.yaml")).train.model_dump() | {"eeg_encoder": "nice-recipe"} | changes)
 
 
-def speed() -> dict[str, float]:
-    """Samples a second of both on the same part of an epoch, and our shares of time."""
-    parameters, (eeg, embeddings) = recipe(), simulated(PART)
-    target = torch.arange(PART)
+def operations() -> dict[str, int]:
+    """Floating point operations a sample in a step of the composed encoder, forward and backward, by what needs them.
+
+    Two for each multiplication and addition of a convolution or matrix product; what is done value by value counts
+    nothing, nor does what is done once a batch. The backward pass of a product is two products, one where its input
+    needs no gradient, as EEG and embeddings do not.
+    """
+    n_chans, n_times, n_filters, width, batch = SIZES.n_chans, SIZES.n_times, 40, NiceRecipe.WINDOW, recipe().batch_size
+    n_windows, projected = n_times - width + 1, recipe().projection_size
+    products = {
+        "temporal": 2 * n_windows * n_chans * width * n_filters,
+        "spatial": 3 * n_windows * n_chans * n_filters * n_filters,
+        "pointwise": 3 * n_windows * n_filters * n_filters,
+        "moments of the windows": n_chans * n_times * n_times,
+        "EEG projector": 3 * (n_windows * n_filters + projected) * projected,
+        "image projector": (2 * SIZES.embedding_size + 3 * projected) * projected,
+        "cosines": 3 * batch * projected,
+    }
+    return {name: 2 * n for name, n in products.items()}
+
+
+def ours(parameters: Train, eeg: torch.Tensor, target: torch.Tensor, embeddings: torch.Tensor) -> Callable[[], None]:
+    """What trains a fresh model for one epoch over all of these samples."""
     model = ContrastiveModel(SIZES, parameters)
     average, (optimizer, _) = _moving_average(model, parameters, n_steps=8), make_optimizer(model, parameters)
-    plain = PlainModel(17, 100, 768)
-    made = optimizers(plain, parameters.learning_rate, (4, 2), 100)
 
-    def ours() -> None:
-        batches = torch.randperm(PART).split(parameters.batch_size)
+    def epoch() -> None:
+        batches = torch.randperm(len(eeg)).split(parameters.batch_size)
         _train_epoch(model, average, optimizer, eeg, target, embeddings, batches, parameters)
 
-    def plainly() -> None:
-        list(train_epoch(plain, made, eeg, embeddings, parameters.batch_size))
+    return epoch
 
-    times: dict[str, list[float]] = {"plain": [], "ours": []}
-    ours(), plainly()  # warm up
+
+def plainly(eeg: torch.Tensor, embeddings: torch.Tensor) -> Callable[[], None]:
+    """The same by the plain layers."""
+    model = PlainModel(SIZES.n_chans, SIZES.n_times, SIZES.embedding_size)
+    made = optimizers(model, recipe().learning_rate, (4, 2), 100)
+    return lambda: list(train_epoch(model, made, eeg, embeddings, recipe().batch_size)).clear()
+
+
+def products(dtype: torch.dtype) -> Callable[[], None]:
+    """What multiplies large matrices, `PRODUCTS` operations in all."""
+    a, b = torch.randn(2, LARGE, LARGE).to(dtype)
+    out = torch.empty_like(a)
+
+    def multiply() -> None:
+        for _ in range(PRODUCTS // (2 * LARGE**3)):
+            torch.mm(a, b, out=out)
+
+    return multiply
+
+
+def speed() -> dict[str, float]:
+    """Samples a second of plain and ours on the same part of an epoch, and our share of the rate of matrix products."""
+    (eeg, embeddings), target = simulated(PART), torch.arange(PART)
+    epochs = {precision: ours(recipe(precision=precision), eeg, target, embeddings) for precision in PRECISIONS}
+    large = {f"products, {precision}": products(getattr(torch, precision)) for precision in PRECISIONS}
+    seconds = alternate({"plain": plainly(eeg, embeddings), **epochs, **large})
+    counted = operations()
+    for name, n in counted.items():
+        print(f"  {n / 1e6:5.2f} million operations a sample: {name}")
+    per_sample, plain = sum(counted.values()), PART / seconds["plain"]
+    print(f"  {per_sample / 1e6:5.2f} in all\nplain layers, DataLoader: {plain:.0f} samples/s")
+    figures = {"train_overhead_share": overhead(epochs["float32"])}
+    rates, peaks, done = ({} for _ in range(3))
+    for precision in PRECISIONS:
+        rates[precision] = PART / seconds[precision]
+        done[precision] = rates[precision] * per_sample
+        peaks[precision] = PRODUCTS / seconds[f"products, {precision}"]
+        print(
+            f"ours, {precision}: {rates[precision]:.0f} samples/s, {rates[precision] / plain:.1f} x plain; "
+            f"{done[precision] / 1e9:.0f} GFLOP/s, {done[precision] / peaks[precision]:.0%} of large products "
+            f"({peaks[precision] / 1e9:.0f} GFLOP/s)"
+        )
+    figures["train_vs_plain"] = rates["float32"] / plain
+    figures["train_bfloat16_vs_float32"] = rates["bfloat16"] / rates["float32"]
+    figures["train_share_of_products"] = done["float32"] / peaks["float32"]
+    figures["train_bfloat16_share_of_products"] = done["bfloat16"] / peaks["bfloat16"]
+    figures["train_bfloat16_share_of_float32_products"] = done["bfloat16"] / peaks["float32"]
+    for name, figure in figures.items():
+        print(f"{name}: {figure:.3g}")
+    return figures
+
+
+def alternate(runs: dict[str, Callable[[], None]]) -> dict[str, float]:
+    """The median seconds of each over rounds in which all take their turn."""
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for run in runs.values():
+        run()  # warm up
     for _ in range(ROUNDS):
-        for name, run in (("plain", plainly), ("ours", ours)):
+        for name, run in runs.items():
             start = time.perf_counter()
             run()
-            times[name].append(time.perf_counter() - start)
-    rates = {name: PART / statistics.median(seconds) for name, seconds in times.items()}
-    print(f"plain layers, DataLoader: {rates['plain']:7.0f} samples/s\nours:{rates['ours']:28.0f} samples/s")
-    print(f"ratio:{rates['ours'] / rates['plain']:27.1f} x")
+            seconds[name].append(time.perf_counter() - start)
+    return {name: statistics.median(all_rounds) for name, all_rounds in seconds.items()}
+
+
+def overhead(epoch: Callable[[], None]) -> float:
+    """The share of time outside convolution, matrix product, normalisation and activation; prints what takes most."""
     with contextlib.ExitStack() as stack:
         for owner, name, label in LABELS:
             labelled = record_function(label)(getattr(owner, name))
             stack.enter_context(mock.patch.object(owner, name, labelled))
         profiler = stack.enter_context(profile(activities=[ProfilerActivity.CPU]))
         for _ in range(ROUNDS):
-            ours()
+            epoch()
     shares = _shares(profiler)
     for name, share in sorted(shares.items(), key=lambda item: -item[1])[:16]:
         print(f"  {share:6.1%} {name}")
     other = sum(share for name, share in shares.items() if not _is_mathematics(name))
     print(f"outside convolution, matrix product, normalisation and activation: {other:.1%}")
-    return {"train_vs_plain": rates["ours"] / rates["plain"], "train_overhead_share": other}
+    return other
 
 
 def _is_mathematics(name: str) -> bool:
@@ -126,10 +204,9 @@ def full_size() -> dict[str, float]:
     parameters = recipe()
     eeg, _ = simulated(FULL)
     embeddings, target = torch.randn(16_540, 768), torch.arange(16_540).repeat(10)
-    model = ContrastiveModel(SIZES, parameters)
-    average, (optimizer, _) = _moving_average(model, parameters, n_steps=8), make_optimizer(model, parameters)
+    epoch = ours(parameters, eeg, target, embeddings)
     start = time.perf_counter()
-    _train_epoch(model, average, optimizer, eeg, target, embeddings, torch.randperm(FULL).split(256), parameters)
+    epoch()
     seconds = time.perf_counter() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(f"an epoch of {FULL} samples: {seconds:.1f} s, {FULL / seconds:.0f} samples/s, peak {peak:.0f} MB")
@@ -156,8 +233,12 @@ def planted(noise: float) -> tuple[Samples, torch.Tensor]:
 
 
 def parity(epochs: int = 8, seeds: int = 5, noise: float = 3.0) -> None:
-    """Validation loss and top-1 of both after each epoch: mean over seeds, and the difference in standard errors."""
+    """Validation loss and top-1 of plain and ours after each epoch: means over seeds.
+
+    Differences are in standard errors: of ours in float32 from plain, and of bfloat16 from float32.
+    """
     parameters = recipe(
+        precision="float32",
         epochs=epochs,
         learning_rate=0.002,
         start_temperature=0.07,
@@ -169,11 +250,13 @@ def parity(epochs: int = 8, seeds: int = 5, noise: float = 3.0) -> None:
     mask = held_out(samples.things_concept, 0.2, seed=0)
     rows, selection = np.flatnonzero(~mask), samples.take(np.flatnonzero(mask))
     galleries = make_galleries(selection.subject, selection.things_concept)
-    curves: dict[str, list[np.ndarray]] = {"plain": [], "ours": []}
+    curves: dict[str, list[np.ndarray]] = {name: [] for name in ("plain", *PRECISIONS)}
     for seed in range(seeds):
         seeds_of_run = derive_seeds(seed, "pooled")
-        history = train(samples, rows, selection, embeddings, parameters, seeds_of_run, CPU).history
-        curves["ours"].append(history[["selection_loss", "selection_top1"]].to_numpy())
+        for precision in PRECISIONS:
+            changed = parameters.model_copy(update={"precision": precision})
+            history = train(samples, rows, selection, embeddings, changed, seeds_of_run, CPU).history
+            curves[precision].append(history[["selection_loss", "selection_top1"]].to_numpy())
         torch.manual_seed(1000 + seed)
         model = PlainModel(17, 100, 768)
         made = optimizers(model, parameters.learning_rate, (4, 2), epochs)
@@ -189,14 +272,18 @@ def parity(epochs: int = 8, seeds: int = 5, noise: float = 3.0) -> None:
         curves["plain"].append(np.array(curve))
         last = (f"{name} {rows[-1][-1][0]:.3f} {rows[-1][-1][1]:.3f}" for name, rows in curves.items())
         print(f"seed {seed}, loss and top-1 of the last epoch: {', '.join(last)}", flush=True)
-    plain, ours = (np.stack(curves[name]) for name in ("plain", "ours"))  # (seeds, epochs, 2)
-    errors = np.sqrt(plain.var(0, ddof=1) / seeds + ours.var(0, ddof=1) / seeds)
-    print("epoch  loss plain    ours diff/se   top-1 plain    ours diff/se")
-    for epoch in range(epochs):
-        means = plain[:, epoch].mean(0), ours[:, epoch].mean(0)
-        z = (means[1] - means[0]) / errors[epoch]
-        columns = [f"{means[0][i]:{w}.3f} {means[1][i]:7.3f} {z[i]:7.2f}" for i, w in ((0, 10), (1, 11))]
-        print(f"{epoch + 1:5}  {'   '.join(columns)}")
+    stacked = {name: np.stack(rows) for name, rows in curves.items()}  # each (seeds, epochs, 2)
+    for i, measure in enumerate(("loss", "top-1")):
+        print(f"{measure:5} {'plain':>8} {'float32':>8} {'diff/se':>8} {'bfloat16':>9} {'diff/se':>8}")
+        mean = {name: rows[:, :, i].mean(0) for name, rows in stacked.items()}
+        variance = {name: rows[:, :, i].var(0, ddof=1) / seeds for name, rows in stacked.items()}
+        from_plain, from_float32 = (
+            (mean[b] - mean[a]) / np.sqrt(variance[a] + variance[b])
+            for a, b in (("plain", "float32"), ("float32", "bfloat16"))
+        )
+        columns = mean["plain"], mean["float32"], from_plain, mean["bfloat16"], from_float32
+        for epoch, (p, f, f_z, b, b_z) in enumerate(zip(*columns, strict=True), start=1):
+            print(f"{epoch:5} {p:8.3f} {f:8.3f} {f_z:8.2f} {b:9.3f} {b_z:8.2f}")
 
 
 def main() -> None:
