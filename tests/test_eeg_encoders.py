@@ -15,6 +15,7 @@ from pipeline.eeg.atm import AtmS, sinusoids
 from pipeline.eeg.braindecode_networks import LEAST_SAMPLES
 from pipeline.eeg.encoder import Dropout
 from pipeline.eeg.encoders import EEG_ENCODERS, make_eeg_encoder
+from pipeline.eeg.nice import _Convolutions, _Elu
 from pipeline.errors import InputError
 
 OWN = ("nice-recipe", "nice", "atm-s")
@@ -157,6 +158,70 @@ def test_half_precision_changes_the_features_little(name):
     with torch.autocast("cpu", torch.bfloat16):
         got = encoder(eeg)
     assert F.cosine_similarity(got.float(), expected).min() > 0.99
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_half_precision_changes_the_gradients_little_and_keeps_their_type(name):
+    """bfloat16 has 8 bits: a result is off by up to 0.4 %, a gradient through some ten of them by some percent."""
+    encoder = with_large_weights(make(name, 5, 110, dropout=0.0))
+    eeg, targets = torch.randn(64, 5, 110), torch.randn(64, encoder.output_size)
+    encoders = encoder, copy.deepcopy(encoder)
+    for one, enabled in zip(encoders, (False, True), strict=True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            features = one(eeg)
+        contrastive_loss(features.float(), targets).backward()
+    for (parameter, p), q in zip(encoders[0].named_parameters(), encoders[1].parameters(), strict=True):
+        assert q.grad.dtype == torch.float32, parameter
+        assert (q.grad - p.grad).norm() <= 0.1 * (p.grad.norm() + 0.01), parameter
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_convolutions_sum_the_gradients_of_weights_without_loss(dtype):
+    """Against the same in double precision, of the values as bfloat16 has them: many chunks are no worse than one."""
+    torch.manual_seed(0)
+    shapes = (1000, 2, 70), (65, 40), (40,), (80, 40), (1000, 6, 40)
+    eeg, *weights, of_output = (torch.randn(shape).mul(0.2).to(dtype) for shape in shapes)
+    results = []
+    for used in (dtype, torch.float64):
+        leaves = [weight.detach().to(used).requires_grad_() for weight in weights]
+        output = _Convolutions.apply(eeg.to(used), *leaves, 1, True)
+        output.backward(of_output.to(used))
+        results.append([output.detach(), *(leaf.grad for leaf in leaves)])
+    for got, expected in zip(*results, strict=True):
+        assert got.dtype == dtype
+        error = (got.double() - expected).norm() / expected.norm()
+        assert error < {torch.float32: 1e-6, torch.bfloat16: 5e-3}[dtype]
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_the_same_threads_give_the_same_bits(autocast):
+    encoder = with_large_weights(make("nice-recipe", 3, 90, dropout=0.0))
+    eeg = torch.randn(101, 3, 90)
+    gradients = []
+    torch.set_num_threads(2)
+    for _ in range(2):
+        encoder.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            encoder(eeg).float().square().sum().backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in encoder.parameters()]))
+    assert torch.equal(*gradients)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_the_elu_is_torchs_and_passes_on_what_is_not_a_number(dtype):
+    """In every place: processors treat the values of a block that is full and the rest after it differently."""
+    x = (torch.randn(1003, dtype=torch.float64) * 20).to(dtype)
+    x[:3] = torch.tensor([0.0, torch.inf, -torch.inf])
+    x, y = x.clone().requires_grad_(), x.double().requires_grad_()
+    got, expected = _Elu.apply(x), F.elu(y)
+    got.sum().backward(), expected.sum().backward()
+    accuracy = 4 * torch.finfo(dtype).eps
+    torch.testing.assert_close(got.double(), expected, rtol=accuracy, atol=accuracy)
+    torch.testing.assert_close(x.grad.double(), y.grad, rtol=accuracy, atol=accuracy)
+    for place in range(len(x)):
+        broken = x.detach().clone()
+        broken[place] = torch.nan
+        assert _Elu.apply(broken).isnan().nonzero().tolist() == [[place]]
 
 
 def test_the_recipe_has_794_thousand_parameters():

@@ -135,8 +135,8 @@ class _Convolutions(torch.autograd.Function):
             outputs, activations, spare = [], [], part.new_empty(size, dtype=_precise(part))
             for chunk in part.split(CHUNK):
                 windows = _windows(chunk, len(filters), step)
-                x = torch.baddbmm(bias, windows, filters.expand(len(windows), -1, -1))
-                x = _elu_(x.to(spare.dtype), spare).to(x.dtype)
+                x = torch.bmm(windows, filters.expand(len(windows), -1, -1))
+                x = _elu_(x.to(spare.dtype).add_(bias), spare).to(x.dtype)
                 # With the F rows first: libraries are a tenth slower where rows are as short as F.
                 output = spatial.T @ x.view(-1, len(spatial)).T  # (F, T' * B)
                 outputs.append(output.view(-1, len(windows), len(chunk)).permute(2, 1, 0))
@@ -163,10 +163,10 @@ class _Convolutions(torch.autograd.Function):
                 of_output = of_output.transpose(0, 1).flatten(0, 1)  # (T' * B, F)
                 of_spatial += of_output.T @ x
                 of_x = _through_elu_(of_output @ spatial.T, x).view_as(activation)
-                of_bias += of_x.sum((0, 1), dtype=of_bias.dtype)
+                of_bias += of_x.sum((0, 1))
                 # The windows of samples in columns: in bfloat16 those of `_windows` would be copied one by one.
                 windows = chunk.flatten(0, 1).T.contiguous().unfold(0, len(filters), ctx.step)  # (T', B * C, width)
-                of_filters += (windows.transpose(1, 2) @ of_x).sum(0, dtype=of_filters.dtype)
+                of_filters += (windows.transpose(1, 2) @ of_x).sum(0)
                 if ctx.needs_input_grad[0]:
                     rest = (chunk.shape[2] - len(filters)) % ctx.step  # samples after the last window
                     of_windows = of_x.permute(1, 2, 0), filters.T[:, None]  # (B * C, F, T'), (F, 1, width)
