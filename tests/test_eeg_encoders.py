@@ -162,7 +162,7 @@ def test_half_precision_changes_the_features_little(name):
 
 @pytest.mark.parametrize("name", OWN)
 def test_half_precision_changes_the_gradients_little_and_keeps_their_type(name):
-    """bfloat16 has 8 bits: a result is off by up to 0.4 %, a gradient through some ten of them by some percent."""
+    """A value of bfloat16 is off by up to 0.4 %; a gradient comes through some ten of them."""
     encoder = with_large_weights(make(name, 5, 110, dropout=0.0))
     eeg, targets = torch.randn(64, 5, 110), torch.randn(64, encoder.output_size)
     encoders = encoder, copy.deepcopy(encoder)
@@ -172,7 +172,7 @@ def test_half_precision_changes_the_gradients_little_and_keeps_their_type(name):
         contrastive_loss(features.float(), targets).backward()
     for (parameter, p), q in zip(encoders[0].named_parameters(), encoders[1].parameters(), strict=True):
         assert q.grad.dtype == torch.float32, parameter
-        assert (q.grad - p.grad).norm() <= 0.1 * (p.grad.norm() + 0.01), parameter
+        assert (q.grad - p.grad).norm() <= 0.03 * (p.grad.norm() + 0.01), parameter
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
