@@ -14,6 +14,7 @@ import resource
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
 
@@ -26,16 +27,8 @@ from benchmarks import write_latest
 from benchmarks.plain import PlainModel, optimizers, train_epoch
 from pipeline.decoding.model import ContrastiveModel, ModelSizes
 from pipeline.decoding.retrieval import retrieval_metrics
-from pipeline.decoding.training import (
-    Samples,
-    _moving_average,
-    _train_epoch,
-    derive_seeds,
-    held_out,
-    make_galleries,
-    make_optimizer,
-    train,
-)
+from pipeline.decoding.stack import Stack
+from pipeline.decoding.training import Samples, derive_seeds, held_out, make_galleries, train
 from pipeline.eeg import nice
 from pipeline.eeg.nice import NiceRecipe
 from pipeline.params import read_params
@@ -63,18 +56,21 @@ def recipe(**changes: object) -> Train:
     return Train(**read_params(Path("params.yaml")).train.model_dump() | {"eeg_encoder": "nice-recipe"} | changes)
 
 
+def epoch_of(parameters: Train, eeg: torch.Tensor, embeddings: torch.Tensor) -> Callable[..., list[float]]:
+    """What trains a model for an epoch."""
+    return Stack([ContrastiveModel(SIZES, parameters)], parameters, 8, eeg, embeddings, [torch.Generator()]).epoch
+
+
 def speed() -> dict[str, float]:
     """Samples a second of both on the same part of an epoch, and our shares of time."""
     parameters, (eeg, embeddings) = recipe(), simulated(PART)
-    target = torch.arange(PART)
-    model = ContrastiveModel(SIZES, parameters)
-    average, (optimizer, _) = _moving_average(model, parameters, n_steps=8), make_optimizer(model, parameters)
+    epoch = epoch_of(parameters, eeg, embeddings)
     plain = PlainModel(17, 100, 768)
     made = optimizers(plain, parameters.learning_rate, (4, 2), 100)
 
     def ours() -> None:
-        batches = torch.randperm(PART).split(parameters.batch_size)
-        _train_epoch(model, average, optimizer, eeg, target, embeddings, batches, parameters)
+        order = torch.randperm(PART)[None]
+        epoch(order, order)
 
     def plainly() -> None:
         list(train_epoch(plain, made, eeg, embeddings, parameters.batch_size))
@@ -126,10 +122,9 @@ def full_size() -> dict[str, float]:
     parameters = recipe()
     eeg, _ = simulated(FULL)
     embeddings, target = torch.randn(16_540, 768), torch.arange(16_540).repeat(10)
-    model = ContrastiveModel(SIZES, parameters)
-    average, (optimizer, _) = _moving_average(model, parameters, n_steps=8), make_optimizer(model, parameters)
+    epoch, order = epoch_of(parameters, eeg, embeddings), torch.randperm(FULL)[None]
     start = time.perf_counter()
-    _train_epoch(model, average, optimizer, eeg, target, embeddings, torch.randperm(FULL).split(256), parameters)
+    epoch(order, target[order])
     seconds = time.perf_counter() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(f"an epoch of {FULL} samples: {seconds:.1f} s, {FULL / seconds:.0f} samples/s, peak {peak:.0f} MB")

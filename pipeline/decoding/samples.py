@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -32,6 +32,9 @@ class Samples:
     def take(self, rows: np.ndarray) -> "Samples":
         parts = self.eeg[rows], self.target[rows], self.subject[rows], self.things_concept[rows]
         return Samples(*parts, self.sfreq, self.start)
+
+    def to(self, device: torch.device) -> "Samples":
+        return replace(self, eeg=self.eeg.to(device), target=self.target.to(device))
 
 
 def read_samples(paths: Sequence[Path], split: Literal["train", "test"], embeddings: Embeddings) -> Samples:
