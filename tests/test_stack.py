@@ -8,7 +8,7 @@ import torch
 
 from pipeline.decoding.model import stackable
 from pipeline.decoding.samples import Samples
-from pipeline.decoding.training import Split, Trained, derive_seeds, held_out, train, train_together
+from pipeline.decoding.training import Split, Trained, derive_seeds, held_out, train, train_stack
 from pipeline.errors import InputError
 from pipeline.params import read_params
 from pipeline.sections import Train
@@ -75,7 +75,7 @@ def splits(samples: Samples) -> list[Split]:
 
 
 def together(data: tuple[Samples, torch.Tensor], parameters: Train, **options: object) -> list[Trained | InputError]:
-    return train_together(data[0], splits(data[0]), data[1], parameters, CPU, **options)
+    return train_stack(data[0], splits(data[0]), data[1], parameters, CPU, **options)
 
 
 def alone(data: tuple[Samples, torch.Tensor], parameters: Train, m: int, **options: object) -> Trained:

@@ -17,8 +17,9 @@ import pandas as pd
 import torch
 from scipy.optimize import minimize_scalar
 from torch import Tensor
+from tqdm import tqdm
 
-from pipeline.decoding.model import ContrastiveModel, ModelSizes
+from pipeline.decoding.model import ContrastiveModel, ModelSizes, stackable
 from pipeline.decoding.retrieval import rank_of_match, score_queries
 from pipeline.decoding.samples import Samples
 from pipeline.decoding.stack import Stack
@@ -131,15 +132,58 @@ def train(
     blocks: Sequence[str] = (),
     learned: Tensor | None = None,
 ) -> Trained:
-    """`train_together` of one model, selected by all of `selection`; InputError where the loss explodes."""
+    """`train_stack` of one model, selected by all of `selection`; InputError where its loss explodes."""
     splits = [Split(seeds, rows, selection, np.arange(0 if selection is None else len(selection.subject)))]
-    (trained,) = train_together(samples, splits, embeddings, parameters, device, resume, progress, blocks, learned)
+    (trained,) = train_stack(samples, splits, embeddings, parameters, device, resume, progress, blocks, learned)
     if isinstance(trained, InputError):
         raise trained
     return trained
 
 
-def train_together(
+def train_as_many_at_once_as_fit(
+    samples: Samples,
+    splits: Sequence[Split],
+    embeddings: Tensor,
+    parameters: Train,
+    device: torch.device,
+    states: Path,
+    progress: Callable[[], None] = lambda: None,
+    blocks: Sequence[str] = (),
+    learned: Tensor | None = None,
+) -> list[Trained | InputError]:
+    """`train_stack` of splits with as many rows each; of fewer at once where the device has too little memory.
+
+    What fits is found by trying, halves of what did not. `states` is a folder for the states.
+    """
+    found: dict[int, Trained | InputError] = {}
+    alike: dict[object, list[int]] = {}
+    for i, split in enumerate(splits):
+        n_images = len(samples.target[split.rows].unique())
+        alike.setdefault((len(split.rows), n_images) if stackable(parameters) else i, []).append(i)
+    waiting = list(alike.values())
+    while waiting:
+        part = waiting.pop(0)
+        own = [splits[i] for i in part]
+        state = states / f"{'-'.join(map(str, part))}.pt"
+        try:
+            trained = train_stack(samples, own, embeddings, parameters, device, state, progress, blocks, learned)
+        except torch.OutOfMemoryError:
+            trained = []
+        if trained:
+            found |= zip(part, trained, strict=True)
+        elif len(part) == 1:
+            raise InputError(
+                f"{device} has too little memory for one model: lower train.batch_size, or set train.device to cpu"
+            )
+        else:
+            torch.cuda.empty_cache()
+            half = len(part) // 2
+            tqdm.write(f"{device} has too little memory for {len(part)} models at once: going on with {half}")
+            waiting = [part[:half], part[half:], *waiting]
+    return [found[i] for i in range(len(splits))]
+
+
+def train_stack(
     samples: Samples,
     splits: Sequence[Split],
     embeddings: Tensor,
@@ -150,7 +194,7 @@ def train_together(
     blocks: Sequence[str] = (),
     learned: Tensor | None = None,
 ) -> list[Trained | InputError]:
-    """Train a model for each split; of each keep the epoch with the lowest loss on its selection, or the last one.
+    """Train a model for each split at once; of each keep the epoch with the lowest loss on its selection, or the last.
 
     All splits have as many rows, and the recipe of more than one is `stackable`. A model whose loss explodes ends in
     an InputError, and the others go on.
@@ -194,7 +238,8 @@ def train_together(
         for m, (member, loss) in enumerate(zip(members, stack.epoch(*orders), strict=True)):
             if not member.failure:
                 member.follow(epoch, loss, stack.averaged(m))
-        if resume is not None and time.monotonic() > save_after and not all(member.failure for member in members):
+        due = time.monotonic() > save_after or epoch == parameters.epochs
+        if resume is not None and due and not all(member.failure for member in members):
             started = time.monotonic()
             _save(resume, epoch, stack, members)
             save_after = time.monotonic() + (time.monotonic() - started) / SAVING
