@@ -1,14 +1,18 @@
+import contextlib
 import math
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
-from pipeline.decoding.model import stackable
+from pipeline.decoding import stack as stack_module
+from pipeline.decoding.model import ContrastiveModel, ModelSizes, stackable
 from pipeline.decoding.samples import Samples
 from pipeline.decoding.training import Split, Trained, derive_seeds, held_out, train, train_stack
+from pipeline.eeg.encoder import draw_bits
 from pipeline.errors import InputError
 from pipeline.params import read_params
 from pipeline.sections import Train
@@ -167,3 +171,24 @@ def test_only_what_draws_nothing_but_dropout_is_stacked(recipe):
     assert stackable(recipe) and stackable(recipe.model_copy(update={"eeg_encoder": "nice"}))
     for change in ({"eeg_encoder": "atm-s"}, {"eeg_encoder": "eegnet"}, {"channel_dropout": 0.1}, {"time_shift": 0.02}):
         assert not stackable(recipe.model_copy(update=change))
+
+
+@pytest.mark.parametrize("change", [{}, {"average_random_repetitions": "any", "gradient_clip": 1.0}])
+def test_the_steps_of_an_epoch_never_wait_for_the_device(recipe, change):
+    """On the device `meta`, whose tensors have no values: to ask for one is an error, as is to meet another device."""
+    models = [ContrastiveModel(ModelSizes(3, 80, 100.0, 12), recipe.model_copy(update=change)) for _ in range(3)]
+    data = torch.randn(50, 3, 80, device="meta"), torch.randn(50, 12, device="meta")
+    images = torch.zeros(3, 50, dtype=torch.long, device="meta")
+    rows = images[..., None].expand(-1, -1, 2) if "average_random_repetitions" in change else images
+    with (
+        mock.patch.object(stack_module, "draw_bits", lambda n, device, _: draw_bits(n, device)),
+        mock.patch.object(torch.optim.Adam, "step", lambda _: None),  # torch has none of these for this device
+        mock.patch.object(torch, "is_autocast_enabled", lambda _: False),
+        mock.patch.object(torch, "autocast", lambda *_, **__: contextlib.nullcontext()),
+    ):
+        generators = [torch.Generator()] * 3
+        stack = stack_module.Stack([model.to("meta") for model in models], models[0].recipe, 3, *data, generators)
+        with pytest.raises(RuntimeError, match="Cannot copy out of meta"):  # of the losses, at the end
+            stack.epoch(rows, images)
+    assert stack._steps_done == math.ceil(50 / recipe.batch_size)
+    assert all(weight.grad is not None for weight in stack._weights.values())
