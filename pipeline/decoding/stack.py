@@ -58,7 +58,9 @@ class Stack:
         self._steps_done = 0
         dropouts = [(name, part) for name, part in self.model.named_modules() if isinstance(part, Dropout)]
         self._dropped = {f"{name}.factors": dropout.n_units for name, dropout in dropouts if stackable(parameters)}
-        self._captured = _Captured(self._step) if eeg.is_cuda and stackable(parameters) else None
+        self._captures = eeg.is_cuda and stackable(parameters)
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._plain_steps = 0
 
     def epoch(self, rows: Tensor, images: Tensor) -> list[float]:
         """One pass over all samples of each model, in batches; the mean loss of each. Waits for the device once.
@@ -71,7 +73,7 @@ class Stack:
             n = batch[1].shape[1]
             if n < 2:  # a last batch of one has no other to differ from, and no variance
                 continue
-            step = self._captured if self._captured is not None and n == size else self._step
+            step = self._captured_step if self._captures and n == size else self._step
             losses.append(step(*batch, *self._draw(n)).clone())
         self._schedule.step()
         return torch.stack(losses).mean(0).tolist()
@@ -113,6 +115,25 @@ class Stack:
         bits = torch.stack([draw_bits(sum(sizes), self.eeg.device, generator) for generator in self.generators])
         return [part.unflatten(1, (n, -1)) for part in drop(bits, self.parameters.dropout).split(sizes, 1)]
 
+    def _captured_step(self, *inputs: Tensor) -> Tensor:
+        """`_step` as a CUDA graph, which launches all its kernels at once, after a few plain ones."""
+        if self._plain_steps < PLAIN_STEPS:
+            self._plain_steps += 1
+            side = torch.cuda.Stream()  # as torch demands before a capture
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):
+                losses = self._step(*inputs)
+            torch.cuda.current_stream().wait_stream(side)
+            return losses
+        if self._graph is None:
+            self._graph, self._inputs = torch.cuda.CUDAGraph(), [each.clone() for each in inputs]
+            with torch.cuda.graph(self._graph):
+                self._losses = self._step(*self._inputs)
+        for own, new in zip(self._inputs, inputs, strict=True):
+            own.copy_(new)
+        self._graph.replay()
+        return self._losses
+
     def _step(self, rows: Tensor, images: Tensor, *factors: Tensor) -> Tensor:
         """One step of all models; the loss of each (M,)."""
         dtype = self.model.log_scale.dtype
@@ -148,34 +169,6 @@ class Stack:
         averages = {name: each for name, each in self._averages.items() if each.is_floating_point()}
         torch._foreach_lerp_(list(averages.values()), [values[name] for name in averages], new)
         self._steps_done += 1
-
-
-class _Captured:
-    """A step as a CUDA graph, which launches all its kernels at once; the first ones are taken plainly."""
-
-    def __init__(self, step: Callable[..., Tensor]) -> None:
-        self.step, self.plain_steps = step, 0
-        self.graph: torch.cuda.CUDAGraph | None = None
-        self.inputs: list[Tensor] = []
-        self.losses = torch.empty(0)
-
-    def __call__(self, *inputs: Tensor) -> Tensor:
-        if self.plain_steps < PLAIN_STEPS:
-            self.plain_steps += 1
-            side = torch.cuda.Stream()  # as torch demands of the steps before a capture
-            side.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(side):
-                losses = self.step(*inputs)
-            torch.cuda.current_stream().wait_stream(side)
-            return losses
-        if self.graph is None:
-            self.graph, self.inputs = torch.cuda.CUDAGraph(), [one.clone() for one in inputs]
-            with torch.cuda.graph(self.graph):
-                self.losses = self.step(*self.inputs)
-        for own, new in zip(self.inputs, inputs, strict=True):
-            own.copy_(new)
-        self.graph.replay()
-        return self.losses
 
 
 def _responses(eeg: Tensor, rows: Tensor, dtype: torch.dtype) -> Tensor:

@@ -5,6 +5,7 @@ and selects the epoch (the recipe selected it on the test set), and everything r
 All data stay on the device. Many models are trained at once where that pays (`stack`).
 """
 
+import gc
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -163,6 +164,9 @@ def train_as_many_at_once_as_fit(
     waiting = list(alike.values())
     while waiting:
         part = waiting.pop(0)
+        if device.type == "cuda":
+            gc.collect()  # a schedule and its optimizer hold each other, and the memory of the models before
+            torch.cuda.empty_cache()
         own = [splits[i] for i in part]
         state = states / f"{'-'.join(map(str, part))}.pt"
         try:
@@ -176,7 +180,6 @@ def train_as_many_at_once_as_fit(
                 f"{device} has too little memory for one model: lower train.batch_size, or set train.device to cpu"
             )
         else:
-            torch.cuda.empty_cache()
             half = len(part) // 2
             tqdm.write(f"{device} has too little memory for {len(part)} models at once: going on with {half}")
             waiting = [part[:half], part[half:], *waiting]
