@@ -27,7 +27,7 @@ from pipeline.decoding.training import (
     Trained,
     derive_seeds,
     held_out,
-    train_as_many_at_once_as_fit,
+    train_many,
     train_stack,
 )
 from pipeline.devices import device_name, pick_device
@@ -162,9 +162,7 @@ def memory(n_concepts: int, device: torch.device) -> None:
         limit = 4 * samples.eeg.numel() + 2.5e9
         torch.cuda.set_per_process_memory_fraction(limit / torch.cuda.get_device_properties(device).total_memory)
     with tempfile.TemporaryDirectory() as folder:
-        run = functools.partial(
-            train_as_many_at_once_as_fit, samples, splits, embeddings, parameters, device, Path(folder)
-        )
+        run = functools.partial(train_many, samples, splits, embeddings, parameters, device, Path(folder))
         timed(run, splits, 2)
 
 

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from pipeline.decoding.model import Notes, save_model, stackable
 from pipeline.decoding.samples import Samples, Shelf
-from pipeline.decoding.training import Split, Trained, derive_seeds, held_out, train_as_many_at_once_as_fit
+from pipeline.decoding.training import Split, Trained, derive_seeds, held_out, train_many
 from pipeline.devices import pick_device
 from pipeline.eeg.recordings import read_shape
 from pipeline.errors import InputError
@@ -132,9 +132,7 @@ def train_runs(
     if parameters.select_on == "test":
         tested = read(averaged_test_eeg(tuple(eeg.values())), (run.tested_on for run in runs))
     splits = [_split(run, samples, tested, parameters) for run in runs]
-    all_trained = train_as_many_at_once_as_fit(
-        samples, splits, values, parameters, device, states, step, embeddings.blocks, learned
-    )
+    all_trained = train_many(samples, splits, values, parameters, device, states, step, embeddings.blocks, learned)
     return [
         trained if isinstance(trained, InputError) else (trained, _notes(run, trained, embeddings, parameters))
         for run, trained in zip(runs, all_trained, strict=True)

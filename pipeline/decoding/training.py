@@ -141,7 +141,7 @@ def train(
     return trained
 
 
-def train_as_many_at_once_as_fit(
+def train_many(
     samples: Samples,
     splits: Sequence[Split],
     embeddings: Tensor,
@@ -176,7 +176,7 @@ def train_as_many_at_once_as_fit(
         if trained:
             found |= zip(part, trained, strict=True)
         elif len(part) == 1:
-            raise InputError(
+            found[part[0]] = InputError(
                 f"{device} has too little memory for one model: lower train.batch_size, or set train.device to cpu"
             )
         else:
@@ -264,12 +264,8 @@ class _Member:
         sizes: ModelSizes,
         parameters: Train,
     ) -> None:
-        self.parameters, self.embeddings, self.target, self.n_views = (
-            parameters,
-            embeddings,
-            samples.target,
-            learned.shape[1],
-        )
+        self.parameters, self.embeddings = parameters, embeddings
+        self.target, self.n_views = samples.target, learned.shape[1]
         torch.manual_seed(split.seeds.start)
         device = samples.eeg.device
         self.model = ContrastiveModel(sizes, parameters).to(device)
