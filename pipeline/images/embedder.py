@@ -203,7 +203,7 @@ def _decoded(
     todo: list[tuple[Path, list[str]]], decode: Decode, empty: Callable[[int], Tensor], ahead: int
 ) -> Generator[tuple[Path, Tensor], None, None]:
     """The batches in order; threads decode the next `ahead` ones in the meantime, each image into its place."""
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:  # not all cores of a node that others use too
         waiting: deque[tuple[Path, Tensor, list[Future[None]]]] = deque()
         try:
             for file, image_ids in todo:
