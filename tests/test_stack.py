@@ -1,4 +1,5 @@
 import contextlib
+import copy
 import math
 from pathlib import Path
 from unittest import mock
@@ -192,3 +193,48 @@ def test_the_steps_of_an_epoch_never_wait_for_the_device(recipe, change):
             stack.epoch(rows, images)
     assert stack._steps_done == math.ceil(50 / recipe.batch_size)
     assert all(weight.grad is not None for weight in stack._weights.values())
+
+
+class Recording:
+    """Stands for torch's CUDA graphs on a CPU: a step that is captured is not taken; each replay takes it."""
+
+    def __init__(self, stack: stack_module.Stack) -> None:
+        self.stack, self.replays = stack, 0
+
+    def replay(self) -> None:
+        self.replays += 1
+        self.stack._losses.copy_(self.stack._step(*self.stack._inputs))
+
+    @contextlib.contextmanager
+    def capture(self, _: "Recording"):
+        before = copy.deepcopy(self.stack.state_dict())
+        yield
+        self.stack.load_state_dict(before)
+
+
+def test_captured_steps_train_as_plain_ones(recipe):
+    samples, embeddings = planted()
+    order = torch.stack(
+        [torch.randperm(len(samples.eeg)) for _ in range(2)]
+    )  # 96 samples: 4 batches of 20 and one of 16
+
+    def trained(captures: bool) -> tuple[list[list[float]], dict[str, torch.Tensor], int]:
+        torch.manual_seed(0)
+        models = [ContrastiveModel(ModelSizes(3, 80, 100.0, 12), recipe) for _ in range(2)]
+        generators = [torch.Generator().manual_seed(seed) for seed in range(2)]
+        stack = stack_module.Stack(models, recipe, 5, samples.eeg, embeddings, generators)
+        stack._captures, recording = captures, Recording(stack)
+        with (
+            mock.patch.object(torch.cuda, "CUDAGraph", lambda: recording),
+            mock.patch.object(torch.cuda, "graph", recording.capture),
+            mock.patch.object(torch.cuda, "Stream", mock.Mock()),
+            mock.patch.object(torch.cuda, "current_stream", mock.Mock()),
+            mock.patch.object(torch.cuda, "stream", lambda _: contextlib.nullcontext()),
+        ):
+            losses = [stack.epoch(order, samples.target[order]) for _ in range(3)]
+        return losses, stack.averaged_weights(1), recording.replays
+
+    plain, captured = trained(captures=False), trained(captures=True)
+    assert captured[2] == 3 * 4 - stack_module.PLAIN_STEPS
+    assert captured[0] == plain[0]
+    assert all(map(torch.equal, captured[1].values(), plain[1].values()))
