@@ -1,17 +1,22 @@
 """Embedding at the published width (ViT-B/16, 768) against `dreamsim`, and against what the machine allows.
 
-Run as `python -m benchmarks.embed`: on a GPU if there is one. Weights are random, images those of the sample; each way
-goes from the images' zip to embeddings in a file. The ways alternate, round by round, and a ratio is the median of
-those within a round, so that what else the machine does weighs on all. dreamsim runs in processes of its own: once as
-it comes, and once with threads that wait as patiently as those of the stages, which helps where others compute too.
-The bound is the time of the ViT's matrix products alone, every core with a batch of its own, in the quickest of the
-ways and batch sizes; of the deepest block ours makes only the products that the CLS token needs.
+Run as `python -m benchmarks.embed`: on a GPU if there is one. Weights are random, images noise with the spectrum and
+the size of photographs, JPEG of 500 x 500 and 100 kB; each way goes from the images' zip to embeddings in a file. The
+ways alternate, round by round, and a ratio is the median of those within a round, so that what else the machine does
+weighs on all. dreamsim runs in processes of its own: once as it comes, and once with threads that wait as patiently as
+those of the stages, which helps where others compute too. The bound is the time of the ViT's matrix products alone,
+every core with a batch of its own, in the quickest of the ways and batch sizes; of the deepest block ours makes only
+the products that the CLS token needs. On a GPU it is the time of decoding alone, on all cores, where that is longer.
+Memory is that of a process which does nothing else.
 """
 
 import functools
+import io
+import itertools
 import operator
 import os
 import platform
+import resource
 import statistics
 import subprocess
 import sys
@@ -25,31 +30,39 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from torch.nn import functional as F
 from tqdm import tqdm
 
 from benchmarks import write_latest
 from pipeline.data.archives import read_member
 from pipeline.data.images import decode_image
-from pipeline.data.sample import make_raw
 from pipeline.devices import device_name, pick_device
 from pipeline.images.acceleration import accelerate
 from pipeline.images.dreamsim import load_encoder
 from pipeline.images.dreamsim_stand_in import make_checkpoint
-from pipeline.images.embedder import _embed_all
+from pipeline.images.embedder import _embed_all, _passes
 from pipeline.images.views import degrade
 from pipeline.images.vit import Framing
 from pipeline.params import read_params
 from pipeline.sections import Embed
 
-ROUNDS = 5
+ROUNDS = 3
 BACKBONE, WIDTH, TOKENS, HEADS = "synclr_vitb16", 768, 197, 12
-IMAGES = {"cpu": {"single": 4, "batched": 32, "ours": 64}, "cuda": {"single": 64, "batched": 512, "ours": 8192}}
-BATCH = {"cpu": 8, "cuda": 32}  # small, so that the passes end together, as they nearly do with all the images
-BOUND_BATCHES = {"cpu": (8, 32), "cuda": (32, 128)}
+IMAGES = {"cpu": {"single": 4, "batched": 32, "ours": 32}, "cuda": {"single": 64, "batched": 512, "ours": 8192}}
+VIEWED = {"cpu": 16, "cuda": 2048}  # images in all their views
+DECODED = 400  # images, at least
+IMAGES_ZIP = "training_images.zip"
+PICTURES, SIDE, QUALITY = 200, 500, 80  # of THINGS: pixels, and a quality that gives its 100 kB a file
+BATCH = {
+    "cpu": 8,
+    "cuda": 256,
+}  # small on a CPU, so that the passes end together, as they nearly do with all the images
+BOUND_BATCHES = {"cpu": (8,), "cuda": (128, 512)}
 PUBLISHED = 16_740 * 2  # images, both encoders
 VIEWS = ["original", "blur-8", "low-resolution-22", "noise-0.098"]
 SINGLE, BATCHED = "dreamsim, one at a time", "dreamsim, batches of 32"
+OURS, DECODING = "ours, bfloat16", "zip, JPEG and framing alone, all cores"
 WITH_VIEWS = f"ours, bfloat16, {len(VIEWS)} views of each image"
 
 
@@ -60,7 +73,7 @@ class Plain:
         policies = "OMP_WAIT_POLICY", "GOMP_SPINCOUNT"
         environment = {key: value for key, value in os.environ.items() if patient or key not in policies}
         self.out = folder / f"plain-{patient}.npy"
-        script, images = Path(__file__).with_name("plain_embed.py"), folder / "images" / "training_images.zip"
+        script, images = Path(__file__).with_name("plain_embed.py"), folder / IMAGES_ZIP
         command = [sys.executable, script, BACKBONE, folder / "dreamsim", images, device.type, self.out]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
         self.process = subprocess.Popen([str(word) for word in command], env=environment, **pipes)
@@ -88,15 +101,18 @@ def ours(
     encoder, _ = load_encoder(folder / f"dreamsim_{BACKBONE}_checkpoint.zip", BACKBONE, "aligned")
     accelerate(encoder, parameters.blocks, parameters.tokens, parameters.precision, device)
 
-    def decode(name: str) -> torch.Tensor:
-        picture = Framing()(decode_image(read_member(archive, name), name))
-        return torch.stack([degrade(picture, view, name) for view in views])
+    def decode(name: str, target: torch.Tensor) -> None:
+        picture = encoder.framing(decode_image(read_member(archive, name), name))
+        for view, own in zip(views, target, strict=True):
+            own.copy_(degrade(picture, view, name))
+
+    passes = _passes(encoder, device)
 
     def embed(names: list[str]) -> np.ndarray:
         size = parameters.batch_size
         todo = [(folder / f"{i:06}.npy", names[i : i + size]) for i in range(0, len(names), size)]
         with tqdm(disable=True) as bar:
-            _embed_all(encoder, todo, decode, parameters, device, bar)
+            _embed_all(passes, todo, decode, parameters, bar)
         return np.concatenate([np.load(file)[0] for file, _ in todo])
 
     return embed
@@ -152,31 +168,86 @@ def rates(run: Callable[..., object], images: Sequence[str] | range) -> tuple[fl
     return len(images) / (time.perf_counter() - wall), len(images) / (time.process_time() - work)
 
 
+def decode_all(archive: zipfile.ZipFile, names: Sequence[str]) -> None:
+    """With as many threads as `_embed_all` has for it, into one place each."""
+    framing, targets = Framing(), torch.empty(len(names), 3, Framing().side, Framing().side, dtype=torch.uint8)
+
+    def decode(name: str, target: torch.Tensor) -> None:
+        target.copy_(framing(decode_image(read_member(archive, name), name)))
+
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        for _ in pool.map(decode, names, targets):
+            pass
+
+
+def make_files(folder: Path) -> None:
+    """A checkpoint, as it is and unpacked, and a zip of pictures: colours and amplitudes that fall with frequency."""
+    make_checkpoint(BACKBONE, folder, embed_dim=WIDTH)
+    with zipfile.ZipFile(folder / f"dreamsim_{BACKBONE}_checkpoint.zip") as checkpoint:
+        checkpoint.extractall(folder / "dreamsim")
+    rng = np.random.default_rng(0)
+    frequency = np.hypot(np.fft.fftfreq(SIDE)[:, None], np.fft.rfftfreq(SIDE))
+    frequency[0, 0] = 1 / SIDE
+    with zipfile.ZipFile(folder / IMAGES_ZIP, "w") as archive:
+        for i in range(PICTURES):
+            noise = np.fft.rfft2(rng.standard_normal((3, SIDE, SIDE))) / frequency**1.1
+            light, red, blue = np.fft.irfft2(noise, s=(SIDE, SIDE))
+            pixels = np.stack([light + 0.3 * red, light, light + 0.3 * blue], axis=-1)
+            file = io.BytesIO()
+            scaled = np.clip(128 + 60 * pixels / light.std(), 0, 255).astype(np.uint8)
+            Image.fromarray(scaled).save(file, "JPEG", quality=QUALITY)
+            archive.writestr(f"training_images/{i:05}.jpg", file.getvalue())
+
+
+def in_own_process(task: str, folder: Path) -> list[str]:
+    command = [sys.executable, "-m", "benchmarks.embed", task, str(folder)]
+    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.split()
+
+
+def print_peaks(folder: Path) -> None:
+    """Of embedding in bfloat16: the process, and the GPU if there is one, in MB."""
+    device = pick_device("auto")
+    with zipfile.ZipFile(folder / IMAGES_ZIP) as archive:
+        ours(folder, archive, device, "bfloat16")(repeated(archive.namelist(), IMAGES[device.type]["ours"]))
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6)
+    if device.type == "cuda":
+        print(torch.cuda.max_memory_reserved() / 1e6)
+
+
+def repeated(names: list[str], n: int) -> list[str]:
+    return [*itertools.islice(itertools.cycle(names), n)]
+
+
 def main() -> None:
     device, cores = pick_device("auto"), torch.get_num_threads()
     print(f"{device_name(device)}, {platform.processor() or platform.machine()}, {cores} of {os.cpu_count()} cores")
     print(", ".join(f"{name} {version(name)}" for name in ("torch", "timm", "dreamsim", "pillow")))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        make_raw([], folder / "eeg", folder / "images", folder / "image_metadata.npy")
-        make_checkpoint(BACKBONE, folder, embed_dim=WIDTH)
-        with zipfile.ZipFile(folder / f"dreamsim_{BACKBONE}_checkpoint.zip") as checkpoint:
-            checkpoint.extractall(folder / "dreamsim")
-        with zipfile.ZipFile(folder / "images" / "training_images.zip") as archive:
-            compare(folder, archive, device, cores)
+        in_own_process("make", folder)
+        with zipfile.ZipFile(folder / IMAGES_ZIP) as archive:
+            figures = compare(folder, archive, device, cores)
+        peaks = [round(float(peak)) for peak in in_own_process("peaks", folder)]
+    print(f"peak memory: process {peaks[0]} MB" + (f", GPU {peaks[1]} MB" if len(peaks) > 1 else ""))
+    keys = ("embed_peak_rss_mb", "embed_peak_gpu_mb")
+    write_latest(figures | dict(zip(keys, peaks, strict=False)))
 
 
-def compare(folder: Path, archive: zipfile.ZipFile, device: torch.device, cores: int) -> None:
+def compare(folder: Path, archive: zipfile.ZipFile, device: torch.device, cores: int) -> dict[str, float]:
     names, n = archive.namelist(), IMAGES[device.type]
-    single, batched, many = ([names[i % len(names)] for i in range(n[key])] for key in ("single", "batched", "ours"))
+    single, batched, many = (repeated(names, n[key]) for key in ("single", "batched", "ours"))
     plain = {"": Plain(folder, device, False), ", patient threads": Plain(folder, device, True)}
     fast = {precision: ours(folder, archive, device, precision) for precision in ("float32", "bfloat16")}
-    ways: dict[str, Callable[[], tuple[float, float]]] = {}
+    decode = functools.partial(decode_all, archive)
+    ways: dict[str, Callable[[], tuple[float, float]]] = {
+        DECODING: functools.partial(rates, decode, repeated(names, max(DECODED, len(many))))
+    }
     for suffix, script in plain.items():
         ways[SINGLE + suffix] = functools.partial(script.measure, single, 1)
         ways[BATCHED + suffix] = functools.partial(script.measure, batched, 32)
     ways |= {f"ours, {precision}": functools.partial(rates, embed, many) for precision, embed in fast.items()}
-    views = functools.partial(rates, ours(folder, archive, device, "bfloat16", VIEWS), many)
+    viewed = repeated(names, VIEWED[device.type])
+    views = functools.partial(rates, ours(folder, archive, device, "bfloat16", VIEWS), viewed)
     ways[WITH_VIEWS] = lambda: tuple(len(VIEWS) * rate for rate in views())  # each view is an image
     for size in BOUND_BATCHES[device.type]:
         for packed in (False, True) if device_name(device) == "cpu (AVX512)" else (False,):
@@ -190,10 +261,15 @@ def compare(folder: Path, archive: zipfile.ZipFile, device: torch.device, cores:
             measured[label].append(measure())
     for script in plain.values():
         script.end()
-    report(measured, reference, got)
+    return report(measured, reference, got, device)
 
 
-def report(measured: dict[str, list[tuple[float, float]]], reference: np.ndarray, got: dict[str, np.ndarray]) -> None:
+def report(
+    measured: dict[str, list[tuple[float, float]]],
+    reference: np.ndarray,
+    got: dict[str, np.ndarray],
+    device: torch.device,
+) -> dict[str, float]:
     print(f"load {os.getloadavg()[0]:.1f}; median of {ROUNDS} rounds, in brackets the best")
     for label, rounds in measured.items():
         wall, work = ([pair[i] for pair in rounds] for i in range(2))
@@ -208,14 +284,24 @@ def report(measured: dict[str, list[tuple[float, float]]], reference: np.ndarray
         quickest = max(others, key=lambda name: statistics.median(speeds[name]))
         return statistics.median(map(operator.truediv, speeds[label], speeds[quickest]))
 
-    figures = {}
+    speed = {label: statistics.median(wall for wall, _ in rounds) for label, rounds in measured.items()}
+    quickest = max((label for label in measured if label.startswith("products")), key=lambda label: speed[label])
+    bound = DECODING if device.type == "cuda" and speed[DECODING] < speed[quickest] else quickest
+    print(f"the bound: {bound}")
+    per_core = statistics.median(work for _, work in measured[DECODING])
+    figures = {
+        "embed_decoded_per_s": round(speed[DECODING]),
+        "embed_decoded_per_s_of_one_core": round(per_core),
+        "embed_per_s": round(speed[OURS], 2),
+    }
     for key, label, others in (
-        ("embed_vs_dreamsim_single", "ours, bfloat16", [SINGLE]),
-        ("embed_vs_dreamsim_batched", "ours, bfloat16", [BATCHED]),
-        ("embed_vs_patient_dreamsim_single", "ours, bfloat16", [SINGLE + ", patient threads"]),
-        ("embed_vs_patient_dreamsim_batched", "ours, bfloat16", [BATCHED + ", patient threads"]),
-        ("embed_vs_matmul_bound", "ours, bfloat16", [label for label in measured if label.startswith("products")]),
-        ("embed_views_vs_original", WITH_VIEWS, ["ours, bfloat16"]),
+        ("embed_vs_dreamsim_single", OURS, [SINGLE]),
+        ("embed_vs_dreamsim_batched", OURS, [BATCHED]),
+        ("embed_vs_patient_dreamsim_single", OURS, [SINGLE + ", patient threads"]),
+        ("embed_vs_patient_dreamsim_batched", OURS, [BATCHED + ", patient threads"]),
+        ("embed_vs_matmul_bound", OURS, [quickest]),
+        ("embed_vs_bound", OURS, [bound]),
+        ("embed_views_vs_original", WITH_VIEWS, [OURS]),
         ("embed_float32_vs_dreamsim_batched", "ours, float32", [BATCHED, BATCHED + ", patient threads"]),
     ):
         figures[key] = round(ratio(label, others, 0), 3)
@@ -224,10 +310,14 @@ def report(measured: dict[str, list[tuple[float, float]]], reference: np.ndarray
         cosine = (values * reference).sum(1) / np.linalg.norm(values, axis=1) / np.linalg.norm(reference, axis=1)
         figures[f"embed_{precision}_cosine"] = round(float(cosine.min()), 6)
         print(f"{precision} with dreamsim's float32: cosine at least {cosine.min():.6f} of {len(cosine)} images")
-    seconds = PUBLISHED / statistics.median(wall for wall, _ in measured["ours, bfloat16"])
-    print(f"both encoders on all {PUBLISHED // 2} images, bfloat16: {seconds / 60:.0f} minutes at this rate")
-    write_latest(figures)
+    seconds = PUBLISHED / speed[OURS]
+    figures["embed_published_s"] = round(seconds, 1)
+    print(f"both encoders on all {PUBLISHED // 2} images, bfloat16: {seconds:.0f} s at this rate")
+    return figures
 
 
 if __name__ == "__main__":
-    main()
+    if len(sys.argv) == 1:
+        main()
+    else:
+        {"make": make_files, "peaks": print_peaks}[sys.argv[1]](Path(sys.argv[2]))

@@ -28,16 +28,8 @@ from benchmarks import write_latest
 from benchmarks.plain import PlainModel, optimizers, train_epoch
 from pipeline.decoding.model import ContrastiveModel, ModelSizes
 from pipeline.decoding.retrieval import retrieval_metrics
-from pipeline.decoding.training import (
-    Samples,
-    _moving_average,
-    _train_epoch,
-    derive_seeds,
-    held_out,
-    make_galleries,
-    make_optimizer,
-    train,
-)
+from pipeline.decoding.stack import Stack
+from pipeline.decoding.training import Samples, derive_seeds, held_out, make_galleries, train
 from pipeline.eeg import nice
 from pipeline.eeg.nice import NiceRecipe
 from pipeline.params import read_params
@@ -91,12 +83,11 @@ def operations() -> dict[str, int]:
 
 def ours(parameters: Train, eeg: torch.Tensor, target: torch.Tensor, embeddings: torch.Tensor) -> Callable[[], None]:
     """What trains a fresh model for one epoch over all of these samples."""
-    model = ContrastiveModel(SIZES, parameters)
-    average, (optimizer, _) = _moving_average(model, parameters, n_steps=8), make_optimizer(model, parameters)
+    stack = Stack([ContrastiveModel(SIZES, parameters)], parameters, 8, eeg, embeddings, [torch.Generator()])
 
     def epoch() -> None:
-        batches = torch.randperm(len(eeg)).split(parameters.batch_size)
-        _train_epoch(model, average, optimizer, eeg, target, embeddings, batches, parameters)
+        order = torch.randperm(len(eeg))[None]
+        stack.epoch(order, target[order])
 
     return epoch
 

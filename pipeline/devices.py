@@ -16,3 +16,10 @@ def device_name(device: torch.device) -> str:
     """The kind of device, on which the last bits depend."""
     kind = torch.backends.cpu.get_cpu_capability() if device.type == "cpu" else torch.cuda.get_device_name(device)
     return f"{device.type} ({kind})"
+
+
+def use_precision(precision: str, device: torch.device) -> None:
+    """From now on products in float32 are exact to its 24 bits, or to 11 with `tf32`; InputError on a CPU for that."""
+    if precision == "tf32" and device.type == "cpu":
+        raise InputError("train.precision is tf32, which only NVIDIA's GPUs have: set it to float32 or bfloat16")
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"

@@ -89,7 +89,7 @@ class Train(Section):
     warmup_epochs_projectors: Annotated[int, Field(ge=0)]
     dropout: Annotated[float, Field(ge=0, lt=1)]
     projection_size: Count
-    precision: Literal["float32", "bfloat16"]
+    precision: Literal["float32", "tf32", "bfloat16"]
     device: Device
     seeds: Seeds
 

@@ -85,9 +85,9 @@ def wait_until_training(base: Path, process: subprocess.Popen[bytes]) -> bool:
 
 def states(base: Path) -> set[tuple[str, int]]:
     found = set()
-    for path in base.glob("cache-killed/study/*.pt"):
+    for path in base.glob("cache-killed/study/unfinished/*/*.pt"):
         with suppress(FileNotFoundError):  # its run is done by now
-            found.add((path.name, path.stat().st_mtime_ns))
+            found.add((path.parent.name, path.stat().st_mtime_ns))
     return found
 
 
@@ -99,7 +99,7 @@ def workers_of(pid: int) -> list[psutil.Process]:
 def compare(base: Path) -> None:
     for name in ("study.csv", "study.json", "study.html"):
         assert (base / "killed" / name).read_bytes() == (base / "whole" / name).read_bytes(), name
-    assert not list(base.glob("cache-killed/study/*.pt")), "no state of an unfinished run is left"
+    assert not list(base.glob("cache-killed/study/unfinished/*/*.pt")), "no state of an unfinished run is left"
 
 
 if __name__ == "__main__":

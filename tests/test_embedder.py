@@ -344,3 +344,25 @@ def test_the_batch_halves_until_it_fits(capsys):
     ]
     with pytest.raises(InputError, match="too little memory for one image"):
         embedder.embed_batch(Small(0), images, parameters(), device, 1)
+
+
+def test_a_device_with_memory_for_two_images_gives_the_same_embeddings(data, tmp_path, capsys, monkeypatch):
+    def small(checkpoint: Path) -> tuple:
+        encoder, adapter = ALIGNED(checkpoint)
+
+        def refuse(_: torch.nn.Module, inputs: tuple) -> None:
+            if len(inputs[0]) > 2:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+
+        encoder.register_forward_pre_hook(refuse)
+        return encoder, adapter
+
+    views = ["original", "blur-2.6"]
+    path = embed(data, tmp_path / "small.h5", load=small, views=views)
+    assert "going on with 2 images at once" in capsys.readouterr().out
+    monkeypatch.setenv("ALIGNED_EEG_CACHE", str(tmp_path / "another"))  # else the same batches are taken again
+    plain = embed(data, tmp_path / "plain.h5", views=views)
+    for view in views:
+        got, expected = (read_embeddings(file, "last", view, view).values for file in (path, plain))
+        assert got.shape == (N, 64)
+        np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5 * float(np.abs(expected).max()))

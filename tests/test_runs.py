@@ -10,11 +10,13 @@ import h5py
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 import yaml
 
 from pipeline.analysis.similarities import read_similarities
 from pipeline.decoding.model import load_model
 from pipeline.decoding.runs import Run, plan, seeds_of, train_all
+from pipeline.decoding.training import train_stack
 from pipeline.errors import InputError
 from pipeline.images.embeddings import read_embeddings, write_embeddings
 from pipeline.sections import Runs
@@ -117,6 +119,39 @@ def test_side_by_side_gives_the_same_models(data, tmp_path):
     np.testing.assert_allclose(one.to_numpy(), two.to_numpy(), rtol=0.02, atol=1e-3)
 
 
+@pytest.mark.parametrize("protocol", ["within-subject", "leave-one-subject-out"])
+@pytest.mark.parametrize("fit", [4, 1])
+def test_runs_that_are_trained_together_give_the_same_models(data, tmp_path, monkeypatch, protocol, fit):
+    """As on a GPU, of which memory holds four or one; but for the last bits, as above."""
+    parameters = quick_recipe(protocol=protocol, seeds=[3, 9])
+    notes = train_all(data / "eeg", data / "embeddings.h5", tmp_path / "a", parameters, 1, HERE)
+    at_once = []
+
+    def stack(samples, splits, *others: object) -> list:
+        if len(splits) > fit:
+            raise torch.OutOfMemoryError
+        at_once.append(len(splits))
+        return train_stack(samples, splits, *others)
+
+    monkeypatch.setattr("pipeline.decoding.training.train_stack", stack)
+    monkeypatch.setattr("pipeline.decoding.runs.on_gpus", lambda *_: True)
+    together = train_all(data / "eeg", data / "embeddings.h5", tmp_path / "b", parameters, 1, HERE)
+    assert at_once == [fit] * (4 // fit)
+    for one, other in zip(notes, together, strict=True):
+        assert one | {"selected_epoch": 0} == other | {"selected_epoch": 0}
+    one, two = (pd.read_csv(tmp_path / name / "history.csv") for name in ("a", "b"))
+    np.testing.assert_allclose(one.to_numpy(), two.to_numpy(), rtol=0.02, atol=1e-3)
+
+
+def test_too_little_memory_for_one_model_is_told(data, tmp_path, monkeypatch):
+    def stack(*_: object) -> list:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr("pipeline.decoding.training.train_stack", stack)
+    with pytest.raises(InputError, match="cpu has too little memory for one model: lower train.batch_size"):
+        train_all(data / "eeg", data / "embeddings.h5", tmp_path / "a", quick_recipe(), 1, HERE)
+
+
 def test_a_killed_stage_goes_on_where_it_was(data, tmp_path, cache):
     """SIGKILL in the second of two runs; then the same call ends with the very bytes of an undisturbed run."""
     parameters, inputs = quick_recipe(epochs=30, seeds=2), (data / "eeg", data / "embeddings.h5")
@@ -127,11 +162,11 @@ def test_a_killed_stage_goes_on_where_it_was(data, tmp_path, cache):
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(values))
     command = [sys.executable, "-m", "stages.train", tmp_path / "params.yaml", *inputs, tmp_path / "killed"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    while process.poll() is None and not list(cache.glob("training/*/pooled-seed-43.pt")):
+    while process.poll() is None and not list(cache.glob("training/*/pooled-seed-43/*.pt")):
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
-    assert list(cache.glob("training/*/pooled-seed-42.pt"))
+    assert list(cache.glob("training/*/pooled-seed-42/*.pt"))
     shutil.rmtree(tmp_path / "killed")  # as DVC does before it runs a stage again
     train_all(*inputs, tmp_path / "killed", parameters, values["seed"], HERE)
     assert not list(cache.glob("training/*/")), "the states are kept until all runs are done, and no longer"

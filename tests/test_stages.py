@@ -169,11 +169,11 @@ def test_an_interrupted_comparison_leaves_the_workspace_as_it_was(project):
             process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, **options)
             states = Path(project.environment["ALIGNED_EEG_CACHE"]) / "training"
             deadline = time.monotonic() + 120
-            while not list(states.glob("*/*.pt")) and process.poll() is None and time.monotonic() < deadline:
+            while not list(states.glob("*/*/*.pt")) and process.poll() is None and time.monotonic() < deadline:
                 time.sleep(0.1)
             os.killpg(process.pid, signal.SIGINT)
             assert process.wait(60) != 0
-        assert list(states.glob("*/*.pt")), log.read_text()  # it was in the midst of training
+        assert list(states.glob("*/*/*.pt")), log.read_text()  # it was in the midst of training
         assert project.run("git", "diff") == before
     finally:
         (project.folder / "params.yaml").write_bytes(shipped)

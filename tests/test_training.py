@@ -11,6 +11,7 @@ import torch
 
 from pipeline.decoding.model import ContrastiveModel, ModelSizes
 from pipeline.decoding.retrieval import symmetric_cross_entropy
+from pipeline.decoding.stack import make_optimizer, mean_responses
 from pipeline.decoding.training import (
     Samples,
     Trained,
@@ -20,8 +21,6 @@ from pipeline.decoding.training import (
     held_out,
     lowest_loss,
     make_galleries,
-    make_optimizer,
-    mean_responses,
     project,
     train,
 )
@@ -109,7 +108,7 @@ def test_a_gallery_is_one_response_to_each_concept():
 def test_the_schedule_is_the_recipes(recipe):
     recipe = recipe.model_copy(update={"learning_rate": 0.008})
     model = ContrastiveModel(ModelSizes(2, 65, 100.0, 4), recipe)
-    optimizer, schedule = make_optimizer(model, recipe)
+    optimizer, schedule = make_optimizer(dict(model.named_parameters()), recipe, CPU)
     rates = []
     for _ in range(recipe.epochs + 1):
         rates.append(schedule.get_last_lr())
@@ -192,7 +191,7 @@ def test_blocks_are_standardised_by_the_images_trained_on(recipe):
 def test_the_weights_of_blocks_have_a_rate_of_their_own_and_no_decay(recipe):
     parameters = recipe.model_copy(update={"weight_decay": 0.1, "optimizer": "adamw"})
     model = ContrastiveModel(ModelSizes(2, 65, 100.0, 4, BLOCKS), parameters)
-    optimizer, _ = make_optimizer(model, parameters)
+    optimizer, _ = make_optimizer(dict(model.named_parameters()), parameters, CPU)
     _, rest, mix = optimizer.param_groups
     assert mix["params"] == [model.block_mix.logits] and (rest["weight_decay"], mix["weight_decay"]) == (0.1, 0.0)
     assert mix["lr"] == pytest.approx(10 * rest["lr"])
@@ -229,7 +228,7 @@ def test_the_weights_kept_are_the_moving_average(recipe):
 
     def step(optimizer: torch.optim.Adam, *arguments: object) -> None:
         plain_step(optimizer, *arguments)
-        steps.append([p.detach().clone() for group in optimizer.param_groups for p in group["params"]])
+        steps.append([p.detach()[0].clone() for group in optimizer.param_groups for p in group["params"]])
 
     with mock.patch.object(torch.optim.Adam, "step", step):
         trained = train(samples, rows, None, embeddings, parameters, seeds, CPU)
@@ -237,13 +236,13 @@ def test_the_weights_kept_are_the_moving_average(recipe):
     expected, decay = steps[0], math.exp(-1 / (0.5 * 4))
     for weights in steps[1:]:
         expected = [decay * mean + (1 - decay) * weight for mean, weight in zip(expected, weights, strict=True)]
-    optimizer, _ = make_optimizer(trained.model, parameters)
+    optimizer, _ = make_optimizer(dict(trained.model.named_parameters()), parameters, CPU)
     kept = [p.detach() for group in optimizer.param_groups for p in group["params"]]
     torch.testing.assert_close(kept, expected)
     without = train(
         samples, rows, None, embeddings, parameters.model_copy(update={"average_epochs": "none"}), seeds, CPU
     )
-    optimizer, _ = make_optimizer(without.model, parameters)
+    optimizer, _ = make_optimizer(dict(without.model.named_parameters()), parameters, CPU)
     assert all(map(torch.equal, (p for group in optimizer.param_groups for p in group["params"]), steps[-1]))
 
 
@@ -412,8 +411,9 @@ def test_what_is_random_in_training_leaves_the_selection_alone(recipe):
 
 
 @pytest.mark.parametrize("kind", ["one block", "mix", "at random", "views", "views of a mix"])
-def test_an_interrupted_run_ends_as_if_it_had_not_been(recipe, tmp_path, kind):
+def test_an_interrupted_run_ends_as_if_it_had_not_been(recipe, tmp_path, monkeypatch, kind):
     """Interrupted after the first epoch, and again after the third."""
+    monkeypatch.setattr("pipeline.decoding.training.SAVING", math.inf)  # after each epoch
     parameters = recipe.model_copy(update={"epochs": 5, "batch_size": 32} | (AT_RANDOM if kind == "at random" else {}))
     data, blocks, learned = planted(), (), None
     if "mix" in kind:
@@ -433,7 +433,7 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(recipe, tmp_path, kind):
 
         with pytest.raises(KeyboardInterrupt):
             run_it(resume=tmp_path / "state.pt", progress=interrupt)
-        assert len(torch.load(tmp_path / "state.pt", weights_only=True)["history"]) == epochs
+        assert len(torch.load(tmp_path / "state.pt", weights_only=True)["members"][0]["history"]) == epochs
     resumed = run_it(resume=tmp_path / "state.pt")
     assert same_weights(whole, resumed) and whole.epoch == resumed.epoch
     pd.testing.assert_frame_equal(whole.history, resumed.history, check_exact=True)
@@ -446,7 +446,7 @@ def test_divergence_is_told_and_the_good_state_kept(recipe, tmp_path):
     samples.eeg[:] = float("inf")
     with pytest.raises(InputError, match="training diverged in epoch 2 .* or set train.gradient_clip$"):
         run((samples, embeddings), parameters, resume=tmp_path / "state.pt")
-    assert len(torch.load(tmp_path / "state.pt", weights_only=True)["history"]) == 1
+    assert len(torch.load(tmp_path / "state.pt", weights_only=True)["members"][0]["history"]) == 1
 
 
 def test_a_constant_embedding_is_a_collapse(recipe):

@@ -137,6 +137,19 @@ def test_nothing_is_run_twice(data, workers, cache):
     assert len(kept()) == 14 + 4, "another parameter is another run"
 
 
+@pytest.mark.parametrize("protocol", ["within-subject", "leave-one-subject-out"])
+def test_runs_that_are_trained_together_answer_as_alone(data, workers, cache, monkeypatch, protocol):
+    alone = {(one.trial, one.subject): one for one in run(data, workers, seeds=2, protocols=[protocol])}
+    shutil.rmtree(cache)
+    monkeypatch.setattr("pipeline.study.trials.on_gpus", lambda *_: True)  # a group for each image encoder
+    together = run(data, workers, seeds=2, protocols=[protocol])
+    assert len(together) == len(alone) == 2 * 2 * 2
+    for one in together:
+        reference = alone[one.trial, one.subject]
+        np.testing.assert_allclose(one.queries["nice_loss"], reference.queries["nice_loss"], rtol=0.01)
+    assert not list(cache.glob("study/unfinished/*")), "no state of a run that is done is kept"
+
+
 def test_other_data_are_other_runs(data, workers, tmp_path, cache):
     run(data, workers)
     other = shutil.copytree(data, tmp_path / "other")

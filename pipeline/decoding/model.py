@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.eeg.encoder import Dropout
-from pipeline.eeg.encoders import make_eeg_encoder
+from pipeline.eeg.encoders import can_be_stacked, make_eeg_encoder
 from pipeline.eeg.transforms import ChannelDropout, Smoothing, TimeShift, pick_window
 from pipeline.errors import InputError
 from pipeline.files import replacing
@@ -32,7 +32,7 @@ class Projector(nn.Module):
     def __init__(self, n_inputs: int, n_outputs: int, dropout: float) -> None:
         super().__init__()
         self.project = nn.Linear(n_inputs, n_outputs)
-        self.residual = nn.Sequential(nn.GELU(), nn.Linear(n_outputs, n_outputs), Dropout(dropout))
+        self.residual = nn.Sequential(nn.GELU(), nn.Linear(n_outputs, n_outputs), Dropout(dropout, n_outputs))
         self.norm = nn.LayerNorm(n_outputs)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -89,6 +89,11 @@ class ModelSizes:
     embedding_size: int
     blocks: Sequence[str] = ()
     start: float = 0.0
+
+
+def stackable(recipe: Train) -> bool:
+    """Whether many such models can be trained at once: nothing in one is random but its `Dropout`."""
+    return can_be_stacked(recipe.eeg_encoder) and recipe.time_shift == "none" and not recipe.channel_dropout
 
 
 class ContrastiveModel(nn.Module):
@@ -154,6 +159,12 @@ class ContrastiveModel(nn.Module):
         """Window, smoothing and mean: of nothing outside of the window."""
         eeg = self.smoothing(eeg[..., self.window])
         return eeg - eeg.mean(-1, keepdim=True) if self.recipe.remove_dc else eeg
+
+    def forward(self, eeg: Tensor, embeddings: Tensor) -> Tensor:
+        """Logits (B, B) of the responses and the images of a batch, in the precision of the weights."""
+        eeg_side, image_side = self.embed_eeg(eeg), self.embed_image(embeddings)
+        dtype = self.log_scale.dtype
+        return self.logit_scale * eeg_side.to(dtype) @ image_side.to(dtype).T
 
     def embed_eeg(self, eeg: Tensor) -> Tensor:
         standard = (self._see(eeg) - self.eeg_mean) / self.eeg_sd

@@ -6,19 +6,20 @@ Every run starts from a fresh initialisation; there is one for each fold of the 
 
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
+import numpy as np
 import pandas as pd
 import torch
 from tqdm import tqdm
 
-from pipeline.decoding.model import Notes, save_model
-from pipeline.decoding.samples import Shelf
-from pipeline.decoding.training import Trained, derive_seeds, held_out, train
+from pipeline.decoding.model import Notes, save_model, stackable
+from pipeline.decoding.samples import Samples, Shelf
+from pipeline.decoding.training import Split, Trained, derive_seeds, held_out, train_many
 from pipeline.devices import pick_device
 from pipeline.eeg.recordings import read_shape
 from pipeline.errors import InputError
@@ -27,6 +28,8 @@ from pipeline.images.embeddings import Embeddings, read_embeddings
 from pipeline.sections import Block, Runs, Train
 from pipeline.unfinished import unfinished
 from pipeline.workers import fitting, side_by_side
+
+T = TypeVar("T")
 
 PACKAGES = ("torch", "numpy", "braindecode")  # whose versions decide the weights
 RUN_BYTES = 1_000_000_000  # of a process beside the EEG that it holds: torch, the model and its activations
@@ -102,38 +105,53 @@ def embeddings_of(source: Source, parameters: Train) -> Embeddings:
     return _embeddings(source, parameters.block, parameters.views, parameters.views_in_gallery)
 
 
-def train_run(
-    run: Run,
+def train_runs(
+    runs: Sequence[Run],
     eeg: Mapping[str, Source],
     embeddings: Embeddings,
     parameters: Train,
-    state: Path,
+    states: Path,
     step: Callable[[], None],
-) -> tuple[Trained, Notes]:
-    """Train one run; `eeg` are the prepared files of all subjects, by name.
+) -> list[tuple[Trained, Notes] | InputError]:
+    """Train these runs, many at once if the recipe can be stacked; of each the model and notes, or why it failed.
 
-    Only the files of `run.trained_on` are opened, and those of `run.tested_on` if `select_on` is test, so that nothing
-    else can leak. Interrupted, it goes on from the last epoch in `state`. `step` is called once an epoch.
+    `eeg` are the prepared files of all subjects, by name; only those of the subjects that a run is trained on are
+    opened, and those of `tested_on` if `select_on` is test, so that nothing else can leak. Interrupted, they go on from
+    the last epoch in the folder `states`. `step` is called once an epoch and run.
     """
-    paths = [eeg[subject].path for subject in run.trained_on]
-    samples, rows = training_eeg(_held(run, eeg)).samples(paths, embeddings)
-    selection, seeds = None, derive_seeds(run.seed, run.fold)
-    if parameters.select_on == "validation":
-        mask = held_out(samples.things_concept[rows], parameters.validation_concepts, seeds.concepts)
-        rows, selection = rows[~mask], samples.take(rows[mask])
-    elif parameters.select_on == "test":
-        tested, of_run = averaged_test_eeg(tuple(eeg.values())).samples(
-            [eeg[one].path for one in run.tested_on], embeddings
-        )
-        selection = tested.take(of_run)
     device, values = pick_device(parameters.device), torch.from_numpy(embeddings.values)
     # Where an operation has no deterministic form torch warns. A CPU needs no switch: its operations all have one.
     torch.use_deterministic_algorithms(device.type == "cuda", warn_only=True)
+    torch.utils.deterministic.__setattr__("fill_uninitialized_memory", False)  # it only finds mistakes, and is slow
     learned = None if embeddings.learned is None else torch.from_numpy(embeddings.learned)
-    trained = train(
-        samples, rows, selection, values, parameters, seeds, device, state, step, embeddings.blocks, learned
-    )
-    return trained, Notes(
+
+    def read(shelf: Shelf, subjects: Iterable[tuple[str, ...]]) -> Samples:
+        return shelf.samples([eeg[subject].path for subject in sorted(set().union(*subjects))], embeddings)
+
+    samples, tested = read(training_eeg(_held(runs, eeg)), (run.trained_on for run in runs)), None
+    if parameters.select_on == "test":
+        tested = read(averaged_test_eeg(tuple(eeg.values())), (run.tested_on for run in runs))
+    splits = [_split(run, samples, tested, parameters) for run in runs]
+    all_trained = train_many(samples, splits, values, parameters, device, states, step, embeddings.blocks, learned)
+    return [
+        trained if isinstance(trained, InputError) else (trained, _notes(run, trained, embeddings, parameters))
+        for run, trained in zip(runs, all_trained, strict=True)
+    ]
+
+
+def _split(run: Run, samples: Samples, tested: Samples | None, parameters: Train) -> Split:
+    seeds = derive_seeds(run.seed, run.fold)
+    rows = np.flatnonzero(np.isin(samples.subject, run.trained_on))
+    if tested is not None:
+        return Split(seeds, rows, tested, np.flatnonzero(np.isin(tested.subject, run.tested_on)))
+    if parameters.select_on == "last":
+        return Split(seeds, rows, None, rows[:0])
+    mask = held_out(samples.things_concept[rows], parameters.validation_concepts, seeds.concepts)
+    return Split(seeds, rows[~mask], samples, rows[mask])
+
+
+def _notes(run: Run, trained: Trained, embeddings: Embeddings, parameters: Train) -> Notes:
+    return Notes(
         fold=run.fold,
         seed=run.seed,
         trained_on=list(run.trained_on),
@@ -147,12 +165,20 @@ def train_run(
     )
 
 
-def _held(run: Run, eeg: Mapping[str, Source]) -> tuple[Source, ...]:
-    """Whose training EEG a process holds for this run: the subject's, or everybody's for all folds on several."""
-    return (eeg[run.trained_on[0]],) if len(run.trained_on) == 1 else tuple(eeg.values())
+def _held(runs: Sequence[Run], eeg: Mapping[str, Source]) -> tuple[Source, ...]:
+    """Whose training EEG a process holds for these runs: one subject's, or everybody's for all folds on several."""
+    subjects = set().union(*(run.trained_on for run in runs))
+    return tuple(eeg[subject] for subject in (subjects if len(subjects) == 1 else eeg))
 
 
-def how_many(where: Runs, runs: Sequence[Run], eeg: Mapping[str, Source], device: torch.device) -> int:
+def on_gpus(parameters: Train, where: Runs) -> bool:
+    """Whether the runs go on GPUs; on other machines that is known only if `train.device` is cuda."""
+    if where.where != "local":
+        return parameters.device == "cuda"
+    return pick_device(parameters.device).type == "cuda"
+
+
+def how_many(where: Runs, runs: Sequence[Run], eeg: Mapping[str, Source], gpus: bool) -> int:
     """How many of these runs go side by side; of a Dask scheduler's address it decides nothing."""
     if where.workers != "auto":
         return min(where.workers, len(runs))
@@ -162,9 +188,18 @@ def how_many(where: Runs, runs: Sequence[Run], eeg: Mapping[str, Source], device
         )
     if len(runs) == 1:
         return 1
-    held = {_held(run, eeg) for run in runs}
+    held = {_held(runs, eeg)} if gpus else {_held([run], eeg) for run in runs}
     needed = max(sum(_training_bytes(source.path) for source in sources) for sources in held)
-    return fitting(needed + RUN_BYTES, len(runs), on_gpus=device.type == "cuda")
+    return fitting(needed + RUN_BYTES, len(runs), on_gpus=gpus)
+
+
+def stacks(runs: Sequence[T], parameters: Train, n_workers: int, gpus: bool) -> list[tuple[T, ...]]:
+    """Which of these runs, alike but for seed and fold, are handed out together: on GPUs as many as there are workers.
+
+    On a CPU one model takes all that it has (`python -m benchmarks.train`), so that each goes alone.
+    """
+    size = math.ceil(len(runs) / n_workers) if gpus and stackable(parameters) else 1
+    return [tuple(runs[first : first + size]) for first in range(0, len(runs), size)]
 
 
 def _training_bytes(path: Path) -> int:
@@ -180,8 +215,9 @@ def train_all(eeg_dir: Path, embeddings: Path, out: Path, parameters: Train, see
     code, until all runs are done.
     """
     eeg, source = sources(eeg_dir), Source.of(embeddings)
-    runs = plan(parameters.protocol, list(eeg), seeds_of(seed, parameters.seeds))
-    n_workers = how_many(where, runs, eeg, pick_device(parameters.device))
+    runs, gpus = plan(parameters.protocol, list(eeg), seeds_of(seed, parameters.seeds)), on_gpus(parameters, where)
+    n_workers = how_many(where, runs, eeg, gpus)
+    groups = stacks(runs, parameters, n_workers, gpus)
     threads = max(1, (os.cpu_count() or 1) // n_workers)
     inputs = [one.sha256 for one in (*eeg.values(), source)]
     decided_by = [inputs, [run.name for run in runs], parameters.model_dump(), threads]
@@ -190,24 +226,28 @@ def train_all(eeg_dir: Path, embeddings: Path, out: Path, parameters: Train, see
         task = partial(_train_and_save, eeg, source, out.resolve(), parameters, states, threads)
         if n_workers == 1 and where.where == "local":
             with tqdm(total=len(runs) * parameters.epochs, unit="epoch", desc=name, disable=None) as bar:
-                notes = [task(run, bar.update) for run in runs]
+                notes = [each for group in groups for each in task(group, bar.update)]
         else:
             finished = dict(
                 side_by_side(
                     task,
-                    runs,
+                    groups,
                     where.where,
                     n_workers,
                     label=name,
-                    name=lambda run: run.name,
-                    steps=lambda run: parameters.epochs,
+                    name=name_of_group,
+                    steps=lambda group: len(group) * parameters.epochs,
                 )
             )
-            notes = [finished[run].result() for run in runs]
+            notes = [each for group in groups for each in finished[group].result()]
     histories = pd.concat(pd.read_csv(out / run.name / "history.csv") for run in runs)
     with replacing(out / "history.csv") as temporary:
         histories.groupby("epoch", as_index=False).mean().to_csv(temporary, index=False)
     return notes
+
+
+def name_of_group(runs: Sequence[Run]) -> str:
+    return runs[0].name + (f" and {len(runs) - 1} more" if len(runs) > 1 else "")
 
 
 def sources(eeg_dir: Path) -> dict[str, Source]:
@@ -225,13 +265,24 @@ def _train_and_save(
     parameters: Train,
     states: Path,
     threads: int,
-    run: Run,
+    runs: tuple[Run, ...],
     step: Callable[[], None],
-) -> Notes:
+) -> list[Notes]:
+    """Those that trained are saved; InputError if one failed."""
     torch.set_num_threads(threads)
     cached = embeddings_of(embeddings, parameters)
-    trained, notes = train_run(run, eeg, cached, parameters, states / f"{run.name}.pt", step)
-    save_model(trained.model.cpu(), out / run.name, notes)
-    with replacing(out / run.name / "history.csv") as temporary:
-        trained.history.to_csv(temporary, index=False)
-    return notes
+    own_states = states / runs[0].name
+    own_states.mkdir(exist_ok=True)
+    found = dict(zip(runs, train_runs(runs, eeg, cached, parameters, own_states, step), strict=True))
+    all_notes = []
+    for run, result in found.items():
+        if not isinstance(result, InputError):
+            trained, notes = result
+            save_model(trained.model.cpu(), out / run.name, notes)
+            with replacing(out / run.name / "history.csv") as temporary:
+                trained.history.to_csv(temporary, index=False)
+            all_notes.append(notes)
+    for run, result in found.items():
+        if isinstance(result, InputError):
+            raise InputError(f"{run.name}: {result}")
+    return all_notes

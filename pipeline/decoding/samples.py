@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -33,10 +33,13 @@ class Samples:
         parts = self.eeg[rows], self.target[rows], self.subject[rows], self.things_concept[rows]
         return Samples(*parts, self.sfreq, self.start)
 
+    def to(self, device: torch.device) -> "Samples":
+        return replace(self, eeg=self.eeg.to(device), target=self.target.to(device))
+
 
 def read_samples(paths: Sequence[Path], split: Literal["train", "test"], embeddings: Embeddings) -> Samples:
     """One split of these subjects, see `Shelf`."""
-    return Shelf(paths, split).samples(paths, embeddings)[0]
+    return Shelf(paths, split).samples(paths, embeddings)
 
 
 class Shelf:
@@ -62,10 +65,10 @@ class Shelf:
         self._shapes = dict(zip(paths, shapes, strict=True))
         self._read: dict[Path, Recording] = {}
 
-    def samples(self, paths: Sequence[Path], embeddings: Embeddings) -> tuple[Samples, np.ndarray]:
-        """The samples of the whole shelf, and the rows of these subjects' ones.
+    def samples(self, paths: Sequence[Path], embeddings: Embeddings) -> Samples:
+        """The samples of the whole shelf, and all of these subjects'.
 
-        Of other subjects only the room is there: no EEG that was not read before, and no embedding (row -1).
+        Of other subjects only the room is there: no name, no embedding (row -1), no EEG that was not read before.
         """
         for path in paths:
             if path not in self._read:
@@ -79,10 +82,9 @@ class Shelf:
             things_concept[rows] = recording.things_concept.repeat(repetitions)
             subject[rows] = recording.subject
         first = self._read[paths[0]]
-        every = Samples(
+        return Samples(
             self._eeg, torch.from_numpy(target), subject, things_concept, first.sfreq, start=float(first.times[0])
         )
-        return every, np.concatenate([self._rows[path] for path in paths])
 
     def _fill(self, path: Path) -> None:
         rows = self._rows[path]

@@ -1,27 +1,30 @@
-"""Train one EEG encoder against cached image embeddings, from a fresh initialisation to its selected epoch.
+"""Train EEG encoders against cached image embeddings, from a fresh initialisation to the selected epoch.
 
 Source: the reference recipe in the README. Deliberate differences: by default part of the training concepts is held out
 and selects the epoch (the recipe selected it on the test set), and everything random follows from one seed.
-All data stay on the device; an epoch shuffles row indices and waits for the device once, at its end.
+All data stay on the device. Many models are trained at once where that pays (`stack`).
 """
 
-import copy
+import gc
 import math
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypedDict, cast
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 import torch
 from scipy.optimize import minimize_scalar
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from tqdm import tqdm
 
-from pipeline.decoding.model import ContrastiveModel, ModelSizes
-from pipeline.decoding.retrieval import rank_of_match, score_queries, symmetric_cross_entropy
+from pipeline.decoding.model import ContrastiveModel, ModelSizes, stackable
+from pipeline.decoding.retrieval import rank_of_match, score_queries
 from pipeline.decoding.samples import Samples
+from pipeline.decoding.stack import Stack
+from pipeline.devices import use_precision
 from pipeline.errors import InputError
 from pipeline.files import replacing
 from pipeline.sections import Train
@@ -30,9 +33,7 @@ EVALUATED_AT_ONCE = 512 * 17 * 100  # values of EEG in one pass without gradient
 PROBED = 256  # samples whose embeddings tell whether a model has collapsed
 COLLAPSED_SPREAD = 0.3  # of `spread`; it means a cosine of 0.91 between samples. Runs that learned ended above 0.8
 EXPLODED = 10  # times the loss of chance
-# The rate of the blocks' weights, times that of the projectors. Adam moves a logit by at most about the rate a step,
-# and the softmax needs some 3 for a weight near 1, which small data and low rates would not reach (docs/protocols.md).
-BLOCK_RATE = 10
+SAVING = 0.05  # the most of the time that goes into saving the state
 
 
 @dataclass(frozen=True)
@@ -45,14 +46,6 @@ class Seeds:
     dropout: int
     repetitions: int
     views: int
-
-
-class _State(TypedDict):
-    """What a run knows after an epoch, apart from the state of its parts."""
-
-    history: list[dict[str, float]]
-    best: dict[str, Tensor]  # the model's weights in the selected epoch
-    epoch: int  # the selected one
 
 
 def derive_seeds(seed: int, fold: str) -> Seeds:
@@ -117,6 +110,16 @@ def draw_repetitions(rows: Tensor, n: int | Literal["any"], generator: torch.Gen
     return drawn.where((torch.arange(rows.shape[1]) < count).to(rows.device), -1)
 
 
+@dataclass(frozen=True)
+class Split:
+    """One model: its seeds, the rows of the samples that it learns, and rows of `selection` that select its epoch."""
+
+    seeds: Seeds
+    rows: np.ndarray
+    selection: Samples | None  # None = the last epoch
+    selection_rows: np.ndarray
+
+
 def train(
     samples: Samples,
     rows: np.ndarray,
@@ -130,161 +133,218 @@ def train(
     blocks: Sequence[str] = (),
     learned: Tensor | None = None,
 ) -> Trained:
-    """Train on these rows of `samples`; keep the epoch with the lowest loss on `selection`, the last if that is None.
+    """`train_stack` of one model, selected by all of `selection`; InputError where its loss explodes."""
+    splits = [Split(seeds, rows, selection, np.arange(0 if selection is None else len(selection.subject)))]
+    (trained,) = train_stack(samples, splits, embeddings, parameters, device, resume, progress, blocks, learned)
+    if isinstance(trained, InputError):
+        raise trained
+    return trained
 
-    The same inputs, seed, device and number of threads give the same weights to the last bit, also if the run was
-    interrupted: after each epoch its state is written to `resume`, and a later call goes on from there. `progress` is
-    called once an epoch. InputError where the loss explodes.
-    `embeddings` are (N, D); where `blocks` names K blocks to mix they are (N, K, D), standardised by the images of
-    these rows, and the history has the weight of each. Where `learned` (N, V, D) or (N, V, K, D) is given, the batches
-    have these instead, of each sample and epoch one of V, and `embeddings` are what `selection` is compared with.
+
+def train_many(
+    samples: Samples,
+    splits: Sequence[Split],
+    embeddings: Tensor,
+    parameters: Train,
+    device: torch.device,
+    states: Path,
+    progress: Callable[[], None] = lambda: None,
+    blocks: Sequence[str] = (),
+    learned: Tensor | None = None,
+) -> list[Trained | InputError]:
+    """`train_stack` of splits with as many rows each; of fewer at once where the device has too little memory.
+
+    What fits is found by trying, halves of what did not. `states` is a folder for the states.
     """
-    torch.manual_seed(seeds.start)
+    found: dict[int, Trained | InputError] = {}
+    alike: dict[object, list[int]] = {}
+    for i, split in enumerate(splits):
+        n_images = len(samples.target[split.rows].unique())
+        alike.setdefault((len(split.rows), n_images) if stackable(parameters) else i, []).append(i)
+    waiting = list(alike.values())
+    while waiting:
+        part = waiting.pop(0)
+        if device.type == "cuda":
+            gc.collect()  # a schedule and its optimizer hold each other, and the memory of the models before
+            torch.cuda.empty_cache()
+        own = [splits[i] for i in part]
+        state = states / f"{'-'.join(map(str, part))}.pt"
+        try:
+            trained = train_stack(samples, own, embeddings, parameters, device, state, progress, blocks, learned)
+        except torch.OutOfMemoryError:
+            trained = []
+        if trained:
+            found |= zip(part, trained, strict=True)
+        elif len(part) == 1:
+            found[part[0]] = InputError(
+                f"{device} has too little memory for one model: lower train.batch_size, or set train.device to cpu"
+            )
+        else:
+            half = len(part) // 2
+            tqdm.write(f"{device} has too little memory for {len(part)} models at once: going on with {half}")
+            waiting = [part[:half], part[half:], *waiting]
+    return [found[i] for i in range(len(splits))]
+
+
+def train_stack(
+    samples: Samples,
+    splits: Sequence[Split],
+    embeddings: Tensor,
+    parameters: Train,
+    device: torch.device,
+    resume: Path | None = None,
+    progress: Callable[[], None] = lambda: None,
+    blocks: Sequence[str] = (),
+    learned: Tensor | None = None,
+) -> list[Trained | InputError]:
+    """Train a model for each split at once; of each keep the epoch with the lowest loss on its selection, or the last.
+
+    All splits have as many rows, and the recipe of more than one is `stackable`. A model whose loss explodes ends in
+    an InputError, and the others go on.
+    The same inputs, seeds, device and number of threads give the same weights to the last bit, also if the run was
+    interrupted: its state is written to `resume`, after each epoch unless that would take more than a twentieth of the
+    time, and a later call goes on from there. `progress` is called once an epoch and model.
+    `embeddings` are (N, D); where `blocks` names K blocks to mix they are (N, K, D), standardised by the images of the
+    rows learned, and the history has the weight of each. Where `learned` (N, V, D) or (N, V, K, D) is given, the
+    batches have these instead, of each sample and epoch one of V, and `embeddings` are what the selection is compared
+    with.
+    """
+    use_precision(parameters.precision, device)
+    learned = (embeddings[:, None] if learned is None else learned).to(device)
+    embeddings = embeddings.to(device)
+    selections = [split.selection for split in splits if split.selection is not None]
+    there = {id(each): each.to(device) for each in (samples, *selections)}
+    samples = there[id(samples)]
     n_chans, n_times = samples.eeg.shape[1:]
     sizes = ModelSizes(n_chans, n_times, samples.sfreq, embeddings.shape[-1], blocks, samples.start)
-    model = ContrastiveModel(sizes, parameters).to(device)
-    optimizer, schedule = make_optimizer(model, parameters)
-    torch.manual_seed(seeds.dropout)
-    shuffle = torch.Generator().manual_seed(seeds.order)
-    if device.type != "cpu":  # what this run does not train on stays where it is
-        samples, rows = samples.take(rows), np.arange(len(rows))
-    draws = torch.Generator().manual_seed(seeds.repetitions)
-    views = torch.Generator().manual_seed(seeds.views)
-    generators = {"shuffle": shuffle, "draws": draws, "views": views}
-    eeg, target, embeddings = samples.eeg.to(device), samples.target.to(device), embeddings.to(device)
-    learned = embeddings[:, None] if learned is None else learned.to(device)
-    n_views = learned.shape[1]
-    trained_on = torch.from_numpy(rows).to(device)
-    if parameters.standardise_eeg:
-        model.standardise(eeg, trained_on)
-    if model.block_mix is not None:
-        model.block_mix.standardise(learned[target[trained_on].unique()].flatten(0, 1))
-    units, n_averaged = trained_on, parameters.average_random_repetitions
-    if n_averaged != "none":
-        units = torch.from_numpy(group_repetitions(samples, rows, n_averaged)).to(device)
-    average = _moving_average(model, parameters, n_steps=math.ceil(len(units) / parameters.batch_size))
-    averaged = cast(ContrastiveModel, average.module)
-    parts = {"model": model, "average": average, "optimizer": optimizer, "schedule": schedule}
-    state = _State(history=[], best={}, epoch=0)
-    if resume is not None and resume.exists():
-        state = _restore(torch.load(resume, map_location=device, weights_only=True), parts, generators)
-        for _ in state["history"]:
-            progress()
-    probe = eeg[trained_on[:PROBED]].float(), embeddings[target[trained_on[:PROBED]]]
-    galleries = [] if selection is None else make_galleries(selection.subject, selection.things_concept)
-    while len(state["history"]) < parameters.epochs:
-        epoch = len(state["history"]) + 1
-        order = units[torch.randperm(len(units), generator=shuffle).to(device)]
-        if n_averaged != "none":
-            order = draw_repetitions(order, n_averaged, draws)
-        batches = order.split(parameters.batch_size)
-        drawn = torch.randint(n_views, trained_on.shape, generator=views).to(device)
-        shown = (target * n_views).index_add(0, trained_on, drawn)  # of each sample the row among the views of all
-        loss = _train_epoch(model, average, optimizer, eeg, shown, learned.flatten(0, 1), batches, parameters)
-        schedule.step()
-        row = {"epoch": epoch, "train_loss": loss, "spread": spread(averaged, *probe)}
-        row |= _score(averaged, selection, embeddings, galleries, device)
-        row |= {f"weight_of_block_{name}": weight for name, weight in averaged.block_weights().items()}
-        _stop_if_diverged(loss, epoch, parameters)
-        state["history"].append(row)
-        if selection is None or row["selection_loss"] <= min(past["selection_loss"] for past in state["history"]):
-            state["best"], state["epoch"] = copy.deepcopy(averaged.state_dict()), epoch
-        if resume is not None:
-            _save(resume, state, parts, generators)
-        progress()
-    model.load_state_dict(state["best"])
-    history = pd.DataFrame(state["history"])
-    return Trained(model.eval(), history, state["epoch"], state["history"][-1]["spread"] < COLLAPSED_SPREAD)
-
-
-def _moving_average(model: ContrastiveModel, parameters: Train, n_steps: int) -> AveragedModel:
-    """The moving average of the weights, and of the statistics of BatchNorm, over some `average_epochs` of `n_steps`.
-
-    With `none` it is the model as it stands after each step.
-    """
-    decay = 0.0 if parameters.average_epochs == "none" else math.exp(-1 / (parameters.average_epochs * n_steps))
-    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
-
-
-def make_optimizer(
-    model: ContrastiveModel, parameters: Train
-) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LambdaLR]:
-    """Adam or AdamW over two groups, the EEG encoder and the rest, each with its own warm-up before the cosine.
-
-    The weights of blocks are a third group, like the rest but for BLOCK_RATE and no weight decay, which would make them
-    equal.
-    """
-    encoder = list(model.eeg_encoder.parameters())
-    mix = [] if model.block_mix is None else list(model.block_mix.parameters())
-    rest = [p for name, p in model.named_parameters() if not name.startswith(("eeg_encoder.", "block_mix."))]
-    groups: list[dict[str, Any]] = [{"params": encoder}, {"params": rest}]
-    warmups = [parameters.warmup_epochs_eeg_encoder, parameters.warmup_epochs_projectors]
-    if mix:
-        groups.append({"params": mix, "lr": BLOCK_RATE * parameters.learning_rate, "weight_decay": 0.0})
-        warmups.append(parameters.warmup_epochs_projectors)
-    optimizer = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[parameters.optimizer](
-        groups,
-        lr=parameters.learning_rate,
-        betas=tuple(parameters.betas),
-        weight_decay=parameters.weight_decay,
-        fused=True,
+    members = [
+        _Member(split, samples, there.get(id(split.selection)), embeddings, learned, sizes, parameters)
+        for split in splits
+    ]
+    stack = Stack(
+        [member.model for member in members],
+        parameters,
+        n_steps=math.ceil(len(members[0].units) / parameters.batch_size),
+        eeg=samples.eeg,
+        learned=learned.flatten(0, 1),
+        generators=[torch.Generator(device).manual_seed(split.seeds.dropout) for split in splits],
     )
-    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, [_rate(parameters, warmup) for warmup in warmups])
+    torch.manual_seed(splits[0].seeds.dropout)  # of a model that is not stackable
+    epoch, save_after = 0, 0.0
+    if resume is not None and resume.exists():
+        epoch = _restore(torch.load(resume, map_location=device, weights_only=True), stack, members)
+        for _ in range(epoch * len(members)):
+            progress()
+    while epoch < parameters.epochs and not all(member.failure for member in members):
+        epoch += 1
+        orders = [torch.stack(parts) for parts in zip(*(member.next_order() for member in members), strict=True)]
+        for m, (member, loss) in enumerate(zip(members, stack.epoch(*orders), strict=True)):
+            if not member.failure:
+                member.follow(epoch, loss, stack.averaged(m))
+        due = time.monotonic() > save_after or epoch == parameters.epochs
+        if resume is not None and due and not all(member.failure for member in members):
+            started = time.monotonic()
+            _save(resume, epoch, stack, members)
+            save_after = time.monotonic() + (time.monotonic() - started) / SAVING
+        for _ in members:
+            progress()
+    return [member.ended() for member in members]
 
 
-def _rate(parameters: Train, warmup: int) -> Callable[[int], float]:
-    """The share of the peak rate in each epoch, from 0: linear from `warmup_start`, then a cosine to the final rate."""
-    floor, cosine_epochs = parameters.final_learning_rate / parameters.learning_rate, parameters.epochs - warmup
+class _Member:
+    """A model on its way: what draws its batches and selects its epoch, its history, and its best weights so far."""
 
-    def rate(epoch: int) -> float:
-        if epoch < warmup:
-            return parameters.warmup_start + (1 - parameters.warmup_start) * epoch / warmup
-        progress = min(1.0, (epoch - warmup) / max(1, cosine_epochs))
-        return floor + (1 - floor) * (1 + math.cos(math.pi * progress)) / 2
+    def __init__(
+        self,
+        split: Split,
+        samples: Samples,
+        selection: Samples | None,
+        embeddings: Tensor,
+        learned: Tensor,
+        sizes: ModelSizes,
+        parameters: Train,
+    ) -> None:
+        self.parameters, self.embeddings = parameters, embeddings
+        self.target, self.n_views = samples.target, learned.shape[1]
+        torch.manual_seed(split.seeds.start)
+        device = samples.eeg.device
+        self.model = ContrastiveModel(sizes, parameters).to(device)
+        drawn_by = {"shuffle": split.seeds.order, "repetitions": split.seeds.repetitions, "views": split.seeds.views}
+        self.generators = {name: torch.Generator().manual_seed(seed) for name, seed in drawn_by.items()}
+        self.trained_on = torch.from_numpy(split.rows).to(device)
+        if parameters.standardise_eeg:
+            self.model.standardise(samples.eeg, self.trained_on)
+        if self.model.block_mix is not None:
+            self.model.block_mix.standardise(learned[self.target[self.trained_on].unique()].flatten(0, 1))
+        self.units = self.trained_on
+        if parameters.average_random_repetitions != "none":
+            repetitions = group_repetitions(samples, split.rows, parameters.average_random_repetitions)
+            self.units = torch.from_numpy(repetitions).to(device)
+        probed = self.trained_on[:PROBED]
+        self.probe = samples.eeg[probed].float(), embeddings[self.target[probed]]
+        self.selection, self.galleries = selection, []
+        if selection is not None:
+            self.selection_rows = torch.from_numpy(split.selection_rows).to(device)
+            parts = selection.subject[split.selection_rows], selection.things_concept[split.selection_rows]
+            self.galleries = make_galleries(*parts)
+        self.history: list[dict[str, float]] = []  # a row an epoch
+        self.best: dict[str, Tensor] = {}  # the weights in the selected epoch
+        self.epoch = 0  # the selected one
+        self.failure = ""
 
-    return rate
+    def next_order(self) -> tuple[Tensor, Tensor]:
+        """The rows of the next epoch's samples (n,), or (n, R) of repetitions, and the rows of what they learn (n,)."""
+        order = self.units[torch.randperm(len(self.units), generator=self.generators["shuffle"]).to(self.units.device)]
+        if self.parameters.average_random_repetitions != "none":
+            order = draw_repetitions(order, self.parameters.average_random_repetitions, self.generators["repetitions"])
+        drawn = torch.randint(self.n_views, self.trained_on.shape, generator=self.generators["views"])
+        shown = (self.target * self.n_views).index_add(0, self.trained_on, drawn.to(self.trained_on.device))
+        return order, shown[order if order.ndim == 1 else order[:, 0]]
 
+    def follow(self, epoch: int, loss: float, averaged: ContrastiveModel) -> None:
+        """Take note of the epoch; keep the weights if it is the best so far."""
+        chance = math.log(self.parameters.batch_size)
+        if not loss <= EXPLODED * chance:  # NaN too
+            self.failure = (
+                f"training diverged in epoch {epoch} (loss {loss:.3g}, chance is {chance:.3g}): "
+                "lower train.learning_rate or set train.gradient_clip"
+            )
+            return
+        row = {"epoch": epoch, "train_loss": loss, "spread": spread(averaged, *self.probe)} | self._score(averaged)
+        row |= {f"weight_of_block_{name}": weight for name, weight in averaged.block_weights().items()}
+        self.history.append(row)
+        if self.selection is None or row["selection_loss"] <= min(past["selection_loss"] for past in self.history):
+            self.best = {name: value.clone() for name, value in averaged.state_dict().items()}
+            self.epoch = epoch
 
-def _train_epoch(
-    model: ContrastiveModel,
-    average: AveragedModel,
-    optimizer: torch.optim.Optimizer,
-    eeg: Tensor,
-    target: Tensor,
-    embeddings: Tensor,
-    batches: tuple[Tensor, ...],
-    parameters: Train,
-) -> float:
-    """One pass over the batches of rows (B,), or (B, n) of which each sample is the mean; the mean loss."""
-    model.train()
-    losses = []
-    for rows in batches:
-        if len(rows) < 2:  # a last batch of one has no other to differ from, and no variance
-            continue
-        if rows.ndim == 1:
-            responses = eeg.index_select(0, rows).float()  # copies rows whole, twice as fast as eeg[rows]
-        else:
-            responses, rows = mean_responses(eeg, rows), rows[:, 0]
-        images = embeddings.index_select(0, target[rows])
-        with torch.autocast(eeg.device.type, torch.bfloat16, enabled=parameters.precision == "bfloat16"):
-            eeg_side, image_side = model.embed_eeg(responses), model.embed_image(images)
-        loss = symmetric_cross_entropy(model.logit_scale * eeg_side.float() @ image_side.float().T)
-        optimizer.zero_grad()
-        loss.backward()
-        if parameters.gradient_clip != "none":
-            torch.nn.utils.clip_grad_norm_(model.parameters(), parameters.gradient_clip)
-        optimizer.step()
-        average.update_parameters(model)
-        losses.append(loss.detach())
-    return torch.stack(losses).mean().item()
+    @torch.inference_mode()
+    def _score(self, model: ContrastiveModel) -> dict[str, float]:
+        """Mean loss and top-1 accuracy over the galleries, scored as the test is; NaN without selection."""
+        if self.selection is None:
+            return {"selection_loss": math.nan, "selection_top1": math.nan}
+        images = model.eval().embed_image(self.embeddings[self.selection.target[self.selection_rows]])
+        responses = project_eeg(model, self.selection.eeg, self.selection_rows)
+        similarity = torch.stack([responses[rows] @ images[rows].T for rows in self.galleries])  # (G, N, N)
+        fitted = self.parameters.selection_temperature == "fitted"
+        loss = lowest_loss(similarity) if fitted else _loss(similarity, model.logit_scale.item())
+        return {"selection_loss": loss, "selection_top1": (rank_of_match(similarity) == 1).double().mean().item()}
 
+    def ended(self) -> Trained | InputError:
+        if self.failure:
+            return InputError(self.failure)
+        self.model.load_state_dict(self.best)
+        collapsed = self.history[-1]["spread"] < COLLAPSED_SPREAD
+        return Trained(self.model.eval(), pd.DataFrame(self.history), self.epoch, collapsed)
 
-def mean_responses(eeg: Tensor, rows: Tensor) -> Tensor:
-    """(B, C, T) float32: the mean over rows (B, n) of EEG (M, C, T), without those that are -1, summed in float32."""
-    total = torch.zeros(len(rows), *eeg.shape[1:], device=eeg.device)
-    for row in rows.unbind(1):
-        total += eeg.index_select(0, row.clamp(min=0)).float() * (row >= 0)[:, None, None]
-    return total / (rows >= 0).sum(1)[:, None, None]
+    def state_dict(self) -> dict[str, Any]:
+        drawn = {name: generator.get_state() for name, generator in self.generators.items()}
+        return {name: getattr(self, name) for name in ("history", "best", "epoch", "failure")} | {"generators": drawn}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for name in ("history", "best", "epoch", "failure"):
+            setattr(self, name, state[name])
+        for name, generator in self.generators.items():
+            generator.set_state(state["generators"][name].cpu())
 
 
 @torch.inference_mode()
@@ -295,10 +355,14 @@ def project(model: ContrastiveModel, eeg: Tensor, embeddings: Tensor) -> tuple[T
 
 
 @torch.inference_mode()
-def project_eeg(model: ContrastiveModel, eeg: Tensor) -> Tensor:
-    """The EEG half of `project`; the model is in evaluation mode already."""
-    parts = eeg.split(max(1, EVALUATED_AT_ONCE // math.prod(eeg.shape[1:])))
-    return torch.cat([model.embed_eeg(part.float()) for part in parts])
+def project_eeg(model: ContrastiveModel, eeg: Tensor, rows: Tensor | None = None) -> Tensor:
+    """The EEG half of `project`, of all rows or of these; the model is in evaluation mode already."""
+    n_at_once, dtype = max(1, EVALUATED_AT_ONCE // math.prod(eeg.shape[1:])), model.log_scale.dtype
+    if rows is None:
+        parts = iter(eeg.split(n_at_once))
+    else:
+        parts = (eeg.index_select(0, part) for part in rows.split(n_at_once))
+    return torch.cat([model.embed_eeg(part.to(dtype)) for part in parts])
 
 
 def spread(model: ContrastiveModel, eeg: Tensor, embeddings: Tensor) -> float:
@@ -309,23 +373,6 @@ def spread(model: ContrastiveModel, eeg: Tensor, embeddings: Tensor) -> float:
     """
     sides = project(model, eeg, embeddings)
     return min((side - side.mean(0)).square().sum(1).mean().sqrt().item() for side in sides)
-
-
-def _score(
-    model: ContrastiveModel,
-    selection: Samples | None,
-    embeddings: Tensor,
-    galleries: list[np.ndarray],
-    device: torch.device,
-) -> dict[str, float]:
-    """Mean loss and top-1 accuracy over the galleries, scored as the test is; NaN without `selection`."""
-    if selection is None:
-        return {"selection_loss": math.nan, "selection_top1": math.nan}
-    eeg_side, image_side = project(model, selection.eeg.to(device), embeddings[selection.target.to(device)])
-    similarity = torch.stack([eeg_side[rows] @ image_side[rows].T for rows in galleries])  # (G, N, N)
-    fitted = model.recipe.selection_temperature == "fitted"
-    loss = lowest_loss(similarity) if fitted else _loss(similarity, model.logit_scale.item())
-    return {"selection_loss": loss, "selection_top1": (rank_of_match(similarity) == 1).double().mean().item()}
 
 
 def lowest_loss(similarity: Tensor) -> float:
@@ -343,29 +390,21 @@ def _loss(similarity: Tensor, logit_scale: float) -> float:
     return score_queries(similarity, logit_scale)["nice_loss"].mean().item()
 
 
-def _stop_if_diverged(loss: float, epoch: int, parameters: Train) -> None:
-    chance = math.log(parameters.batch_size)
-    if not loss <= EXPLODED * chance:  # NaN too
-        raise InputError(
-            f"training diverged in epoch {epoch} (loss {loss:.3g}, chance is {chance:.3g}): "
-            "lower train.learning_rate or set train.gradient_clip"
-        )
-
-
-def _save(path: Path, state: _State, parts: Mapping[str, Any], generators: Mapping[str, torch.Generator]) -> None:
-    random = {"cpu": torch.get_rng_state()} | {name: one.get_state() for name, one in generators.items()}
+def _save(path: Path, epoch: int, stack: Stack, members: Sequence[_Member]) -> None:
+    random = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         random["cuda"] = torch.cuda.get_rng_state()
+    state = {"epoch": epoch, "stack": stack.state_dict(), "members": [member.state_dict() for member in members]}
     with replacing(path) as temporary:
-        torch.save({**state, "random": random} | {name: part.state_dict() for name, part in parts.items()}, temporary)
+        torch.save(state | {"random": random}, temporary)
 
 
-def _restore(saved: dict[str, Any], parts: Mapping[str, Any], generators: Mapping[str, torch.Generator]) -> _State:
-    for name, part in parts.items():
-        part.load_state_dict(saved[name])
+def _restore(saved: dict[str, Any], stack: Stack, members: Sequence[_Member]) -> int:
+    """The epoch after which this was saved."""
+    stack.load_state_dict(saved["stack"])
+    for member, state in zip(members, saved["members"], strict=True):
+        member.load_state_dict(state)
     torch.set_rng_state(saved["random"]["cpu"].cpu())
-    for name, generator in generators.items():
-        generator.set_state(saved["random"][name].cpu())
     if "cuda" in saved["random"]:
         torch.cuda.set_rng_state(saved["random"]["cuda"].cpu())
-    return _State(history=saved["history"], best=saved["best"], epoch=saved["epoch"])
+    return saved["epoch"]

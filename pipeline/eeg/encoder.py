@@ -14,6 +14,8 @@ class EegEncoder(nn.Module):
     """
 
     output_size: int
+    stackable = False  # torch.func.vmap can compute many at once, and nothing is random but `Dropout`
+    stacked = False  # it does
 
     def draw_weights(self, model: nn.Module) -> None:
         """Draw the first weights of a whole model, projectors included, as the encoder's published code does.
@@ -30,12 +32,33 @@ def require_samples(name: str, n_times: int, least: int) -> None:
         )
 
 
-class Dropout(nn.Dropout):
-    """nn.Dropout in a third of the time on a CPU: 16 random bits an element, so that p is exact to 1 / 65536."""
+class Dropout(nn.Module):
+    """nn.Dropout for inputs (B, ...) of `n_units` values each: x times `factors` (B, n_units), 0 or 1 / (1 - p).
+
+    Whoever trains sets the factors, so that models that are trained together drop what each would drop alone; where
+    they are None, torch's global generator draws them.
+    """
+
+    factors: Tensor | None
+
+    def __init__(self, p: float, n_units: int) -> None:
+        super().__init__()
+        self.p, self.n_units = p, n_units
+        self.register_buffer("factors", None, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.training or x.device.type != "cpu":
-            return super().forward(x)
-        bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
-        kept = bits[: x.numel()].view(x.shape).float().ge_(round(self.p * 2**16) - 2**15)  # quicker than by booleans
-        return x * kept.mul_(1 / (1 - self.p)).to(x.dtype)
+        if not self.training:
+            return x
+        factors = drop(draw_bits(x.numel(), x.device), self.p) if self.factors is None else self.factors
+        return x * factors.view(x.shape).to(x.dtype)
+
+
+def draw_bits(n: int, device: torch.device, generator: torch.Generator | None = None) -> Tensor:
+    """(n,) int16, all values alike often; in a third of the time of drawing n float numbers on a CPU."""
+    four = torch.empty(-(-n // 4), dtype=torch.int64, device=device)
+    return four.random_(-(2**63), None, generator=generator).view(torch.int16)[:n]
+
+
+def drop(bits: Tensor, p: float) -> Tensor:
+    """Of int16 the factors of `Dropout`, float32 of the same shape: p is exact to 1 / 65536."""
+    return bits.float().ge_(round(p * 2**16) - 2**15).mul_(1 / (1 - p))  # quicker than by booleans

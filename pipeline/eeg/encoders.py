@@ -31,3 +31,9 @@ def make_eeg_encoder(name: str, *, n_chans: int, n_times: int, sfreq: float, dro
     if name not in EEG_ENCODERS:
         raise InputError(f"train.eeg_encoder = {name} is not known: choose one of {', '.join(EEG_ENCODERS)}")
     return EEG_ENCODERS[name](n_chans=n_chans, n_times=n_times, sfreq=sfreq, dropout=dropout)
+
+
+def can_be_stacked(name: str) -> bool:
+    """Whether models with this encoder can be trained many at once, see `EegEncoder.stackable`."""
+    made_by = EEG_ENCODERS.get(name)
+    return isinstance(made_by, type) and issubclass(made_by, EegEncoder) and made_by.stackable

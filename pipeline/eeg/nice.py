@@ -12,7 +12,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -57,6 +57,7 @@ class _Composed(EegEncoder):
       The two convolutions and the ELU between them go through the batch in chunks (`_Convolutions`).
     """
 
+    stackable = True
     NAME: str
     WINDOW: int
     STEP: int
@@ -67,9 +68,9 @@ class _Composed(EegEncoder):
         self.norm = nn.BatchNorm2d(n_filters, momentum=MOMENTUM)
         self.spatial = nn.Conv2d(n_filters, n_filters, (n_chans, 1), bias=spatial_bias)
         self.norm_2 = nn.BatchNorm2d(n_filters)
-        self.dropout = Dropout(dropout)
-        self.pointwise = nn.Conv2d(n_filters, n_filters, (1, 1))
         self.output_size = ((n_times - self.WINDOW) // self.STEP + 1) * n_filters
+        self.dropout = Dropout(dropout, self.output_size)
+        self.pointwise = nn.Conv2d(n_filters, n_filters, (1, 1))
 
     @abstractmethod
     def plain_temporal(self, eeg: Tensor) -> Tensor:
@@ -91,12 +92,18 @@ class _Composed(EegEncoder):
         with torch.autocast(device, enabled=False):  # keep the covariance in float32: half precision loses it
             filters, bias = self._normalised(eeg.to(self.norm.weight.dtype), *self.composed())  # (WINDOW, F), (F,)
             spatial = self.spatial.weight.squeeze(3).permute(2, 1, 0).flatten(0, 1)  # (C * F, F)
-            inputs = (x.to(dtype) for x in (eeg, filters, bias, spatial))
-            x = _Convolutions.apply(*inputs, self.STEP, torch.is_grad_enabled())  # (B, T', F)
-        if self.spatial.bias is not None:
-            x = x + self.spatial.bias
-        x = _Elu.apply(self.norm_2(x.flatten(0, 1)[..., None, None])).view_as(x)  # (B, T', F)
-        return F.linear(self.dropout(x), self.pointwise.weight.flatten(1), self.pointwise.bias).flatten(1)
+            inputs = eeg.to(dtype), filters.to(dtype), bias.to(dtype), spatial.to(dtype)
+            in_chunks = device == "cpu" and not self.stacked
+            if in_chunks:
+                x = _Convolutions.apply(*inputs, self.STEP, torch.is_grad_enabled())  # (B, T', F)
+            else:
+                x = _convolve(*inputs, self.STEP)
+            x = x.to(filters.dtype)
+            if self.spatial.bias is not None:
+                x = x + self.spatial.bias
+            x = self.norm_2(x.flatten(0, 1)[..., None, None]).view_as(x)
+        x = self.dropout(_Elu.apply(x) if in_chunks else F.elu(x))
+        return F.linear(x, self.pointwise.weight.flatten(1), self.pointwise.bias).flatten(1)
 
     def _normalised(self, eeg: Tensor, filters: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
         """Filters and bias with the first BatchNorm folded in; in training its running statistics move on."""
@@ -107,13 +114,20 @@ class _Composed(EegEncoder):
             mean = window_mean @ filters + bias
             variance = (filters * (covariance @ filters)).sum(0)
             n = eeg.shape[0] * eeg.shape[1] * ((eeg.shape[2] - self.WINDOW) // self.STEP + 1)
-            mean_so_far.lerp_(mean.detach(), MOMENTUM)
-            variance_so_far.lerp_(variance.detach() * n / (n - 1), MOMENTUM)
+            mean_so_far.mul_(1 - MOMENTUM).add_(mean.detach(), alpha=MOMENTUM)
+            variance_so_far.mul_(1 - MOMENTUM).add_(variance.detach(), alpha=MOMENTUM * n / (n - 1))
             norm.get_buffer("num_batches_tracked").add_(1)
         else:
             mean, variance = mean_so_far, variance_so_far
         scale = norm.weight / (variance + norm.eps).sqrt()
         return filters * scale, (bias - mean) * scale + norm.bias
+
+
+def _convolve(eeg: Tensor, filters: Tensor, bias: Tensor, spatial: Tensor, step: int) -> Tensor:
+    """What `_Convolutions` computes, by operations of torch alone."""
+    windows = _windows(eeg, len(filters), step)
+    x = F.elu(torch.baddbmm(bias, windows, filters.expand(len(windows), -1, -1)))  # (T', B * C, F)
+    return (x.view(len(windows), len(eeg), -1) @ spatial).transpose(0, 1)
 
 
 class _Convolutions(torch.autograd.Function):
@@ -210,8 +224,7 @@ class _Elu(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        precise = x.to(_precise(x), copy=True)
-        elu = _elu_(precise, torch.empty_like(precise)).to(x.dtype)
+        elu = _elu_(x.clone(), torch.empty_like(x))
         ctx.save_for_backward(elu)
         return elu
 
@@ -273,7 +286,7 @@ class NiceRecipe(_Composed):
     def composed(self) -> tuple[Tensor, Tensor]:
         first, second = self.temporal.weight.squeeze(2).transpose(0, 1), self.temporal_2.weight.squeeze(2)
         filters = F.conv_transpose1d(first, second.transpose(0, 1))  # (1, F, 65)
-        return filters.squeeze(0).T, second.sum(2) @ self.temporal.get_parameter("bias")
+        return filters.squeeze(0).T, second.sum(2) @ cast(Tensor, self.temporal.bias)
 
 
 class Nice(_Composed):
@@ -297,4 +310,4 @@ class Nice(_Composed):
     def composed(self) -> tuple[Tensor, Tensor]:
         weight = self.temporal.weight.flatten(1)  # (F, 25)
         filters = F.avg_pool1d(F.pad(weight, (self.POOL - 1,) * 2), self.POOL, stride=1)  # (F, 75)
-        return filters.T, self.temporal.get_parameter("bias")
+        return filters.T, cast(Tensor, self.temporal.bias)

@@ -88,19 +88,20 @@ def make_vit(weights: Weights, architecture: Architecture, where: str) -> tuple[
             f"got {shape if 'cls_token' in weights else 'nothing'}; is it another model's?"
         )
     norm = functools.partial(nn.LayerNorm, eps=1e-5 if architecture.clip else 1e-6)
-    vit = VisionTransformer(
-        img_size=IMAGE_SIZE,
-        patch_size=architecture.patch_size,
-        embed_dim=width,
-        depth=architecture.n_blocks,
-        num_heads=width // HEAD_SIZE,
-        init_values=1.0 if architecture.layer_scale else None,
-        num_classes=0,
-        norm_layer=norm,
-        act_layer=architecture.activation,
-    )
-    if architecture.clip:
-        vit.norm_pre = norm(width)  # not pre_norm=True, which takes away a bias that DreamSim's files have
+    with torch.device("meta"):  # no memory and no random first weights, which would take longer than all else here
+        vit = VisionTransformer(
+            img_size=IMAGE_SIZE,
+            patch_size=architecture.patch_size,
+            embed_dim=width,
+            depth=architecture.n_blocks,
+            num_heads=width // HEAD_SIZE,
+            init_values=1.0 if architecture.layer_scale else None,
+            num_classes=0,
+            norm_layer=norm,
+            act_layer=architecture.activation,
+        )
+        if architecture.clip:
+            vit.norm_pre = norm(width)  # not pre_norm=True, which takes away a bias that DreamSim's files have
     expected = {name: tuple(value.shape) for name, value in vit.state_dict().items()}
     expected["pos_embed"] = (1, 1 + (architecture.trained_size // architecture.patch_size) ** 2, width)
     if architecture.clip:
@@ -115,7 +116,7 @@ def make_vit(weights: Weights, architecture: Architecture, where: str) -> tuple[
     own = {name: value for name, value in weights.items() if name != "proj"}
     if architecture.trained_size != IMAGE_SIZE:
         own["pos_embed"] = _interpolate(own["pos_embed"], IMAGE_SIZE // architecture.patch_size)
-    vit.load_state_dict(own)
+    vit.load_state_dict(own, assign=True)
     return vit, weights.get("proj")
 
 

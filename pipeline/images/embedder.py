@@ -9,6 +9,7 @@ folder take turns. Each view of a batch passes the encoder by itself, so that it
 """
 
 import copy
+import functools
 import hashlib
 import json
 import math
@@ -48,6 +49,9 @@ TIMED = 64  # images after which the time of all is told
 PASSES_PER_GPU = 2  # side by side, so that one computes while the other copies
 AHEAD = 2  # batches decoded in advance for each pass
 PACKAGES = ("torch", "torchvision", "timm", "pillow")  # whose versions decide the numbers
+
+Pass = tuple[torch.device, ImageEncoder]  # where, and the encoder there
+Decode = Callable[[str, Tensor], None]  # an image's id; its views are written into (V, 3, side, side) uint8
 
 
 def embed_images(
@@ -90,12 +94,15 @@ def embed_images(
         unfinished("embedding", __file__, PACKAGES, decided_by, keep=True) as folder,
     ):
 
-        def decode(image_id: str) -> Tensor:
+        def decode(image_id: str, target: Tensor) -> None:
             picture = encoder.framing(images.read(image_id))
-            return torch.stack([degrade(picture, view, image_id) for view in parameters.views])
+            for view, own in zip(parameters.views, target, strict=True):
+                own.copy_(degrade(picture, view, image_id))
 
         rows = np.unique(np.linspace(0, len(image_ids) - 1, RECOMPUTED).astype(int))
-        recomputed = torch.stack([decode(image_ids[row]) for row in rows], dim=1)
+        recomputed = _empty(encoder, parameters, len(rows))
+        for place, row in enumerate(rows):
+            decode(image_ids[row], recomputed[:, place])
         reference = [_one_by_one(encoder, view, parameters) for view in recomputed]
         if not all(np.isfinite(block).all() for blocks in reference for block in blocks):
             raise InputError(
@@ -108,14 +115,15 @@ def embed_images(
         what = f"{len(parameters.views)} x {len(parameters.blocks)} x {len(image_ids)} (views x blocks x images)"
         n_bytes = 4 * len(image_ids) * sum(block.shape[1] for blocks in reference for block in blocks)
         n_done = len(image_ids) - sum(len(batch) for _, batch in todo)
-        n_timed = max(torch.get_num_threads(), TIMED // parameters.batch_size)  # batches: one at least for each core
+        passes = _passes(encoder, device)
+        n_timed = max(len(passes), TIMED // parameters.batch_size)  # batches: one at least for each pass
         with tqdm(total=len(image_ids), initial=n_done, unit="image", desc=f"embed {target.stem}", disable=None) as bar:
             started = time.monotonic()
-            _embed_all(encoder, todo[:n_timed], decode, parameters, device, bar)
+            _embed_all(passes, todo[:n_timed], decode, parameters, bar)
             seconds = (time.monotonic() - started) / n_timed * max(0, len(todo) - n_timed)
             left = str(timedelta(seconds=round(seconds)))  # h:mm:ss
             tqdm.write(f"embed {target.stem}: {what} = {n_bytes / 1e6:.2f} MB, done in about {left}")
-            _embed_all(encoder, todo[n_timed:], decode, parameters, device, bar)
+            _embed_all(passes, todo[n_timed:], decode, parameters, bar)
         features = {block: encoder.feature(block, parameters.tokens) for block in parameters.blocks}
         blocks = _checked(features, parameters.views, files, rows, reference, f"{target} (from {checkpoint.name})")
         write_embeddings(target, image_ids, blocks, made_with)
@@ -133,25 +141,34 @@ def _one_by_one(encoder: ImageEncoder, images: Tensor, parameters: Embed) -> lis
     return [torch.cat(rows).numpy() for rows in zip(*each, strict=True)]
 
 
+def _passes(encoder: ImageEncoder, device: torch.device) -> list[Pass]:
+    """The passes that go side by side: one for each core, or some for each GPU."""
+    if device.type == "cpu":
+        return [(device, encoder)] * torch.get_num_threads()
+    gpus = [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
+    return [(gpu, copy.deepcopy(encoder).to(gpu)) for gpu in gpus] * PASSES_PER_GPU
+
+
+def _empty(encoder: ImageEncoder, parameters: Embed, n_images: int, pinned: bool = False) -> Tensor:
+    """Room for the views of so many images, (V, B, 3, side, side) uint8."""
+    shape = len(parameters.views), n_images, 3, encoder.framing.side, encoder.framing.side
+    return torch.empty(shape, dtype=torch.uint8, pin_memory=pinned)
+
+
 def _embed_all(
-    encoder: ImageEncoder,
+    passes: list[Pass],
     todo: list[tuple[Path, list[str]]],
-    decode: Callable[[str], Tensor],
+    decode: Decode,
     parameters: Embed,
-    device: torch.device,
     bar: tqdm,
 ) -> None:
-    """Embed each batch and save it in its file; the devices take the batches as they come free."""
-    n_threads = torch.get_num_threads()
-    if device.type == "cpu":
-        passes, encoders = [device] * n_threads, {device: encoder}
-    else:
-        gpus = [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
-        passes, encoders = gpus * PASSES_PER_GPU, {gpu: copy.deepcopy(encoder).to(gpu) for gpu in gpus}
+    """Embed each batch and save it in its file; the passes take the batches as they come free."""
+    n_threads, (device, encoder) = torch.get_num_threads(), passes[0]
+    empty = functools.partial(_empty, encoder, parameters, pinned=device.type == "cuda")
     ahead = max(1, AHEAD // len(parameters.views)) * len(passes)
-    decoded, turn = _decoded(todo, decode, ahead), threading.Lock()
+    decoded, turn = _decoded(todo, decode, empty, ahead), threading.Lock()
 
-    def work(own: torch.device) -> None:
+    def work(own: torch.device, encoder: ImageEncoder) -> None:
         fits = min(parameters.batch_size, IN_CPU_CACHE) if own.type == "cpu" else parameters.batch_size
         with torch.cuda.stream(torch.cuda.Stream(own)) if own.type == "cuda" else nullcontext():
             while True:
@@ -162,7 +179,7 @@ def _embed_all(
                 file, views = batch
                 values = []
                 for images in views:
-                    of_view, fits = embed_batch(encoders[own], images, parameters, own, fits)
+                    of_view, fits = embed_batch(encoder, images, parameters, own, fits)
                     values.append(of_view)
                 with replacing(file) as temporary, temporary.open("wb") as stream:
                     np.save(stream, np.stack(values))
@@ -173,7 +190,7 @@ def _embed_all(
     try:
         with ThreadPoolExecutor(len(passes)) as pool:
             try:
-                for finished in as_completed([pool.submit(work, own) for own in passes]):
+                for finished in as_completed([pool.submit(work, *own) for own in passes]):
                     finished.result()
             finally:  # one that failed, or Ctrl-C, stops the others after the batch that they are at
                 with turn:
@@ -183,32 +200,34 @@ def _embed_all(
 
 
 def _decoded(
-    todo: list[tuple[Path, list[str]]], decode: Callable[[str], Tensor], ahead: int
+    todo: list[tuple[Path, list[str]]], decode: Decode, empty: Callable[[int], Tensor], ahead: int
 ) -> Generator[tuple[Path, Tensor], None, None]:
-    """The batches in order, (V, B, 3, side, side) uint8; threads decode the next `ahead` ones in the meantime."""
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        waiting: deque[tuple[Path, list[Future[Tensor]]]] = deque()
+    """The batches in order; threads decode the next `ahead` ones in the meantime, each image into its place."""
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:  # not all cores of a node that others use too
+        waiting: deque[tuple[Path, Tensor, list[Future[None]]]] = deque()
         try:
             for file, image_ids in todo:
-                waiting.append((file, [pool.submit(decode, image_id) for image_id in image_ids]))
+                batch = empty(len(image_ids))
+                images = [pool.submit(decode, image_id, batch[:, i]) for i, image_id in enumerate(image_ids)]
+                waiting.append((file, batch, images))
                 if len(waiting) > ahead:
-                    yield _stacked(*waiting.popleft())
+                    yield _whole(*waiting.popleft())
             while waiting:
-                yield _stacked(*waiting.popleft())
+                yield _whole(*waiting.popleft())
         finally:
             pool.shutdown(cancel_futures=True)
 
 
-def _stacked(file: Path, images: list[Future[Tensor]]) -> tuple[Path, Tensor]:
-    return file, torch.stack([image.result() for image in images], dim=1)
+def _whole(file: Path, batch: Tensor, images: list[Future[None]]) -> tuple[Path, Tensor]:
+    for image in images:
+        image.result()
+    return file, batch
 
 
 def embed_batch(
     encoder: ImageEncoder, images: Tensor, parameters: Embed, device: torch.device, fits: int
 ) -> tuple[np.ndarray, int]:
     """All blocks side by side, (B, sum of D) float32, and how many images fit in the device's memory at once."""
-    if device.type == "cuda":
-        images = images.pin_memory()
     while True:
         try:
             return np.concatenate([_forward(encoder, part, parameters, device) for part in images.split(fits)]), fits

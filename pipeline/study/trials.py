@@ -6,6 +6,8 @@ state there and goes on from its last epoch, on whatever machine. Two processes 
 given up for lost, write the same bytes.
 """
 
+import math
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -25,10 +27,14 @@ from pipeline.decoding.runs import (
     averaged_test_eeg,
     embeddings_of,
     how_many,
+    name_of_group,
+    on_gpus,
     plan,
     seeds_of,
-    train_run,
+    stacks,
+    train_runs,
 )
+from pipeline.decoding.training import Trained
 from pipeline.devices import device_name, pick_device
 from pipeline.errors import InputError
 from pipeline.files import cache_folder, replacing
@@ -104,19 +110,23 @@ def run_study(
     print(f"study: {_count(len(tasks))}, of which {len(tasks) - len(todo)} are there already", flush=True)
     reasons = {}
     if todo:
-        n_workers = how_many(where, [task.run for task in todo], eeg, pick_device(parameters.device))
-        for task, future in side_by_side(
-            run_trial,
-            todo,
+        gpus = on_gpus(parameters, where)
+        n_workers = how_many(where, [task.run for task in todo], eeg, gpus)
+        groups = _groups(todo, n_workers, gpus)
+        for group, future in side_by_side(
+            run_trials,
+            groups,
             where.where,
             n_workers,
             label="study",
             name=_name,
-            steps=lambda task: task.parameters.epochs,
+            steps=lambda group: len(group) * parameters.epochs,
         ):
-            if error := future.exception():
-                reasons[task.kept] = _told(error)
-                print(f"failed: {_name(task)}: {reasons[task.kept]}", flush=True)
+            error = future.exception()
+            for task, reason in zip(group, [_told(error)] * len(group) if error else future.result(), strict=True):
+                if reason:
+                    reasons[task.kept] = reason
+                    print(f"failed: {_name((task,))}: {reason}", flush=True)
     failures = [Failure(task.trial, reasons[task.kept]) for task in tasks if task.kept in reasons]
     answers, galleries = [], set()
     for task in tasks:
@@ -139,33 +149,57 @@ def _task(trial: Trial, eeg: Mapping[str, Source], embeddings: Source, parameter
     return Task(trial, dict(eeg), embeddings, own, CODE, folder / f"{key}.h5")
 
 
-def run_trial(task: Task, step: Callable[[], None]) -> None:
-    """Train, score and keep one trial, on one core or GPU so that no result depends on how many there are."""
-    if task.code != CODE:
+def _groups(tasks: Sequence[Task], n_workers: int, gpus: bool) -> list[tuple[Task, ...]]:
+    """Those that are trained together: alike but for seed and fold, and so many groups that each worker has one."""
+    alike: dict[object, list[Task]] = {}
+    for task in tasks:
+        alike.setdefault((task.embeddings, task.parameters.model_dump_json()), []).append(task)
+    n_parts = math.ceil(n_workers / len(alike))
+    return [group for each in alike.values() for group in stacks(each, each[0].parameters, n_parts, gpus)]
+
+
+def run_trials(tasks: tuple[Task, ...], step: Callable[[], None]) -> list[str]:
+    """Train, score and keep these trials, alike but for seed and fold; why each failed, "" where it did not.
+
+    All on one core or GPU, so that no result depends on how many there are.
+    """
+    if any(task.code != CODE for task in tasks):
         raise InputError("this worker runs another version of the code than the study: start it again")
     torch.set_num_threads(1)
-    started, trial = time.monotonic(), task.trial
-    cache = embeddings_of(task.embeddings, task.parameters)
-    state = task.kept.with_suffix(".pt")
-    trained, notes = train_run(task.run, task.eeg, cache, task.parameters, state, step)
+    started, first, reasons = time.monotonic(), tasks[0], []
+    cache = embeddings_of(first.embeddings, first.parameters)
+    states = first.kept.parent / "unfinished" / fingerprint([task.kept.stem for task in tasks])
+    states.mkdir(parents=True, exist_ok=True)
+    found = train_runs([task.run for task in tasks], first.eeg, cache, first.parameters, states, step)
+    seconds = (time.monotonic() - started) / len(tasks)
+    for task, result in zip(tasks, found, strict=True):
+        reasons.append(str(result) if isinstance(result, InputError) else "")
+        if not isinstance(result, InputError):
+            _score_and_keep(task, *result, cache, seconds)
+    shutil.rmtree(states, ignore_errors=True)  # another process at the same runs may have been quicker
+    return reasons
+
+
+def _score_and_keep(task: Task, trained: Trained, notes: Notes, cache: Embeddings, seconds: float) -> None:
+    started, model = time.monotonic(), trained.model.cpu()
     with replacing(task.kept) as temporary, h5py.File(temporary, "w") as file:
         device = device_name(pick_device(task.parameters.device))
         about = {"device": device, "selected_epoch": trained.epoch, "collapsed": trained.collapsed}
-        file.attrs.update(about | {"seconds": time.monotonic() - started})
-        for subject in trial.tested_on:
-            ids, queries = _ask(trained.model.cpu(), notes, subject, task.eeg, cache)
+        file.attrs.update(about | {"seconds": seconds + time.monotonic() - started})
+        for subject in task.trial.tested_on:
+            ids, queries = _ask(model, notes, subject, task.eeg, cache)
             group = file.create_group(subject)
             group.create_dataset("image_ids", data=ids.astype(object), dtype=h5py.string_dtype())
             for name, values in queries.items():
                 group[name] = values
-    state.unlink(missing_ok=True)
 
 
 def _ask(
     model: ContrastiveModel, notes: Notes, subject: str, eeg: Mapping[str, Source], cache: Embeddings
 ) -> tuple[np.ndarray, Queries]:
     """The ids of the test images, sorted, and what the model makes of the responses to them."""
-    samples, rows = averaged_test_eeg(tuple(eeg.values())).samples([eeg[subject].path], cache)
+    samples = averaged_test_eeg(tuple(eeg.values())).samples([eeg[subject].path], cache)
+    rows = np.flatnonzero(samples.subject == subject)
     ids = cache.image_ids[samples.target[rows]]
     rows = rows[np.argsort(ids)]
     whole = samples.eeg[rows]
@@ -207,9 +241,10 @@ def _told(error: BaseException) -> str:
     return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no more is known'}"
 
 
-def _name(task: Task) -> str:
-    cell = task.trial.cell
-    return f"{cell.backbone} {task.trial.encoder}, block {cell.block}, {cell.eeg_encoder}, {task.run.name}"
+def _name(tasks: Sequence[Task]) -> str:
+    cell, encoder = tasks[0].trial.cell, tasks[0].trial.encoder
+    runs = name_of_group([task.run for task in tasks])
+    return f"{cell.backbone} {encoder}, block {cell.block}, {cell.eeg_encoder}, {runs}"
 
 
 def _count(n: int) -> str:

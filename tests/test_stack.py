@@ -1,0 +1,240 @@
+import contextlib
+import copy
+import math
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from pipeline.decoding import stack as stack_module
+from pipeline.decoding.model import ContrastiveModel, ModelSizes, stackable
+from pipeline.decoding.samples import Samples
+from pipeline.decoding.training import Split, Trained, derive_seeds, held_out, train, train_stack
+from pipeline.eeg.encoder import draw_bits
+from pipeline.errors import InputError
+from pipeline.params import read_params
+from pipeline.sections import Train
+
+CPU = torch.device("cpu")
+N_CONCEPTS, PER_CONCEPT, REPETITIONS = 24, 2, 2
+SEEDS = (5, 6, 7)
+# More than the defaults: all that has a state, or draws, or treats the gradients of a model together.
+EVERYTHING = {
+    "eeg_encoder": "nice",
+    "optimizer": "adamw",
+    "weight_decay": 0.1,
+    "gradient_clip": 0.05,
+    "average_random_repetitions": "any",
+    "smoothing": 0.02,
+    "remove_dc": True,
+    "normalise_embeddings": True,
+}
+
+
+@pytest.fixture
+def recipe() -> Train:
+    small = {"epochs": 3, "batch_size": 20, "projection_size": 24, "learning_rate": 0.003}
+    return read_params(Path("params.yaml")).train.model_copy(update=small)
+
+
+@pytest.fixture
+def in_double():
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def planted(repetitions: int = 1) -> tuple[Samples, torch.Tensor]:
+    """Two subjects; EEG (C = 3, T = 80), a mixture of the embedding (D = 12) of the image seen and noise."""
+    rng, n = np.random.default_rng(0), N_CONCEPTS * PER_CONCEPT
+    embeddings = rng.standard_normal((n, 12))
+    target = np.tile(np.arange(n).repeat(repetitions), 2)
+    response = np.cumsum(rng.standard_normal((2, 12, 3, 80)), axis=3) / 8
+    subject = np.arange(2).repeat(n * repetitions)
+    eeg = np.einsum("nd,ndct->nct", embeddings[target], response[subject]) + rng.standard_normal((len(target), 3, 80))
+    concepts = np.array([f"concept-{c:02}" for c in range(N_CONCEPTS)]).repeat(PER_CONCEPT)
+    dtype = torch.get_default_dtype()
+    samples = Samples(
+        eeg=torch.from_numpy(eeg).to(dtype),
+        target=torch.from_numpy(target),
+        subject=np.array(["sub-01", "sub-02"], object)[subject],
+        things_concept=concepts[target],
+        sfreq=100.0,
+    )
+    return samples, torch.from_numpy(embeddings).to(dtype)
+
+
+def splits(samples: Samples) -> list[Split]:
+    """A model for each seed and subject, with concepts of its own held out."""
+    made = []
+    for subject in ("sub-01", "sub-02"):
+        rows = np.flatnonzero(samples.subject == subject)
+        for seed in SEEDS:
+            seeds = derive_seeds(seed, subject)
+            mask = held_out(samples.things_concept[rows], 0.2, seeds.concepts)
+            made.append(Split(seeds, rows[~mask], samples, rows[mask]))
+    return made
+
+
+def together(data: tuple[Samples, torch.Tensor], parameters: Train, **options: object) -> list[Trained | InputError]:
+    return train_stack(data[0], splits(data[0]), data[1], parameters, CPU, **options)
+
+
+def alone(data: tuple[Samples, torch.Tensor], parameters: Train, m: int, **options: object) -> Trained:
+    split = splits(data[0])[m]
+    selection = data[0].take(split.selection_rows)
+    return train(data[0], split.rows, selection, data[1], parameters, split.seeds, CPU, **options)
+
+
+def relative_difference(one: Trained, other: Trained) -> float:
+    """The largest of all weights and statistics, each relative to the norm of its tensor."""
+    pairs = zip(one.model.state_dict().values(), other.model.state_dict().values(), strict=True)
+    return max(((a.double() - b.double()).norm() / b.double().norm().clamp(min=1e-12)).item() for a, b in pairs)
+
+
+@pytest.mark.parametrize("kind", ["nice-recipe", "nice", "everything", "mix of views"])
+def test_each_of_many_ends_with_the_weights_it_would_have_alone(recipe, in_double, kind):
+    data, options = planted(REPETITIONS), {}
+    if kind == "everything":
+        parameters = recipe.model_copy(update=EVERYTHING)
+    elif kind == "mix of views":
+        parameters = recipe.model_copy(update={"image_projector": False, "temperature": 0.04})
+        blocks = torch.stack([data[1], data[1].flip(1), 2 * data[1].roll(1, 1)], dim=1)
+        data = data[0], blocks
+        options = {"blocks": ("3", "6", "last"), "learned": torch.stack([blocks, blocks + 1], dim=1)}
+    else:
+        parameters = recipe.model_copy(update={"eeg_encoder": kind})
+    for m, trained in enumerate(together(data, parameters, **options)):
+        reference = alone(data, parameters, m, **options)
+        assert relative_difference(trained, reference) < 1e-8
+        assert trained.epoch == reference.epoch
+        pd.testing.assert_frame_equal(trained.history, reference.history, rtol=1e-8)
+
+
+def test_each_has_its_own_seed_and_all_of_it_comes_again(recipe):
+    first, again = together(planted(), recipe), together(planted(), recipe)
+    for one, other in zip(first, again, strict=True):
+        assert all(map(torch.equal, one.model.state_dict().values(), other.model.state_dict().values()))
+        pd.testing.assert_frame_equal(one.history, other.history, check_exact=True)
+    for one, other in zip(first, first[1:], strict=False):
+        assert relative_difference(one, other) > 0.01
+
+
+def test_in_float32_they_differ_by_rounding_alone(recipe):
+    for m, trained in enumerate(together(planted(), recipe)):
+        assert relative_difference(trained, alone(planted(), recipe, m)) < 1e-2
+
+
+@pytest.mark.parametrize("value", [math.inf, 0.0])
+def test_one_that_diverges_or_collapses_does_so_alone(recipe, value):
+    """The models of the second subject, whose EEG has one value."""
+    samples, embeddings = planted()
+    parameters = recipe.model_copy(update={"epochs": 12})
+    whole = together((samples, embeddings), parameters)
+    samples.eeg[samples.subject == "sub-02"] = value
+    found = together((samples, embeddings), parameters)
+    n = len(SEEDS)
+    for one, other in zip(found[:n], whole[:n], strict=True):
+        assert all(map(torch.equal, one.model.state_dict().values(), other.model.state_dict().values()))
+        assert not one.collapsed
+    if math.isinf(value):
+        with pytest.raises(InputError) as told:
+            alone((samples, embeddings), parameters, n)
+        assert [str(each) for each in found[n:]] == [str(told.value)] * n
+    else:
+        assert all(each.collapsed for each in found[n:])
+
+
+def test_interrupted_they_go_on(recipe, tmp_path, monkeypatch):
+    monkeypatch.setattr("pipeline.decoding.training.SAVING", math.inf)
+    data = planted()
+    whole = together(data, recipe)
+    state, calls = tmp_path / "state.pt", iter(range(len(whole)))
+
+    def interrupt() -> None:
+        if next(calls, None) is None:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        together(data, recipe, resume=state, progress=interrupt)
+    steps = []
+    resumed = together(data, recipe, resume=state, progress=lambda: steps.append(1))
+    assert len(steps) == recipe.epochs * len(whole)
+    for one, other in zip(resumed, whole, strict=True):
+        assert all(map(torch.equal, one.model.state_dict().values(), other.model.state_dict().values()))
+        pd.testing.assert_frame_equal(one.history, other.history, check_exact=True)
+
+
+def test_only_what_draws_nothing_but_dropout_is_stacked(recipe):
+    assert stackable(recipe) and stackable(recipe.model_copy(update={"eeg_encoder": "nice"}))
+    for change in ({"eeg_encoder": "atm-s"}, {"eeg_encoder": "eegnet"}, {"channel_dropout": 0.1}, {"time_shift": 0.02}):
+        assert not stackable(recipe.model_copy(update=change))
+
+
+@pytest.mark.parametrize("change", [{}, {"average_random_repetitions": "any", "gradient_clip": 1.0}])
+def test_the_steps_of_an_epoch_never_wait_for_the_device(recipe, change):
+    """On the device `meta`, whose tensors have no values: to ask for one is an error, as is to meet another device."""
+    models = [ContrastiveModel(ModelSizes(3, 80, 100.0, 12), recipe.model_copy(update=change)) for _ in range(3)]
+    data = torch.randn(50, 3, 80, device="meta"), torch.randn(50, 12, device="meta")
+    images = torch.zeros(3, 50, dtype=torch.long, device="meta")
+    rows = images[..., None].expand(-1, -1, 2) if "average_random_repetitions" in change else images
+    with (
+        mock.patch.object(stack_module, "draw_bits", lambda n, device, _: draw_bits(n, device)),
+        mock.patch.object(torch.optim.Adam, "step", lambda _: None),  # torch has none of these for this device
+        mock.patch.object(torch, "is_autocast_enabled", lambda _: False),
+        mock.patch.object(torch, "autocast", lambda *_, **__: contextlib.nullcontext()),
+    ):
+        generators = [torch.Generator()] * 3
+        stack = stack_module.Stack([model.to("meta") for model in models], models[0].recipe, 3, *data, generators)
+        with pytest.raises(RuntimeError, match="Cannot copy out of meta"):  # of the losses, at the end
+            stack.epoch(rows, images)
+    assert stack._steps_done == math.ceil(50 / recipe.batch_size)
+    assert all(weight.grad is not None for weight in stack._weights.values())
+
+
+class Recording:
+    """Stands for torch's CUDA graphs on a CPU: a step that is captured is not taken; each replay takes it."""
+
+    def __init__(self, stack: stack_module.Stack) -> None:
+        self.stack, self.replays = stack, 0
+
+    def replay(self) -> None:
+        self.replays += 1
+        self.stack._losses.copy_(self.stack._step(*self.stack._inputs))
+
+    @contextlib.contextmanager
+    def capture(self, _: "Recording"):
+        before = copy.deepcopy(self.stack.state_dict())
+        yield
+        self.stack.load_state_dict(before)
+
+
+def test_captured_steps_train_as_plain_ones(recipe):
+    samples, embeddings = planted()
+    order = torch.stack(
+        [torch.randperm(len(samples.eeg)) for _ in range(2)]
+    )  # 96 samples: 4 batches of 20 and one of 16
+
+    def trained(captures: bool) -> tuple[list[list[float]], dict[str, torch.Tensor], int]:
+        torch.manual_seed(0)
+        models = [ContrastiveModel(ModelSizes(3, 80, 100.0, 12), recipe) for _ in range(2)]
+        generators = [torch.Generator().manual_seed(seed) for seed in range(2)]
+        stack = stack_module.Stack(models, recipe, 5, samples.eeg, embeddings, generators)
+        stack._captures, recording = captures, Recording(stack)
+        with (
+            mock.patch.object(torch.cuda, "CUDAGraph", lambda: recording),
+            mock.patch.object(torch.cuda, "graph", recording.capture),
+            mock.patch.object(torch.cuda, "Stream", mock.Mock()),
+            mock.patch.object(torch.cuda, "current_stream", mock.Mock()),
+            mock.patch.object(torch.cuda, "stream", lambda _: contextlib.nullcontext()),
+        ):
+            losses = [stack.epoch(order, samples.target[order]) for _ in range(3)]
+        return losses, stack.averaged_weights(1), recording.replays
+
+    plain, captured = trained(captures=False), trained(captures=True)
+    assert captured[2] == 3 * 4 - stack_module.PLAIN_STEPS
+    assert captured[0] == plain[0]
+    assert all(map(torch.equal, captured[1].values(), plain[1].values()))
