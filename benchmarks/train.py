@@ -3,9 +3,9 @@
     python -m benchmarks.train            # speed
     python -m benchmarks.train parity     # the same validation curve? plain and ours in both precisions, several seeds
 
-EEG of the published shape (17 channels x 100 samples, 768-dimensional embeddings), simulated. A speed is the median of
-rounds in which plain, ours in both precisions and large matrix products alternate, so that whatever disturbs the
-machine disturbs all.
+EEG of the published shape (17 channels x 100 samples, 768-dimensional embeddings), simulated; on a GPU if there is one.
+A speed is the median of rounds in which plain, ours in each precision, many models at once and large matrix products
+alternate, so that whatever disturbs the machine disturbs all.
 """
 
 import contextlib
@@ -30,6 +30,7 @@ from pipeline.decoding.model import ContrastiveModel, ModelSizes
 from pipeline.decoding.retrieval import retrieval_metrics
 from pipeline.decoding.stack import Stack
 from pipeline.decoding.training import Samples, derive_seeds, held_out, make_galleries, train
+from pipeline.devices import device_name, pick_device, use_precision
 from pipeline.eeg import nice
 from pipeline.eeg.nice import NiceRecipe
 from pipeline.params import read_params
@@ -39,9 +40,11 @@ CPU = torch.device("cpu")
 SIZES = ModelSizes(n_chans=17, n_times=100, sfreq=100.0, embedding_size=768)
 PART = 8 * 256  # samples of a round, for both
 ROUNDS = 5
-PRECISIONS = ("float32", "bfloat16")
+DEVICE = pick_device("auto")
+PRECISIONS = ("float32", "bfloat16") if DEVICE.type == "cpu" else ("float32", "tf32", "bfloat16")
+AT_ONCE = 4 if DEVICE.type == "cpu" else 50  # models
 LARGE = 2048  # rows and columns of the matrices whose product says what the machine can do
-PRODUCTS = 4 * 2 * LARGE**3  # operations, of some tenths of a second
+PRODUCTS = (4 if DEVICE.type == "cpu" else 1000) * 2 * LARGE**3  # operations, of some tenths of a second
 FULL = 165_400  # 10 subjects x 16,540 images
 # The operations that are convolution, matrix product, normalisation and activation, with what happens inside them; the
 # functions whose simple operations are one of these; and the gradients of simple operations that only the latter have.
@@ -81,13 +84,18 @@ def operations() -> dict[str, int]:
     return {name: 2 * n for name, n in products.items()}
 
 
-def ours(parameters: Train, eeg: torch.Tensor, target: torch.Tensor, embeddings: torch.Tensor) -> Callable[[], None]:
-    """What trains a fresh model for one epoch over all of these samples."""
-    stack = Stack([ContrastiveModel(SIZES, parameters)], parameters, 8, eeg, embeddings, [torch.Generator()])
+def ours(
+    parameters: Train, eeg: torch.Tensor, target: torch.Tensor, embeddings: torch.Tensor, n_models: int = 1
+) -> Callable[[], None]:
+    """What trains fresh models together for one epoch, each over all of these samples."""
+    models = [ContrastiveModel(SIZES, parameters).to(DEVICE) for _ in range(n_models)]
+    generators = [torch.Generator(DEVICE).manual_seed(seed) for seed in range(n_models)]
+    stack = Stack(models, parameters, 8, eeg.to(DEVICE), embeddings.to(DEVICE), generators)
 
     def epoch() -> None:
-        order = torch.randperm(len(eeg))[None]
-        stack.epoch(order, target[order])
+        use_precision(parameters.precision, DEVICE)
+        order = torch.stack([torch.randperm(len(eeg)) for _ in range(n_models)])
+        stack.epoch(order.to(DEVICE), target[order].to(DEVICE))
 
     return epoch
 
@@ -99,14 +107,17 @@ def plainly(eeg: torch.Tensor, embeddings: torch.Tensor) -> Callable[[], None]:
     return lambda: list(train_epoch(model, made, eeg, embeddings, recipe().batch_size)).clear()
 
 
-def products(dtype: torch.dtype) -> Callable[[], None]:
+def products(precision: str) -> Callable[[], None]:
     """What multiplies large matrices, `PRODUCTS` operations in all."""
-    a, b = torch.randn(2, LARGE, LARGE).to(dtype)
+    a, b = torch.randn(2, LARGE, LARGE, device=DEVICE).to(torch.bfloat16 if precision == "bfloat16" else torch.float32)
     out = torch.empty_like(a)
 
     def multiply() -> None:
+        use_precision(precision, DEVICE)
         for _ in range(PRODUCTS // (2 * LARGE**3)):
             torch.mm(a, b, out=out)
+        if DEVICE.type == "cuda":
+            torch.cuda.synchronize()
 
     return multiply
 
@@ -115,14 +126,19 @@ def speed() -> dict[str, float]:
     """Samples a second of plain and ours on the same part of an epoch, and our share of the rate of matrix products."""
     (eeg, embeddings), target = simulated(PART), torch.arange(PART)
     epochs = {precision: ours(recipe(precision=precision), eeg, target, embeddings) for precision in PRECISIONS}
-    large = {f"products, {precision}": products(getattr(torch, precision)) for precision in PRECISIONS}
-    seconds = alternate({"plain": plainly(eeg, embeddings), **epochs, **large})
+    n = PART // 4
+    stacks = {
+        f"{AT_ONCE} models, {precision}": ours(recipe(precision=precision), eeg[:n], target[:n], embeddings, AT_ONCE)
+        for precision in PRECISIONS
+    }
+    large = {f"products, {precision}": products(precision) for precision in PRECISIONS}
+    seconds = alternate({"plain": plainly(eeg, embeddings), **epochs, **stacks, **large})
     counted = operations()
-    for name, n in counted.items():
-        print(f"  {n / 1e6:5.2f} million operations a sample: {name}")
+    for name, count in counted.items():
+        print(f"  {count / 1e6:5.2f} million operations a sample: {name}")
     per_sample, plain = sum(counted.values()), PART / seconds["plain"]
-    print(f"  {per_sample / 1e6:5.2f} in all\nplain layers, DataLoader: {plain:.0f} samples/s")
-    figures = {"train_overhead_share": overhead(epochs["float32"])}
+    print(f"  {per_sample / 1e6:5.2f} in all\nplain layers on the CPU, DataLoader: {plain:.0f} samples/s")
+    figures = {"train_overhead_share": overhead(epochs["float32"])} if DEVICE.type == "cpu" else {}
     rates, peaks, done = ({} for _ in range(3))
     for precision in PRECISIONS:
         rates[precision] = PART / seconds[precision]
@@ -133,6 +149,12 @@ def speed() -> dict[str, float]:
             f"{done[precision] / 1e9:.0f} GFLOP/s, {done[precision] / peaks[precision]:.0%} of large products "
             f"({peaks[precision] / 1e9:.0f} GFLOP/s)"
         )
+        together = AT_ONCE * n / seconds[f"{AT_ONCE} models, {precision}"]
+        print(
+            f"{AT_ONCE} models at once: {together:.0f} samples/s, {together / rates[precision]:.2f} x one; "
+            f"{together * per_sample / peaks[precision]:.0%} of large products"
+        )
+        figures[f"train_together_{precision}_vs_alone"] = together / rates[precision]
     figures["train_vs_plain"] = rates["float32"] / plain
     figures["train_bfloat16_vs_float32"] = rates["bfloat16"] / rates["float32"]
     figures["train_share_of_products"] = done["float32"] / peaks["float32"]
@@ -201,6 +223,10 @@ def full_size() -> dict[str, float]:
     seconds = time.perf_counter() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(f"an epoch of {FULL} samples: {seconds:.1f} s, {FULL / seconds:.0f} samples/s, peak {peak:.0f} MB")
+    if DEVICE.type == "cuda":
+        print(
+            f"peak of the GPU's memory, many models at once included: {torch.cuda.max_memory_allocated() / 1e9:.1f} GB"
+        )
     print(f"the recipe of {parameters.epochs} epochs: {parameters.epochs * seconds / 60:.0f} minutes")
     return {"train_epoch_full_size_s": seconds, "train_full_size_peak_rss_mb": peak}
 
@@ -226,7 +252,8 @@ def planted(noise: float) -> tuple[Samples, torch.Tensor]:
 def parity(epochs: int = 8, seeds: int = 5, noise: float = 3.0) -> None:
     """Validation loss and top-1 of plain and ours after each epoch: means over seeds.
 
-    Differences are in standard errors: of ours in float32 from plain, and of bfloat16 from float32.
+    Differences are in standard errors: of ours in float32 from plain, whose seeds are others, and of bfloat16 from
+    float32 seed by seed.
     """
     parameters = recipe(
         precision="float32",
@@ -241,10 +268,10 @@ def parity(epochs: int = 8, seeds: int = 5, noise: float = 3.0) -> None:
     mask = held_out(samples.things_concept, 0.2, seed=0)
     rows, selection = np.flatnonzero(~mask), samples.take(np.flatnonzero(mask))
     galleries = make_galleries(selection.subject, selection.things_concept)
-    curves: dict[str, list[np.ndarray]] = {name: [] for name in ("plain", *PRECISIONS)}
+    curves: dict[str, list[np.ndarray]] = {name: [] for name in ("plain", "float32", "bfloat16")}
     for seed in range(seeds):
         seeds_of_run = derive_seeds(seed, "pooled")
-        for precision in PRECISIONS:
+        for precision in ("float32", "bfloat16"):
             changed = parameters.model_copy(update={"precision": precision})
             history = train(samples, rows, selection, embeddings, changed, seeds_of_run, CPU).history
             curves[precision].append(history[["selection_loss", "selection_top1"]].to_numpy())
@@ -268,17 +295,18 @@ def parity(epochs: int = 8, seeds: int = 5, noise: float = 3.0) -> None:
         print(f"{measure:5} {'plain':>8} {'float32':>8} {'diff/se':>8} {'bfloat16':>9} {'diff/se':>8}")
         mean = {name: rows[:, :, i].mean(0) for name, rows in stacked.items()}
         variance = {name: rows[:, :, i].var(0, ddof=1) / seeds for name, rows in stacked.items()}
-        from_plain, from_float32 = (
-            (mean[b] - mean[a]) / np.sqrt(variance[a] + variance[b])
-            for a, b in (("plain", "float32"), ("float32", "bfloat16"))
-        )
+        from_plain = (mean["float32"] - mean["plain"]) / np.sqrt(variance["plain"] + variance["float32"])
+        paired = (stacked["bfloat16"] - stacked["float32"])[:, :, i]
+        errors = paired.std(0, ddof=1) / seeds**0.5
+        from_float32 = np.divide(paired.mean(0), errors, out=np.zeros(epochs), where=errors > 0)
         columns = mean["plain"], mean["float32"], from_plain, mean["bfloat16"], from_float32
         for epoch, (p, f, f_z, b, b_z) in enumerate(zip(*columns, strict=True), start=1):
             print(f"{epoch:5} {p:8.3f} {f:8.3f} {f_z:8.2f} {b:9.3f} {b_z:8.2f}")
 
 
 def main() -> None:
-    print(f"torch {torch.__version__}, {platform.processor() or platform.machine()}, {os.cpu_count()} cores, CPU")
+    cores = f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
+    print(f"torch {torch.__version__}, {cores}, {device_name(DEVICE)}")
     if sys.argv[1:] == ["parity"]:
         parity()
         return
