@@ -37,7 +37,7 @@ from tqdm import tqdm
 from benchmarks import write_latest
 from pipeline.data.archives import read_member
 from pipeline.data.images import decode_image
-from pipeline.devices import device_name, pick_device
+from pipeline.devices import device_name, n_cores, pick_device
 from pipeline.images.acceleration import accelerate
 from pipeline.images.dreamsim import load_encoder
 from pipeline.images.dreamsim_stand_in import make_checkpoint
@@ -175,7 +175,7 @@ def decode_all(archive: zipfile.ZipFile, names: Sequence[str]) -> None:
     def decode(name: str, target: torch.Tensor) -> None:
         target.copy_(framing(decode_image(read_member(archive, name), name)))
 
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+    with ThreadPoolExecutor(n_cores()) as pool:
         for _ in pool.map(decode, names, targets):
             pass
 

@@ -30,7 +30,7 @@ from pipeline.decoding.training import (
     train_many,
     train_stack,
 )
-from pipeline.devices import device_name, pick_device
+from pipeline.devices import be_deterministic, device_name, pick_device
 from pipeline.errors import InputError
 from pipeline.params import read_params
 from pipeline.sections import Train
@@ -199,8 +199,7 @@ def main() -> None:
     if name not in COMMANDS:
         sys.exit(__doc__)
     device = pick_device("auto")
-    torch.use_deterministic_algorithms(device.type == "cuda", warn_only=True)
-    torch.utils.deterministic.__setattr__("fill_uninitialized_memory", False)
+    be_deterministic(device)
     print(f"{device_name(device)}, torch {torch.__version__}")
     COMMANDS[name](int(rest[0]) if rest else 1654, device)
 

@@ -1,8 +1,15 @@
-"""Where to compute."""
+"""Where to compute, and how."""
 
 import torch
 
 from pipeline.errors import InputError
+
+
+def n_cores() -> int:
+    """How many cores this process may use: those of its affinity and its container."""
+    from dask.system import CPU_COUNT  # here: it takes a while to import
+
+    return CPU_COUNT
 
 
 def pick_device(wanted: str) -> torch.device:
@@ -23,3 +30,10 @@ def use_precision(precision: str, device: torch.device) -> None:
     if precision == "tf32" and device.type == "cpu":
         raise InputError("train.precision is tf32, which only NVIDIA's GPUs have: set it to float32 or bfloat16")
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
+
+
+def be_deterministic(device: torch.device) -> None:
+    """From now on this process computes the same in every run."""
+    # Where an operation has no deterministic form torch warns. A CPU needs no switch: its operations all have one.
+    torch.use_deterministic_algorithms(device.type == "cuda", warn_only=True)
+    torch.utils.deterministic.__setattr__("fill_uninitialized_memory", False)  # it only finds mistakes, and is slow

@@ -57,10 +57,11 @@ CONFIG: dict[str, Any] = {
 
 def fitting(needed_bytes: int, n_tasks: int, on_gpus: bool) -> int:
     """The workers that this machine has room for, at least 1: one a core or a GPU, each with `needed_bytes` free."""
+    from dask.system import CPU_COUNT  # those of this process's affinity and container
     from distributed.system import MEMORY_LIMIT  # that of the container, if there is one
 
     free = min(psutil.virtual_memory().available, MEMORY_LIMIT)
-    places = len(_gpus()) if on_gpus else len(os.sched_getaffinity(0))
+    places = len(_gpus()) if on_gpus else CPU_COUNT
     return max(1, min(places, n_tasks, free // needed_bytes))
 
 

@@ -183,6 +183,15 @@ def test_both_sides_are_unit_vectors_in_one_space():
         torch.testing.assert_close(side.norm(dim=1), torch.ones(3))
 
 
+def test_in_bfloat16_the_logits_keep_float32():
+    model, eeg, embeddings = make_model(), torch.randn(9, 5, 80), torch.randn(9, 12)
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        logits, eeg_side, image_side = model(eeg, embeddings), model.embed_eeg(eeg), model.embed_image(embeddings)
+    assert not torch.equal(eeg_side, model.embed_eeg(eeg)), "bfloat16 was used"
+    assert logits.dtype == torch.float32
+    torch.testing.assert_close(logits, model.logit_scale * eeg_side.float() @ image_side.float().T)
+
+
 def test_without_image_projector_the_eeg_is_projected_onto_the_normalised_embeddings():
     model = make_model(image_projector=False, normalise_embeddings=True)
     embeddings = torch.randn(3, 12) + 5

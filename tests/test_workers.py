@@ -16,6 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 from dask import config
+from dask.system import CPU_COUNT
 from distributed import Client
 
 from pipeline.errors import InputError
@@ -200,7 +201,7 @@ def test_workers_share_out_the_gpus_and_are_shown_on_a_terminal(tmp_path, monkey
 
 
 def test_as_many_workers_as_fit(monkeypatch):
-    cores = len(os.sched_getaffinity(0))
+    cores = CPU_COUNT
     assert fitting(1, 1000, on_gpus=False) == cores
     assert fitting(1, 1, on_gpus=False) == 1
     assert fitting(10**15, 1000, on_gpus=False) == 1

@@ -5,7 +5,6 @@ Every run starts from a fresh initialisation; there is one for each fold of the 
 """
 
 import math
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -20,7 +19,7 @@ from tqdm import tqdm
 from pipeline.decoding.model import Notes, save_model, stackable
 from pipeline.decoding.samples import Samples, Shelf
 from pipeline.decoding.training import Split, Trained, derive_seeds, held_out, train_many
-from pipeline.devices import pick_device
+from pipeline.devices import be_deterministic, n_cores, pick_device
 from pipeline.eeg.recordings import read_shape
 from pipeline.errors import InputError
 from pipeline.files import replacing, sha256
@@ -120,9 +119,7 @@ def train_runs(
     the last epoch in the folder `states`. `step` is called once an epoch and run.
     """
     device, values = pick_device(parameters.device), torch.from_numpy(embeddings.values)
-    # Where an operation has no deterministic form torch warns. A CPU needs no switch: its operations all have one.
-    torch.use_deterministic_algorithms(device.type == "cuda", warn_only=True)
-    torch.utils.deterministic.__setattr__("fill_uninitialized_memory", False)  # it only finds mistakes, and is slow
+    be_deterministic(device)
     learned = None if embeddings.learned is None else torch.from_numpy(embeddings.learned)
 
     def read(shelf: Shelf, subjects: Iterable[tuple[str, ...]]) -> Samples:
@@ -218,7 +215,7 @@ def train_all(eeg_dir: Path, embeddings: Path, out: Path, parameters: Train, see
     runs, gpus = plan(parameters.protocol, list(eeg), seeds_of(seed, parameters.seeds)), on_gpus(parameters, where)
     n_workers = how_many(where, runs, eeg, gpus)
     groups = stacks(runs, parameters, n_workers, gpus)
-    threads = max(1, (os.cpu_count() or 1) // n_workers)
+    threads = max(1, n_cores() // n_workers)
     inputs = [one.sha256 for one in (*eeg.values(), source)]
     decided_by = [inputs, [run.name for run in runs], parameters.model_dump(), threads]
     name = f"train {len(runs)} x"

@@ -168,7 +168,7 @@ def train_many(
             gc.collect()  # a schedule and its optimizer hold each other, and the memory of the models before
             torch.cuda.empty_cache()
         own = [splits[i] for i in part]
-        state = states / f"{'-'.join(map(str, part))}.pt"
+        state = states / f"{len(part)}-from-{part[0]}.pt"
         try:
             trained = train_stack(samples, own, embeddings, parameters, device, state, progress, blocks, learned)
         except torch.OutOfMemoryError:

@@ -13,7 +13,6 @@ import functools
 import hashlib
 import json
 import math
-import os
 import threading
 import time
 from collections import deque
@@ -31,7 +30,7 @@ from tqdm import tqdm
 
 from pipeline.data.image_table import read_image_table
 from pipeline.data.images import Images, open_images
-from pipeline.devices import device_name
+from pipeline.devices import device_name, n_cores
 from pipeline.errors import InputError
 from pipeline.files import replacing, sha256
 from pipeline.images import health
@@ -203,7 +202,7 @@ def _decoded(
     todo: list[tuple[Path, list[str]]], decode: Decode, empty: Callable[[int], Tensor], ahead: int
 ) -> Generator[tuple[Path, Tensor], None, None]:
     """The batches in order; threads decode the next `ahead` ones in the meantime, each image into its place."""
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:  # not all cores of a node that others use too
+    with ThreadPoolExecutor(n_cores()) as pool:  # not all cores of a node that others use too
         waiting: deque[tuple[Path, Tensor, list[Future[None]]]] = deque()
         try:
             for file, image_ids in todo:
