@@ -54,10 +54,8 @@ VIEWED = {"cpu": 16, "cuda": 2048}  # images in all their views
 DECODED = 400  # images, at least
 IMAGES_ZIP = "training_images.zip"
 PICTURES, SIDE, QUALITY = 200, 500, 80  # of THINGS: pixels, and a quality that gives its 100 kB a file
-BATCH = {
-    "cpu": 8,
-    "cuda": 256,
-}  # small on a CPU, so that the passes end together, as they nearly do with all the images
+# Small on a CPU, so that the passes end together, as they nearly do with all the images.
+BATCH = {"cpu": 8, "cuda": 256}
 BOUND_BATCHES = {"cpu": (8,), "cuda": (128, 512)}
 PUBLISHED = 16_740 * 2  # images, both encoders
 VIEWS = ["original", "blur-8", "low-resolution-22", "noise-0.098"]

@@ -294,10 +294,7 @@ def test_without_braindecode_the_command_that_installs_it_is_named(name, monkeyp
 @pytest.mark.parametrize("p", [0.0, 0.25, 0.5, 0.9])
 def test_dropout_drops_the_share_asked_for_and_keeps_the_mean(p):
     torch.manual_seed(0)
-    dropout, x = (
-        Dropout(p, 333),
-        torch.ones(101, 333, requires_grad=True),
-    )  # a number of elements that 4 does not divide
+    dropout, x = Dropout(p, 333), torch.ones(101, 333, requires_grad=True)  # 4 does not divide the number of elements
     dropped = dropout(x)
     assert {round(value, 4) for value in dropped.unique().tolist()} <= {0.0, round(1 / (1 - p), 4)}
     assert (dropped == 0).float().mean().item() == pytest.approx(p, abs=0.01)
