@@ -4,6 +4,7 @@ import statistics
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional as F
 from torchmetrics.retrieval import RetrievalHitRate, RetrievalMRR
 
 from pipeline.decoding.retrieval import (
@@ -24,6 +25,16 @@ def test_loss_by_hand():
 
 def test_loss_of_equal_logits_is_that_of_chance():
     assert symmetric_cross_entropy(torch.zeros(200, 200)).item() == pytest.approx(math.log(200), abs=1e-5)
+
+
+def test_the_loss_and_its_gradient_are_torchs_cross_entropy():
+    logits = torch.randn(3, 20, 20, dtype=torch.float64, requires_grad=True)
+    targets = torch.arange(20)
+    expected = [(F.cross_entropy(one, targets) + F.cross_entropy(one.T, targets)) / 2 for one in logits]
+    losses = symmetric_cross_entropy(logits)
+    torch.testing.assert_close(losses, torch.stack(expected))
+    gradient = (torch.autograd.grad(each.sum(), logits)[0] for each in (losses, torch.stack(expected)))
+    torch.testing.assert_close(*gradient)
 
 
 def test_identity_is_perfect():

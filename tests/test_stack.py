@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipeline.decoding import stack as stack_module
 from pipeline.decoding.model import ContrastiveModel, ModelSizes, stackable
@@ -193,6 +194,50 @@ def test_the_steps_of_an_epoch_never_wait_for_the_device(recipe, change):
             stack.epoch(rows, images)
     assert stack._steps_done == math.ceil(50 / recipe.batch_size)
     assert all(weight.grad is not None for weight in stack._weights.values())
+
+
+class Called(TorchDispatchMode):
+    """The names of the operations that torch calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, called, types, args=(), kwargs=None):
+        self.names.add(called.overloadpacket.__name__)
+        return called(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("n_models", [1, 3])
+@pytest.mark.parametrize("change", [{}, EVERYTHING, {"precision": "bfloat16"}])
+def test_no_step_sums_by_index(recipe, change, n_models):
+    """Sums in whatever order differ from run to run on a GPU; in a fixed order they wait for it, which a capture bans.
+
+    Gathering by index is one of them, in its gradient.
+    """
+    samples, embeddings = planted()
+    models = [ContrastiveModel(ModelSizes(3, 80, 100.0, 12), recipe.model_copy(update=change)) for _ in range(n_models)]
+    generators = [torch.Generator().manual_seed(m) for m in range(n_models)]
+    stack = stack_module.Stack(models, models[0].recipe, 3, samples.eeg, embeddings, generators)
+    stack.model.eeg_encoder.stacked = True  # the way of a GPU
+    images = samples.target.expand(n_models, -1)
+    rows = torch.arange(len(samples.eeg)).expand(n_models, -1)
+    if "average_random_repetitions" in change:
+        rows = rows[..., None].expand(-1, -1, 2)
+    with Called() as called:
+        stack.epoch(rows, images)
+    by_index = {
+        "gather",
+        "index",
+        "index_add",
+        "index_put",
+        "put",
+        "scatter",
+        "scatter_add",
+        "nonzero",
+        "nll_loss_forward",
+    }
+    assert "index_select" in called.names and not {name.rstrip("_") for name in called.names} & by_index
 
 
 class Recording:

@@ -3,19 +3,19 @@
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 LEAST_VARIANCE = 1e-12  # of cosines; anything smaller is rounding
 
 
 def symmetric_cross_entropy(logits: Tensor) -> Tensor:
-    """The contrastive loss (InfoNCE, CLIP's form) of logits (N, N) whose matching pairs lie on the diagonal.
+    """The contrastive loss (...) of logits (..., N, N) with the matching pairs on the diagonal: InfoNCE in CLIP's form.
 
     The mean of the cross-entropy over rows (EEG -> image) and columns (image -> EEG); ln N where all logits are equal.
-    Source: arXiv 2103.00020, figure 3; the same quantity over a test gallery is the recipe's nice_loss.
+    Source: arXiv 2103.00020, figure 3; the same quantity over a test gallery is the recipe's nice_loss. Not by
+    F.cross_entropy, whose deterministic gradient on a GPU waits for the device, which no captured step may do.
     """
-    targets = torch.arange(len(logits), device=logits.device)
-    return (F.cross_entropy(logits, targets) + F.cross_entropy(logits.T, targets)) / 2
+    matches = [logits.log_softmax(dim).diagonal(dim1=-2, dim2=-1) for dim in (-1, -2)]
+    return -torch.stack(matches).mean((0, -1))
 
 
 def rank_of_match(similarity: Tensor) -> Tensor:

@@ -147,7 +147,7 @@ class Stack:
             else:
                 values = {name: value.squeeze(0) for name, value in {**self._weights, **buffers}.items()}
                 logits = self._logits(values, eeg[0], embeddings[0])[None]
-        losses = vmap(symmetric_cross_entropy)(logits)
+        losses = symmetric_cross_entropy(logits)
         self._optimizer.zero_grad()
         losses.sum().backward()
         if self.parameters.gradient_clip != "none":
