@@ -126,6 +126,7 @@ class Stack:
             torch.cuda.current_stream().wait_stream(side)
             return losses
         if self._graph is None:
+            self._optimizer.zero_grad()  # a graph has memory of its own, and takes what is free
             self._graph, self._inputs = torch.cuda.CUDAGraph(), [each.clone() for each in inputs]
             with torch.cuda.graph(self._graph):
                 self._losses = self._step(*self._inputs)
