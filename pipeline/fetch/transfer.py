@@ -6,9 +6,10 @@ The cache holds for each file, under a key that names its content:
     <key>.json   its size and sha256, taken at that check
     <key>.lock   held by the run that works on this file
 
-A new file must have the published size and sha256, else md5, else (a zip, as files of torch and numpy are) the CRC of
-each member. Without a hash, a file that is no zip is known by its size alone. A cached file is hashed again each time
-it is put in place: the places are hard links to it, and what is written into one of them is written into the cache.
+A new file must have the published size and sha256, else md5, else the sha256 that this project knows of it, else (a
+zip, as files of torch and numpy are) the CRC of each member. A file of none of these is known by its size alone. A
+cached file is hashed again each time it is put in place: the places are hard links to it, and what is written into one
+of them is written into the cache.
 """
 
 import asyncio
@@ -28,12 +29,16 @@ from filelock import AsyncFileLock, Timeout
 from pydantic import BaseModel, ValidationError
 from tqdm import tqdm
 
+from pipeline.data.known_files import KnownFile
 from pipeline.errors import InputError
-from pipeline.fetch.web import PATIENCE, Patience, TryAgain, open_client, refuse, retry, tell_user
+from pipeline.fetch.web import PATIENCE, Patience, TryAgain, announced_size, open_client, refuse, retry, tell_user
 from pipeline.files import cache_folder, replacing
 
 FILES_AT_ONCE = 3
+RESTARTS = 4  # of a file from its first byte, by a server that cannot send the rest alone
 GB = 1e9
+
+USE_OWN_COPY = "put the file into a folder and let download.own_copy name that"
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,7 @@ class Remote:
     key: str
     sha256: str | None = None
     md5: str | None = None
+    known: KnownFile | None = None  # what this project knows of the file, where the server names no hash
 
 
 class _Record(BaseModel):
@@ -59,6 +65,10 @@ class _Record(BaseModel):
 
 class _Wrong(Exception):
     """A file is not what was published; the text says expected and got."""
+
+
+class _NewVersion(_Wrong):
+    """A file is another one than this project knows; the publisher may have replaced it."""
 
 
 def fetch(wanted: Mapping[Path, Remote], patience: Patience = PATIENCE) -> None:
@@ -132,7 +142,7 @@ def _plan(wanted: Mapping[Path, Remote], missing: list[Remote]) -> None:
 
 
 def _no_hash_note(remote: Remote) -> str:
-    if remote.sha256 or remote.md5:
+    if remote.sha256 or remote.md5 or remote.known:
         return ""
     return f"  (no hash is published: checked by its {'CRCs' if remote.name.endswith('.zip') else 'size alone'})"
 
@@ -156,7 +166,7 @@ async def _obtain(client: httpx.AsyncClient, remote: Remote, places: list[Path],
     try:
         async with _locked(entry, remote.name):
             if not await asyncio.to_thread(_intact, entry, remote):
-                await _complete(client, remote, patience, bar)
+                await _complete(_Transfer(client, remote, _part(remote.key), patience, bar))
             for place in places:
                 await asyncio.to_thread(_place, entry, place)
     except OSError as error:
@@ -187,6 +197,8 @@ def _intact(entry: Path, remote: Remote) -> bool:
     record = _read_record(entry)
     try:
         sha256 = _check(entry, replace(remote, sha256=remote.sha256 or record.sha256) if record else remote)
+        if remote.known and sha256 != remote.known.sha256:
+            raise InputError(_new_version(remote, f"expected sha256 {remote.known.sha256}, got {sha256}"))
     except _Wrong as problem:
         tell_user(f"{remote.name}: the copy in the cache is damaged ({problem}); fetching it again")
         entry.unlink()
@@ -196,73 +208,152 @@ def _intact(entry: Path, remote: Remote) -> bool:
     return True
 
 
-async def _complete(client: httpx.AsyncClient, remote: Remote, patience: Patience, bar: tqdm) -> None:
+@dataclass
+class _Transfer:
+    """One file on its way into `part`."""
+
+    client: httpx.AsyncClient
+    remote: Remote
+    part: Path
+    patience: Patience
+    bar: tqdm
+    n_other_sizes: int = 0  # answers that announced another size than the listing
+    n_restarts: int = 0  # answers that began at the first byte although the rest was asked for
+
+
+async def _complete(transfer: _Transfer) -> None:
     """Fetch the rest of a file, check it, give it its name; one that is wrong is fetched once more from the start."""
-    entry, part = _entry(remote.key), _part(remote.key)
-    for last in (False, True):
-        await _receive(client, remote, part, patience, bar)
+    remote, part = transfer.remote, transfer.part
+    entry = _entry(remote.key)
+    first_sha256 = None
+
+    for attempt in (1, 2):
+        await _receive(transfer)
         try:
             sha256 = await asyncio.to_thread(_sync_and_check, part, remote)
+        except _NewVersion as problem:
+            sha256 = _digest(part, "sha256")
+            if sha256 == first_sha256:  # twice the same: no damage on the way, another file
+                _keep(part, entry, remote, sha256)
+                raise InputError(_new_version(remote, problem)) from problem
+            first_sha256 = sha256
         except _Wrong as problem:
-            bar.update(-_size(part))
-            part.unlink()
-            if last:
+            if attempt == 2:
+                _drop(transfer)
                 raise InputError(
                     f"{remote.name}: what came from {remote.url} is twice not the published file: {problem}; "
-                    "nothing of it was kept, run it again later or name a mirror"
+                    f"nothing of it is kept: run it again later, name a mirror, or {USE_OWN_COPY}"
                 ) from problem
-            tell_user(f"{remote.name}: what came is not the published file ({problem}); fetching it once more")
         else:
-            _write_record(entry, _Record(name=remote.name, size=remote.size, sha256=sha256))
-            os.replace(part, entry)
+            _keep(part, entry, remote, sha256)
             return
+        _drop(transfer)
+        tell_user(f"{remote.name}: what came is not the published file; fetching it once more")
 
 
-async def _receive(client: httpx.AsyncClient, remote: Remote, part: Path, patience: Patience, bar: tqdm) -> None:
-    """Add to `part` until it has the file's size (or a byte more, where the server has a longer one)."""
+def _keep(part: Path, entry: Path, remote: Remote, sha256: str) -> None:
+    """Give a whole file its name in the cache."""
+    _write_record(entry, _Record(name=remote.name, size=_size(part), sha256=sha256))
+    os.replace(part, entry)
+
+
+def _drop(transfer: _Transfer) -> None:
+    """Begin again with nothing."""
+    transfer.bar.update(-_size(transfer.part))
+    transfer.part.unlink(missing_ok=True)
+
+
+async def _receive(transfer: _Transfer) -> None:
+    """Add to the part until it has the file's size (or a byte more, where the server has a longer one)."""
+    remote, part = transfer.remote, transfer.part
     try:
-        await retry(
-            lambda: _receive_rest(client, remote, part, patience, bar), remote.name, patience, lambda: _size(part)
-        )
+        await retry(lambda: _receive_rest(transfer), remote.name, transfer.patience, lambda: _size(part))
     except TryAgain as error:
         raise InputError(
             f"{remote.name}: {error}; gave up, {_size(part)} of {remote.size} bytes are kept: run it again when the "
-            "network or the server is well, and it goes on from there"
+            f"network or the server is well, and it goes on from there, or {USE_OWN_COPY}"
         ) from error
 
 
-async def _receive_rest(client: httpx.AsyncClient, remote: Remote, part: Path, patience: Patience, bar: tqdm) -> None:
-    have = _size(part)
+async def _receive_rest(transfer: _Transfer) -> None:
+    remote, have = transfer.remote, _size(transfer.part)
     if have >= remote.size:
         return
-    async with client.stream("GET", remote.url, headers={"Range": f"bytes={have}-"} if have else {}) as response:
-        host, expected = response.url.host, str(remote.size)
+
+    headers = {"Range": f"bytes={have}-"} if have else {}
+    async with transfer.client.stream("GET", remote.url, headers=headers) as response:
         if response.status_code == 416:
-            bar.update(-have)
-            part.unlink(missing_ok=True)
-            raise TryAgain(f"{host} has fewer bytes than the {have} that came before; from the start")
+            _check_announced_size(transfer, response)
+            _drop(transfer)
+            raise TryAgain(f"{response.url.host} has fewer bytes than the {have} that came before; from the start")
+
         chunks = response.aiter_raw()
-        chunk = await anext(chunks, b"")
-        refuse(response, chunk, f"{remote.name}: {remote.url}")
-        if have and response.status_code == 200:  # Range was ignored
-            if response.headers.get("Content-Length", expected) != expected:
-                raise TryAgain(f"{host} sent something of another size than the file")
-            bar.update(-have)
+        first_chunk = await anext(chunks, b"")
+        refuse(response, first_chunk, f"{remote.name}: {remote.url}")
+        _check_announced_size(transfer, response)
+        if have and _begins_anew(transfer, response, have):
+            transfer.bar.update(-have)
             have = 0
-        elif have and not response.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
+        await _append(transfer, have, first_chunk, chunks, response.url.host)
+
+
+def _check_announced_size(transfer: _Transfer, response: httpx.Response) -> None:
+    """InputError where the server's file has another size than the listing says, twice: it can never be complete.
+
+    Once may be a slip on the way, and the bytes are worth having.
+    """
+    announced = announced_size(response)
+    if announced is None or announced == transfer.remote.size:
+        return
+
+    transfer.n_other_sizes += 1
+    if transfer.n_other_sizes > 1:
+        remote = transfer.remote
+        raise InputError(
+            f"{remote.name}: the listing says that it has {remote.size} bytes, and {response.url.host} has a file of "
+            f"{announced}; {_size(transfer.part)} bytes are kept: run it again when the server's list is mended, name "
+            f"a mirror, or {USE_OWN_COPY}"
+        )
+
+
+def _begins_anew(transfer: _Transfer, response: httpx.Response, have: int) -> bool:
+    """Whether the answer begins at the first byte; TryAgain where it is of neither kind."""
+    remote, host = transfer.remote, response.url.host
+    if response.status_code == 206:
+        if not response.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
             raise TryAgain(f"{host} sent another range than the one asked for")
-        checked, had = time.monotonic(), have
-        with open(part, "ab" if have else "wb") as file:
-            while chunk and have <= remote.size:
-                chunk = chunk[: remote.size + 1 - have]
-                file.write(chunk)
-                bar.update(len(chunk))
-                have += len(chunk)
-                if time.monotonic() - checked > patience.silence:
-                    if have - had < patience.slowest * patience.silence:
-                        raise TryAgain(f"{host} sends less than {patience.slowest:.0f} bytes a second")
-                    checked, had = time.monotonic(), have
-                chunk = await anext(chunks, b"")
+        return False
+
+    if response.headers.get("Content-Length", str(remote.size)) != str(remote.size):
+        raise TryAgain(f"{host} sent something of another size than the file")
+    transfer.n_restarts += 1
+    if transfer.n_restarts > RESTARTS:
+        raise InputError(
+            f"{remote.name}: {host} breaks off, and begins with the first byte each time instead of going on; gave up "
+            f"after {RESTARTS} restarts: name a mirror, or {USE_OWN_COPY}"
+        )
+    return True
+
+
+async def _append(transfer: _Transfer, have: int, chunk: bytes, chunks: AsyncIterator[bytes], host: str) -> None:
+    """Write what comes behind the first `have` bytes; TryAgain where it is too slow or ends too early."""
+    remote, patience = transfer.remote, transfer.patience
+    checked = time.monotonic()
+    had = have
+
+    with open(transfer.part, "ab" if have else "wb") as file:
+        while chunk and have <= remote.size:
+            chunk = chunk[: remote.size + 1 - have]
+            file.write(chunk)
+            transfer.bar.update(len(chunk))
+            have += len(chunk)
+            if time.monotonic() - checked > patience.silence:
+                if have - had < patience.slowest * patience.silence:
+                    raise TryAgain(f"{host} sends less than {patience.slowest:.0f} bytes a second")
+                checked = time.monotonic()
+                had = have
+            chunk = await anext(chunks, b"")
+
     if have < remote.size:
         raise TryAgain(f"{host} stopped before the end")
 
@@ -284,9 +375,20 @@ def _check(path: Path, remote: Remote) -> str:
     elif remote.md5:
         if (md5 := _digest(path, "md5")) != remote.md5:
             raise _Wrong(f"expected md5 {remote.md5}, got {md5}")
+    elif remote.known:
+        if sha256 != remote.known.sha256:
+            raise _NewVersion(f"expected sha256 {remote.known.sha256}, got {sha256}")
     elif remote.name.endswith((".zip", ".npz")) or zipfile.is_zipfile(path):
         _check_zip(path)
     return sha256
+
+
+def _new_version(remote: Remote, problem: object) -> str:
+    return (
+        f"{remote.name}: is not the file that was published when this was written ({problem}), and no server names a "
+        "hash of it; its publisher may have replaced it: if you have made sure of that, set "
+        "download.accept_new_versions to true"
+    )
 
 
 def _check_zip(path: Path) -> None:

@@ -6,13 +6,11 @@ links expire.
 """
 
 import asyncio
-import ssl
 import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from functools import cache
 from typing import TypeVar
 
 import httpx
@@ -20,6 +18,7 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wai
 from tqdm import tqdm
 
 from pipeline.errors import InputError
+from pipeline.fetch.proxies import ProxyTransport, find_proxy
 
 _T = TypeVar("_T")
 
@@ -70,14 +69,22 @@ def remote_size(url: str, patience: Patience = PATIENCE) -> int:
     async def attempt(client: httpx.AsyncClient) -> int:
         async with client.stream("GET", url, headers={"Range": "bytes=0-63"}) as response:
             refuse(response, await anext(response.aiter_raw(), b""), url)
-            length = response.headers.get("Content-Length", "")
-            if response.status_code == 206:
-                length = response.headers.get("Content-Range", "").rpartition("/")[2]
-            if not length.isdecimal():
-                raise InputError(f"{url}: {response.url.host} does not say how large the file is")
-            return int(length)
+            size = announced_size(response)
+            if size is None:
+                raise InputError(f"{url}: {response.url.host} does not say how large the file is; name a mirror")
+            return size
 
     return asyncio.run(_ask(url, attempt, patience))
+
+
+def announced_size(response: httpx.Response) -> int | None:
+    """The size in bytes of the whole file of which an answer is all or a part; None if it does not say."""
+    size = ""
+    if response.status_code == 200:
+        size = response.headers.get("Content-Length", "")
+    elif response.status_code in (206, 416):
+        size = response.headers.get("Content-Range", "").rpartition("/")[2]
+    return int(size) if size.isdecimal() else None
 
 
 async def _ask(url: str, attempt: Callable[[httpx.AsyncClient], Awaitable[_T]], patience: Patience) -> _T:
@@ -86,7 +93,10 @@ async def _ask(url: str, attempt: Callable[[httpx.AsyncClient], Awaitable[_T]], 
         try:
             return await retry(lambda: attempt(client), url, patience)
         except TryAgain as error:
-            raise InputError(f"{url}: {error}; gave up, run it again when the network or the server is well") from error
+            raise InputError(
+                f"{url}: {error}; gave up: run it again when the network or the server is well, or let "
+                "download.own_copy name a folder in which all files lie"
+            ) from error
 
 
 async def retry(
@@ -102,8 +112,7 @@ async def retry(
         except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
             raise InputError(f"{name}: cannot be fetched from such an address: {error}") from error
         except httpx.RequestError as error:
-            text = f": {error}" if str(error) else ""
-            raise TryAgain(f"no good connection to {error.request.url.host} ({type(error).__name__}{text})") from error
+            raise TryAgain(_no_connection(error)) from error
 
     def forget_failures_that_brought_bytes(state: RetryCallState) -> None:
         nonlocal most
@@ -132,6 +141,14 @@ async def retry(
     return await retrying(once)
 
 
+def _no_connection(error: httpx.RequestError) -> str:
+    url = error.request.url
+    proxy = find_proxy(url)
+    through = f" through the proxy {proxy}" if proxy else ""
+    text = f": {error}" if str(error) else ""
+    return f"no good connection to {url.host}{through} ({type(error).__name__}{text})"
+
+
 def _failure(state: RetryCallState) -> TryAgain:
     """Why the attempt failed, where it is to be made again."""
     failure = state.outcome.exception() if state.outcome else None
@@ -142,12 +159,9 @@ def _failure(state: RetryCallState) -> TryAgain:
 def open_client(patience: Patience) -> httpx.AsyncClient:
     """A client that follows redirects; a Range header goes along."""
     identity = {"Accept-Encoding": "identity"}  # ranges count bytes of the file, so it must not come compressed
-    return httpx.AsyncClient(verify=_tls(), follow_redirects=True, timeout=patience.silence, headers=identity)
-
-
-@cache
-def _tls() -> ssl.SSLContext:
-    return httpx.create_ssl_context()
+    return httpx.AsyncClient(
+        transport=ProxyTransport(), follow_redirects=True, timeout=patience.silence, headers=identity
+    )
 
 
 def refuse(response: httpx.Response, start: bytes, name: str) -> None:
