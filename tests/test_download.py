@@ -32,11 +32,14 @@ HASTY = replace(QUICK, silence=0.25)
 SIZE = 400_000
 CHECKPOINT = "dreamsim_synclr_vitb16_checkpoint.zip"
 SYNCLR = f"v0.2.1-checkpoints/{CHECKPOINT}"
+# Files of other contents than the published ones: nothing is known of them.
+EEG2 = replace(THINGS_EEG2, known={})
+MEG_FILES = replace(THINGS_MEG, known={})
 # The same files by three kinds of servers.
 KINDS = {
-    "osf": THINGS_EEG2,
-    "figshare": THINGS_EEG2_RAW,
-    "bucket": replace(THINGS_EEG2, eeg=Bucket("anp5v/")),
+    "osf": EEG2,
+    "figshare": replace(THINGS_EEG2_RAW, known={}),
+    "bucket": replace(EEG2, eeg=Bucket("anp5v/")),
 }
 LISTED_AS = {"osf": "anp5v", "figshare": "18470912", "bucket": "bucket"}
 CLIENT = """
@@ -125,7 +128,7 @@ def get(
     where: Path,
     subjects: list[str] | str = ("sub-01",),
     patience: Patience = QUICK,
-    source: PublishedFiles = THINGS_EEG2,
+    source: PublishedFiles = EEG2,
 ) -> None:
     chosen = subjects if subjects == "all" else list(subjects)
     places = (where / "eeg", where / "images", where / "image_metadata.npy")
@@ -302,7 +305,7 @@ def client(
     subjects: list[str],
     patience: Patience = QUICK,
     largest_file: int = 0,
-    source: PublishedFiles = THINGS_EEG2,
+    source: PublishedFiles = EEG2,
 ) -> subprocess.Popen[str]:
     arguments = repr((source, addresses(server), subjects, str(where), patience, largest_file))
     root = Path(__file__).parent.parent
@@ -414,7 +417,7 @@ def test_a_file_that_cannot_grow_is_kept_and_finished_later(server: Server, publ
 def test_what_is_missing_is_said_and_must_fit(
     server: Server, published: Path, tmp_path: Path, cache: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    get(server, tmp_path / "a", source=THINGS_EEG2_RAW)
+    get(server, tmp_path / "a", source=KINDS["figshare"])
     server.log()
     server.clear_log()
     server.set_faults({"18470912": [relisted(f"sub-0{number}.zip", size=10**16) for number in range(2, 6)]})
@@ -422,7 +425,7 @@ def test_what_is_missing_is_said_and_must_fit(
     started.touch()
     os.truncate(started, 10**10)  # takes no room
     with pytest.raises(InputError, match=r"cache: the files need 39999990.000 GB more and only .* GB are free"):
-        get(server, tmp_path / "b", "all", source=THINGS_EEG2_RAW)
+        get(server, tmp_path / "b", "all", source=KINDS["figshare"])
     said = r"4 file\(s\), 40000000.000 GB, 10.000 GB of it came earlier; 4 more are there whole; [0-9.]+ GB are free"
     assert re.search(said, capfd.readouterr().out)
     assert server.sent() == {}
@@ -577,7 +580,7 @@ MEG = [f"P1/preprocessed_P1-epo{part}.fif" for part in ("", "-1", "-2", "-3")]
 
 
 def test_meg_in_parts_each_subject_in_a_folder(server: Server, published: Path, tmp_path: Path) -> None:
-    get(server, tmp_path / "a", "all", source=THINGS_MEG)
+    get(server, tmp_path / "a", "all", source=MEG_FILES)
     names = [*MEG, *(name.replace("P1", "P2") for name in MEG)]
     assert sorted(str(path.relative_to(tmp_path / "a/eeg")) for path in (tmp_path / "a/eeg").rglob("*.*")) == sorted(
         names
@@ -587,7 +590,7 @@ def test_meg_in_parts_each_subject_in_a_folder(server: Server, published: Path, 
     assert (tmp_path / "a/image_metadata.npy").read_text() == "trial_type,image_path\n"
     assert not (tmp_path / "a/images").exists()
     server.clear_log()
-    get(server, tmp_path / "b", ["P2"], source=THINGS_MEG)
+    get(server, tmp_path / "b", ["P2"], source=MEG_FILES)
     assert server.log() == []
 
 
@@ -596,13 +599,13 @@ def test_meg_without_a_part(server: Server, tmp_path: Path) -> None:
         {"bucket": [relisted("preprocessed_P2-epo-2.fif", Key="ds004212/derivatives/preprocessed/x.fif")]}
     )
     with pytest.raises(InputError, match="P2: expected 4 files such as preprocessed_P2-epo-1.fif, each once, got 3: "):
-        get(server, tmp_path / "a", "all", source=THINGS_MEG)
+        get(server, tmp_path / "a", "all", source=MEG_FILES)
     twice = "ds004212/derivatives/preprocessed/old/preprocessed_P2-epo.fif"
     server.set_faults({"bucket": [relisted("preprocessed_P2-epo-2.fif", Key=twice)]})
     with pytest.raises(InputError, match="P2: expected 4 files such as .*, each once, got 4: "):
-        get(server, tmp_path / "a", "all", source=THINGS_MEG)
+        get(server, tmp_path / "a", "all", source=MEG_FILES)
     assert server.sent() == {}
-    get(server, tmp_path / "a", ["P1"], source=THINGS_MEG)
+    get(server, tmp_path / "a", ["P1"], source=MEG_FILES)
     assert len(list((tmp_path / "a/eeg/P1").iterdir())) == 4
 
 
@@ -613,18 +616,18 @@ def test_meg_that_was_stored_in_parts_has_no_hash(
     drop = fault("drop", -1, at=50_000)
     server.set_faults({"bucket": [fault("no_hashes", -1)], name: [drop]})
     with pytest.raises(InputError, match=f"{name}: .*50000 of 100000"):
-        get(server, tmp_path / "a", ["P1"], source=THINGS_MEG)
+        get(server, tmp_path / "a", ["P1"], source=MEG_FILES)
     assert f"{name}  (no hash is published: checked by its size alone)" in capfd.readouterr().out
     server.clear_log()
     changed = relisted(name, ETag=f'"{"0" * 32}-2"')  # another content of that size: what has come is no part of it
     server.set_faults({"bucket": [fault("no_hashes", -1), changed]})
-    get(server, tmp_path / "a", ["P1"], source=THINGS_MEG)
+    get(server, tmp_path / "a", ["P1"], source=MEG_FILES)
     assert server.sent() == {name: SIZE // 4}
     assert (tmp_path / "a/eeg" / MEG[0]).read_bytes() == originals(published)[name].read_bytes()
 
 
 def test_a_key_with_signs_that_addresses_have_a_meaning_for(server: Server, published: Path, tmp_path: Path) -> None:
-    get(server, tmp_path / "a", ["sub-77"], source=replace(THINGS_EEG2, eeg=Bucket("two words+/")))
+    get(server, tmp_path / "a", ["sub-77"], source=replace(EEG2, eeg=Bucket("two words+/")))
     check(published, tmp_path / "a", ["sub-77"])
 
 

@@ -4,9 +4,12 @@ A new kind of server is one more small class here, and what lists its files ther
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
+
+from pipeline.data import known_files
+from pipeline.data.known_files import KnownFiles
 
 Subjects = list[str] | Literal["all"]
 
@@ -60,6 +63,8 @@ class PublishedFiles:
     metadata: Server
     metadata_file: str
     files_per_subject: int = 1  # where there are several, they get a folder that is named after the subject
+    subjects: tuple[str, ...] = ()  # all that were published
+    known: KnownFiles = field(default_factory=dict)  # by name: what is known of files that a server names no hash of
 
 
 # Files that are made here: called with the subjects, the folders for EEG and for images and the path of the metadata.
@@ -72,10 +77,12 @@ THINGS_EEG2 = PublishedFiles(
     image_files=("training_images.zip", "test_images.zip"),
     metadata=Osf("y63gw"),
     metadata_file="image_metadata.npy",
+    subjects=tuple(f"sub-{number:02}" for number in range(1, 11)),
+    known={**known_files.THINGS_EEG2_IMAGES, **known_files.THINGS_EEG2_PREPROCESSED},
 )
 
 # The same recordings before preprocessing: 63 channels at 1000 Hz, about 10 GB a subject.
-THINGS_EEG2_RAW = replace(THINGS_EEG2, eeg=Figshare(18470912))
+THINGS_EEG2_RAW = replace(THINGS_EEG2, eeg=Figshare(18470912), known=known_files.THINGS_EEG2_IMAGES)
 
 # OpenNeuro ds004212, https://doi.org/10.7554/eLife.82580: MNE splits a subject's epochs into four files, about 8 GB.
 THINGS_MEG = PublishedFiles(
@@ -86,4 +93,6 @@ THINGS_MEG = PublishedFiles(
     image_files=(),
     metadata=Bucket("ds004212/sourcedata/sample_attributes_"),
     metadata_file="sample_attributes_P1.csv",
+    subjects=("P1", "P2", "P3", "P4"),
+    known=known_files.THINGS_MEG,
 )

@@ -63,11 +63,11 @@ class _Record(BaseModel):
     sha256: str
 
 
-class _Wrong(Exception):
+class WrongFile(Exception):
     """A file is not what was published; the text says expected and got."""
 
 
-class _NewVersion(_Wrong):
+class NewVersion(WrongFile):
     """A file is another one than this project knows; the publisher may have replaced it."""
 
 
@@ -131,14 +131,14 @@ def _plan(wanted: Mapping[Path, Remote], missing: list[Remote]) -> None:
             sep="\n",
             flush=True,
         )
-        _require_space(cache, size - started)
+        require_space(cache, size - started)
     copied: dict[int, tuple[Path, int]] = {}  # by file system; in that of the cache, places are links to it
     for path, remote in wanted.items():
         folder = _existing(path.parent)
         if (device := folder.stat().st_dev) != cache.stat().st_dev:
             copied[device] = (folder, copied.get(device, (folder, 0))[1] + remote.size - _size(path))
     for folder, size in copied.values():
-        _require_space(folder, size)
+        require_space(folder, size)
 
 
 def _no_hash_note(remote: Remote) -> str:
@@ -147,7 +147,7 @@ def _no_hash_note(remote: Remote) -> str:
     return f"  (no hash is published: checked by its {'CRCs' if remote.name.endswith('.zip') else 'size alone'})"
 
 
-def _require_space(folder: Path, needed: int) -> None:
+def require_space(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(_existing(folder)).free
     if needed > free:
         raise InputError(
@@ -196,10 +196,10 @@ def _intact(entry: Path, remote: Remote) -> bool:
         return False
     record = _read_record(entry)
     try:
-        sha256 = _check(entry, replace(remote, sha256=remote.sha256 or record.sha256) if record else remote)
+        sha256 = check_file(entry, replace(remote, sha256=remote.sha256 or record.sha256) if record else remote)
         if remote.known and sha256 != remote.known.sha256:
-            raise InputError(_new_version(remote, f"expected sha256 {remote.known.sha256}, got {sha256}"))
-    except _Wrong as problem:
+            raise InputError(new_version(remote, f"expected sha256 {remote.known.sha256}, got {sha256}"))
+    except WrongFile as problem:
         tell_user(f"{remote.name}: the copy in the cache is damaged ({problem}); fetching it again")
         entry.unlink()
         return False
@@ -231,13 +231,13 @@ async def _complete(transfer: _Transfer) -> None:
         await _receive(transfer)
         try:
             sha256 = await asyncio.to_thread(_sync_and_check, part, remote)
-        except _NewVersion as problem:
+        except NewVersion as problem:
             sha256 = _digest(part, "sha256")
             if sha256 == first_sha256:  # twice the same: no damage on the way, another file
                 _keep(part, entry, remote, sha256)
-                raise InputError(_new_version(remote, problem)) from problem
+                raise InputError(new_version(remote, problem)) from problem
             first_sha256 = sha256
-        except _Wrong as problem:
+        except WrongFile as problem:
             if attempt == 2:
                 _drop(transfer)
                 raise InputError(
@@ -361,33 +361,33 @@ async def _append(transfer: _Transfer, have: int, chunk: bytes, chunks: AsyncIte
 def _sync_and_check(part: Path, remote: Remote) -> str:
     with open(part, "rb+") as file:
         os.fsync(file.fileno())
-    return _check(part, remote)
+    return check_file(part, remote)
 
 
-def _check(path: Path, remote: Remote) -> str:
-    """The sha256 of a file that is as published; raises _Wrong otherwise."""
+def check_file(path: Path, remote: Remote) -> str:
+    """The sha256 of a file that is as published; raises WrongFile otherwise."""
     if (size := _size(path)) != remote.size:
-        raise _Wrong(f"expected {remote.size} bytes, got {'more' if size > remote.size else size}")
+        raise WrongFile(f"expected {remote.size} bytes, got {'more' if size > remote.size else size}")
     sha256 = _digest(path, "sha256")
     if remote.sha256:
         if not sha256.startswith(remote.sha256):
-            raise _Wrong(f"expected sha256 {remote.sha256}, got {sha256}")
+            raise WrongFile(f"expected sha256 {remote.sha256}, got {sha256}")
     elif remote.md5:
         if (md5 := _digest(path, "md5")) != remote.md5:
-            raise _Wrong(f"expected md5 {remote.md5}, got {md5}")
+            raise WrongFile(f"expected md5 {remote.md5}, got {md5}")
     elif remote.known:
         if sha256 != remote.known.sha256:
-            raise _NewVersion(f"expected sha256 {remote.known.sha256}, got {sha256}")
+            raise NewVersion(f"expected sha256 {remote.known.sha256}, got {sha256}")
     elif remote.name.endswith((".zip", ".npz")) or zipfile.is_zipfile(path):
         _check_zip(path)
     return sha256
 
 
-def _new_version(remote: Remote, problem: object) -> str:
+def new_version(remote: Remote, problem: object) -> str:
     return (
         f"{remote.name}: is not the file that was published when this was written ({problem}), and no server names a "
         "hash of it; its publisher may have replaced it: if you have made sure of that, set "
-        "download.accept_new_versions to true"
+        "download.acceptnew_versions to true"
     )
 
 
@@ -396,9 +396,9 @@ def _check_zip(path: Path) -> None:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
     except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError) as error:
-        raise _Wrong(f"expected a whole zip, got one that cannot be read ({error})") from error
+        raise WrongFile(f"expected a whole zip, got one that cannot be read ({error})") from error
     if damaged:
-        raise _Wrong(f"expected a whole zip, got a wrong CRC in its member {damaged}")
+        raise WrongFile(f"expected a whole zip, got a wrong CRC in its member {damaged}")
 
 
 def _digest(path: Path, algorithm: str) -> str:
