@@ -68,7 +68,7 @@ HOW_TO_SAVE = (
     "weights_only=False).state_dict(), 'new.pt'), or of a dict of several things ['state_dict'] in place of "
     ".state_dict()"
 )
-_PARSER_MESSAGE = re.compile(r"WeightsUnpickler error: (.+)")
+_PARSER_MESSAGE = re.compile(r"WeightsUnpickler error:\s*(.+)")
 _REFUSED = re.compile(r"GLOBAL (\S+) (?:was not an allowed global|whose module)")
 
 
