@@ -1,6 +1,7 @@
 """The user's own copy of the images of THINGS, as a folder and as a zip."""
 
 import os
+import re
 import shutil
 import zipfile
 from dataclasses import replace
@@ -13,7 +14,7 @@ import yaml
 from pipeline.data.datasets import DATASETS
 from pipeline.data.sources import THINGS_MEG
 from pipeline.errors import InputError
-from pipeline.fetch.own_copy import collect_images, find_own_copy
+from pipeline.fetch.own_copy import check_images, collect_images, find_own_copy
 from stages import download
 from tests.osf_server import serve
 
@@ -65,18 +66,121 @@ def test_an_image_that_lies_there_twice(folder: Path, tmp_path: Path) -> None:
     shutil.copy(folder / "_central/object_images" / IMAGES[0], other)
     for copy in (folder, zipped(folder)):
         collect_images(copy, WANTED, tmp_path / "a.zip")
-    other.write_bytes(b"another picture")
+    other.write_bytes(other.read_bytes()[::-1])
     for copy in (folder, zipped(folder)):
         with pytest.raises(InputError, match="has 2 different files for the image object_images/aardvark/aardvark_01b"):
             collect_images(copy, WANTED, tmp_path / "images/b.zip")
     assert list((tmp_path / "images").iterdir()) == []
 
 
+def collected(copy: Path, tmp_path: Path) -> dict[str, bytes]:
+    """What comes of the copy, after the check that goes before."""
+    own_copy = find_own_copy(str(copy))
+    check_images(own_copy, WANTED)
+    collect_images(own_copy, WANTED, tmp_path / "images.zip")
+    with zipfile.ZipFile(tmp_path / "images.zip") as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
+PUBLISHED = {name: name.removeprefix("object_images/").encode() * 10 for name in WANTED}
+
+
+def told(copy: Path, wanted: list[str] = WANTED) -> str:
+    """The sentence that refuses a copy, before anything is copied."""
+    with pytest.raises(InputError) as error:
+        check_images(copy, wanted)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_folders_and_files_that_are_links_are_followed(folder: Path, tmp_path: Path) -> None:
+    images = folder / "_central/object_images"
+    linked = tmp_path / "linked"
+    linked.mkdir()
+    (linked / "object_images").symlink_to(images)
+    (linked / "again").symlink_to(images)
+    assert collected(linked, tmp_path) == PUBLISHED
+
+    annexed = tmp_path / "annexed"
+    for name in IMAGES:
+        (annexed / name).parent.mkdir(parents=True, exist_ok=True)
+        (annexed / name).symlink_to(images / name)
+    assert collected(annexed, tmp_path) == PUBLISHED
+
+
+def test_links_that_go_round_in_a_circle_end(folder: Path, tmp_path: Path) -> None:
+    (folder / "_central/circle").symlink_to(folder)
+    (folder / "self").symlink_to("self")
+    assert collected(folder, tmp_path) == PUBLISHED
+
+
+def test_links_to_nothing_are_told_and_fetched_as_told(folder: Path, tmp_path: Path) -> None:
+    annexed = tmp_path / "annexed"
+    for name in IMAGES[:3]:
+        (annexed / name).parent.mkdir(parents=True, exist_ok=True)
+        (annexed / name).symlink_to(tmp_path / "annex" / name)
+    (annexed / "zucchini").symlink_to(folder / "_central/object_images/zucchini")
+    assert (
+        "annexed: 1 of 2 images are links whose target is not there, the first is object_images/aardvark/"
+        "aardvark_01b.jpg; fetch them first: datalad get, or git annex get, in that folder"
+    ) in told(annexed)
+    shutil.copytree(folder / "_central/object_images", tmp_path / "annex")  # which is what they do
+    assert collected(annexed, tmp_path) == PUBLISHED
+
+
+def test_names_in_capitals_and_what_macos_adds(folder: Path, tmp_path: Path) -> None:
+    for path in (folder / "_central/object_images").rglob("*.jpg"):
+        path.with_name(f"._{path.name}").write_bytes(b"\0\5\26\7")
+        path.rename(path.with_suffix(".JPG"))
+    assert collected(folder, tmp_path) == PUBLISHED
+    with zipfile.ZipFile(zipped(folder), "a") as archive:
+        for name in IMAGES:
+            archive.writestr(f"__MACOSX/object_images/{Path(name).parent}/._{Path(name).name}", b"\0\5\26\7")
+    assert collected(folder.with_suffix(".zip"), tmp_path) == PUBLISHED
+
+
+def test_the_images_of_things_eeg2_are_told_apart(tmp_path: Path) -> None:
+    for name in IMAGES:
+        path = tmp_path / "training_images" / f"00001_{name}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"")
+    assert (
+        "2 of 2 images are missing, the first is object_images/zucchini/zucchini_01b.jpg; its folders are numbered, "
+        "as 00001_aardvark is: it seems to be the image set of THINGS-EEG2"
+    ) in told(tmp_path)
+
+
+def test_a_resized_copy_beside_the_published_one(folder: Path, tmp_path: Path) -> None:
+    small = folder / "_central/object_images_224"
+    for name in IMAGES:
+        (small / name).parent.mkdir(parents=True, exist_ok=True)
+        (small / name).write_bytes(b"small")
+    for copy in (folder, zipped(folder)):
+        assert "let download.things_images name the folder of the published ones alone" in told(copy)
+    assert collected(folder / "_central/object_images", tmp_path) == PUBLISHED  # as told
+
+
 def test_an_image_that_is_missing(folder: Path, tmp_path: Path) -> None:
-    message = "1 of 3 images are missing, the first is object_images/aardvark/bat1_01b.jpg"
+    missing = "object_images/aardvark/bat1_01b.jpg"
+    message = (
+        f"1 of 3 images are missing, the first is {missing}; unpack images_THINGS.zip .* copy those that are missi"
+    )
+    assert re.search(message, told(folder, [*WANTED, missing]))
     with pytest.raises(InputError, match=message):
-        collect_images(folder, [*WANTED, "object_images/aardvark/bat1_01b.jpg"], tmp_path / "images/a.zip")
-    assert list((tmp_path / "images").iterdir()) == []
+        collect_images(folder, [*WANTED, missing], tmp_path / "images/a.zip")
+    assert not (tmp_path / "images").exists()
+    (folder / "aardvark").mkdir()
+    (folder / "aardvark/bat1_01b.jpg").write_bytes(b"copied into it")  # as told
+    check_images(folder, [*WANTED, missing])
+    assert "2 of 2 images are missing" in told(tmp_path / "THINGS/_central", ["a/b/c.jpg", "a/b/d.jpg"])
+
+
+def test_nothing_is_read_before_it_is_collected(folder: Path) -> None:
+    """A pipe would wait for ever."""
+    path = folder / "_central/object_images" / IMAGES[0]
+    path.unlink()
+    os.mkfifo(path)
+    check_images(folder, WANTED)
 
 
 def test_a_copy_that_cannot_be_used_is_refused_at_once(folder: Path, tmp_path: Path) -> None:

@@ -1,10 +1,17 @@
 """Against timm itself: the same weights, the same pixels."""
 
+import argparse
+import collections
+import contextlib
+import datetime
+import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import omegaconf
 import pytest
 import safetensors.torch
 import timm
@@ -16,6 +23,7 @@ from timm.data import create_transform
 from pipeline.errors import InputError
 from pipeline.images.models import find_alignment, find_model
 from pipeline.images.timm_models import check_name, load_encoder, make_random
+from pipeline.images.vit import ImageEncoder
 from stages import weights
 
 TINY = "vit_tiny_patch16_224"
@@ -110,37 +118,206 @@ def test_a_name_with_a_tag_is_timms() -> None:
     check_name(f"{TINY}.augreg_in21k")
 
 
-@pytest.mark.parametrize("suffix", [".safetensors", ".pth", ".weights"])
-@pytest.mark.parametrize("nest", [lambda state: state, lambda state: {"state_dict": state, "epoch": 3}])
-def test_files_as_people_have_them_are_read(nest: Callable, suffix: str, tmp_path: Path) -> None:
-    make_random(TINY, "a", tmp_path)
-    state = safetensors.torch.load_file(tmp_path / "a")
-    path = tmp_path / f"model{suffix}"
-    if suffix == ".safetensors":
-        safetensors.torch.save_file(state, path)
-    else:
-        torch.save(nest(state), path)
-    images = torch.rand(1, 3, 224, 224)
-    assert torch.equal(load_encoder(path, TINY)(images)[0], load_encoder(tmp_path / "a", TINY)(images)[0])
+@pytest.fixture(scope="module")
+def state(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
+    """Random weights of the tiny ViT by name."""
+    folder = tmp_path_factory.mktemp("state")
+    make_random(TINY, "weights", folder)
+    return safetensors.torch.load_file(folder / "weights")
 
 
-def test_a_file_that_does_not_fit_is_told_in_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def features(encoder: ImageEncoder) -> torch.Tensor:
+    pixels = torch.rand(2, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    return encoder(pixels)[0]
+
+
+def timms_features(state: dict[str, torch.Tensor]) -> torch.Tensor:
+    """What timm's own model gives for the same pixels."""
+    model: Any = timm.create_model(TINY, num_classes=0)
+    model.load_state_dict({key: value for key, value in state.items() if not key.startswith("head.")})
+    config = model.pretrained_cfg
+    mean, std = (torch.tensor(config[key]).view(3, 1, 1) for key in ("mean", "std"))
+    pixels = torch.rand(2, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        return model.eval()((pixels - mean) / std)
+
+
+def prefixed(state: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    return {prefix + key: value for key, value in state.items()}
+
+
+def with_head(state: dict[str, torch.Tensor], **head: torch.Tensor) -> dict[str, torch.Tensor]:
+    return {key: value for key, value in state.items() if not key.startswith("head.")} | head
+
+
+# What lies beside the weights: numbers of numpy, paths, times, and configurations of argparse, Hydra and nobody.
+BESIDE = {
+    "epoch": 3,
+    "metric": np.float64(71.2),
+    "curve": np.arange(3),
+    "args": argparse.Namespace(lr=1e-3, output=Path("/out")),
+    "config": omegaconf.OmegaConf.create({"model": {"depth": 12, "sizes": [1, 2.5]}}),
+    "started": datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC),
+    "counts": collections.defaultdict(int, a=1),
+    "version": torch.__version__,
+}
+
+
+@pytest.mark.parametrize(
+    ("save", "said"),
+    [
+        (lambda state: state, ""),
+        (lambda state: {"state_dict": state, **BESIDE}, ""),
+        (lambda state: {"model": state, **BESIDE}, ""),
+        (lambda state: prefixed(state, "module."), "'module.' is taken off"),
+        (lambda state: prefixed(state, "_orig_mod."), "'_orig_mod.' is taken off"),
+        (lambda state: {"state_dict": prefixed(state, "model._orig_mod.")}, "'model._orig_mod.' is taken off"),
+        (
+            lambda state: {"state_dict": state, "state_dict_ema": {key: value + 1 for key, value in state.items()}},
+            "holds state_dict and state_dict_ema, their moving average; state_dict is used",
+        ),
+        (with_head, ""),
+        (lambda state: with_head(state, **{"head.weight": torch.ones(10, 192), "head.bias": torch.ones(10)}), ""),
+        (
+            lambda state: with_head(state, **{"head.0.weight": torch.ones(5, 192), "head.2.weight": torch.ones(2, 5)}),
+            "",
+        ),
+        (lambda state: prefixed(with_head(state), "module."), "'module.' is taken off"),
+    ],
+)
+def test_weights_as_training_scripts_leave_them(
+    save: Callable, said: str, state: dict[str, torch.Tensor], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    torch.save(save(state), tmp_path / "model.pt")
+    assert torch.equal(features(load_encoder(tmp_path / "model.pt", TINY)), timms_features(state))
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == bool(said) and all(said in line for line in lines)
+
+
+def test_half_precision_becomes_float32(state: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    halves = {key: value.half() for key, value in state.items()}
+    safetensors.torch.save_file(halves, tmp_path / "half.safetensors")
+    encoder = load_encoder(tmp_path / "half.safetensors", TINY)
+    assert {value.dtype for value in encoder.state_dict().values()} == {torch.float32}
+    assert torch.equal(features(encoder), timms_features({key: value.float() for key, value in halves.items()}))
+
+
+def refused(path: Path, name: str = TINY) -> str:
+    """The sentence for a file that does not load."""
+    with pytest.raises(InputError) as error:
+        load_encoder(path, name)
+    assert str(error.value).startswith(f"{path}") and "\n" not in str(error.value)
+    return str(error.value)
+
+
+def do_as_told(sentence: str, folder: Path) -> Path:
+    """Run the line of Python that the sentence gives; it makes new.pt of old.pt."""
+    match = re.search(r"torch\.save\(.*?'new\.pt'\)", sentence)
+    assert match
+    with contextlib.chdir(folder):
+        exec(match[0], {"timm": timm, "torch": torch})
+    return folder / "new.pt"
+
+
+def test_weights_of_a_model_for_larger_pictures_are_refused(tmp_path: Path) -> None:
+    large = timm.create_model(TINY, num_classes=0, img_size=384)
+    torch.save(large.state_dict(), tmp_path / "old.pt")
+    told = refused(tmp_path / "old.pt")
+    assert "pos_embed: expected (1, 197, 192), which timm's vit_tiny_patch16_224 has, got (1, 577, 192)" in told
+    assert "they fit timm/vit_tiny_patch16_384: set backbone to that" in told
+    assert load_encoder(tmp_path / "old.pt", "vit_tiny_patch16_384").framing.side == 384
+
+
+def test_positions_that_fit_no_model_of_timm_are_resized_as_told(tmp_path: Path) -> None:
+    odd = timm.create_model(TINY, num_classes=10, img_size=240)
+    torch.save({"state_dict": odd.state_dict()}, tmp_path / "old.pt")
+    told = refused(tmp_path / "old.pt")
+    assert "pos_embed: expected (1, 197, 192), which timm's vit_tiny_patch16_224 has, got (1, 226, 192)" in told
+    assert features(load_encoder(do_as_told(told, tmp_path), TINY)).shape == (2, 192)
+
+
+def test_a_whole_model_is_not_run_and_its_weights_are_saved_as_told(
+    state: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    model = timm.create_model(TINY)
+    model.load_state_dict(state)
+    torch.save(model, tmp_path / "old.pt")
+    told = refused(tmp_path / "old.pt")
+    assert "it holds timm.models.vision_transformer.VisionTransformer, which could run code and is not read" in told
+    assert torch.equal(features(load_encoder(do_as_told(told, tmp_path), TINY)), timms_features(state))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning", "ignore::torch.jit.TracerWarning")
+def test_a_program_of_torchscript_is_not_run_and_its_weights_are_saved_as_told(tmp_path: Path) -> None:
+    model = timm.create_model("test_vit4").eval()
+    torch.jit.save(torch.jit.trace(model, torch.zeros(1, 3, 160, 160)), tmp_path / "old.pt")
+    told = refused(tmp_path / "old.pt", "test_vit4")
+    assert "it is a TorchScript program, which is not run" in told
+    encoder = load_encoder(do_as_told(told, tmp_path), "test_vit4")
+    assert torch.equal(encoder.state_dict()["model.pos_embed"], model.state_dict()["pos_embed"])
+
+
+def test_another_pickle_protocol_is_saved_again_as_told(state: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    torch.save(state, tmp_path / "old.pt", pickle_protocol=4)
+    told = refused(tmp_path / "old.pt")
+    assert "it was saved with another pickle_protocol than 2" in told
+    assert torch.equal(features(load_encoder(do_as_told(told, tmp_path), TINY)), timms_features(state))
+
+
+class Hostile:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.path),)
+
+
+def test_nothing_beside_the_weights_is_run(state: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    torch.save({"state_dict": state, "hook": Hostile(tmp_path / "made")}, tmp_path / "old.pt")
+    assert "it holds posix.mkdir, which could run code and is not read" in refused(tmp_path / "old.pt")
+    assert not (tmp_path / "made").exists()
+
+
+def test_names_of_which_only_some_have_a_prefix(state: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    torch.save({"state_dict": prefixed(state, "model.") | {"loss.weight": torch.ones(10)}}, tmp_path / "model.pt")
+    assert (
+        "152 names of weights begin with 'model.' and 'loss.weight' does not: save the model that is behind 'model.' "
+        "alone, as in torch.save(whole.model.state_dict(), 'new.pt')"
+    ) in refused(tmp_path / "model.pt")
+
+
+def test_files_as_people_have_them_are_read(state: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    for suffix in (".safetensors", ".pth", ".weights"):
+        save = safetensors.torch.save_file if suffix == ".safetensors" else torch.save
+        save(state, tmp_path / f"model{suffix}")
+        assert torch.equal(features(load_encoder(tmp_path / f"model{suffix}", TINY)), timms_features(state))
+
+
+def test_a_file_that_does_not_fit_is_told_in_one_sentence(
+    state: dict[str, torch.Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """And nothing is fetched in its place."""
     monkeypatch.setattr("timm.models._builder.load_state_dict_from_hf", lambda *_, **__: pytest.fail("a download"))
-    make_random("resnet18", "other", tmp_path)
-    make_random(TINY, "whole", tmp_path)
-    state = safetensors.torch.load_file(tmp_path / "whole")
-    torch.save({key: value for key, value in state.items() if "blocks.3" not in key}, tmp_path / "lacks")
-    torch.save(state | {"extra": torch.zeros(3)}, tmp_path / "more")
-    torch.save(state | {"head.weight": torch.zeros(5, 192), "head.bias": torch.zeros(5)}, tmp_path / "head")
-    torch.save({}, tmp_path / "empty")
-    torch.save({"state_dict": 3}, tmp_path / "number")
+    lacking = {key: value for key, value in state.items() if "blocks.3" not in key}
+    for saved, message in (
+        (
+            timm.create_model("resnet18").state_dict(),
+            "it lacks 150 of 150, the first is cls_token, and it has 122 that",
+        ),
+        (lacking, "it lacks 12 of 150, the first is blocks.3.norm1.weight; set backbone to the model that they are of"),
+        (state | {"extra": torch.zeros(3)}, "it has 1 that the model has not, the first is extra"),
+        (
+            state | {"norm.bias": torch.zeros(3)},
+            r"norm.bias: expected (192,), which timm's .* has, got (3,); set backb",
+        ),
+        ({}, f"should hold the weights of {TINY} by name, .* and holds nothing"),
+        ({"state_dict": 3}, "holds the keys state_dict"),
+        ({"teacher": state, "student": state}, "holds the keys teacher, student"),
+    ):
+        torch.save(saved, tmp_path / "old.pt")
+        assert re.search(message.replace("(", r"\(").replace(")", r"\)"), refused(tmp_path / "old.pt"))
     (tmp_path / "text").write_text("weights")
-    for name in ("other", "lacks", "more", "head", "empty", "number", "text"):
-        message = "does not hold the weights of timm's|should hold the weights|is not a torch file"
-        with pytest.raises(InputError, match=message) as error:
-            load_encoder(tmp_path / name, TINY)
-        assert "\n" not in str(error.value)
+    assert "text is not a torch file of weights (Unsupported operand 119); if it is your" in refused(tmp_path / "text")
 
 
 def test_the_weights_are_a_file_that_the_user_names(tmp_path: Path) -> None:

@@ -3,9 +3,10 @@
 The width comes from the weights, so that a narrow ViT in a published layout loads too.
 """
 
-import argparse
 import functools
 import math
+import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,53 @@ IMAGE_SIZE = 224  # pixels a side
 HEAD_SIZE = 64  # of all ViTs here; their MLP is four times as wide as they are
 
 Weights = Mapping[str, Tensor]
+
+
+class StandIn:
+    """Takes the place of an object beside the weights, such as the arguments of a training: it holds nothing."""
+
+    def __init__(self, *arguments: object) -> None:
+        pass
+
+    def __setstate__(self, state: object) -> None:
+        pass
+
+
+def _empty_dict(*arguments: object) -> dict[Any, Any]:
+    return {}
+
+
+# What training scripts save beside the weights, by the names in the file. None of these classes is imported or called:
+# numpy's own, for one, believe what a file tells them.
+_HARMLESS = {
+    "argparse": ("Namespace",),
+    "builtins": ("dict", "float", "int", "list", "range", "slice", "str", "tuple"),
+    "datetime": ("date", "datetime", "timedelta", "timezone"),
+    "numpy": ("dtype", "ndarray"),
+    "numpy.core.multiarray": ("_reconstruct", "scalar"),  # of numpy 1
+    "numpy._core.multiarray": ("_reconstruct", "scalar"),
+    "omegaconf.base": ("ContainerMetadata", "Metadata"),
+    "omegaconf.dictconfig": ("DictConfig",),
+    "omegaconf.listconfig": ("ListConfig",),
+    "omegaconf.nodes": ("AnyNode", "BooleanNode", "FloatNode", "IntegerNode", "StringNode"),
+    "pathlib": ("PosixPath", "PurePosixPath", "PureWindowsPath", "WindowsPath"),
+    "pathlib._local": ("PosixPath", "PurePosixPath", "PureWindowsPath", "WindowsPath"),  # of Python 3.13
+    "torch.torch_version": ("TorchVersion",),
+    "types": ("SimpleNamespace",),
+    "typing": ("Any",),
+}
+_STAND_INS: list[Any] = [(StandIn, f"{module}.{name}") for module, names in _HARMLESS.items() for name in names]
+_STAND_INS.append((_empty_dict, "collections.defaultdict"))  # it is filled afterwards, which only a dict can be
+
+# `dvc repro --force weights` looks at each byte of the download cache, and fetches again what was damaged there.
+HOW_TO_MEND = "if it is your own file, put a whole one in its place, and for any file run: dvc repro --force weights"
+HOW_TO_SAVE = (
+    "if you trust the file, write its weights alone into a new one: torch.save(torch.load('old.pt', "
+    "weights_only=False).state_dict(), 'new.pt'), or of a dict of several things ['state_dict'] in place of "
+    ".state_dict()"
+)
+_PARSER_MESSAGE = re.compile(r"WeightsUnpickler error:\s*(.+)")
+_REFUSED = re.compile(r"GLOBAL (\S+) (?:was not an allowed global|whose module)")
 
 
 @dataclass(frozen=True)
@@ -48,20 +96,47 @@ def read_weights(path: Path) -> dict[str, Any]:
     try:
         return safetensors.torch.load_file(path)
     except safetensors.SafetensorError as error:
-        raise InputError(f"{path} is not a safetensors file ({error}); fetch it again") from error
+        raise InputError(f"{path} is not a safetensors file ({error}); {HOW_TO_MEND}") from error
 
 
 def read_torch(file: Path | IO[bytes], where: str) -> dict[str, Any]:
-    """`torch.load` that runs no code; a training script's argparse.Namespace beside the weights is let through."""
+    """The dict that torch saved, read without running code; `where` names the file in an InputError.
+
+    A few kinds of objects may lie beside the weights, and each is replaced by a `StandIn`. Any other is refused by its
+    name.
+    """
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals(_STAND_INS), warnings.catch_warnings(action="ignore"):
             loaded = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # for a file that is no pickle it raises whatever its parser runs into
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"{where} is not a torch file of weights ({reason}); fetch it again") from error
+        how_to_save = HOW_TO_SAVE if isinstance(file, Path) else HOW_TO_MEND  # nobody rewrites a published archive
+        raise InputError(f"{where} is not a torch file of weights{_why(error, how_to_save)}") from error
+
     if not isinstance(loaded, dict):
-        raise InputError(f"{where} should hold a dict of weights and holds a {type(loaded).__name__}")
+        raise InputError(f"{where} should hold a dict of weights and holds a {type(loaded).__name__}; {HOW_TO_SAVE}")
     return loaded
+
+
+def _why(error: Exception, how_to_save: str) -> str:
+    """Why `torch.load` does not read a file, and what helps."""
+    message = str(error)
+
+    if refused := _REFUSED.search(message):
+        return f" alone: it holds {refused[1]}, which could run code and is not read; {how_to_save}"
+    if "TorchScript" in message:
+        return (
+            ": it is a TorchScript program, which is not run; if you trust it, write its weights alone into a new "
+            "file: torch.save(torch.jit.load('old.pt').state_dict(), 'new.pt')"
+        )
+    if "Unsupported operand 149" in message:  # FRAME, with which protocols 4 and 5 begin
+        return (
+            ": it was saved with another pickle_protocol than 2, torch's own; if you trust it, save it again: "
+            "torch.save(torch.load('old.pt', weights_only=False), 'new.pt')"
+        )
+
+    reason = _PARSER_MESSAGE.search(message)  # torch writes several lines around it
+    lines = message.splitlines() or [type(error).__name__]
+    return f" ({reason[1] if reason else lines[0]}); {HOW_TO_MEND}"
 
 
 def is_weights(saved: object) -> TypeGuard[dict[str, Tensor]]:

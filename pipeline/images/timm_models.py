@@ -10,9 +10,12 @@ Deliberate difference: pictures are resized as a whole. Size, filter, mean and s
 and its crop is not done: objects may reach to the edge.
 """
 
+import copy
 import difflib
 import inspect
-from collections.abc import Sequence
+import math
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +26,12 @@ from torch import Tensor, nn
 
 from pipeline.errors import InputError
 from pipeline.files import replacing
-from pipeline.images.checkpoints import read_weights
+from pipeline.images.checkpoints import HOW_TO_SAVE, read_weights
 from pipeline.images.vit import Block, Framing, ImageEncoder, Tokens, check_blocks
+
+PREFIXES = ("module.", "_orig_mod.", "model.")  # of data parallel training, torch.compile and Lightning
+# Weights in OpenAI's and open_clip's layouts that timm resizes while it renames them.
+_OTHER_NAMES = {"visual.positional_embedding": "pos_embed", "visual.trunk.pos_embed": "pos_embed"}
 
 
 class PooledModel(ImageEncoder):
@@ -73,7 +80,7 @@ class PooledModel(ImageEncoder):
 
 
 def check_name(name: str) -> None:
-    """InputError where timm has no such model, or none with that tag; nothing is built."""
+    """InputError where timm has no such model, none with that tag, or none that takes RGB squares; nothing is built."""
     known = [*timm.list_models(), *timm.list_pretrained()]
     if name not in known:
         near = ", ".join(difflib.get_close_matches(name, known))
@@ -82,29 +89,160 @@ def check_name(name: str) -> None:
             + (f"; is it {near}?" if near else "")
         )
 
+    config: Any = timm.get_pretrained_cfg(name)
+    n_channels, height, width = config.input_size
+    if n_channels != 3 or height != width:
+        raise InputError(
+            f"backbone is 'timm/{name}': it takes {n_channels} x {height} x {width} values, and pictures are made RGB "
+            "squares here; name another model"
+        )
+
 
 def load_encoder(checkpoint: Path, name: str) -> ImageEncoder:
-    """The model in evaluation mode, without its classifier; InputError where the file has not its weights, all of them.
+    """The model in evaluation mode, float32, without its classifier.
 
-    timm reads the weights as it reads those that it publishes, so that a file for another head is refused too.
+    The weights of a classifier, of whatever size, are left out; each other weight must be there, in its shape. timm
+    reads them as it reads those that it publishes, but resizes nothing. InputError names the first weight that differs.
     """
-    saved: Any = read_weights(checkpoint)
-    for key in ("state_dict", "model"):  # as training scripts save them
-        saved = saved.get(key, saved) if isinstance(saved, dict) else saved
-    if not isinstance(saved, dict) or not saved or not all(isinstance(value, Tensor) for value in saved.values()):
-        raise InputError(f"{checkpoint} should hold the weights of {name} by name; is it another model's?")
+    skeleton = _skeleton(name)
+    saved = _find_weights(read_weights(checkpoint), name, checkpoint)
+    saved = _without_prefixes(saved, skeleton, checkpoint)
+
+    classifier = _classifier(skeleton)
+    of_features = {key: value for key, value in saved.items() if not _is_of(key, classifier)}
+    _check_shapes(of_features, skeleton, name, checkpoint)
+
+    # timm reads whole models: its strict check wants a classifier too, which is thrown away below.
+    blank = {key: torch.zeros(value.shape) for key, value in skeleton.state_dict().items() if _is_of(key, classifier)}
     model: Any
     try:
-        model = timm.create_model(name, pretrained=True, pretrained_cfg_overlay={"state_dict": saved})
+        model = timm.create_model(name, pretrained=True, pretrained_cfg_overlay={"state_dict": of_features | blank})
     except Exception as error:  # each family of models has a reader of its own, which raises whatever it runs into
-        reason = " ".join(str(error).split())[:300]
-        raise InputError(f"{checkpoint} does not hold the weights of timm's {name}: {reason}") from error
+        reason = _difference(of_features, skeleton, classifier) or " ".join(str(error).split())[:300]
+        raise InputError(
+            f"{checkpoint} does not hold the weights of timm's {name}: {reason}; set backbone to the model that they "
+            "are of, or download.weights_file to the file of this one"
+        ) from error
     model.reset_classifier(0)
-    config = model.pretrained_cfg
-    n_channels, height, width = config["input_size"]
-    if n_channels != 3 or height != width:
-        raise InputError(f"timm's {name} takes {n_channels} x {height} x {width} values, and not an RGB square")
-    return PooledModel(model, config).eval().requires_grad_(False)
+    return PooledModel(model, model.pretrained_cfg).eval().requires_grad_(False)
+
+
+def _find_weights(saved: Any, name: str, checkpoint: Path) -> dict[str, Tensor]:
+    """The weights by name, wherever a training script has put them."""
+    for key in ("state_dict", "model"):
+        average = f"{key}_ema"
+        if isinstance(saved, dict) and isinstance(saved.get(key), dict):
+            if average in saved:
+                print(f"{checkpoint}: holds {key} and {average}, their moving average; {key} is used")
+            saved = saved[key]
+
+    by_name = isinstance(saved, dict) and all(isinstance(key, str) for key in saved)
+    if not saved or not by_name or not all(isinstance(value, Tensor) for value in saved.values()):
+        raise InputError(
+            f"{checkpoint} should hold the weights of {name} by name, alone or under the key state_dict or model, and "
+            f"holds {_content(saved)}; {HOW_TO_SAVE}"
+        )
+    return saved
+
+
+def _content(saved: object) -> str:
+    if not isinstance(saved, dict):
+        return f"a {type(saved).__name__}"
+    return f"the keys {', '.join(map(str, [*saved][:5]))}" if saved else "nothing"
+
+
+def _without_prefixes(saved: dict[str, Tensor], skeleton: nn.Module, checkpoint: Path) -> dict[str, Tensor]:
+    """The weights by their names in the model, which wrappers begin with a prefix, or several."""
+    model_names, taken_off = skeleton.state_dict().keys(), ""
+
+    while not saved.keys() & model_names and (prefix := _prefix(saved)):
+        other = [key for key in saved if not key.startswith(prefix)]
+        if other:
+            raise InputError(
+                f"{checkpoint}: {len(saved) - len(other)} names of weights begin with {prefix!r} and {other[0]!r} does "
+                f"not: save the model that is behind {prefix!r} alone, as in torch.save(whole.{prefix}state_dict(), "
+                "'new.pt')"
+            )
+        saved = {key.removeprefix(prefix): value for key, value in saved.items()}
+        taken_off += prefix
+
+    if taken_off:
+        print(f"{checkpoint}: {taken_off!r} is taken off the beginning of each weight's name")
+    return saved
+
+
+def _prefix(saved: Mapping[str, Tensor]) -> str | None:
+    """One that half of the names begin with, or more."""
+    for prefix in PREFIXES:
+        if 2 * sum(key.startswith(prefix) for key in saved) >= len(saved):
+            return prefix
+    return None
+
+
+def _skeleton(name: str) -> Any:
+    """The model with shapes and without values: no memory, and no random first weights, which take time."""
+    with torch.device("meta"):
+        return timm.create_model(name, pretrained=False)
+
+
+def _classifier(skeleton: Any) -> set[str]:
+    """The modules that are gone, such as `head`, once timm has taken out the classifier, which is done here."""
+    names = set(skeleton.state_dict())
+    without = copy.deepcopy(skeleton)
+    without.reset_classifier(0)
+    return {name.rpartition(".")[0] for name in names - set(without.state_dict())}
+
+
+def _is_of(key: str, modules: set[str]) -> bool:
+    return any(key.startswith(f"{module}.") for module in modules)
+
+
+def _difference(saved: Mapping[str, Tensor], skeleton: Any, classifier: set[str]) -> str:
+    """What the file lacks and has too much, in words; nothing where the names are the model's."""
+    expected = [key for key in skeleton.state_dict() if not _is_of(key, classifier)]
+    lacking = [key for key in expected if key not in saved]
+    surplus = [key for key in saved if key not in expected]
+    parts = [f"it lacks {len(lacking)} of {len(expected)}, the first is {lacking[0]}"] if lacking else []
+    parts += [f"it has {len(surplus)} that the model has not, the first is {surplus[0]}"] if surplus else []
+    return ", and ".join(parts)
+
+
+def _check_shapes(saved: Mapping[str, Tensor], skeleton: Any, name: str, checkpoint: Path) -> None:
+    """InputError where a weight of the model has another size here: timm would resize some of them without a word."""
+    expected = {key: value.shape for key, value in skeleton.state_dict().items()}
+    for key, value in saved.items():
+        shape = expected.get(_OTHER_NAMES.get(key, key))
+        if shape is not None and not _same_size(value.shape, shape):
+            raise InputError(
+                f"{checkpoint}: the weight {key}: expected {tuple(shape)}, which timm's {name} has, got "
+                f"{tuple(value.shape)}; {_how_to_fit(saved, key, name)}"
+            )
+
+
+def _same_size(shape: Sequence[int], expected: Sequence[int]) -> bool:
+    """Whether so many values fit; positions may be counted with tokens such as CLS, which timm then takes apart."""
+    if math.prod(shape) == math.prod(expected):
+        return True
+    positions = len(shape) == len(expected) == 3 and shape[-1] == expected[-1]
+    return positions and math.isqrt(shape[1]) == math.isqrt(expected[1])
+
+
+def _how_to_fit(saved: Mapping[str, Tensor], key: str, name: str) -> str:
+    """Which model has these weights, or how timm makes the one called `key` fit."""
+    stem = re.sub(r"_\d+$", "", name.partition(".")[0])
+    for other in timm.list_models(f"{stem}*"):
+        skeleton = _skeleton(other)
+        classifier = _classifier(skeleton)
+        shapes = {key: value.shape for key, value in skeleton.state_dict().items() if not _is_of(key, classifier)}
+        if shapes == {key: value.shape for key, value in saved.items()}:
+            return f"they fit timm/{other}: set backbone to that"
+
+    if "pos_embed" in key or "position" in key:  # trained on pictures of another size
+        return (
+            f"have timm resize the positions, if that is wanted: torch.save(timm.create_model('{name}', "
+            "pretrained=True, num_classes=0, pretrained_cfg_overlay={'file': 'old.pt'}).state_dict(), 'new.pt')"
+        )
+    return "set backbone to the model that they are of"
 
 
 def make_random(name: str, file: str, folder: Path) -> None:
