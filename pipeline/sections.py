@@ -20,6 +20,8 @@ class Section(BaseModel):
 
 
 class Download(Section):
+    own_copy: str
+    accept_new_versions: bool
     osf_api: str
     figshare_api: str
     openneuro: str

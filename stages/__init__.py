@@ -18,6 +18,7 @@ from rich.text import Text
 
 from pipeline.errors import InputError
 from pipeline.files import replacing
+from stages.outputs import noted_run
 
 # Before torch is imported: threads that spin while they wait for each other made training five times slower on a
 # machine that others use too; threads that sleep at once made it a third slower on one that nobody else uses. GNU's
@@ -35,7 +36,8 @@ def run(main: Callable[..., str]) -> None:
     def command(*arguments: object, **options: object) -> None:
         started = time.monotonic()
         try:
-            written = main(*arguments, **options)
+            with noted_run():
+                written = main(*arguments, **options)
         except (InputError, OSError) as error:
             print(f"error: {error}", file=sys.stderr)
             raise typer.Exit(1) from None

@@ -1,35 +1,68 @@
 """Get the files of the chosen dataset as they are published: the subjects' EEG, the images, the metadata."""
 
 from pathlib import Path
+from typing import Annotated
+
+import typer
 
 from pipeline.data.datasets import DATASETS
 from pipeline.data.image_table import SPLITS, write_image_table
 from pipeline.data.sources import OwnCopy, PublishedFiles
-from pipeline.fetch.download import Addresses, fetch_dataset
-from pipeline.fetch.own_copy import collect_images, find_own_copy
+from pipeline.fetch.copies import open_copies
+from pipeline.fetch.download import Addresses, Brought, fetch_dataset
+from pipeline.fetch.own_copy import check_images, collect_images, find_own_copy
 from pipeline.params import read_params
 from pipeline.tables import check_names
 from stages import run, show
 
 
-def main(params: Path, eeg: Path, images: Path, metadata: Path, image_table: Path) -> str:
+def main(
+    params: Path,
+    eeg: Path,
+    images: Path,
+    metadata: Path,
+    image_table: Path,
+    left_in: Annotated[Path | None, typer.Option(help="a folder where users leave files; noticed, not used")] = None,
+) -> str:
     p = read_params(params)
     check_names(p)  # here, where a first run begins: not after hours of downloading and embedding
     dataset = DATASETS[p.dataset]
-    source, own_copy = dataset.source, None
+    source = dataset.source
+
+    # What the user brings is looked at before hours of downloading.
+    brought = Brought(open_copies(p.download.own_copy), left_in, p.download.accept_new_versions)
+    things = None
     if isinstance(source, PublishedFiles) and isinstance(source.images, OwnCopy):
-        own_copy = find_own_copy(p.download.things_images)  # before hours of downloading
+        things = find_own_copy(p.download.things_images)
+
+    def check_things(metadata: Path) -> None:
+        assert things
+        check_images(things, image_ids_of(p.dataset, metadata))
+
     addresses = Addresses(p.download.osf_api, p.download.figshare_api, p.download.openneuro)
-    fetch_dataset(source, addresses, p.subjects, eeg, images, metadata)
-    tables = dataset.read_metadata(metadata)
-    if own_copy:
-        image_ids = [image_id for split in SPLITS for image_id in tables[split]["image_ids"]]
-        collect_images(own_copy, image_ids, images / "things_images.zip")
-    write_image_table(image_table, tables)
+    fetch_dataset(
+        source,
+        addresses,
+        p.subjects,
+        eeg,
+        images,
+        metadata,
+        brought=brought,
+        check_metadata=check_things if things else None,
+    )
+    if things:
+        collect_images(things, image_ids_of(p.dataset, metadata), images / "things_images.zip")
+    write_image_table(image_table, dataset.read_metadata(metadata))
+
     files = [path for folder in (eeg, images) for path in sorted(folder.rglob("*")) if path.is_file()]
     rows = [{"file": str(path), "MB": path.stat().st_size / 1e6} for path in [*files, metadata]]
     show(f"{p.dataset}: files", rows)
     return f"{len(list(eeg.iterdir()))} subjects to {eeg} and the images to {images}"
+
+
+def image_ids_of(dataset: str, metadata: Path) -> list[str]:
+    tables = DATASETS[dataset].read_metadata(metadata)
+    return [image_id for split in SPLITS for image_id in tables[split]["image_ids"]]
 
 
 if __name__ == "__main__":

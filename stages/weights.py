@@ -2,19 +2,29 @@
 
 import shutil
 from pathlib import Path
+from typing import Annotated
+
+import typer
 
 from pipeline.data.datasets import DATASETS
 from pipeline.errors import InputError
-from pipeline.fetch.download import fetch_file
+from pipeline.fetch.copies import open_copies
+from pipeline.fetch.download import Brought, fetch_file
 from pipeline.files import replacing
 from pipeline.images.models import find_model
 from pipeline.params import read_params
 from stages import run, show
 
 
-def main(params: Path, backbone: str, weights: Path) -> str:
+def main(
+    params: Path,
+    backbone: str,
+    weights: Path,
+    left_in: Annotated[Path | None, typer.Option(help="a folder where users leave files; noticed, not used")] = None,
+) -> str:
     p = read_params(params)
     model = find_model(backbone)
+    brought = Brought(open_copies(p.download.own_copy), left_in)
     addresses = {
         "dino": p.download.dino,
         "dreamsim_releases": p.download.dreamsim_releases,
@@ -26,7 +36,8 @@ def main(params: Path, backbone: str, weights: Path) -> str:
         model.stand_in(weights)
     elif model.published:
         for file in model.published:
-            fetch_file(f"{addresses[file.root].rstrip('/')}/{file.path}", weights, file.name, file.sha256)
+            url = f"{addresses[file.root].rstrip('/')}/{file.path}"
+            fetch_file(url, weights, file.name, file.sha256, published_path=file.path, brought=brought)
     elif Path(p.download.weights_file).is_file():
         with replacing(weights / model.file) as copy:
             shutil.copyfile(p.download.weights_file, copy)
