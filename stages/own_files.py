@@ -1,0 +1,67 @@
+"""Look at the user's files: those that he brought, and those that lie where a stage is about to write.
+
+DVC sees no file outside of its outputs. So the names, sizes and times of the files that the parameters name go into a
+record that other stages depend on: a corrected file is used, and one that has not changed costs a look. And DVC empties
+the outputs of a stage before it runs. A file that no stage has made would be lost, so it ends the run here, before any
+other stage.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from pipeline.errors import InputError
+from pipeline.params import read_params
+from stages import run, write_json
+from stages.outputs import find_foreign_files
+
+DATA_FILES = (".zip", ".npy", ".fif", ".csv")
+WEIGHT_FILES = (".zip", ".npz", ".pth", ".pt", ".bin", ".safetensors")
+ANY_FILES = ("",)
+
+
+def main(params: Path, dataset_record: Path, weights_record: Path) -> str:
+    p = read_params(params)
+    refuse_to_delete(find_foreign_files(Path.cwd()))
+
+    own_copy = p.download.own_copy
+    own_data = {"own_copy": look(own_copy, DATA_FILES), "things_images": look(p.download.things_images, ANY_FILES)}
+    own_weights = {"own_copy": look(own_copy, WEIGHT_FILES), "weights_file": look(p.download.weights_file, ANY_FILES)}
+    write_json(dataset_record, own_data)
+    write_json(weights_record, own_weights)
+    return ""
+
+
+def look(setting: str, endings: Sequence[str]) -> str:
+    """What stands for a file, or for the files of a folder that end so, by names, sizes and times: nothing is read."""
+    path = Path(setting).expanduser()
+    if setting == "none" or not path.exists():  # the stage that needs it says what is wrong
+        return "none"
+
+    paths = (
+        [path] if path.is_file() else [file for file in path.rglob("*") if file.name.lower().endswith(tuple(endings))]
+    )
+    facts = []
+    for file in sorted(paths):
+        if file.is_file():
+            status = file.stat()
+            facts.append((str(file.relative_to(path)), status.st_size, status.st_mtime_ns))
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+
+def refuse_to_delete(foreign: Sequence[tuple[Path, Path]]) -> None:
+    """InputError for files (path, the output in which it lies) that no stage has made."""
+    if not foreign:
+        return
+
+    path, output = foreign[0]
+    more = f" and {len(foreign) - 1} more" if len(foreign) > 1 else ""
+    raise InputError(
+        f"{path}{more}: no stage has made it, and it would be deleted, since {output} is emptied before it is written: "
+        "move it to a folder outside of the outputs; published files are found there by download.own_copy"
+    )
+
+
+if __name__ == "__main__":
+    run(main)
