@@ -11,7 +11,8 @@ A folder is listed as the real server lists it (pages, hashes; OSF's folders). A
 answers 302 to the storage, on another port, with a token that expires; a bucket's file is data at once. A fault meets
 the first `times` requests for that file (-1: all), then the next fault has its turn. Kinds, and what they take:
     drop (at)  hang (at, seconds)  truncate (at)  flip (at)  trickle (rate, in bytes a second)  longer (by)
-    length (by: added to the true Content-Length)  no_range  html (disguised: as application/octet-stream)
+    length (by: added to the true Content-Length)  no_range (at: and drops there)
+    html (disguised: as application/octet-stream)
     status (code, retry_after: text, or retry_date: seconds from now)  at the data;  api_status: the same at the link
     expired: the link leads to a token of the past
 for a listing, under the name of its node, article or "bucket": api_status, html, text (body, encoding), and, as long
@@ -388,7 +389,8 @@ class Handler(BaseHTTPRequestHandler):
                 return
             body = body[start : int(last) + 1 if last else None]
             status, headers = 206, {"Content-Range": f"bytes {start}-{start + len(body) - 1}/{size}"}
-        cut = max(0, fault["at"] - start) if kind in ("drop", "hang", "truncate") else len(body)
+        cuts = kind in ("drop", "hang", "truncate") or (kind == "no_range" and "at" in fault)
+        cut = max(0, fault["at"] - start) if cuts else len(body)
         if kind == "truncate":
             body = body[:cut]
         length = len(body) + (fault["by"] if kind == "length" else 0)

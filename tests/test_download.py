@@ -18,9 +18,11 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.data.known_files import KnownFile
 from pipeline.data.sources import THINGS_EEG2, THINGS_EEG2_RAW, THINGS_MEG, Bucket, PublishedFiles
 from pipeline.errors import InputError
-from pipeline.fetch.download import Addresses, fetch_dataset, fetch_file
+from pipeline.fetch.copies import open_copies
+from pipeline.fetch.download import Addresses, Brought, fetch_dataset, fetch_file
 from pipeline.fetch.transfer import Remote, fetch
 from pipeline.fetch.web import Patience
 from tests.osf_server import Server, fault, serve
@@ -282,6 +284,102 @@ def test_fault_that_lasts(kind: str, name: str, server: Server, published: Path,
     get(server, tmp_path / "a", ["sub-01", "sub-02"], source=KINDS[kind])
     check(published, tmp_path / "a", ["sub-01", "sub-02"])
     assert server.sent() == {"sub-01.zip": sizes(published, "sub-01.zip")["sub-01.zip"] - kept}
+
+
+MEG = [f"P1/preprocessed_P1-epo{part}.fif" for part in ("", "-1", "-2", "-3")]
+
+
+@pytest.mark.parametrize("hidden", [[], [fault("no_hashes", -1)]], ids=["hashes", "no hashes"])
+def test_a_listing_that_promises_more_bytes_than_the_file_has(
+    hidden: list[dict[str, object]], server: Server, published: Path, tmp_path: Path
+) -> None:
+    """The file is fetched once; with the listing mended, or another file of the same listing, not again."""
+    size = sizes(published, "sub-01.zip")["sub-01.zip"]
+    server.set_faults({"anp5v": [*hidden, relisted(size=size + 1000)]})
+    told = (
+        f"the listing says that it has {size + 1000} bytes, and 127.0.0.1 has a file of {size}; {size} bytes are kept"
+    )
+    with pytest.raises(InputError, match=f"^sub-01.zip: {told}"):
+        get(server, tmp_path / "a")
+    assert server.sent()["sub-01.zip"] == size
+    server.clear_log()
+    with pytest.raises(InputError, match=f"^sub-01.zip: {told}"):
+        get(server, tmp_path / "a")
+    assert server.sent().get("sub-01.zip", 0) == 0
+    if not hidden:  # the hash says that it is the same file
+        server.set_faults({})
+        get(server, tmp_path / "a")
+        check(published, tmp_path / "a")
+        assert server.sent().get("sub-01.zip", 0) == 0
+
+
+def test_a_server_that_drops_each_time_and_begins_anew(server: Server, published: Path, tmp_path: Path) -> None:
+    """Later and later: each try brings bytes."""
+    server.set_faults({"sub-01.zip": [fault("no_range", at=at) for at in range(50_000, 400_000, 30_000)]})
+    with pytest.raises(InputError, match="127.0.0.1 breaks off, and begins with the first byte each time.*4 restarts"):
+        get(server, tmp_path / "a")
+    requests = [request for request in server.log() if request["name"] == "sub-01.zip" and request["port"] == "storage"]
+    assert len(requests) == 1 + 4 + 1
+    (tmp_path / "own").mkdir()
+    shutil.copy(originals(published)["sub-01.zip"], tmp_path / "own")  # what the sentence says
+    places = (tmp_path / "a/eeg", tmp_path / "a/images", tmp_path / "a/image_metadata.npy")
+    brought = Brought(open_copies(str(tmp_path / "own")))
+    fetch_dataset(EEG2, addresses(server), ["sub-01"], *places, QUICK, brought)
+    check(published, tmp_path / "a")
+
+
+def known_meg(published: Path) -> dict[str, KnownFile]:
+    whole = {name: originals(published)[name].read_bytes() for name in map(os.path.basename, MEG)}
+    return {name: KnownFile(len(content), hashlib.sha256(content).hexdigest()) for name, content in whole.items()}
+
+
+def test_a_known_hash_checks_what_no_server_hashes(server: Server, published: Path, tmp_path: Path) -> None:
+    """One flipped bit in a file that was stored in parts."""
+    name = "preprocessed_P1-epo-2.fif"
+    source = replace(MEG_FILES, known=known_meg(published))
+    server.set_faults({"bucket": [fault("no_hashes", -1)], name: [fault("flip", at=60_000)]})
+    get(server, tmp_path / "a", ["P1"], source=source)
+    assert (tmp_path / "a/eeg/P1" / name).read_bytes() == originals(published)[name].read_bytes()
+    assert server.sent()[name] == 2 * SIZE // 4
+
+
+def test_a_file_that_was_published_anew_needs_a_key(server: Server, published: Path, tmp_path: Path) -> None:
+    """The same twice is no damage; it is kept, and taken when the user says so, without another download."""
+    name = "preprocessed_P1-epo-2.fif"
+    source = replace(MEG_FILES, known=known_meg(published))
+    server.set_faults({"bucket": [fault("no_hashes", -1)], name: [fault("flip", 2, at=60_000)]})
+    refused = (
+        f"^{name}: is not the file that was published .*expected sha256 .*, set download.accept_new_versions to true"
+    )
+    with pytest.raises(InputError, match=refused):
+        get(server, tmp_path / "a", ["P1"], source=source)
+    server.clear_log()
+    with pytest.raises(InputError, match=refused):
+        get(server, tmp_path / "a", ["P1"], source=source)
+    places = (tmp_path / "a/eeg", tmp_path / "a/images", tmp_path / "a/image_metadata.npy")
+    fetch_dataset(source, addresses(server), ["P1"], *places, QUICK, Brought(accept_new_versions=True))
+    assert (tmp_path / "a/eeg/P1" / name).read_bytes()[60_000] == originals(published)[name].read_bytes()[60_000] ^ 1
+    assert server.sent() == {}
+
+
+def test_a_size_that_is_not_the_known_one_is_told_before_the_download(server: Server, tmp_path: Path) -> None:
+    server.set_faults({"anp5v": [fault("no_hashes", -1)]})
+    source = replace(EEG2, known={"sub-01.zip": KnownFile(7, "0" * 64)})
+    with pytest.raises(InputError, match="^sub-01.zip: is not the file .*expected 7 bytes, got 400"):
+        get(server, tmp_path / "a", source=source)
+    assert server.sent() == {}
+
+
+def test_the_known_files_are_those_of_the_sources() -> None:
+    """Each has a name that its source wants; sizes and hashes were published, so that a slip of a digit shows here."""
+    for source, n_files in ((THINGS_EEG2, 13), (THINGS_EEG2_RAW, 3), (THINGS_MEG, 17)):
+        assert len(source.known) == n_files
+        named = {source.metadata_file, *source.image_files}
+        subjects = {match[1] for name in source.known if (match := re.fullmatch(source.subject_file, name))}
+        assert subjects in (set(source.subjects), set())
+        assert all(name in named or re.fullmatch(source.subject_file, name) for name in source.known)
+        assert all(re.fullmatch("[0-9a-f]{64}", file.sha256) for file in source.known.values())
+        assert len({file.sha256 for file in source.known.values()}) == n_files
 
 
 def test_slow_but_steady_is_left_alone(server: Server, published: Path, tmp_path: Path) -> None:
@@ -574,9 +672,6 @@ def test_listing_faults_that_pass_and_a_page_that_names_itself(
     server.set_faults({LISTED_AS[kind]: [fault("page_loop", -1)]})
     with pytest.raises(InputError, match="sub-05"):
         get(server, tmp_path / "a", ["sub-05"], source=KINDS[kind])
-
-
-MEG = [f"P1/preprocessed_P1-epo{part}.fif" for part in ("", "-1", "-2", "-3")]
 
 
 def test_meg_in_parts_each_subject_in_a_folder(server: Server, published: Path, tmp_path: Path) -> None:

@@ -106,7 +106,7 @@ def _check(path: Path, remote: Remote) -> None:
     try:
         check_file(path, remote)
     except NewVersion as problem:
-        raise InputError(f"{path}: {new_version(remote, problem)}") from problem
+        raise InputError(new_version(path, problem)) from problem
     except WrongFile as problem:
         raise InputError(
             f"{path}: is not the published file {remote.name}: {problem}; copy it again, or take it away to have it "

@@ -283,7 +283,7 @@ def _remote(server: Server, file: Listed, known_files: KnownFiles) -> Remote:
     known = None if file.sha256 or file.md5 else known_files.get(file.name)
     remote = Remote(file.name, file.url, file.size, key, file.sha256, file.md5, known)
     if known and known.size != file.size:
-        raise InputError(new_version(remote, f"expected {known.size} bytes, got {file.size}"))
+        raise InputError(new_version(file.name, f"expected {known.size} bytes, got {file.size}"))
     return remote
 
 

@@ -198,7 +198,7 @@ def _intact(entry: Path, remote: Remote) -> bool:
     try:
         sha256 = check_file(entry, replace(remote, sha256=remote.sha256 or record.sha256) if record else remote)
         if remote.known and sha256 != remote.known.sha256:
-            raise InputError(new_version(remote, f"expected sha256 {remote.known.sha256}, got {sha256}"))
+            raise InputError(new_version(remote.name, f"expected sha256 {remote.known.sha256}, got {sha256}"))
     except WrongFile as problem:
         tell_user(f"{remote.name}: the copy in the cache is damaged ({problem}); fetching it again")
         entry.unlink()
@@ -235,7 +235,7 @@ async def _complete(transfer: _Transfer) -> None:
             sha256 = _digest(part, "sha256")
             if sha256 == first_sha256:  # twice the same: no damage on the way, another file
                 _keep(part, entry, remote, sha256)
-                raise InputError(new_version(remote, problem)) from problem
+                raise InputError(new_version(remote.name, problem)) from problem
             first_sha256 = sha256
         except WrongFile as problem:
             if attempt == 2:
@@ -298,16 +298,16 @@ async def _receive_rest(transfer: _Transfer) -> None:
 
 
 def _check_announced_size(transfer: _Transfer, response: httpx.Response) -> None:
-    """InputError where the server's file has another size than the listing says, twice: it can never be complete.
+    """InputError where the server's file has another size than the listing says: it can never be complete.
 
-    Once may be a slip on the way, and the bytes are worth having.
+    Said once it may be a slip on the way, and the bytes are worth having; unless all of them are here already.
     """
     announced = announced_size(response)
     if announced is None or announced == transfer.remote.size:
         return
 
     transfer.n_other_sizes += 1
-    if transfer.n_other_sizes > 1:
+    if transfer.n_other_sizes > 1 or announced == _size(transfer.part):
         remote = transfer.remote
         raise InputError(
             f"{remote.name}: the listing says that it has {remote.size} bytes, and {response.url.host} has a file of "
@@ -383,11 +383,12 @@ def check_file(path: Path, remote: Remote) -> str:
     return sha256
 
 
-def new_version(remote: Remote, problem: object) -> str:
+def new_version(file: object, problem: object) -> str:
+    """What to say of a file that is another one than this project knows."""
     return (
-        f"{remote.name}: is not the file that was published when this was written ({problem}), and no server names a "
+        f"{file}: is not the file that was published when this was written ({problem}), and no server names a "
         "hash of it; its publisher may have replaced it: if you have made sure of that, set "
-        "download.acceptnew_versions to true"
+        "download.accept_new_versions to true"
     )
 
 
