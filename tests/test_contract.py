@@ -4,7 +4,6 @@ import functools
 import json
 import re
 import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -175,9 +174,3 @@ def test_a_small_number_is_read_as_dvc_writes_and_tracks_it(text, tmp_path):
     for key, form in forms.items():
         value = functools.reduce(dict.__getitem__, key.split("."), values)
         assert value == ([float(text), 0.5] if "[" in form else float(text))
-
-
-def test_a_checkout_has_no_windows_line_ends():
-    """A shell would take them for a part of a recipe's values, and DVC every file for another one."""
-    shipped = subprocess.run(["git", "ls-files", "--eol"], capture_output=True, text=True, check=True).stdout
-    assert [line for line in shipped.splitlines() if "attr/text=auto eol=lf" not in line or "crlf" in line] == []
