@@ -83,6 +83,12 @@ def test_a_stage_depends_on_the_modules_it_imports(name):
 
 
 @pytest.mark.parametrize("name", STAGES)
+def test_a_stage_is_run_by_the_name_that_every_python_has(name):
+    """Many machines have no `python`, and .venv has both: without activation a stage is to tell what is missing."""
+    assert STAGES[name]["cmd"].startswith("python3 -m stages.")
+
+
+@pytest.mark.parametrize("name", STAGES)
 def test_a_stage_declares_the_parameters_it_reads(name):
     assert declared(STAGES[name]) == read_by(program(name)) - UNTRACKED_KEYS
 
