@@ -7,12 +7,16 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup repro compare results study test check docs bench fuzz
+.NOTPARALLEL:  # what has to be told comes before what is installed
+.PHONY: help checkout setup repro compare results study test check docs bench fuzz
 
 help:  ## what there is to make
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-setup: $(VENV)/installed  ## create .venv with the versions that were tried
+checkout:
+	@sh checkout.sh
+
+setup: checkout $(VENV)/installed  ## create .venv with the versions that were tried
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, and $(PYTHON) is older: make PYTHON=python3.12 ...")'
@@ -39,7 +43,7 @@ study: setup  ## a grid of trainings: every image model, EEG encoder and protoco
 	dvc repro study/dvc.yaml
 	@echo 'The grid with its pictures: metrics/study.html'
 
-test: setup  ## the test suite, and which branches of the code it runs
+test: $(VENV)/installed  ## the test suite, and which branches of the code it runs
 	python -m pytest -n auto --dist loadfile --no-loadscope-reorder --cov --cov-report term
 
 check: setup docs  ## lint, format, types, imports, the DAG, the documentation, and that dvc.yaml, params.yaml and the code agree
@@ -50,10 +54,10 @@ check: setup docs  ## lint, format, types, imports, the DAG, the documentation, 
 	dvc dag > /dev/null
 	python -m pytest tests/test_contract.py
 
-docs: setup  ## the documentation as a site, in site/
+docs: $(VENV)/installed  ## the documentation as a site, in site/
 	NO_MKDOCS_2_WARNING=1 mkdocs build --strict --quiet
 
-bench: setup  ## ratios against the plain way of doing the same, in one run
+bench: $(VENV)/installed  ## ratios against the plain way of doing the same, in one run
 	python -m benchmarks.preprocess
 	python -m benchmarks.preprocess_raw
 	python -m benchmarks.embed
@@ -65,6 +69,6 @@ bench: setup  ## ratios against the plain way of doing the same, in one run
 	python -m benchmarks.workers
 	python -m benchmarks.study
 
-fuzz: setup  ## ten thousand damaged and hostile files for the readers, and a study killed twenty times
+fuzz: $(VENV)/installed  ## ten thousand damaged and hostile files for the readers, and a study killed twenty times
 	python -m tests.fuzz 10000
 	python -m tests.kills 20

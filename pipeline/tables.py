@@ -7,7 +7,7 @@ from collections.abc import Collection
 
 from pipeline.data.datasets import DATASETS
 from pipeline.eeg.encoders import EEG_ENCODERS
-from pipeline.errors import InputError
+from pipeline.errors import InputError, suggestion
 from pipeline.images.models import OfCache, find_alignment, find_model, kinds_of_alignment
 from pipeline.images.views import check_views
 from pipeline.params import Params
@@ -21,7 +21,8 @@ def check_names(p: Params) -> None:
     )
     for key, name, table in tables:
         if name not in table:
-            raise InputError(f"params.yaml: {key} is {name!r}: should be one of {', '.join(table)}")
+            near = suggestion(name, table)
+            raise InputError(f"params.yaml: {key} is {name!r}: should be one of {', '.join(table)}{near}")
     check_views(p.embed.views)
     check_image_model(p.backbone, p.encoder, p.alignment)
 
@@ -41,14 +42,16 @@ def check_study(p: Params) -> None:
     for key, names in p.study.model_dump(exclude={"seeds"}).items():
         if len(set(names)) < len(names):
             raise InputError(f"params.yaml: study.{key} names one twice: {', '.join(map(str, names))}")
-    for name in p.study.eeg_encoders:
-        if name not in EEG_ENCODERS:
-            raise InputError(f"params.yaml: study.eeg_encoders has {name!r}: should be of {', '.join(EEG_ENCODERS)}")
-    for name in p.study.alignments:
-        if name not in kinds_of_alignment():
-            raise InputError(
-                f"params.yaml: study.alignments has {name!r}: should be of {', '.join(kinds_of_alignment())}"
-            )
+    lists: tuple[tuple[str, list[str], Collection[str]], ...] = (
+        ("study.eeg_encoders", p.study.eeg_encoders, EEG_ENCODERS),
+        ("study.alignments", p.study.alignments, kinds_of_alignment()),
+    )
+    for key, names, table in lists:
+        for name in names:
+            if name not in table:
+                near = suggestion(name, table)
+                raise InputError(f"params.yaml: {key} has {name!r}: should be of {', '.join(table)}{near}")
+
     for backbone in p.study.backbones:
         loads = [load for kind, load in find_model(backbone).aligned.items() if kind in p.study.alignments]
         if loads and "last" not in p.study.blocks and all(isinstance(load, OfCache) for load in loads):

@@ -1,5 +1,7 @@
 """One command a DVC stage: read, call the library, write. Paths come from dvc.yaml, values from params.yaml."""
 
+import stages.interpreter  # noqa: F401  # isort: skip  # first: another Python may lack what comes next
+
 import functools
 import json
 import os

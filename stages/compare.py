@@ -17,9 +17,9 @@ from dvc.api import DVCFileSystem
 
 from pipeline.analysis.comparison import compare
 from pipeline.analysis.similarities import read_similarities
-from pipeline.errors import InputError
+from pipeline.errors import InputError, suggestion
 from pipeline.files import sha256
-from pipeline.params import read_params
+from pipeline.params import Params, keys, read_params
 from stages import run, write_json
 from stages.results import print_comparison
 
@@ -39,8 +39,11 @@ def main(
         raise InputError(f"give two evaluations, or none to have DVC make them: got {len(evaluations)}")
     if evaluations and seeds:
         raise InputError("--seeds is for evaluations that DVC makes: the files given hold the seeds that they hold")
+    for option, value in (("--baseline", baseline), ("--other", other)):
+        _check_assignment(option, value)
     if baseline.partition("=")[0] != other.partition("=")[0]:
         raise InputError(f"--baseline and --other should set the same parameter, got {baseline} and {other}")
+
     with tempfile.TemporaryDirectory() as folder:
         wanted = {"baseline": baseline, "other": other}
         files = evaluations or [evaluate(value, seeds, Path(folder) / f"{side}.h5") for side, value in wanted.items()]
@@ -49,6 +52,15 @@ def main(
         result["sha256"] = [sha256(path) for path in files]
     print_comparison(write_json(comparison, result))
     return str(comparison)
+
+
+def _check_assignment(option: str, value: str) -> None:
+    """InputError unless it sets a key of params.yaml, as `encoder=aligned` does."""
+    key, sign, _ = value.partition("=")
+    if not sign:
+        raise InputError(f"{option} is {value}: expected a parameter and its value, such as encoder=aligned")
+    if key not in keys(Params):
+        raise InputError(f"{option} is {value}: params.yaml has no key {key}" + suggestion(key, keys(Params)))
 
 
 def evaluate(value: str, seeds: int | None, target: Path) -> Path:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import t
 
+import stages.compare
 from pipeline.analysis.comparison import compare
 from pipeline.analysis.similarities import Scored, Similarities
 from pipeline.errors import InputError
@@ -14,6 +15,20 @@ from pipeline.sections import Evaluate
 from stages.results import print_comparison
 
 N = 20
+
+
+@pytest.mark.parametrize(
+    ("baseline", "message"),
+    [
+        ("encodr=unaligned", "--baseline is encodr=unaligned: params.yaml has no key encodr; is it encoder[?]"),
+        ("train.eeg_encodr=nice", "params.yaml has no key train.eeg_encodr; is it train.eeg_encoder[?]"),
+        ("aligned", "--baseline is aligned: expected a parameter and its value, such as encoder=aligned"),
+        ("seed=1", "should set the same parameter, got seed=1 and encoder=aligned"),
+    ],
+)
+def test_a_side_that_sets_no_parameter_is_told_before_dvc_runs(baseline: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        stages.compare.main(baseline=baseline)
 
 
 def parameters() -> Evaluate:

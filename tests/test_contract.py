@@ -1,5 +1,6 @@
 """params.yaml, dvc.yaml and the code say the same: no key unread, no dependency forgotten."""
 
+import functools
 import json
 import re
 import shutil
@@ -8,9 +9,9 @@ from pathlib import Path
 import pytest
 import yaml
 from dvc.utils.hydra import apply_overrides
-from pydantic import BaseModel
+from dvc.utils.serialize import load_yaml
 
-from pipeline.params import Params
+from pipeline.params import Params, keys, read_params
 from pipeline.unfinished import ROOT, imported
 
 # The stages of both pipelines: `weights` is one of dvc.yaml, `study/weights` one of study/dvc.yaml
@@ -36,14 +37,6 @@ UNTRACKED_PATHS = {
 }
 RECORDS = ["data/own_files/dataset.json", "data/own_files/weights.json"]  # they only tell when to look again
 UNTRACKED_KEYS = {"preprocess.workers", "runs.where", "runs.workers"}  # change no byte of the result
-
-
-def keys(model: type[BaseModel], prefix: str = "") -> set[str]:
-    found = set()
-    for name, field in model.model_fields.items():
-        nested = isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
-        found |= keys(field.annotation, f"{name}.") if nested else {prefix + name}
-    return found
 
 
 def program(name: str) -> Path:
@@ -97,6 +90,12 @@ def test_a_stage_depends_on_the_modules_it_imports(name):
 
 
 @pytest.mark.parametrize("name", STAGES)
+def test_a_stage_is_run_by_the_name_that_every_python_has(name):
+    """Many machines have no `python`, and .venv has both: without activation a stage is to tell what is missing."""
+    assert STAGES[name]["cmd"].startswith("python3 -m stages.")
+
+
+@pytest.mark.parametrize("name", STAGES)
 def test_a_stage_declares_the_parameters_it_reads(name):
     assert declared(STAGES[name]) == read_by(program(name)) - UNTRACKED_KEYS
 
@@ -142,12 +141,49 @@ def test_every_path_in_a_command_is_declared(name):
 
 
 @pytest.mark.parametrize("recipe", sorted(Path("params").iterdir()), ids=lambda path: path.name)
-def test_a_published_recipe_sets_keys_that_there_are(recipe):
-    values = yaml.safe_load(Path("params.yaml").read_text())
+def test_a_published_recipe_is_read_as_dvc_writes_and_tracks_it(recipe, tmp_path):
     words = recipe.read_text().split()
     assert set(words[::2]) == {"-S"}
+
+    values = written_by_dvc(tmp_path, words[1::2])
     for assignment in words[1::2]:
-        key, value = assignment.split("=")
-        section, _, name = key.rpartition(".")
-        (values[section] if section else values)[name] = yaml.safe_load(value)
-    Params.model_validate(values)
+        key, text = assignment.split("=")
+        value = functools.reduce(dict.__getitem__, key.split("."), values)
+        as_text = str(value).lower().replace("'", "").replace(" ", "")
+        assert as_text == text or value == float(text)
+
+
+def written_by_dvc(folder: Path, assignments: list[str]) -> dict:
+    """The values that a stage reads after `dvc exp run -S`; those that DVC tracks are the same."""
+    path = Path(shutil.copy("params.yaml", folder))
+    apply_overrides(path, assignments)
+    written = path.read_text()
+
+    values = read_params(path).model_dump()
+    assert values == load_yaml(path)
+    apply_overrides(path, ["encoder=unaligned"])
+    assert path.read_text() == written
+    return values
+
+
+def float_keys() -> dict[str, str]:
+    """Each key that takes a number which need not be whole, and how it is written."""
+    found = {}
+    for section, model in Params.model_json_schema()["$defs"].items():
+        for name, of_key in model["properties"].items():
+            for option in of_key.get("anyOf", [of_key]):
+                if "number" in (option.get("type"), option.get("items", {}).get("type")):
+                    key = f"{section.lower().strip('_')}.{name}"
+                    found[key] = "[{},0.5]" if option["type"] == "array" else "{}"
+    return found
+
+
+@pytest.mark.parametrize("text", ["1e-5", "5e-05", "0.00001", "1E-5", "2.5e-7"])
+def test_a_small_number_is_read_as_dvc_writes_and_tracks_it(text, tmp_path):
+    forms = float_keys()
+    assert {"train.learning_rate", "train.gradient_clip", "train.betas", "evaluate.window"} < set(forms) <= keys(Params)
+
+    values = written_by_dvc(tmp_path, [f"{key}={form.format(text)}" for key, form in forms.items()])
+    for key, form in forms.items():
+        value = functools.reduce(dict.__getitem__, key.split("."), values)
+        assert value == ([float(text), 0.5] if "[" in form else float(text))

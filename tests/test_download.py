@@ -740,6 +740,8 @@ def test_subjects_that_are_not_there(server: Server, tmp_path: Path) -> None:
     message = "no subject sub-17, ../x; there are sub-01, sub-02, sub-03, sub-04, sub-05"
     with pytest.raises(InputError, match=message):
         get(server, tmp_path / "a", ["sub-01", "sub-17", "../x"])
+    with pytest.raises(InputError, match="no subject sub-1; there are sub-01, .*; is it sub-01[?]$"):
+        get(server, tmp_path / "a", ["sub-1"])
     with pytest.raises(InputError, match="no subject was chosen"):
         get(server, tmp_path / "a", [])
 

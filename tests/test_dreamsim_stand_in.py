@@ -64,7 +64,7 @@ def test_bytes_are_the_same_in_another_process_with_another_number_of_threads(ba
 
 
 def test_an_unknown_backbone_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="synclr_vitb16, .*, ensemble, .*, not 'vgg16'"):
+    with pytest.raises(InputError, match="synclr_vitb16, .*, ensemble, .*, not 'vgg16': name one of those$"):
         make_checkpoint("vgg16", tmp_path)
     assert not list(tmp_path.iterdir())
 

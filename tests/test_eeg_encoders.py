@@ -276,6 +276,8 @@ def test_positions_are_sines_and_cosines():
 def test_an_unknown_encoder_is_refused():
     with pytest.raises(InputError, match="nonsense is not known: choose one of nice-recipe, nice"):
         make("nonsense", 17, 100)
+    with pytest.raises(InputError, match="ATMS is not known: .*; is it atm-s[?]$"):
+        make("ATMS", 17, 100)
 
 
 @pytest.mark.parametrize("name", ["shallow", "deep4"])

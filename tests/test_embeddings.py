@@ -135,6 +135,8 @@ def test_a_view_that_was_not_kept_is_told_with_those_that_were(cache, with_views
         read_embeddings(with_views, "last", "blur-8")
     with pytest.raises(InputError, match="train.views_in_gallery is blur-8; set it to one that is there, original, or"):
         read_embeddings(cache, "last", "original", "blur-8")
+    with pytest.raises(InputError, match=f"train.views is blur2.6; .*{ALL}, or add it to embed.views; is it blur-2.6"):
+        read_embeddings(with_views, "last", "blur2.6")
     for views in (("mean", "original"), ("draw", "original"), ("original", "mean")):
         with pytest.raises(InputError, match="is (mean|draw) and the only view there is original: add to embed.views"):
             read_embeddings(cache, "last", *views)

@@ -200,6 +200,8 @@ def test_the_posterior_channels_are_those_released() -> None:
 def test_refuses_a_channel_that_is_not_there(raw: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="sub-0[12].zip: has no channel 'Cz' .*it has Pz O1 Oz"):
         run(raw, tmp_path, channels=["Pz", "Cz"])
+    with pytest.raises(InputError, match="sub-0[12].zip: has no channel 'oz' .*it has Pz O1 Oz; is it Oz[?]$"):
+        run(raw, tmp_path, channels=["Pz", "oz"])
     assert not list(tmp_path.iterdir()), "something half-written is left"
 
 

@@ -121,4 +121,6 @@ def test_one_subject_alone_has_the_same_bytes(raw: Path, tmp_path: Path) -> None
 def test_an_unknown_subject_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="sub-01, sub-02.*'sub-03'"):
         make(tmp_path, ["sub-01", "sub-03"])
+    with pytest.raises(InputError, match="not 'sub-1'; is it sub-01[?]$"):
+        make(tmp_path, ["sub-1"])
     assert contents(tmp_path) == {}

@@ -19,7 +19,7 @@ from pipeline.data.archives import open_member
 from pipeline.data.entry import POSTERIOR
 from pipeline.data.image_table import Split
 from pipeline.data.pickles import Fields, Streamed, stream_npy
-from pipeline.errors import InputError
+from pipeline.errors import InputError, suggestion
 
 SESSIONS = (1, 2, 3, 4)
 FILES: dict[Split, str] = {"train": "raw_eeg_training.npy", "test": "raw_eeg_test.npy"}
@@ -46,7 +46,10 @@ class Channels:
             raise InputError(f"preprocess.channels is {' '.join(names) or 'empty'}; name each wanted channel once")
         absent = [name for name in names if name not in eeg]
         if absent:
-            raise InputError(f"{where}: has no channel {absent[0]!a} (preprocess.channels), it has {' '.join(eeg)}")
+            raise InputError(
+                f"{where}: has no channel {absent[0]!a} (preprocess.channels), it has {' '.join(eeg)}"
+                + suggestion(absent[0], eeg)
+            )
         return [self.names.index(name) for name in (*names, self.names[self.types.index("stim")])]
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from pipeline.errors import InputError
+from pipeline.errors import InputError, suggestion
 from pipeline.files import replacing
 
 SUBJECTS = ("sub-01", "sub-02")
@@ -46,7 +46,8 @@ def make_raw(
     chosen = SUBJECTS if subjects == "all" else subjects
     for subject in chosen:
         if subject not in SUBJECTS:
-            raise InputError(f"subjects: the sample dataset has {', '.join(SUBJECTS)}, not {subject!r}; name those.")
+            near = suggestion(subject, SUBJECTS)
+            raise InputError(f"subjects: the sample dataset has {', '.join(SUBJECTS)}, not {subject!r}{near}")
     size = size or Size()
     catalogue = _catalogue(size)
     train_latents, test_latents = _latents(size)

@@ -10,7 +10,7 @@ from pipeline.eeg.atm import AtmS
 from pipeline.eeg.braindecode_networks import BraindecodeEncoder
 from pipeline.eeg.encoder import EegEncoder
 from pipeline.eeg.nice import Nice, NiceRecipe
-from pipeline.errors import InputError
+from pipeline.errors import InputError, suggestion
 
 EEG_ENCODERS: dict[str, Callable[..., EegEncoder]] = {
     "nice-recipe": NiceRecipe,
@@ -29,7 +29,8 @@ def make_eeg_encoder(name: str, *, n_chans: int, n_times: int, sfreq: float, dro
     Raises InputError for an unknown name, for too few samples and, for braindecode's, where it is not installed.
     """
     if name not in EEG_ENCODERS:
-        raise InputError(f"train.eeg_encoder = {name} is not known: choose one of {', '.join(EEG_ENCODERS)}")
+        near = suggestion(name, EEG_ENCODERS)
+        raise InputError(f"train.eeg_encoder = {name} is not known: choose one of {', '.join(EEG_ENCODERS)}{near}")
     return EEG_ENCODERS[name](n_chans=n_chans, n_times=n_times, sfreq=sfreq, dropout=dropout)
 
 

@@ -35,7 +35,7 @@ from tqdm import tqdm
 
 from pipeline.data.entry import POSTERIOR, Dataset, Layout
 from pipeline.data.image_table import SPLITS, Split, read_image_table
-from pipeline.errors import InputError
+from pipeline.errors import InputError, suggestion
 from pipeline.files import replacing, sha256
 from pipeline.sections import Preprocess
 
@@ -145,6 +145,7 @@ def pick_channels(layout: Layout, channels: list[str] | Literal["all", "posterio
     if absent:
         raise InputError(
             f"{path}: has no channel {absent[0]!a} (preprocess.channels), it has {' '.join(layout.ch_names)}"
+            + suggestion(absent[0], layout.ch_names)
         )
     if not channels or len(set(channels)) != len(channels):
         raise InputError(f"preprocess.channels is {' '.join(channels) or 'empty'}; name each wanted channel once")

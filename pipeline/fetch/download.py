@@ -11,7 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from pipeline.data.known_files import KnownFiles
 from pipeline.data.sources import Bucket, Figshare, Make, Osf, OwnCopy, PublishedFiles, Server, Subjects
-from pipeline.errors import InputError
+from pipeline.errors import InputError, suggestion
 from pipeline.fetch.copies import Copies, choose_copy, find_copies, take_copies
 from pipeline.fetch.listings import Listed, list_files
 from pipeline.fetch.transfer import Remote, cached_size, fetch, is_cached, new_version
@@ -244,7 +244,7 @@ def _subject_files(source: PublishedFiles, listing: list[Listed], subjects: Subj
     if unknown or not chosen:
         raise _NotListed(
             f"{source.eeg}: no subject {', '.join(unknown) or 'was chosen or is listed'}; "
-            f"there are {', '.join(sorted(there)) or 'none'}"
+            f"there are {', '.join(sorted(there)) or 'none'}" + (suggestion(unknown[0], there) if unknown else "")
         )
     for subject in chosen:
         names = sorted(file.name for file in there[subject])

@@ -17,7 +17,7 @@ import numpy as np
 import safetensors.numpy
 import torch
 
-from pipeline.errors import InputError
+from pipeline.errors import InputError, suggestion
 from pipeline.files import replacing
 
 Weights = dict[str, np.ndarray]
@@ -56,7 +56,8 @@ def make_checkpoint(backbone: str, directory: Path, embed_dim: int = 192) -> Non
     ones have 768. Raises InputError for a backbone that DreamSim does not have.
     """
     if backbone not in BACKBONES:
-        raise InputError(f"backbone: DreamSim has {', '.join(BACKBONES)}, not {backbone!r}; name one of those.")
+        near = suggestion(backbone, BACKBONES)
+        raise InputError(f"backbone: DreamSim has {', '.join(BACKBONES)}, not {backbone!r}: name one of those{near}")
     folder, alpha, dropout, vits = BACKBONES[backbone]
     rng = np.random.default_rng([20220, *b"weights", list(BACKBONES).index(backbone)])
     with replacing(directory / f"dreamsim_{backbone}_checkpoint.zip") as part, ZipFile(part, "w") as archive:

@@ -19,7 +19,7 @@ from typing import Any, Literal
 import h5py
 import numpy as np
 
-from pipeline.errors import InputError
+from pipeline.errors import InputError, suggestion
 from pipeline.files import replacing
 
 Attributes = Mapping[str, str | int | float]
@@ -135,6 +135,7 @@ def _check_views(path: Path, key: str, wanted: str, kept: Sequence[str]) -> None
     if wanted not in (*SEVERAL, *kept):
         raise InputError(
             f"{path}: train.{key} is {wanted}; set it to one that is there, {', '.join(kept)}, or add it to embed.views"
+            + suggestion(wanted, (*SEVERAL, *kept))
         )
 
 

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import InputError
+from pipeline.errors import InputError, suggestion
 from pipeline.images import dreamsim, dreamsim_stand_in, glocal, published_vits, published_vits_stand_in, timm_models
 from pipeline.images.vit import ImageEncoder
 
@@ -128,7 +128,9 @@ def find_model(backbone: str) -> ImageModel:
         return IMAGE_MODELS[backbone]
     name = backbone.removeprefix(OF_TIMM)
     if name == backbone:
-        raise InputError(f"backbone is {backbone!r}: should be one of {', '.join(IMAGE_MODELS)} or {OF_TIMM}<name>")
+        near = suggestion(backbone, IMAGE_MODELS)
+        names = ", ".join(IMAGE_MODELS)
+        raise InputError(f"backbone is {backbone!r}: should be one of {names} or {OF_TIMM}<name>{near}")
     timm_models.check_name(name)
     return ImageModel(
         file=f"{name}.weights",
@@ -150,7 +152,8 @@ def find_alignment(backbone: str, alignment: str) -> Load | OfCache:
         return kinds[alignment]
     there = kinds_of_alignment()
     if alignment not in there:
-        raise InputError(f"alignment is {alignment!r}: should be one of {', '.join(there)}")
+        near = suggestion(alignment, there)
+        raise InputError(f"alignment is {alignment!r}: should be one of {', '.join(there)}{near}")
     if alignment == "glocal" and backbone in glocal.REFUSED:
         raise InputError(f"alignment is 'glocal': {glocal.WHY_REFUSED}")
     has = f"is aligned by {' or '.join(kinds)} alone" if kinds else "has only the unaligned encoder"

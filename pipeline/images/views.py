@@ -28,7 +28,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
 
-from pipeline.errors import InputError
+from pipeline.errors import InputError, suggestion
 from pipeline.images.embeddings import ORIGINAL
 
 # A blur needs half its kernel beside the picture, mirrored; torch 2.14 cannot make one pixel of a picture.
@@ -54,10 +54,11 @@ def _parsed(view: str) -> tuple[str, float]:
         strength, (least, most) = float(number), RANGES[kind]
         if number == f"{strength:.15g}" and strength > 0 and least <= strength <= most:
             return kind, strength
+    near = "" if (kind or view) in RANGES else suggestion(kind or view, (ORIGINAL, *RANGES))
     raise InputError(
         f"embed.views has {view!r}: should be original, blur-<sd in pixels, up to 64> such as blur-2.6, "
         "low-resolution-<pixels, 2 to 223> such as low-resolution-22, or noise-<sd between black 0 and white 1> such "
-        "as noise-0.1; a number has no zero too many"
+        f"as noise-0.1; a number has no zero too many{near}"
     )
 
 
