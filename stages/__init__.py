@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.errors import InputError
-from pipeline.files import replacing
+from pipeline.files import fault_of, replacing
 
 # Before torch is imported: threads that spin while they wait for each other made training five times slower on a
 # machine that others use too; threads that sleep at once made it a third slower on one that nobody else uses. GNU's
@@ -37,7 +37,7 @@ def run(main: Callable[..., str]) -> None:
         try:
             written = main(*arguments, **options)
         except (InputError, OSError) as error:
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {fault_of(error, Path.cwd()) or error}", file=sys.stderr)
             raise typer.Exit(1) from None
         if written:
             print(f"wrote {written} in {time.monotonic() - started:.1f} s")

@@ -213,7 +213,7 @@ def save_model(model: ContrastiveModel, folder: Path, notes: Mapping[str, Any]) 
     """Write model.safetensors, and model.json: what rebuilds the model, and notes on how it was trained."""
     folder.mkdir(parents=True, exist_ok=True)
     with replacing(folder / "model.safetensors") as temporary:
-        safetensors.torch.save_file(model.state_dict(), temporary)
+        temporary.write_bytes(safetensors.torch.save(model.state_dict()))
     made_of = {"sizes": asdict(model.sizes), "train": model.recipe.model_dump()}
     made_of["block_weights"] = model.block_weights()
     with replacing(folder / "model.json") as temporary:

@@ -22,7 +22,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
@@ -36,7 +36,7 @@ from tqdm import tqdm
 from pipeline.data.entry import POSTERIOR, Dataset, Layout
 from pipeline.data.image_table import SPLITS, Split, read_image_table
 from pipeline.errors import InputError
-from pipeline.files import replacing, sha256
+from pipeline.files import check_folders, replacing, sha256
 from pipeline.sections import Preprocess
 
 UNITS_OF_TRIAL = "share of the norm of the released trace, no physical unit"
@@ -61,7 +61,16 @@ def prepare_subjects(dataset: Dataset, eeg_dir: Path, image_table: Path, out_dir
     with ProcessPoolExecutor(min(parameters.workers, len(subjects)), get_context("spawn")) as pool:
         try:
             tasks = [
-                pool.submit(_prepare_subject, dataset, subject, path, out_dir / f"{subject}.h5", images, parameters)
+                pool.submit(
+                    _prepare_subject,
+                    dataset,
+                    subject,
+                    path,
+                    out_dir / f"{subject}.h5",
+                    images,
+                    parameters,
+                    len(subjects),
+                )
                 for subject, path in subjects.items()
             ]
             for task in tqdm(as_completed(tasks), "preprocess", len(tasks), unit="subject", disable=None):
@@ -79,6 +88,7 @@ def _prepare_subject(
     out: Path,
     images: Mapping[Split, pd.DataFrame],
     parameters: Preprocess,
+    n_subjects: int,
 ) -> None:
     by_trial = parameters.normalise == "trial"
     with ExitStack() as stack:
@@ -105,7 +115,7 @@ def _prepare_subject(
                     blocks = stack.enter_context(_measured(blocks, file))
                 mean, sd = file["mean"][:][:, None], file["sd"][:][:, None]
                 blocks = ((block - mean) / sd for block in blocks)
-            _write_eeg(group, blocks, average, parameters.dtype, path)
+            _write_eeg(group, blocks, average, parameters.dtype, path, n_subjects)
 
 
 def _hash(path: Path) -> str:
@@ -175,19 +185,31 @@ def _prepare(block: np.ndarray, normalise: bool, average: bool) -> np.ndarray:
     return block.mean(axis=1) if average else block
 
 
-def _write_eeg(group: h5py.Group, blocks: Iterator[np.ndarray], average: bool, dtype: str, path: Path) -> None:
+def _write_eeg(
+    group: h5py.Group, blocks: Iterator[np.ndarray], average: bool, dtype: str, path: Path, n_subjects: int
+) -> None:
     n_conditions, start, eeg = len(group["image_ids"]), 0, None
     try:
         with np.errstate(over="raise"):
             for block in blocks:
                 if eeg is None:
                     eeg = _create_eeg(group, (n_conditions, *block.shape[1:]), average, dtype)
+                    _require_room(Path(group.file.filename).parent, eeg.nbytes * n_subjects)
                 eeg[start : start + len(block)] = block.astype(dtype)
                 start += len(block)
     except FloatingPointError as error:
         raise InputError(f"{path}: EEG values near condition {start} are too large for {dtype}") from error
     if start != n_conditions:
         raise InputError(f"{path}: the {group.name[1:]} EEG has {start} conditions, the metadata {n_conditions} images")
+
+
+def _require_room(folder: Path, n_bytes: int) -> None:
+    """Whether the same split of all subjects fits, that of the others too, of which some may be there."""
+    n_there = 0
+    for path in folder.iterdir():
+        with suppress(FileNotFoundError):  # another worker has given it its name
+            n_there += path.stat().st_size
+    check_folders({folder: n_bytes - n_there})
 
 
 def _create_eeg(group: h5py.Group, shape: tuple[int, ...], average: bool, dtype: str) -> h5py.Dataset:

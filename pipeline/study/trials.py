@@ -37,7 +37,7 @@ from pipeline.decoding.runs import (
 from pipeline.decoding.training import Trained
 from pipeline.devices import device_name, pick_device
 from pipeline.errors import InputError
-from pipeline.files import cache_folder, replacing
+from pipeline.files import cache_folder, check_folders, replacing
 from pipeline.images.embeddings import Embeddings
 from pipeline.sections import Runs, Study, Train
 from pipeline.study.results import Answer, Cell, Failure, Trial
@@ -110,6 +110,7 @@ def run_study(
     print(f"study: {_count(len(tasks))}, of which {len(tasks) - len(todo)} are there already", flush=True)
     reasons = {}
     if todo:
+        check_folders({folder: 0})
         gpus = on_gpus(parameters, where)
         n_workers = how_many(where, [task.run for task in todo], eeg, gpus)
         groups = _groups(todo, n_workers, gpus)
