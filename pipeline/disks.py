@@ -25,6 +25,8 @@ def error_number(error: BaseException) -> int | None:
         return None
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno
+    if isinstance(error, RuntimeError) and isinstance(error.__context__, OSError):  # torch's, after one of its stream
+        return error.__context__.errno
     if match := NUMBER_IN_TEXT.search(str(error)):
         return int(match[1] or match[2])
     return errno.ENOSPC if CUT_SHORT.search(str(error)) else None
@@ -120,7 +122,9 @@ def _no_right(number: int, path: Path) -> tuple[str, str]:
             f"{place} is locked against changes, or its owner {owner} alone may change it",
             "undo that (lsattr shows it, chattr -i undoes it), or ask its owner",
         )
-    verb = "read" if place == path and not os.access(place, os.R_OK) else "write into"
+    effective = os.access in os.supports_effective_ids
+    readable = os.access(place, os.R_OK, effective_ids=effective)
+    verb = "write into" if readable or place != path else "read"
     return (
         f"you have no right to {verb} {place} (it is {owner}'s, {stat.filemode(about.st_mode)})",
         f"give yourself the right with chmod, or ask {owner} for it",
@@ -139,4 +143,4 @@ def _in_the_way(number: int, path: Path) -> tuple[str, str]:
         return "it is a folder and should be a file", "move it away"
     if path.exists():
         return "it is a file and should be a folder", "move it away"
-    return "it is not as expected", "see that it is there"
+    return "it is not there", "run the stage that writes it, or correct the path"

@@ -38,12 +38,17 @@ def replacing(path: Path) -> Iterator[Path]:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except Exception as error:
+        _discard(temporary)  # first, so that the room that is told is the room without it
         if fault := fault_of(error, path, temporary):
             raise fault from error
         raise
     finally:
-        with suppress(OSError):  # of a disk that fails the reason is told already
-            temporary.unlink(missing_ok=True)
+        _discard(temporary)
+
+
+def _discard(path: Path) -> None:
+    with suppress(OSError):  # of a disk that fails, the reason is told
+        path.unlink()
 
 
 def fault_of(error: BaseException, path: Path, temporary: Path | None = None) -> InputError | None:
