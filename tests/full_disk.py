@@ -32,62 +32,35 @@ TABLES = ["per_subject", "top_k", "n_way", "repetitions", "time_course", "channe
 
 @dataclass(frozen=True)
 class Stage:
-    """A command whose paths are below `data`, the disk that is tried; `{base}` is where its input lies."""
+    """What it is called with: it writes below `data`, the disk that is tried; `{base}` is where its input lies."""
 
-    command: list[str]
+    arguments: str
     kb: int  # the size of a disk on which its output does not fit
     writes: str
 
 
+EMBEDDINGS = f"{{base}}/embeddings/{BACKBONE}/unaligned.h5"
 STAGES = {
     "download": Stage(
-        [
-            "download",
-            "{base}/params.yaml",
-            "data/raw/eeg",
-            "data/raw/images",
-            "data/raw/image_metadata",
-            "data/raw/images.csv",
-        ],
-        200,
-        "data/raw",
+        "{base}/params.yaml data/raw/eeg data/raw/images data/raw/image_metadata data/raw/images.csv", 200, "data/raw"
     ),
-    "preprocess": Stage(
-        ["preprocess", "{base}/params.yaml", "{base}/raw", "{base}/images.csv", "data/eeg"], 200, "data/eeg"
-    ),
-    "train": Stage(
-        f"train {{base}}/params.yaml {{base}}/eeg {{base}}/embeddings/{BACKBONE}/unaligned.h5 data/model".split(),
-        100,
-        "data/model",
-    ),
+    "preprocess": Stage("{base}/params.yaml {base}/raw {base}/images.csv data/eeg", 200, "data/eeg"),
+    "train": Stage(f"{{base}}/params.yaml {{base}}/eeg {EMBEDDINGS} data/model", 100, "data/model"),
     "evaluate": Stage(
-        (
-            f"evaluate {{base}}/params.yaml {{base}}/eeg {{base}}/embeddings/{BACKBONE}/unaligned.h5 {{base}}/model "
-            "data/evaluation.json data/evaluation.h5 " + " ".join(f"data/{name}.csv" for name in TABLES)
-        ).split(),
+        f"{{base}}/params.yaml {{base}}/eeg {EMBEDDINGS} {{base}}/model data/evaluation.json data/evaluation.h5 "
+        + " ".join(f"data/{name}.csv" for name in TABLES),
         12,
         "data/evaluation.h5",
     ),
     "report": Stage(
-        (
-            "report {base}/params.yaml {base}/images {base}/evaluation.h5 {base}/model/history.csv "
-            "{base}/evaluation.json {base}/no-comparison.json reference/learning_curve.csv data/learning_curves.csv "
-            "data/pictures data/report.html " + " ".join(f"{{base}}/{name}.csv" for name in TABLES)
-        ).split(),
+        "{base}/params.yaml {base}/images {base}/evaluation.h5 {base}/model/history.csv {base}/evaluation.json "
+        "{base}/no-comparison.json reference/learning_curve.csv data/learning_curves.csv data/pictures "
+        "data/report.html " + " ".join(f"{{base}}/{name}.csv" for name in TABLES),
         100,
         "data/pictures",
     ),
     "study": Stage(
-        [
-            "study",
-            "{base}/params.yaml",
-            "{base}/eeg",
-            "{base}/embeddings",
-            "data/study.csv",
-            "data/study.json",
-            "data/study",
-            "data/study.html",
-        ],
+        "{base}/params.yaml {base}/eeg {base}/embeddings data/study.csv data/study.json data/study data/study.html",
         16,
         "data/study",
     ),
@@ -96,7 +69,7 @@ STAGES = {
 
 def run(
     base: Path,
-    stage: Stage,
+    name: str,
     cache: Path,
     *,
     fails: bool,
@@ -106,7 +79,7 @@ def run(
 
     It runs in a copy of this process, which spares it the libraries' imports; `change` is called there before.
     """
-    module, *arguments = (each.format(base=base) for each in stage.command)
+    arguments = STAGES[name].arguments.format(base=base).split()
     arguments = [f"{base}/{each}" if each.startswith("data/") else each for each in arguments]
     with tempfile.TemporaryFile() as output:
         child = os.fork()
@@ -117,7 +90,7 @@ def run(
             sys.argv[1:] = arguments
             try:
                 change()
-                stages.run(importlib.import_module(f"stages.{module}").main)
+                stages.run(importlib.import_module(f"stages.{name}").main)
             except SystemExit as ended:
                 sys.stdout.flush()
                 os._exit(int(ended.code or 0))
@@ -162,23 +135,23 @@ def make_input(base: Path) -> None:
     values["preprocess"] |= {"workers": 1}
     (base / "params.yaml").write_text(yaml.safe_dump(values))
     for name in ("train", "evaluate"):
-        run(base, STAGES[name], base / "cache-of-input", fails=False)
+        run(base, name, base / "cache-of-input", fails=False)
         for path in (base / "data").iterdir():
             shutil.move(path, base / path.name)
 
 
-def full(base: Path, name: str, stage: Stage) -> None:
+def full(base: Path, name: str) -> None:
     """The output's disk is too small; then there is room."""
     cache = base / f"cache-{name}"
-    with disk(base / "data", stage.kb) as remount:
-        told(f"{name}: output's disk full", run(base, stage, cache, fails=True))
+    with disk(base / "data", STAGES[name].kb) as remount:
+        told(f"{name}: output's disk full", run(base, name, cache, fails=True))
         assert not leftovers(base / "data", cache)
         remount("size=100m")
-        run(base, stage, cache, fails=False)
-    shutil.rmtree(cache)
+        run(base, name, cache, fails=False)
+    shutil.rmtree(cache, ignore_errors=True)
 
 
-def cache_full(base: Path, name: str, stage: Stage) -> None:
+def cache_full(base: Path, name: str) -> None:
     """The cache's disk is too small; then the folder is moved to a larger one."""
     if name not in ("download", "train", "study"):
         return
@@ -186,43 +159,46 @@ def cache_full(base: Path, name: str, stage: Stage) -> None:
     with disk(base / "data"):
         with disk(base / "small", 40 if name == "train" else 16):
             cache = base / "small/cache"
-            told(f"{name}: cache's disk full", run(base, stage, cache, fails=True))
+            told(f"{name}: cache's disk full", run(base, name, cache, fails=True))
             assert not leftovers(cache)
             shutil.copytree(cache, larger)
-        run(base, stage, larger, fails=False)
-    shutil.rmtree(larger)
+        run(base, name, larger, fails=False)
+    shutil.rmtree(larger, ignore_errors=True)
 
 
-def no_inodes(base: Path, name: str, stage: Stage) -> None:
+def no_inodes(base: Path, name: str) -> None:
     with disk(base / "data", options=",nr_inodes=2") as remount:
-        told(f"{name}: no inodes left", run(base, stage, base / "cache", fails=True))
+        told(f"{name}: no inodes left", run(base, name, base / "cache", fails=True))
         remount("nr_inodes=1000")
-        run(base, stage, base / "cache", fails=False)
-    shutil.rmtree(base / "cache")
+        run(base, name, base / "cache", fails=False)
+    shutil.rmtree(base / "cache", ignore_errors=True)
 
 
-def read_only(base: Path, name: str, stage: Stage) -> None:
+def read_only(base: Path, name: str) -> None:
     with disk(base / "data") as remount:
         remount("ro")
-        told(f"{name}: output's disk read-only", run(base, stage, base / "cache", fails=True))
+        told(f"{name}: output's disk read-only", run(base, name, base / "cache", fails=True))
         remount("rw")
-        run(base, stage, base / "cache", fails=False)
-    shutil.rmtree(base / "cache")
+        run(base, name, base / "cache", fails=False)
+    shutil.rmtree(base / "cache", ignore_errors=True)
 
 
-def cache_read_only(base: Path, name: str, stage: Stage) -> None:
+def cache_read_only(base: Path, name: str) -> None:
     """Of what is computed, another folder is named; what is fetched or kept already is read where it is."""
     with disk(base / "data"), disk(base / "cache") as remount:
         remount("ro")
         needed = name in ("train", "study")
-        told(f"{name}: cache read-only", run(base, stage, base / "cache", fails=needed))
+        told(f"{name}: cache read-only", run(base, name, base / "cache", fails=needed))
         if needed:
-            run(base, stage, base / "own", fails=False)
-            shutil.rmtree(base / "own")
+            run(base, name, base / "own", fails=False)
+            shutil.rmtree(base / "own", ignore_errors=True)
 
 
-def no_right(base: Path, name: str, stage: Stage) -> None:
+def no_right(base: Path, name: str) -> None:
     """A user without the right to write; then it is given."""
+    if subprocess.run([sys.executable, "-c", ""], user=NOBODY, capture_output=True).returncode:
+        print(f"{name}: no other user may run {sys.executable}: not tried")
+        return
 
     def as_nobody() -> None:
         os.setgroups([])
@@ -231,47 +207,47 @@ def no_right(base: Path, name: str, stage: Stage) -> None:
 
     with disk(base / "data"), disk(base / "cache", options=",mode=777"):
         (base / "data").chmod(0o755)
-        told(f"{name}: no right to write", run(base, stage, base / "cache/x", fails=True, change=as_nobody))
+        told(f"{name}: no right to write", run(base, name, base / "cache/x", fails=True, change=as_nobody))
         (base / "data").chmod(0o777)
-        run(base, stage, base / "cache/x", fails=False, change=as_nobody)
+        run(base, name, base / "cache/x", fails=False, change=as_nobody)
 
 
-def largest_file(base: Path, name: str, stage: Stage) -> None:
+def largest_file(base: Path, name: str) -> None:
     """`ulimit -f`; then none."""
-    kb = stage.kb // 4
+    kb = STAGES[name].kb // 4
     with disk(base / "data"):
         limit = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (kb * 1024, kb * 1024))
-        told(f"{name}: ulimit -f {kb}", run(base, stage, base / "cache", fails=True, change=limit))
+        told(f"{name}: ulimit -f {kb}", run(base, name, base / "cache", fails=True, change=limit))
         assert not leftovers(base / "data", base / "cache")
-        run(base, stage, base / "cache", fails=False)
-    shutil.rmtree(base / "cache")
+        run(base, name, base / "cache", fails=False)
+    shutil.rmtree(base / "cache", ignore_errors=True)
 
 
-def dangling(base: Path, name: str, stage: Stage) -> None:
+def dangling(base: Path, name: str) -> None:
     """`data` is a link to a disk that is not there; then it is, and another one than the cache's."""
     os.rmdir(base / "data")
     (base / "data").symlink_to(base / "elsewhere")
     try:
-        told(f"{name}: data is a link to nothing", run(base, stage, base / "cache", fails=True))
+        told(f"{name}: data is a link to nothing", run(base, name, base / "cache", fails=True))
         with disk(base / "elsewhere"):
-            run(base, stage, base / "cache", fails=False)
+            run(base, name, base / "cache", fails=False)
     finally:
         (base / "data").unlink()
         (base / "data").mkdir()
-    shutil.rmtree(base / "cache")
+    shutil.rmtree(base / "cache", ignore_errors=True)
 
 
-def in_the_way(base: Path, name: str, stage: Stage) -> None:
+def in_the_way(base: Path, name: str) -> None:
     """A file where the folder of the output should be; then it is moved away."""
     with disk(base / "data"):
-        place = base / stage.writes
+        place = base / STAGES[name].writes
         is_file = place.suffix or name == "study"
         place.mkdir() if is_file else place.write_text("mine")
-        told(f"{name}: something else in its place", run(base, stage, base / "cache", fails=True))
+        told(f"{name}: something else in its place", run(base, name, base / "cache", fails=True))
         assert place.is_dir() if is_file else place.read_text() == "mine"
         place.rename(base / "data/moved-away")
-        run(base, stage, base / "cache", fails=False)
-    shutil.rmtree(base / "cache")
+        run(base, name, base / "cache", fails=False)
+    shutil.rmtree(base / "cache", ignore_errors=True)
 
 
 def told(what: str, sentence: str) -> None:
@@ -295,7 +271,7 @@ def main(names: list[str]) -> None:
         for name in names or STAGES:
             for fault in FAULTS:
                 try:
-                    fault(base, name, STAGES[name])
+                    fault(base, name)
                 except AssertionError as error:
                     failures.append(f"{name}: {fault.__name__}: {error}")
                     print("FAILED", failures[-1], flush=True)

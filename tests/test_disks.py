@@ -3,8 +3,10 @@
 `python -m tests.full_disk` has every stage and many more faults.
 """
 
+import codecs
 import errno
 import fcntl
+import io
 import os
 import resource
 import shutil
@@ -25,6 +27,8 @@ import torch
 from matplotlib.figure import Figure
 
 from pipeline.errors import InputError
+from pipeline.fetch.transfer import Remote, fetch
+from pipeline.fetch.web import Patience
 from pipeline.files import cache_folder, check_folders, fault_of, replacing, try_lock, waiting_note
 from pipeline.unfinished import unfinished
 
@@ -318,6 +322,48 @@ def test_another_users_cache(open_folder, monkeypatch):
         shutil.copytree(open_folder / "theirs", cache_folder(), dirs_exist_ok=True)
         with unfinished("training", __file__, [], "a"), unfinished("embedding", __file__, [], "a", keep=True) as folder:
             assert (folder / "batch").read_text() == "done"
+
+
+def test_downloads_in_a_cache_of_others_are_used_where_they_are(open_folder, monkeypatch):
+    """By who may only read it; nothing has to be fetched, so that there is no server."""
+    cache, mine = open_folder / "cache", open_folder / "mine"
+    monkeypatch.setenv("ALIGNED_EEG_CACHE", str(cache))
+    cache.mkdir()
+    mine.mkdir()
+    os.chown(mine, NOBODY, NOBODY)
+    remotes = {}
+    for name in ("a.zip", "b.bin"):
+        (cache / f"key-{name}").write_bytes(LARGE.tobytes() if name == "b.bin" else zipped(LARGE))
+        size = (cache / f"key-{name}").stat().st_size
+        remotes[mine / "data" / name] = Remote(name, "http://127.0.0.1:1/", size, f"key-{name}")
+
+    codecs.lookup("cp437")  # of zip's names: loaded by root, if nobody may not read where Python is
+    with as_nobody():
+        fetch(remotes)
+    assert (mine / "data/b.bin").read_bytes() == LARGE.tobytes()
+    assert (mine / "data/b.bin").stat().st_uid == NOBODY, "what is not ours is copied"
+    assert {path.name for path in cache.iterdir()} == {"key-a.zip", "key-b.bin"}
+
+    content = bytearray(zipped(LARGE))
+    content[1000] ^= 1
+    (cache / "key-a.zip").write_bytes(content)
+    with as_nobody(), pytest.raises(InputError, match="or let ALIGNED_EEG_CACHE name a folder that you can write"):
+        fetch(remotes)
+    shutil.copytree(cache, mine / "cache")
+    monkeypatch.setenv("ALIGNED_EEG_CACHE", str(mine / "cache"))
+    subprocess.run(["chown", "-R", str(NOBODY), mine], check=True)
+    with as_nobody(), pytest.raises(InputError, match="127.0.0.1"):  # it goes on: by fetching the damaged one
+        fetch(remotes, Patience(attempts=1, first_attempts=1))
+    (mine / "cache/key-a.zip").write_bytes(zipped(LARGE))
+    with as_nobody():
+        fetch(remotes)
+
+
+def zipped(values: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr(zipfile.ZipInfo("a"), values.tobytes())
+    return file.getvalue()
 
 
 def test_a_full_cache_is_moved_and_used_again(small_disk, tmp_path, monkeypatch):

@@ -146,8 +146,8 @@ async def _obtain(client: httpx.AsyncClient, remote: Remote, places: list[Path],
     """Make sure of the cached file, fetching it if need be, and put it in place."""
     entry = _entry(remote.key)
     try:
-        async with _locked(entry, remote):
-            if not await asyncio.to_thread(_intact, entry, remote):
+        async with _locked(entry, remote) as may_write:
+            if not await asyncio.to_thread(_intact, entry, remote, may_write):
                 await _complete(client, remote, patience, bar)
             for place in places:
                 await asyncio.to_thread(_place, entry, place)
@@ -159,14 +159,15 @@ async def _obtain(client: httpx.AsyncClient, remote: Remote, places: list[Path],
 
 
 @asynccontextmanager
-async def _locked(entry: Path, remote: Remote) -> AsyncIterator[None]:
+async def _locked(entry: Path, remote: Remote) -> AsyncIterator[bool]:
+    """Yields whether the lock is held: of a cache that others fill, a whole file can be read without it."""
     lock_file = entry.with_name(f"{entry.name}.lock")
     try:
         lock = try_lock(lock_file)
     except InputError:
         if not is_cached(remote):
             raise
-        yield  # of a cache that others fill and we may read: a whole file in it stays as it is
+        yield False
         return
     if lock is None:
         tell_user(f"{remote.name}: another run is fetching it; {waiting_note(lock_file)}")
@@ -174,12 +175,12 @@ async def _locked(entry: Path, remote: Remote) -> AsyncIterator[None]:
         await asyncio.sleep(POLLED)
         lock = try_lock(lock_file)
     try:
-        yield
+        yield True
     finally:
         lock.release()
 
 
-def _intact(entry: Path, remote: Remote) -> bool:
+def _intact(entry: Path, remote: Remote, may_write: bool) -> bool:
     """Whether the cached file is still the one that was checked; a damaged one is removed."""
     if not entry.exists():
         return False
@@ -190,7 +191,7 @@ def _intact(entry: Path, remote: Remote) -> bool:
         tell_user(f"{remote.name}: the copy in the cache is damaged ({problem}); fetching it again")
         entry.unlink()
         return False
-    if not record:
+    if not record and may_write:
         _write_record(entry, _Record(name=remote.name, size=remote.size, sha256=sha256))
     return True
 
