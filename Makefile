@@ -65,6 +65,7 @@ bench: setup  ## ratios against the plain way of doing the same, in one run
 	python -m benchmarks.workers
 	python -m benchmarks.study
 
-fuzz: setup  ## ten thousand damaged and hostile files for the readers, and a study killed twenty times
+fuzz: setup  ## ten thousand damaged and hostile files for the readers, a study killed twenty times, disks that are full
 	python -m tests.fuzz 10000
 	python -m tests.kills 20
+	python -m tests.full_disk

@@ -16,14 +16,16 @@ import tempfile
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import yaml
 
 import stages
-from tests.tiny import make_embeddings, make_prepared
+from pipeline.data.datasets import DATASETS, SAMPLE
+from pipeline.data.sample import make_raw
+from tests.tiny import TINY, make_embeddings, make_prepared
 
 BACKBONE = "synclr_vitb16"
 NOBODY = 65534
@@ -124,6 +126,7 @@ def leftovers(*folders: Path) -> list[Path]:
 
 def make_input(base: Path) -> None:
     """What the stages read: the input of each is what the one before it wrote."""
+    DATASETS["sample"] = replace(SAMPLE, source=partial(make_raw, size=TINY))
     image_ids = make_prepared(base)
     for place, name in enumerate(("unaligned", "dreamsim")):
         make_embeddings(base / f"embeddings/{BACKBONE}/{name}.h5", image_ids, place)
