@@ -58,6 +58,11 @@ def fault_of(error: BaseException, path: Path, temporary: Path | None = None) ->
     return disk_fault(error, place, _cache_of(place))
 
 
+def unreadable(error: BaseException, path: Path) -> InputError | None:
+    """`fault_of` a file that is there and cannot be read: writing it anew would be the wrong remedy."""
+    return None if error_number(error) == errno.ENOENT else fault_of(error, path)
+
+
 def check_folders(needs: Mapping[Path, int]) -> None:
     """InputError if one of these folders cannot be written, or a disk lacks room for the bytes that go onto it.
 

@@ -26,6 +26,7 @@ import safetensors.torch
 import torch
 from matplotlib.figure import Figure
 
+from pipeline.analysis.similarities import read_similarities
 from pipeline.errors import InputError
 from pipeline.fetch.transfer import Remote, fetch
 from pipeline.fetch.web import Patience
@@ -202,6 +203,17 @@ def test_no_right_to_write_or_to_read(open_folder):
         (open_folder / "a.h5").open()
     with as_nobody():
         assert "you have no right to read" in str(fault_of(refused.value, Path()))
+
+
+def test_a_file_that_may_not_be_read_is_not_told_to_be_made_again(open_folder):
+    path = open_folder / "a.h5"
+    write(path)
+    path.chmod(0)
+    with as_nobody(), pytest.raises(InputError, match="you have no right to read .*or ask root for it"):
+        read_similarities(path)
+    path.chmod(0o644)
+    with as_nobody(), pytest.raises(InputError, match="holds no similarities of the evaluate stage"):
+        read_similarities(path)
 
 
 def test_a_link_to_nothing_and_a_file_in_the_way(tmp_path):

@@ -37,7 +37,7 @@ from pipeline.decoding.runs import (
 from pipeline.decoding.training import Trained
 from pipeline.devices import device_name, pick_device
 from pipeline.errors import InputError
-from pipeline.files import cache_folder, check_folders, replacing
+from pipeline.files import cache_folder, check_folders, replacing, unreadable
 from pipeline.images.embeddings import Embeddings
 from pipeline.sections import Runs, Study, Train
 from pipeline.study.results import Answer, Cell, Failure, Trial
@@ -230,7 +230,7 @@ def _read_answers(task: Task) -> list[tuple[Answer, np.ndarray]]:
                 for subject, group in file.items()
             ]
     except (OSError, KeyError, AttributeError, TypeError, ValueError) as error:
-        raise InputError(
+        raise unreadable(error, task.kept) or InputError(
             f"{task.kept}: is no whole run of a study ({error}); delete it, to have it run again"
         ) from error
 
