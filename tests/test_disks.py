@@ -26,6 +26,7 @@ import safetensors.torch
 import torch
 from matplotlib.figure import Figure
 
+import stages
 from pipeline.analysis.similarities import read_similarities
 from pipeline.errors import InputError
 from pipeline.fetch.transfer import Remote, fetch
@@ -234,6 +235,25 @@ def test_a_link_to_nothing_and_a_file_in_the_way(tmp_path):
     (tmp_path / "b").mkdir()
     with pytest.raises(InputError, match="b: it is a folder and should be a file"):
         write(tmp_path / "b")
+
+
+def test_a_link_out_of_the_project_is_told_before_dvc_refuses_it(tmp_path, monkeypatch):
+    """DVC: "is outside of git repository", when the stage has done all its work."""
+    for name in ("project", "elsewhere/eeg", "project/cache"):
+        (tmp_path / name).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "project")
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path / "project"))
+    Path("data").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(InputError, match=f"data lies in {tmp_path}/elsewhere by a link.*clone the project onto that"):
+        stages.check_links([Path("params.yaml"), Path("data/eeg")])
+    monkeypatch.delenv("DVC_ROOT")
+    stages.check_links([Path("data/eeg")])
+
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path / "project"))
+    Path("data").unlink()
+    Path("data").mkdir()
+    Path("data/evaluation.h5").symlink_to(tmp_path / "elsewhere/file")  # as DVC's own links into its cache
+    stages.check_links([Path("data/eeg"), Path("data/evaluation.h5"), "a", tmp_path / "elsewhere/eeg"])
 
 
 def test_other_errors_pass_as_they_are(tmp_path):
