@@ -61,8 +61,8 @@ def check_links(values: Iterable[object]) -> None:
         if not folder.is_relative_to(project):
             raise InputError(
                 f"{path.parent} lies in {folder} by a link, and DVC keeps nothing outside of the project: take the "
-                "link away and clone the project onto that disk (what was fetched is taken from the cache), or have the "
-                "folder mounted in place of the link (mount --bind); then run it again"
+                "link away and clone the project onto that disk (what was fetched is taken from the cache), or have "
+                "the folder mounted in place of the link (mount --bind); then run it again"
             )
 
 
