@@ -238,6 +238,7 @@ def dangling(base: Path, name: str) -> None:
         told(f"{name}: data is a link to nothing", run(base, name, base / "cache", fails=True))
         with disk(base / "elsewhere"):
             run(base, name, base / "cache", fails=False)
+        os.rmdir(base / "elsewhere")
     finally:
         (base / "data").unlink()
         (base / "data").mkdir()
