@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import io
 import os
 import platform
 import re
@@ -9,13 +10,18 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import h5py
 import platformdirs
 import psutil
 from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 
 from pipeline.disks import disk_fault, error_number, existing, require_room, require_writable
 from pipeline.errors import InputError
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 TEMPORARY = re.compile(r"\..+\.(?:([0-9a-f]{8})-)?(\d+)\.tmp")  # its machine and process, see `replacing`
 LEFT_AFTER = 24 * 3600  # s without a change, after which what another machine was writing is a leftover
@@ -44,6 +50,40 @@ def replacing(path: Path) -> Iterator[Path]:
         raise
     finally:
         _discard(temporary)
+
+
+@contextmanager
+def new_hdf5(path: Path) -> Iterator[h5py.File]:
+    """`replacing` with an HDF5 file that is open for writing."""
+    with replacing(path) as temporary, _FailsOnce(temporary, "w+") as stream, h5py.File(stream, "w") as file:
+        yield file
+
+
+class _FailsOnce(io.FileIO):
+    """A file that tells HDF5 of its first fault alone, and then takes all that comes.
+
+    HDF5 has more to write when it closes a file. Where that fails too, h5py prints a traceback for each of its objects,
+    and the process dies of a segmentation fault.
+    """
+
+    failed = False
+
+    def write(self, data: "Buffer") -> int:
+        view, n_written = memoryview(data).cast("B"), 0
+        try:
+            while n_written < len(view) and not self.failed:
+                n_written += super().write(view[n_written:])
+        except OSError:
+            self.failed = True
+            raise
+        return len(view)
+
+    def truncate(self, size: int | None = None) -> int:
+        try:
+            return self.tell() if self.failed else super().truncate(size)
+        except OSError:
+            self.failed = True
+            raise
 
 
 def _discard(path: Path) -> None:
