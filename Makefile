@@ -69,6 +69,7 @@ bench: $(VENV)/installed  ## ratios against the plain way of doing the same, in 
 	python -m benchmarks.workers
 	python -m benchmarks.study
 
-fuzz: $(VENV)/installed  ## ten thousand damaged and hostile files for the readers, and a study killed twenty times
+fuzz: $(VENV)/installed  ## ten thousand damaged and hostile files for the readers, a study killed twenty times, disks that are full
 	python -m tests.fuzz 10000
 	python -m tests.kills 20
+	python -m tests.full_disk

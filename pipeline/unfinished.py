@@ -9,16 +9,17 @@ import hashlib
 import json
 import shutil
 import threading
+import time
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
-from pipeline.files import cache_folder, sha256
+from pipeline.errors import InputError
+from pipeline.files import cache_folder, check_folders, sha256, try_lock, waiting_note
 
 ROOT = Path(__file__).parents[1]
+POLLED = 0.1  # s between two looks at a lock
 _parsing = threading.Lock()  # two threads in ast.parse at once may fail in Python 3.11 (SystemError: recursion depth)
 
 
@@ -30,13 +31,20 @@ def unfinished(kind: str, code: str, packages: Sequence[str], decided_by: object
     the result, as do the versions of `packages` and `decided_by`, any plain data.
     """
     folder = cache_folder() / kind / fingerprint(code_hash(code, packages), decided_by)
-    folder.parent.mkdir(exist_ok=True)
-    lock = FileLock(f"{folder}.lock")
     try:
-        lock.acquire(blocking=False)
-    except Timeout:
-        print(f"{kind}: another run works on the same; waiting for it", flush=True)
-        lock.acquire()
+        check_folders({folder.parent: 0})
+    except InputError:
+        if not (keep and folder.exists()):
+            raise
+        yield folder  # of a cache that others fill: it may hold all that is wanted
+        return
+    folder.parent.mkdir(exist_ok=True)
+    lock_file = folder.with_name(f"{folder.name}.lock")
+    if (lock := try_lock(lock_file)) is None:
+        print(f"{kind}: another run works on the same; {waiting_note(lock_file)}", flush=True)
+    while lock is None:
+        time.sleep(POLLED)
+        lock = try_lock(lock_file)
     try:
         folder.mkdir(exist_ok=True)
         yield folder

@@ -8,7 +8,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.errors import InputError
-from pipeline.files import replacing
+from pipeline.files import fault_of, replacing
 from stages.outputs import noted_run
 
 # Before torch is imported: threads that spin while they wait for each other made training five times slower on a
@@ -38,10 +38,11 @@ def run(main: Callable[..., str]) -> None:
     def command(*arguments: object, **options: object) -> None:
         started = time.monotonic()
         try:
+            check_links(options.values())
             with noted_run():
                 written = main(*arguments, **options)
         except (InputError, OSError) as error:
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {fault_of(error, Path.cwd()) or error}", file=sys.stderr)
             raise typer.Exit(1) from None
         if written:
             print(f"wrote {written} in {time.monotonic() - started:.1f} s")
@@ -49,6 +50,24 @@ def run(main: Callable[..., str]) -> None:
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(command)
     app()
+
+
+def check_links(values: Iterable[object]) -> None:
+    """InputError where DVC runs the stage and a folder of its paths is a link out of the project.
+
+    DVC would end with an error then, but only when the stage is done, and its hours of work lost.
+    """
+    if "DVC_ROOT" not in os.environ:
+        return
+    project = Path.cwd().resolve()
+    for path in (value for value in values if isinstance(value, Path) and not value.is_absolute()):
+        folder = path.parent.resolve()
+        if not folder.is_relative_to(project):
+            raise InputError(
+                f"{path.parent} lies in {folder} by a link, and DVC keeps nothing outside of the project: take the "
+                "link away and clone the project onto that disk (what was fetched is taken from the cache), or have "
+                "the folder mounted in place of the link (mount --bind); then run it again"
+            )
 
 
 def write_json(path: Path, values: dict[str, Any]) -> dict[str, Any]:

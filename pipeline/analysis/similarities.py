@@ -23,7 +23,7 @@ import torch
 
 from pipeline.decoding.retrieval import score_queries
 from pipeline.errors import InputError
-from pipeline.files import replacing
+from pipeline.files import new_hdf5, unreadable
 
 ABOUT_A_RUN = ("fold", "seed", "selected_epoch", "collapsed", "logit_scale")
 # Left out of the settings: what cannot change a result, and what differs between the encoders by design.
@@ -70,7 +70,7 @@ class Similarities:
 
 def write_similarities(path: Path, similarities: Similarities) -> None:
     """Write the file; the same content gives the same bytes."""
-    with replacing(path) as temporary, h5py.File(temporary, "w") as file:
+    with new_hdf5(path) as file:
         for key, value in similarities.made_with.items():
             file.attrs[key] = json.dumps(value, sort_keys=True) if key == "settings" else value
         for name in ("image_ids", "concept", "things_concept"):
@@ -98,7 +98,10 @@ def read_similarities(path: Path) -> Similarities:
                 made_with=made_with | {"settings": json.loads(made_with["settings"])},
             )
     except (OSError, KeyError, AttributeError, TypeError, ValueError) as error:
-        raise InputError(f"{path}: holds no similarities of the evaluate stage ({error}); run that again") from error
+        fault = unreadable(error, path)
+        raise fault or InputError(
+            f"{path}: holds no similarities of the evaluate stage ({error}); run that again"
+        ) from error
 
 
 def settings_of(recipe: Mapping[str, Any], eeg: list[Path], embeddings: Path) -> dict[str, dict[str, Any]]:

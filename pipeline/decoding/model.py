@@ -20,7 +20,7 @@ from pipeline.eeg.encoder import Dropout
 from pipeline.eeg.encoders import can_be_stacked, make_eeg_encoder
 from pipeline.eeg.transforms import ChannelDropout, Smoothing, TimeShift, pick_window
 from pipeline.errors import InputError
-from pipeline.files import replacing
+from pipeline.files import replacing, unreadable
 from pipeline.sections import Train
 
 STANDARDISED_AT_ONCE = 4096 * 17 * 100  # values of EEG copied together; limits memory
@@ -213,7 +213,7 @@ def save_model(model: ContrastiveModel, folder: Path, notes: Mapping[str, Any]) 
     """Write model.safetensors, and model.json: what rebuilds the model, and notes on how it was trained."""
     folder.mkdir(parents=True, exist_ok=True)
     with replacing(folder / "model.safetensors") as temporary:
-        safetensors.torch.save_file(model.state_dict(), temporary)
+        temporary.write_bytes(safetensors.torch.save(model.state_dict()))
     made_of = {"sizes": asdict(model.sizes), "train": model.recipe.model_dump()}
     made_of["block_weights"] = model.block_weights()
     with replacing(folder / "model.json") as temporary:
@@ -227,5 +227,6 @@ def load_model(folder: Path) -> tuple[ContrastiveModel, Notes]:
         model = ContrastiveModel(ModelSizes(**notes["sizes"]), Train(**notes["train"]))
         model.load_state_dict(safetensors.torch.load_file(folder / "model.safetensors"))
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, safetensors.SafetensorError) as error:
-        raise InputError(f"{folder}: holds no trained model ({error}); run the train stage again") from error
+        fault = unreadable(error, folder / "model.json")
+        raise fault or InputError(f"{folder}: holds no trained model ({error}); run the train stage again") from error
     return model.eval(), notes

@@ -22,7 +22,7 @@ from pipeline.decoding.training import Split, Trained, derive_seeds, held_out, t
 from pipeline.devices import be_deterministic, n_cores, pick_device
 from pipeline.eeg.recordings import read_shape
 from pipeline.errors import InputError
-from pipeline.files import replacing, sha256
+from pipeline.files import check_folders, replacing, sha256
 from pipeline.images.embeddings import Embeddings, read_embeddings
 from pipeline.sections import Block, Runs, Train
 from pipeline.unfinished import unfinished
@@ -211,6 +211,7 @@ def train_all(eeg_dir: Path, embeddings: Path, out: Path, parameters: Train, see
     the others go on from their last epoch: states are kept in the cache folder, keyed by a hash of data, parameters and
     code, until all runs are done.
     """
+    check_folders({out: 0})
     eeg, source = sources(eeg_dir), Source.of(embeddings)
     runs, gpus = plan(parameters.protocol, list(eeg), seeds_of(seed, parameters.seeds)), on_gpus(parameters, where)
     n_workers = how_many(where, runs, eeg, gpus)

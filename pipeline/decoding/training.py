@@ -395,8 +395,8 @@ def _save(path: Path, epoch: int, stack: Stack, members: Sequence[_Member]) -> N
     if torch.cuda.is_available():
         random["cuda"] = torch.cuda.get_rng_state()
     state = {"epoch": epoch, "stack": stack.state_dict(), "members": [member.state_dict() for member in members]}
-    with replacing(path) as temporary:
-        torch.save(state | {"random": random}, temporary)
+    with replacing(path) as temporary, temporary.open("wb") as stream:  # to a path, errors would lose their reason
+        torch.save(state | {"random": random}, stream)
 
 
 def _restore(saved: dict[str, Any], stack: Stack, members: Sequence[_Member]) -> int:

@@ -19,10 +19,11 @@ standard deviation of the subject's training EEG as it is written, so that any u
 
 import hashlib
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
@@ -36,7 +37,7 @@ from tqdm import tqdm
 from pipeline.data.entry import POSTERIOR, Dataset, Layout
 from pipeline.data.image_table import SPLITS, Split, read_image_table
 from pipeline.errors import InputError, suggestion
-from pipeline.files import replacing, sha256
+from pipeline.files import check_folders, new_hdf5, sha256
 from pipeline.sections import Preprocess
 
 UNITS_OF_TRIAL = "share of the norm of the released trace, no physical unit"
@@ -61,7 +62,16 @@ def prepare_subjects(dataset: Dataset, eeg_dir: Path, image_table: Path, out_dir
     with ProcessPoolExecutor(min(parameters.workers, len(subjects)), get_context("spawn")) as pool:
         try:
             tasks = [
-                pool.submit(_prepare_subject, dataset, subject, path, out_dir / f"{subject}.h5", images, parameters)
+                pool.submit(
+                    _prepare_subject,
+                    dataset,
+                    subject,
+                    path,
+                    out_dir / f"{subject}.h5",
+                    images,
+                    parameters,
+                    len(subjects),
+                )
                 for subject, path in subjects.items()
             ]
             for task in tqdm(as_completed(tasks), "preprocess", len(tasks), unit="subject", disable=None):
@@ -79,11 +89,12 @@ def _prepare_subject(
     out: Path,
     images: Mapping[Split, pd.DataFrame],
     parameters: Preprocess,
+    n_subjects: int,
 ) -> None:
     by_trial = parameters.normalise == "trial"
     with ExitStack() as stack:
         raw = stack.enter_context(dataset.open_eeg(path, images, parameters))
-        file = stack.enter_context(h5py.File(stack.enter_context(replacing(out)), "w"))
+        file = stack.enter_context(new_hdf5(out))
         layout = raw.layout
         picks, samples = pick_channels(layout, parameters.channels, path), pick_samples(layout, parameters.window, path)
         _write_axes(file, layout, picks, samples)
@@ -102,10 +113,11 @@ def _prepare_subject(
             blocks: Iterator[np.ndarray] = (_prepare(block, by_trial, average) for block in wanted)
             if parameters.dtype == "float16":
                 if split == "train":
-                    blocks = stack.enter_context(_measured(blocks, file))
+                    blocks = stack.enter_context(_measured(blocks, file, out.parent))
                 mean, sd = file["mean"][:][:, None], file["sd"][:][:, None]
                 blocks = ((block - mean) / sd for block in blocks)
-            _write_eeg(group, blocks, average, parameters.dtype, path)
+            check_room = partial(_check_room, out.parent, n_subjects)
+            _write_eeg(group, blocks, average, parameters.dtype, path, check_room)
 
 
 def _hash(path: Path) -> str:
@@ -117,10 +129,10 @@ def _hash(path: Path) -> str:
 
 
 @contextmanager
-def _measured(blocks: Iterator[np.ndarray], file: h5py.File) -> Iterator[Iterator[np.ndarray]]:
+def _measured(blocks: Iterator[np.ndarray], file: h5py.File, folder: Path) -> Iterator[Iterator[np.ndarray]]:
     """The same blocks (n, ..., C, T), kept on the disk while their channels' `/mean` and `/sd` are taken."""
     n, total, squares, n_blocks = 0, 0.0, 0.0, 0
-    with tempfile.TemporaryFile(dir=Path(file.filename).parent) as kept:
+    with tempfile.TemporaryFile(dir=folder) as kept:
         for block in blocks:
             by_channel = np.moveaxis(block, -2, 0).reshape(block.shape[-2], -1)
             n += by_channel.shape[1]
@@ -176,19 +188,36 @@ def _prepare(block: np.ndarray, normalise: bool, average: bool) -> np.ndarray:
     return block.mean(axis=1) if average else block
 
 
-def _write_eeg(group: h5py.Group, blocks: Iterator[np.ndarray], average: bool, dtype: str, path: Path) -> None:
+def _write_eeg(
+    group: h5py.Group,
+    blocks: Iterator[np.ndarray],
+    average: bool,
+    dtype: str,
+    path: Path,
+    check_room: Callable[[int], None],
+) -> None:
     n_conditions, start, eeg = len(group["image_ids"]), 0, None
     try:
         with np.errstate(over="raise"):
             for block in blocks:
                 if eeg is None:
                     eeg = _create_eeg(group, (n_conditions, *block.shape[1:]), average, dtype)
+                    check_room(eeg.nbytes)
                 eeg[start : start + len(block)] = block.astype(dtype)
                 start += len(block)
     except FloatingPointError as error:
         raise InputError(f"{path}: EEG values near condition {start} are too large for {dtype}") from error
     if start != n_conditions:
         raise InputError(f"{path}: the {group.name[1:]} EEG has {start} conditions, the metadata {n_conditions} images")
+
+
+def _check_room(folder: Path, n_subjects: int, n_bytes: int) -> None:
+    """InputError unless so much of each subject fits into a folder, in which some of it may be already."""
+    n_there = 0
+    for path in folder.iterdir():
+        with suppress(FileNotFoundError):  # another worker has given it its name
+            n_there += path.stat().st_size
+    check_folders({folder: n_subjects * n_bytes - n_there})
 
 
 def _create_eeg(group: h5py.Group, shape: tuple[int, ...], average: bool, dtype: str) -> h5py.Dataset:

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,8 +10,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from pipeline.errors import InputError
-from pipeline.fetch.transfer import GB, NewVersion, Remote, WrongFile, check_file, new_version, require_space
-from pipeline.files import replacing
+from pipeline.fetch.transfer import GB, NewVersion, Remote, WrongFile, check_file, new_version
+from pipeline.files import check_folders, replacing
 
 
 @dataclass(frozen=True)
@@ -83,8 +84,10 @@ def take_copies(wanted: Mapping[Path, tuple[Path, Remote]], copies: Copies) -> N
     """
     links = {place for place, (path, _) in wanted.items() if _can_link(path, place)}
     sizes = {place: path.stat().st_size for place, (path, _) in wanted.items()}
-    for place in wanted.keys() - links:
-        require_space(place.parent, sizes[place])
+    needs: Counter[Path] = Counter()
+    for place in wanted:
+        needs[place.parent] += 0 if place in links else sizes[place]
+    check_folders(needs)
 
     print(
         f"From {copies.folder}: {len(wanted)} files, {sum(sizes.values()) / GB:.3f} GB, {len(links)} of them as links",

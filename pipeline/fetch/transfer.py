@@ -25,16 +25,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import httpx
-from filelock import AsyncFileLock, Timeout
 from pydantic import BaseModel, ValidationError
 from tqdm import tqdm
 
 from pipeline.data.known_files import KnownFile
+from pipeline.disks import existing
 from pipeline.errors import InputError
 from pipeline.fetch.web import PATIENCE, Patience, TryAgain, announced_size, open_client, refuse, retry, tell_user
-from pipeline.files import cache_folder, replacing
+from pipeline.files import cache_folder, check_folders, fault_of, replacing, try_lock, waiting_note
 
 FILES_AT_ONCE = 3
+POLLED = 0.1  # s between two looks at a lock
 RESTARTS = 4  # of a file from its first byte, by a server that cannot send the rest alone
 GB = 1e9
 
@@ -131,14 +132,11 @@ def _plan(wanted: Mapping[Path, Remote], missing: list[Remote]) -> None:
             sep="\n",
             flush=True,
         )
-        require_space(cache, size - started)
-    copied: dict[int, tuple[Path, int]] = {}  # by file system; in that of the cache, places are links to it
+    needs = {cache: size - started} if missing else {}
     for path, remote in wanted.items():
-        folder = _existing(path.parent)
-        if (device := folder.stat().st_dev) != cache.stat().st_dev:
-            copied[device] = (folder, copied.get(device, (folder, 0))[1] + remote.size - _size(path))
-    for folder, size in copied.values():
-        require_space(folder, size)
+        copied = 0 if _can_link(_entry(remote.key), path) else remote.size - _size(path)
+        needs[path.parent] = needs.get(path.parent, 0) + copied
+    check_folders(needs)
 
 
 def _no_hash_note(remote: Remote) -> str:
@@ -147,50 +145,45 @@ def _no_hash_note(remote: Remote) -> str:
     return f"  (no hash is published: checked by its {'CRCs' if remote.name.endswith('.zip') else 'size alone'})"
 
 
-def require_space(folder: Path, needed: int) -> None:
-    free = shutil.disk_usage(_existing(folder)).free
-    if needed > free:
-        raise InputError(
-            f"{folder}: the files need {needed / GB:.3f} GB more and only {free / GB:.3f} GB are free; "
-            "free some space, or let ALIGNED_EEG_CACHE name a folder on a larger disk"
-        )
-
-
-def _existing(folder: Path) -> Path:
-    return next(path for path in (folder.absolute(), *folder.absolute().parents) if path.is_dir())
-
-
 async def _obtain(client: httpx.AsyncClient, remote: Remote, places: list[Path], patience: Patience, bar: tqdm) -> None:
     """Make sure of the cached file, fetching it if need be, and put it in place."""
     entry = _entry(remote.key)
     try:
-        async with _locked(entry, remote.name):
-            if not await asyncio.to_thread(_intact, entry, remote):
+        async with _locked(entry, remote) as may_write:
+            if not await asyncio.to_thread(_intact, entry, remote, may_write):
                 await _complete(_Transfer(client, remote, _part(remote.key), patience, bar))
             for place in places:
                 await asyncio.to_thread(_place, entry, place)
     except OSError as error:
+        fault = fault_of(error, entry) or error
         raise InputError(
-            f"{remote.name}: {error.strerror or error} ({error.filename or entry}); {_size(_part(remote.key))} of "
-            f"{remote.size} bytes are kept: make room or give access, and run it again"
+            f"{remote.name}: {fault}; {_size(_part(remote.key))} of {remote.size} bytes are kept"
         ) from error
 
 
 @asynccontextmanager
-async def _locked(entry: Path, name: str) -> AsyncIterator[None]:
-    lock = AsyncFileLock(f"{entry}.lock")
+async def _locked(entry: Path, remote: Remote) -> AsyncIterator[bool]:
+    """Yields whether the lock is held: of a cache that others fill, a whole file can be read without it."""
+    lock_file = entry.with_name(f"{entry.name}.lock")
     try:
-        await lock.acquire(blocking=False)
-    except Timeout:
-        tell_user(f"{name}: another run is fetching it; waiting for that")
-        await lock.acquire()
+        lock = try_lock(lock_file)
+    except InputError:
+        if not is_cached(remote):
+            raise
+        yield False
+        return
+    if lock is None:
+        tell_user(f"{remote.name}: another run is fetching it; {waiting_note(lock_file)}")
+    while lock is None:
+        await asyncio.sleep(POLLED)
+        lock = try_lock(lock_file)
     try:
-        yield
+        yield True
     finally:
-        await lock.release()
+        lock.release()
 
 
-def _intact(entry: Path, remote: Remote) -> bool:
+def _intact(entry: Path, remote: Remote, may_write: bool) -> bool:
     """Whether the cached file is still the one that was checked; a damaged one is removed."""
     if not entry.exists():
         return False
@@ -203,7 +196,7 @@ def _intact(entry: Path, remote: Remote) -> bool:
         tell_user(f"{remote.name}: the copy in the cache is damaged ({problem}); fetching it again")
         entry.unlink()
         return False
-    if not record:
+    if not record and may_write:
         _write_record(entry, _Record(name=remote.name, size=remote.size, sha256=sha256))
     return True
 
@@ -408,13 +401,21 @@ def _digest(path: Path, algorithm: str) -> str:
 
 
 def _place(entry: Path, place: Path) -> None:
-    place.parent.mkdir(parents=True, exist_ok=True)
-    place.unlink(missing_ok=True)
-    try:
-        os.link(entry, place)
-    except OSError:  # another file system, or one without hard links
-        with replacing(place) as temporary:
-            shutil.copyfile(entry, temporary)
+    with replacing(place) as temporary:
+        try:
+            if _can_link(entry, place):
+                os.link(entry.resolve(), temporary)
+                return
+        except OSError:  # a file system without hard links
+            pass
+        shutil.copyfile(entry, temporary)
+
+
+def _can_link(entry: Path, place: Path) -> bool:
+    """Whether the place is on the cache's disk, and the file ours: DVC changes the mode of what it has as a link."""
+    if entry.exists() and entry.stat().st_uid != os.geteuid():
+        return False
+    return existing(place.parent).stat().st_dev == cache_folder().stat().st_dev
 
 
 def _entry(key: str) -> Path:

@@ -32,7 +32,7 @@ from pipeline.data.image_table import read_image_table
 from pipeline.data.images import Images, open_images
 from pipeline.devices import device_name, n_cores
 from pipeline.errors import InputError
-from pipeline.files import replacing, sha256
+from pipeline.files import check_folders, replacing, sha256
 from pipeline.images import health
 from pipeline.images.acceleration import accelerate
 from pipeline.images.embeddings import ORIGINAL, Attributes, write_embeddings
@@ -113,7 +113,10 @@ def embed_images(
         todo = [(file, batch) for file, batch in zip(files, batches, strict=True) if not file.exists()]
         what = f"{len(parameters.views)} x {len(parameters.blocks)} x {len(image_ids)} (views x blocks x images)"
         n_bytes = 4 * len(image_ids) * sum(block.shape[1] for blocks in reference for block in blocks)
-        n_done = len(image_ids) - sum(len(batch) for _, batch in todo)
+        n_todo = sum(len(batch) for _, batch in todo)
+        n_done = len(image_ids) - n_todo
+        in_cache = {folder: n_bytes * n_todo // len(image_ids)} if todo else {}
+        check_folders({target.parent: n_bytes} | in_cache)
         passes = _passes(encoder, device)
         n_timed = max(len(passes), TIMED // parameters.batch_size)  # batches: one at least for each pass
         with tqdm(total=len(image_ids), initial=n_done, unit="image", desc=f"embed {target.stem}", disable=None) as bar:

@@ -20,7 +20,7 @@ import h5py
 import numpy as np
 
 from pipeline.errors import InputError, suggestion
-from pipeline.files import replacing
+from pipeline.files import new_hdf5
 
 Attributes = Mapping[str, str | int | float]
 ORIGINAL = "original"  # the view that every cache has
@@ -65,7 +65,7 @@ def write_embeddings(
 
     A name is that of a block, or, of a degraded view, `<view>/<block>`.
     """
-    with replacing(path) as temporary, h5py.File(temporary, "w") as file:
+    with new_hdf5(path) as file:
         file.attrs.update(made_with)
         file.create_group("embeddings")
         file.create_dataset("image_ids", data=np.array(image_ids, dtype=object), dtype=h5py.string_dtype())

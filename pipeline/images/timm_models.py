@@ -253,4 +253,4 @@ def make_random(name: str, file: str, folder: Path) -> None:
             fan_in = parameter[0].numel()
             parameter.data = torch.randn(parameter.shape, generator=generator) * (2 / fan_in) ** 0.5
     with replacing(folder / file) as temporary:
-        safetensors.torch.save_file({key: value.clone() for key, value in model.state_dict().items()}, temporary)
+        temporary.write_bytes(safetensors.torch.save({key: value.clone() for key, value in model.state_dict().items()}))

@@ -37,7 +37,7 @@ from pipeline.decoding.runs import (
 from pipeline.decoding.training import Trained
 from pipeline.devices import device_name, pick_device
 from pipeline.errors import InputError
-from pipeline.files import cache_folder, replacing
+from pipeline.files import cache_folder, check_folders, new_hdf5, unreadable
 from pipeline.images.embeddings import Embeddings
 from pipeline.sections import Runs, Study, Train
 from pipeline.study.results import Answer, Cell, Failure, Trial
@@ -110,6 +110,7 @@ def run_study(
     print(f"study: {_count(len(tasks))}, of which {len(tasks) - len(todo)} are there already", flush=True)
     reasons = {}
     if todo:
+        check_folders({folder: 0})
         gpus = on_gpus(parameters, where)
         n_workers = how_many(where, [task.run for task in todo], eeg, gpus)
         groups = _groups(todo, n_workers, gpus)
@@ -182,7 +183,7 @@ def run_trials(tasks: tuple[Task, ...], step: Callable[[], None]) -> list[str]:
 
 def _score_and_keep(task: Task, trained: Trained, notes: Notes, cache: Embeddings, seconds: float) -> None:
     started, model = time.monotonic(), trained.model.cpu()
-    with replacing(task.kept) as temporary, h5py.File(temporary, "w") as file:
+    with new_hdf5(task.kept) as file:
         device = device_name(pick_device(task.parameters.device))
         about = {"device": device, "selected_epoch": trained.epoch, "collapsed": trained.collapsed}
         file.attrs.update(about | {"seconds": seconds + time.monotonic() - started})
@@ -229,7 +230,7 @@ def _read_answers(task: Task) -> list[tuple[Answer, np.ndarray]]:
                 for subject, group in file.items()
             ]
     except (OSError, KeyError, AttributeError, TypeError, ValueError) as error:
-        raise InputError(
+        raise unreadable(error, task.kept) or InputError(
             f"{task.kept}: is no whole run of a study ({error}); delete it, to have it run again"
         ) from error
 
