@@ -20,6 +20,7 @@ from pipeline.files import cache_folder, check_folders, sha256, try_lock, waitin
 
 ROOT = Path(__file__).parents[1]
 POLLED = 0.1  # s between two looks at a lock
+PLACE_OF_WORK = [ROOT / f"pipeline/{name}.py" for name in ("machine", "workers")]  # change no result
 _parsing = threading.Lock()  # two threads in ast.parse at once may fail in Python 3.11 (SystemError: recursion depth)
 
 
@@ -59,7 +60,7 @@ def code_hash(code: str, packages: Sequence[str]) -> str:
 
     But for what says where work is done, which changes no result.
     """
-    files = sorted({Path(code), *imported(Path(code), besides=[ROOT / "pipeline/workers.py"])})
+    files = sorted({Path(code), *imported(Path(code), besides=PLACE_OF_WORK)})
     return fingerprint([sha256(path) for path in files], [_version(name) for name in packages])
 
 
