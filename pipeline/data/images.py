@@ -66,8 +66,8 @@ def _to_rgb(image: Image.Image, image_id: str) -> Image.Image:
         return Image.fromarray(upper_half).convert("RGB")
 
     if image.has_transparency_data:
-        least_opaque, _ = image.convert("RGBA").getchannel("A").getextrema()
-        if least_opaque < 255:
+        opacity = np.asarray(image.convert("RGBA").getchannel("A"))
+        if opacity.min() < 255:
             raise _see_through(image_id)
     return image.convert("RGB")
 
