@@ -5,7 +5,7 @@ from pathlib import Path
 from pipeline.devices import pick_device
 from pipeline.errors import InputError
 from pipeline.images.embedder import embed_images
-from pipeline.images.embeddings import read_about, read_health, write_no_embeddings
+from pipeline.images.embeddings import EMBED_AGAIN, read_about, read_health, write_no_embeddings
 from pipeline.images.models import OfCache, find_alignment, find_model
 from pipeline.params import read_params
 from pipeline.sections import Embed
@@ -48,7 +48,7 @@ def embed(
     if isinstance(load, OfCache):
         of = read_about(unaligned)[0].get("backbone")
         if of != backbone:
-            raise InputError(f"{unaligned}: is the cache of {of}, and that of {backbone} is needed; embed it first")
+            raise InputError(f"{unaligned}: is the cache of {of}, and that of {backbone} is needed; {EMBED_AGAIN}")
         load.write(unaligned, weights / load.file, target)
     else:
         names = {"backbone": backbone, "encoder": encoder, "alignment": alignment}

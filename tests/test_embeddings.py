@@ -175,8 +175,75 @@ def test_damaged_views_are_told_in_one_sentence(with_views, damage, message):
 def test_rows_are_found_by_id(cache):
     read = read_embeddings(cache, "last")
     assert read.rows(np.array([IDS[2], IDS[0]])).tolist() == [2, 0]
-    with pytest.raises(InputError, match="1 of the 1 images seen have no embedding, first elsewhere.jpg"):
+    with pytest.raises(
+        InputError, match="unaligned.h5: 1 of the 1 images seen have no embedding, first elsewhere.jpg;"
+    ):
         read.rows(np.array(["elsewhere.jpg"]))
+
+
+def test_ids_without_their_folder_are_told_with_both_names(tmp_path):
+    write_embeddings(tmp_path / "own.h5", ["1.jpg", "2.jpg", "3.jpg"], [("last", LAST, {})], {})
+    with pytest.raises(InputError) as error:
+        read_embeddings(tmp_path / "own.h5", "last").rows(np.array(IDS))
+    assert (
+        f"own.h5: 3 of the 3 images seen have no embedding, first {IDS[0]}, which is called 1.jpg there and should be "
+        "called as in data/raw/images.csv; make it again"
+    ) in str(error.value)
+
+
+def own_cache(path: Path, values: np.ndarray, image_ids: list[str] = IDS, view: str = "embeddings") -> Path:
+    """By h5py alone and with no attribute, as a colleague writes it."""
+    with h5py.File(path, "w") as file:
+        file["image_ids"], file["embeddings/last"] = image_ids, LAST + 1
+        if view == "embeddings":
+            del file["embeddings/last"]
+        file[f"{view}/last"] = values
+    return path
+
+
+@pytest.mark.parametrize("dtype", ["f2", "f4", "f8", ">f4"])
+def test_a_cache_from_elsewhere_is_read_as_float32(dtype, tmp_path):
+    read = read_embeddings(own_cache(tmp_path / "own.h5", (LAST + 1).astype(dtype)), "last")
+    assert read.values.dtype == np.float32 and np.array_equal(read.values, LAST + 1)
+    assert list(read.image_ids) == IDS and read_health(tmp_path / "own.h5") == {"last": {}}
+
+
+def changed(row: int, value: float, dtype: str = "f4") -> np.ndarray:
+    values = (LAST + 1).astype(dtype)
+    values[row, 1:] = value
+    return values
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (changed(1, np.nan), f"1 of 3 images have values that are not finite, the first is {IDS[1]} in row 1;"),
+        (changed(2, -np.inf, "f2"), f"1 of 3 images have values that are not finite, the first is {IDS[2]} in row 2;"),
+        (changed(1, 1e39, "f8"), f"1 of 3 images have values that are not finite, the first is {IDS[1]} in row 1;"),
+        (np.zeros((3, 4)), f"3 of 3 images have values that are all zero, the first is {IDS[0]} in row 0;"),
+    ],
+)
+@pytest.mark.parametrize("view", ["embeddings", "views/blur-8"])
+def test_values_that_are_no_embedding_are_told_with_block_row_and_image(values, message, view, tmp_path):
+    path = own_cache(tmp_path / "own.h5", values, view=view)
+    views = "original" if view == "embeddings" else "draw"
+    with pytest.raises(InputError, match=f"^{path}: /{view}/last: {message} make it again") as error:
+        read_embeddings(path, "last", views)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("values", "image_ids", "message"),
+    [
+        (LAST, [IDS[0], IDS[1], IDS[0]], f"/image_ids has {IDS[0]} twice, in the rows 0 and 2"),
+        (LAST[None], IDS, r"expected a row of numbers an image id, got float32 \(1, 3, 4\) of /embeddings/last for 3"),
+        (LAST.astype(int), IDS, "expected a row of numbers an image id, got int64"),
+        (LAST[:2], IDS, r"got float32 \(2, 4\) of /embeddings/last for 3 ids"),
+    ],
+)
+def test_rows_that_do_not_fit_the_images_are_told(values, image_ids, message, tmp_path):
+    with pytest.raises(InputError, match=message):
+        read_embeddings(own_cache(tmp_path / "own.h5", values, image_ids), "last")
 
 
 def test_a_block_that_was_not_kept_is_told_with_those_that_were(cache):
@@ -184,7 +251,7 @@ def test_a_block_that_was_not_kept_is_told_with_those_that_were(cache):
         read_embeddings(cache, 9)
 
 
-def earlier_version(path: Path) -> None:
+def no_blocks(path: Path) -> None:
     with h5py.File(path, "w") as file:
         file["embeddings"], file["image_ids"] = LAST, IDS
 
@@ -208,7 +275,7 @@ def of_text(path: Path) -> None:
         (lambda path: path.write_bytes(path.read_bytes()[:-500]), "is not a whole embedding cache"),
         (lambda path: path.unlink(), "is not a whole embedding cache"),
         (lambda path: h5py.File(path, "w").close(), "is not a whole embedding cache"),
-        (earlier_version, "it was written by an earlier version"),
+        (no_blocks, "/embeddings should be a group of blocks, such as /embeddings/last"),
         (too_few_ids, "expected a row of numbers an image id, got float32"),
         (of_text, "expected a row of numbers an image id, got object"),
     ],

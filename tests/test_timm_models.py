@@ -107,6 +107,8 @@ def test_what_a_model_has_not_is_told(name: str, file: Path) -> None:
         ("local-dir:/tmp/model", "has no model local-dir"),
         ("../x", "has no model ../x"),
         ("", "has no model"),
+        ("vit_base_patch16_sapiens2", "takes 3 x 1024 x 768 values, and pictures are made RGB squares here"),
+        ("deepseek_vit_412m_enc", "gives many tokens of a picture and not one embedding; name another model"),
     ],
 )
 def test_a_name_that_timm_has_not_is_told(name: str, message: str) -> None:
@@ -309,6 +311,10 @@ def test_a_file_that_does_not_fit_is_told_in_one_sentence(
         (
             state | {"norm.bias": torch.zeros(3)},
             r"norm.bias: expected (192,), which timm's .* has, got (3,); set backb",
+        ),
+        (
+            state | {"norm.bias": torch.full((192,), torch.nan)},
+            "the weight norm.bias has 192 values that are not finite, .* put a whole one in its place, .* --force",
         ),
         ({}, f"should hold the weights of {TINY} by name, .* and holds nothing"),
         ({"state_dict": 3}, "holds the keys state_dict"),

@@ -9,10 +9,11 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from pipeline.data.archives import open_zip, read_member
-from pipeline.errors import InputError
+from pipeline.errors import FETCH_AGAIN, InputError
 
 LARGEST_IMAGE = 64 << 20  # bytes of one image file; the published ones have about 100 kB
 
@@ -33,21 +34,54 @@ class Images:
 
 
 def decode_image(data: bytes, image_id: str) -> Image.Image:
-    """The picture as RGB, converted as PIL does it; InputError if it is no JPEG or PNG, is damaged or is a bomb."""
+    """The picture as RGB, 8 bits a colour.
+
+    It is converted as PIL does it, and so do dreamsim, timm and torchvision: a turn that EXIF asks for is not made, and
+    colour profiles are not applied, as programs that show stimuli do neither. 16 bits become 8 by their upper half.
+    InputError if it is no JPEG or PNG, is damaged, is a bomb, is see-through in part or an animation.
+    """
     try:
         # Only these formats: some of the others that PIL knows start programs.
         with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as image:
             most = Image.MAX_IMAGE_PIXELS
             if most is not None and image.width * image.height > most:
-                raise InputError(
-                    f"{image_id}: has {image.width} x {image.height} pixels, more than the {most} that "
-                    "are taken for a picture; get the archive from its source again"
+                raise _unusable(
+                    image_id, f"has {image.width} x {image.height} pixels, more than the {most} that are taken"
                 )
-            return image.convert("RGB")
+            if image.format == "PNG" and getattr(image, "n_frames", 1) > 1:  # a camera's JPEG may hold a thumbnail
+                raise _unusable(image_id, "is an animation, of which nobody knows here what was seen")
+            return _to_rgb(image, image_id)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise InputError(f"{image_id}: unpacks to far too many pixels ({error}); get the archive again") from error
+        raise _unusable(image_id, f"unpacks to far too many pixels ({error})") from error
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error) as error:
-        raise InputError(f"{image_id}: cannot be decoded as JPEG or PNG ({error}); get the archive again") from error
+        raise _unusable(image_id, f"cannot be decoded as JPEG or PNG ({error})") from error
+
+
+def _to_rgb(image: Image.Image, image_id: str) -> Image.Image:
+    """InputError where something behind the picture would have been seen through it."""
+    if image.mode.startswith("I"):  # 16 bits of grey, which PIL would cut off at 255: all white
+        if "transparency" in image.info:
+            raise _see_through(image_id)
+        upper_half = (np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)
+        return Image.fromarray(upper_half).convert("RGB")
+
+    if image.has_transparency_data:
+        opacity = np.asarray(image.convert("RGBA").getchannel("A"))
+        if opacity.min() < 255:
+            raise _see_through(image_id)
+    return image.convert("RGB")
+
+
+def _see_through(image_id: str) -> InputError:
+    return _unusable(image_id, "is see-through in part, and what was seen behind it is not in the file")
+
+
+def _unusable(image_id: str, problem: str) -> InputError:
+    """Both the archives and the user's own copy of the images are read when `download` runs."""
+    return InputError(
+        f"{image_id}: {problem}; put an RGB picture of what was seen in its place, in the archive or folder that you "
+        "have it from, and run: dvc repro --force download"
+    )
 
 
 @contextmanager
@@ -74,7 +108,6 @@ def _open_image_zip(path: Path, image_ids: Sequence[str]) -> zipfile.ZipFile:
     if missing:
         archive.close()
         raise InputError(
-            f"{path}: {len(missing)} of {len(image_ids)} images are missing, the first is {missing[0]}; "
-            "delete the archive and download it again"
+            f"{path}: {len(missing)} of {len(image_ids)} images are missing, the first is {missing[0]}; {FETCH_AGAIN}"
         )
     return archive

@@ -150,6 +150,17 @@ def is_weights(saved: object) -> TypeGuard[dict[str, Tensor]]:
     )
 
 
+def check_finite(weights: Weights, where: str) -> None:
+    """InputError for the first weight with a value that is not finite; `where` names the file."""
+    for name, value in weights.items():
+        n_wrong = int((~torch.isfinite(value)).sum())
+        if n_wrong:
+            raise InputError(
+                f"{where}: the weight {name} has {n_wrong} values that are not finite, as of a training that diverged "
+                f"or a damaged file; {HOW_TO_MEND}"
+            )
+
+
 def make_vit(weights: Weights, architecture: Architecture, where: str) -> tuple[VisionTransformer, Tensor | None]:
     """timm's ViT in the width that the weights have, and CLIP's projection, `proj`.
 
@@ -188,6 +199,7 @@ def make_vit(weights: Weights, architecture: Architecture, where: str) -> tuple[
                 f"{where}: the weight {name}: expected {expected.get(name, 'nothing')}, "
                 f"got {got.get(name, 'nothing')}; is it another model's?"
             )
+    check_finite(weights, where)
     own = {name: value for name, value in weights.items() if name != "proj"}
     if architecture.trained_size != IMAGE_SIZE:
         own["pos_embed"] = _interpolate(own["pos_embed"], IMAGE_SIZE // architecture.patch_size)

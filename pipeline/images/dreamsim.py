@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from pipeline.data.archives import open_zip, read_member
 from pipeline.errors import InputError
-from pipeline.images.checkpoints import Architecture, is_weights, make_vit, read_torch
+from pipeline.images.checkpoints import HOW_TO_MEND, Architecture, check_finite, is_weights, make_vit, read_torch
 from pipeline.images.vit import CLIP, IMAGENET, ImageEncoder, ViT
 
 LARGEST_MEMBER = 2**31  # bytes; DINO's two networks with their heads are 0.9 GB
@@ -170,13 +170,14 @@ def _read_adapter(archive: zipfile.ZipFile, folder: str) -> dict[str, dict[str, 
             saved = safetensors.torch.load(read_member(archive, member))
         except safetensors.SafetensorError as error:
             raise InputError(
-                f"{archive.filename}: {member} is not a safetensors file ({error}); fetch it again"
+                f"{archive.filename}: {member} is not a safetensors file ({error}); {HOW_TO_MEND}"
             ) from error
     else:
         member = f"{folder}/adapter_model.bin"
         saved = _load(archive, member)
     if not is_weights(saved):
-        raise InputError(f"{archive.filename}: {member} should hold tensors by name; fetch it again")
+        raise InputError(f"{archive.filename}: {member} should hold tensors by name; {HOW_TO_MEND}")
+    check_finite(saved, f"{archive.filename}: {member}")
     adapter: dict[str, dict[str, Tensor]] = {}
     for name, value in saved.items():
         match = _ADAPTER_KEY.fullmatch(name)

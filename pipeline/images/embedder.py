@@ -106,7 +106,8 @@ def embed_images(
         reference = [_one_by_one(encoder, view, parameters) for view in recomputed]
         if not all(np.isfinite(block).all() for blocks in reference for block in blocks):
             raise InputError(
-                f"{checkpoint}: the {names['encoder']} encoder gives values that are not finite; fetch it again"
+                f"{checkpoint}: the {names['encoder']} encoder gives values that are not finite for a picture, though "
+                "its weights are finite: they grow too large; name another backbone, or another file of weights"
             )
         accelerate(encoder, parameters.blocks, parameters.tokens, parameters.precision, device)
         batches = [image_ids[i : i + parameters.batch_size] for i in range(0, len(image_ids), parameters.batch_size)]

@@ -25,6 +25,10 @@ from pipeline.files import new_hdf5
 Attributes = Mapping[str, str | int | float]
 ORIGINAL = "original"  # the view that every cache has
 SEVERAL = ("mean", "draw")  # of all the views in a cache
+# Without --force DVC would lay its own copy there, which may be damaged too.
+EMBED_AGAIN = (
+    "make it again with `dvc repro --single-item --force embed`, or, if you wrote it yourself, as docs/data.md says"
+)
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,7 @@ class Embeddings:
 
     Of K blocks together, whose names are `blocks`, values are (N, K, D). They are what EEG is compared with; what it
     learns are they too, unless there is `learned` (N, V, D) or (N, V, K, D), V views of which it learns one at a time.
-    `views` and `views_in_gallery` say in words which views these and those are.
+    `views` and `views_in_gallery` say in words which views these and those are. `where` is the file.
     """
 
     values: np.ndarray
@@ -42,6 +46,7 @@ class Embeddings:
     learned: np.ndarray | None = None
     views: str = ORIGINAL
     views_in_gallery: str = ORIGINAL
+    where: str = "the embedding cache"
 
     def rows(self, image_ids: np.ndarray) -> np.ndarray:
         """The row of each id, in the order asked for, int64; InputError names the first id that is not there."""
@@ -49,10 +54,16 @@ class Embeddings:
         missing = [image_id for image_id in image_ids if image_id not in row_of]
         if missing:
             raise InputError(
-                f"{len(missing)} of the {len(image_ids)} images seen have no embedding, first {missing[0]}: "
-                "were EEG and embeddings made from the same dataset? Run the preprocess and embed stages again"
+                f"{self.where}: {len(missing)} of the {len(image_ids)} images seen have no embedding, first "
+                f"{missing[0]}{self._by_another_name(missing[0])}; {EMBED_AGAIN}"
             )
         return np.array([row_of[image_id] for image_id in image_ids], dtype=np.int64)
+
+    def _by_another_name(self, image_id: str) -> str:
+        """What the cache seems to call this image, in words; "" where no name is like it."""
+        file = image_id.rpartition("/")[2]
+        other = next((name for name in self.image_ids if name.rpartition("/")[2] == file), None)
+        return f", which is called {other} there and should be called as in data/raw/images.csv" if other else ""
 
 
 def write_embeddings(
@@ -96,6 +107,7 @@ def read_embeddings(
             if "why" in file.attrs:
                 raise InputError(f"{path}: holds no embeddings: {file.attrs['why']}")
             image_ids = file["image_ids"].asstr()[:]
+            _check_ids(path, image_ids)
             there = sorted(_blocks(file), key=lambda name: (name == "last", name.zfill(9)))
             names = there if block == "mix" else [str(block)]
             if names[0] not in there:
@@ -116,17 +128,17 @@ def read_embeddings(
             size = tables[ORIGINAL][0].shape[1]
             if any(table.shape[1] != size for table in itertools.chain(*tables.values())):
                 raise ValueError("its views differ in size")
-            values = _read(tables, views_in_gallery)[:, 0]
-            learned = None if views == views_in_gallery else _read(tables, views)
+            values = _read(path, tables, views_in_gallery, image_ids)[:, 0]
+            learned = None if views == views_in_gallery else _read(path, tables, views, image_ids)
     except (OSError, KeyError, AttributeError, TypeError, ValueError) as error:
-        raise InputError(f"{path}: is not a whole embedding cache ({error}); run the embed stage again") from error
+        raise InputError(f"{path}: is not a whole embedding cache ({error}); {EMBED_AGAIN}") from error
     if block != "mix":
         values, learned = values[:, 0], learned if learned is None else learned[:, :, 0]
     blocks = tuple(names) if block == "mix" else ()
     told, told_in_gallery = (
         f"{wanted} of {', '.join(kept)}" if wanted in SEVERAL else wanted for wanted in (views, views_in_gallery)
     )
-    return Embeddings(values, image_ids, blocks, learned, told, told_in_gallery)
+    return Embeddings(values, image_ids, blocks, learned, told, told_in_gallery, str(path))
 
 
 def _check_views(path: Path, key: str, wanted: str, kept: Sequence[str]) -> None:
@@ -139,21 +151,45 @@ def _check_views(path: Path, key: str, wanted: str, kept: Sequence[str]) -> None
         )
 
 
-def _read(tables: Mapping[str, Sequence[h5py.Dataset]], wanted: str) -> np.ndarray:
-    """(N, V, K, D): all views to draw from, or one, or their mean."""
+def _read(path: Path, tables: Mapping[str, Sequence[h5py.Dataset]], wanted: str, image_ids: np.ndarray) -> np.ndarray:
+    """(N, V, K, D) float32: all views to draw from, or one, or their mean; InputError for values that are none."""
     views = [*tables.values()] if wanted in SEVERAL else [tables[wanted]]
     values = np.empty((len(views[0][0]), len(views), len(views[0]), views[0][0].shape[1]), np.float32)
     for v, k in np.ndindex(values.shape[1:3]):  # one by one, so that all are in memory only once
-        values[:, v, k] = views[v][k][:]
+        values[:, v, k] = views[v][k].astype(np.float32)[:]
+        _check_values(path, views[v][k].name, values[:, v, k], image_ids)
     return values.mean(1, keepdims=True) if wanted == "mean" else values
 
 
+def _check_ids(path: Path, image_ids: np.ndarray) -> None:
+    """InputError for the first image that has two rows."""
+    row_of: dict[str, int] = {}
+    for row, image_id in enumerate(image_ids):
+        if row_of.setdefault(image_id, row) != row:
+            raise InputError(
+                f"{path}: /image_ids has {image_id} twice, in the rows {row_of[image_id]} and {row}; {EMBED_AGAIN}"
+            )
+
+
 def _check_rows(path: Path, table: h5py.Dataset, image_ids: np.ndarray) -> None:
-    if table.ndim != 2 or table.dtype.kind != "f" or not len(table) == len(image_ids) == len(set(image_ids)):
+    """InputError unless it is (N, D) of any floating point type; it is read as float32."""
+    if table.ndim != 2 or table.dtype.kind != "f" or len(table) != len(image_ids):
         raise InputError(
             f"{path}: expected a row of numbers an image id, got {table.dtype} {table.shape} of {table.name} for "
-            f"{len(set(image_ids))} ids; run the embed stage again"
+            f"{len(image_ids)} ids; {EMBED_AGAIN}"
         )
+
+
+def _check_values(path: Path, name: str, values: np.ndarray, image_ids: np.ndarray) -> None:
+    """InputError for the first row of (N, D) that is not finite, or all zero, as of an image that was left out."""
+    finite = np.isfinite(values).all(axis=1)
+    for wrong, what in ((~finite, "that are not finite"), (~values.any(axis=1), "that are all zero")):
+        if wrong.any():
+            row = int(wrong.argmax())
+            raise InputError(
+                f"{path}: {name}: {wrong.sum()} of {len(values)} images have values {what}, the first is "
+                f"{image_ids[row]} in row {row}; {EMBED_AGAIN}"
+            )
 
 
 def _check_mix(path: Path, blocks: Mapping[str, h5py.Dataset]) -> None:
@@ -176,7 +212,7 @@ def read_about(path: Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
                 known |= {f"{view}/{block}": _plain(dataset) for block, dataset in blocks.items()}
             return _plain(file), known
     except (OSError, KeyError, AttributeError, TypeError, ValueError) as error:
-        raise InputError(f"{path}: is not a whole embedding cache ({error}); run the embed stage again") from error
+        raise InputError(f"{path}: is not a whole embedding cache ({error}); {EMBED_AGAIN}") from error
 
 
 def read_health(path: Path) -> dict[str, dict[str, int | float]]:
@@ -195,5 +231,5 @@ def _plain(of: h5py.Group | h5py.Dataset) -> dict[str, Any]:
 def _blocks(file: h5py.File) -> h5py.Group:
     blocks = file["embeddings"]
     if not isinstance(blocks, h5py.Group):
-        raise TypeError("it was written by an earlier version")
+        raise TypeError("/embeddings should be a group of blocks, such as /embeddings/last")
     return blocks

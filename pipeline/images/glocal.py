@@ -15,6 +15,7 @@ from pipeline.data.archives import open_zip, read_member
 from pipeline.errors import InputError
 from pipeline.files import sha256
 from pipeline.images import health
+from pipeline.images.checkpoints import HOW_TO_MEND
 from pipeline.images.embeddings import ORIGINAL, read_about, read_embeddings, write_embeddings, write_no_embeddings
 
 LARGEST_MEMBER = 2**26  # bytes; 1024 x 1024 float64 are an eighth of it
@@ -55,17 +56,22 @@ def read_transform(path: Path) -> Transform:
         try:
             found[name] = np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
         except (ValueError, EOFError, OSError) as error:
-            raise InputError(f"{path}: {name} is not an array of numbers ({error}); fetch it again") from error
+            raise InputError(f"{path}: {name} is not an array of numbers ({error}); {HOW_TO_MEND}") from error
     shapes = {name: array.shape for name, array in found.items()}
     size = shapes.get("weights", (0,))[0] if shapes.get("weights") else 0
     expected = {"weights": (size, size), "bias": (size,), "mean": (), "std": ()}
-    numbers = all(array.dtype.kind == "f" and np.isfinite(array).all() for array in found.values())
+    numbers = all(array.dtype.kind == "f" for array in found.values())
     whole = shapes | {"bias": shapes.get("bias", (size,))}
     if whole != expected or not size or not numbers or not found["std"] > 0:
         raise InputError(
             f"{path}: expected numbers: weights (D, D), mean and std alone, and maybe bias (D,), got "
             f"{', '.join(f'{name} {shape}' for name, shape in shapes.items()) or 'nothing'}; is it gLocal's transform?"
         )
+    for name, array in found.items():
+        if not np.isfinite(array).all():
+            raise InputError(
+                f"{path}: {name} has {(~np.isfinite(array)).sum()} values that are not finite; {HOW_TO_MEND}"
+            )
     values = {name: array.astype(np.float64) for name, array in found.items()}
     return Transform(values["weights"], values.get("bias", np.zeros(size)), float(values["mean"]), float(values["std"]))
 

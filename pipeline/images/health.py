@@ -37,7 +37,10 @@ def measure(values: np.ndarray, rows: np.ndarray, reference: np.ndarray) -> Heal
 def check(health: Health, name: str, tells_images_apart: bool) -> None:
     """InputError where a measure is out of bounds; early blocks need not tell images apart as a deep one must."""
     if health["non_finite"]:
-        raise InputError(f"{name}: {health['non_finite']} values are not finite; fetch the checkpoint again")
+        raise InputError(
+            f"{name}: {health['non_finite']} values are not finite; set embed.precision to float32, or, if it is that, "
+            "name another backbone: the numbers of this one grow too large"
+        )
     if tells_images_apart and not health["median_cosine"] <= COLLAPSED:
         raise InputError(
             f"{name}: the embeddings of different images are nearly the same (median cosine "

@@ -12,6 +12,7 @@ and its crop is not done: objects may reach to the edge.
 
 import copy
 import difflib
+import functools
 import inspect
 import math
 import re
@@ -26,7 +27,7 @@ from torch import Tensor, nn
 
 from pipeline.errors import InputError
 from pipeline.files import replacing
-from pipeline.images.checkpoints import HOW_TO_SAVE, read_weights
+from pipeline.images.checkpoints import HOW_TO_SAVE, check_finite, read_weights
 from pipeline.images.vit import Block, Framing, ImageEncoder, Tokens, check_blocks
 
 PREFIXES = ("module.", "_orig_mod.", "model.")  # of data parallel training, torch.compile and Lightning
@@ -80,7 +81,7 @@ class PooledModel(ImageEncoder):
 
 
 def check_name(name: str) -> None:
-    """InputError where timm has no such model, none with that tag, or none that takes RGB squares; nothing is built."""
+    """InputError unless timm has a model of that name, and tag, that makes one embedding of an RGB square."""
     known = [*timm.list_models(), *timm.list_pretrained()]
     if name not in known:
         near = ", ".join(difflib.get_close_matches(name, known))
@@ -95,6 +96,10 @@ def check_name(name: str) -> None:
         raise InputError(
             f"backbone is 'timm/{name}': it takes {n_channels} x {height} x {width} values, and pictures are made RGB "
             "squares here; name another model"
+        )
+    if not hasattr(_skeleton(name), "reset_classifier"):
+        raise InputError(
+            f"backbone is 'timm/{name}': it gives many tokens of a picture and not one embedding; name another model"
         )
 
 
@@ -111,6 +116,7 @@ def load_encoder(checkpoint: Path, name: str) -> ImageEncoder:
     classifier = _classifier(skeleton)
     of_features = {key: value for key, value in saved.items() if not _is_of(key, classifier)}
     _check_shapes(of_features, skeleton, name, checkpoint)
+    check_finite(of_features, str(checkpoint))
 
     # timm reads whole models: its strict check wants a classifier too, which is thrown away below.
     blank = {key: torch.zeros(value.shape) for key, value in skeleton.state_dict().items() if _is_of(key, classifier)}
@@ -179,6 +185,7 @@ def _prefix(saved: Mapping[str, Tensor]) -> str | None:
     return None
 
 
+@functools.lru_cache(maxsize=8)
 def _skeleton(name: str) -> Any:
     """The model with shapes and without values: no memory, and no random first weights, which take time."""
     with torch.device("meta"):
