@@ -187,7 +187,7 @@ def test_ids_without_their_folder_are_told_with_both_names(tmp_path):
         read_embeddings(tmp_path / "own.h5", "last").rows(np.array(IDS))
     assert (
         f"own.h5: 3 of the 3 images seen have no embedding, first {IDS[0]}, which is called 1.jpg there and should be "
-        "called as in data/raw/images.csv; make it again"
+        "called as in data/fetched/images.csv; make it again"
     ) in str(error.value)
 
 

@@ -1,4 +1,4 @@
-"""The images of a dataset as a table, `data/raw/images.csv`: the same columns whatever the dataset's own metadata.
+"""The images of a dataset as a table, `data/fetched/images.csv`: the same columns whatever the dataset's own metadata.
 
     split, image_ids, concept, things_concept
 

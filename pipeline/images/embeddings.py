@@ -63,7 +63,7 @@ class Embeddings:
         """What the cache seems to call this image, in words; "" where no name is like it."""
         file = image_id.rpartition("/")[2]
         other = next((name for name in self.image_ids if name.rpartition("/")[2] == file), None)
-        return f", which is called {other} there and should be called as in data/raw/images.csv" if other else ""
+        return f", which is called {other} there and should be called as in data/fetched/images.csv" if other else ""
 
 
 def write_embeddings(
