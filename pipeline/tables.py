@@ -6,6 +6,7 @@ Apart from `params`, because some of these tables take seconds to import.
 from collections.abc import Collection
 
 from pipeline.data.datasets import DATASETS
+from pipeline.eeg.braindecode_networks import check_installed
 from pipeline.eeg.encoders import EEG_ENCODERS
 from pipeline.errors import InputError, suggestion
 from pipeline.images.models import OfCache, find_alignment, find_model, kinds_of_alignment
@@ -23,6 +24,7 @@ def check_names(p: Params) -> None:
         if name not in table:
             near = suggestion(name, table)
             raise InputError(f"params.yaml: {key} is {name!r}: should be one of {', '.join(table)}{near}")
+    check_installed(p.train.eeg_encoder)
     check_views(p.embed.views)
     check_image_model(p.backbone, p.encoder, p.alignment)
 
@@ -52,6 +54,8 @@ def check_study(p: Params) -> None:
                 near = suggestion(name, table)
                 raise InputError(f"params.yaml: {key} has {name!r}: should be of {', '.join(table)}{near}")
 
+    for name in p.study.eeg_encoders:
+        check_installed(name)
     for backbone in p.study.backbones:
         loads = [load for kind, load in find_model(backbone).aligned.items() if kind in p.study.alignments]
         if loads and "last" not in p.study.blocks and all(isinstance(load, OfCache) for load in loads):

@@ -1,4 +1,5 @@
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -100,6 +101,15 @@ def test_a_misspelt_name_gets_a_suggestion_that_is_accepted(tmp_path, key, value
     assert "\n" not in str(error.value)
     if key != "embed.views":
         check_names(read_params(changed(tmp_path, key, near)))
+
+
+def test_an_encoder_whose_package_is_missing_is_told_before_any_work(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "braindecode", None)
+    message = r"EEG encoder eegnet needs braindecode, .*; type: pip install -e '.\[braindecode\]' -c constraints.txt$"
+    with pytest.raises(InputError, match=message):
+        check_names(read_params(changed(tmp_path, "train.eeg_encoder", "eegnet")))
+    with pytest.raises(InputError, match=message):
+        check_study(read_params(changed(tmp_path, "study.eeg_encoders", ["nice", "eegnet"])))
 
 
 def test_a_view_that_there_is_not_is_told_before_any_work(tmp_path):

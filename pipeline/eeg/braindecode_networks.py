@@ -1,5 +1,7 @@
 """braindecode's networks without their classification heads; their first weights are those that torch draws."""
 
+from importlib.util import find_spec
+
 import torch
 from torch import Tensor, nn
 
@@ -41,15 +43,20 @@ class BraindecodeEncoder(EegEncoder):
         return self.network(eeg).flatten(1)
 
 
+def check_installed(name: str) -> None:
+    """InputError where this EEG encoder is one of braindecode's, and that is not installed: told before any work."""
+    if name in LEAST_SAMPLES and find_spec("braindecode") is None:
+        raise InputError(
+            f"the EEG encoder {name} needs braindecode, which is not installed; type: "
+            "pip install -e '.[braindecode]' -c constraints.txt"
+        )
+
+
 def _headless_network(name: str, n_chans: int, n_times: int, sfreq: float, dropout: float) -> nn.Module:
     """braindecode's network, its classification head replaced by nothing."""
-    try:
-        from braindecode import models
-    except ImportError as error:
-        raise InputError(
-            f"train.eeg_encoder = {name} needs braindecode ({error}): "
-            "pip install -e '.[braindecode]' -c constraints.txt"
-        ) from error
+    check_installed(name)
+    from braindecode import models  # here: it is an extra
+
     common = {"n_chans": n_chans, "n_times": n_times, "sfreq": sfreq, "drop_prob": dropout, "n_outputs": 1}
     if name == "eegnet":
         network = models.EEGNet(**common, kernel_length=round(sfreq / 2), final_layer_with_constraint=True)
