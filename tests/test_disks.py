@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
@@ -332,6 +333,15 @@ def test_a_file_system_without_locks(tmp_path, monkeypatch, number):
     third = try_lock(tmp_path / "a.lock")
     assert third is not None
     third.release()
+
+
+def test_hdf5_needs_no_locks(tmp_path):
+    """Of which network disks have none: here another process has the lock, and the file is read all the same."""
+    write(tmp_path / "a.h5")
+    with (tmp_path / "a.h5").open("rb+") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with h5py.File(tmp_path / "a.h5", "r") as file:
+            assert file["eeg"].shape == LARGE.shape
 
 
 def test_what_another_user_locked_can_be_locked_by_all(open_folder):

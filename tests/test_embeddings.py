@@ -75,8 +75,8 @@ def with_views(tmp_path) -> Path:
 
 
 def test_a_cache_without_views_is_byte_for_byte_what_it_was(cache, tmp_path):
-    """As written by the version that knew no views."""
-    with h5py.File(tmp_path / "before.h5", "w") as file:
+    """As written by the version that knew no views, through a file of Python's, as all are written."""
+    with (tmp_path / "before.h5").open("w+b") as stream, h5py.File(stream, "w") as file:
         file.attrs["backbone"] = "synclr_vitb16"
         file.create_group("embeddings")
         file.create_dataset("image_ids", data=np.array(IDS, dtype=object), dtype=h5py.string_dtype())
