@@ -37,13 +37,14 @@ from tqdm import tqdm
 from benchmarks import write_latest
 from pipeline.data.archives import read_member
 from pipeline.data.images import decode_image
-from pipeline.devices import device_name, n_cores, pick_device
+from pipeline.devices import device_name, pick_device
 from pipeline.images.acceleration import accelerate
 from pipeline.images.dreamsim import load_encoder
 from pipeline.images.dreamsim_stand_in import make_checkpoint
 from pipeline.images.embedder import _embed_all, _passes
 from pipeline.images.views import degrade
 from pipeline.images.vit import Framing
+from pipeline.machine import n_cores
 from pipeline.params import read_params
 from pipeline.sections import Embed
 

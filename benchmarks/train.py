@@ -221,7 +221,7 @@ def full_size() -> dict[str, float]:
     start = time.perf_counter()
     epoch()
     seconds = time.perf_counter() - start
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / (1 << 20)
     print(f"an epoch of {FULL} samples: {seconds:.1f} s, {FULL / seconds:.0f} samples/s, peak {peak:.0f} MB")
     if DEVICE.type == "cuda":
         print(

@@ -5,13 +5,6 @@ import torch
 from pipeline.errors import InputError
 
 
-def n_cores() -> int:
-    """How many cores this process may use: those of its affinity and its container."""
-    from dask.system import CPU_COUNT  # here: it takes a while to import
-
-    return CPU_COUNT
-
-
 def pick_device(wanted: str) -> torch.device:
     """`auto` = CUDA where there is one, else the CPU; InputError if CUDA is asked for and there is none."""
     if wanted == "cuda" and not torch.cuda.is_available():

@@ -19,6 +19,7 @@ from filelock import FileLock, Timeout
 from pipeline.files import cache_folder, sha256
 
 ROOT = Path(__file__).parents[1]
+PLACE_OF_WORK = [ROOT / f"pipeline/{name}.py" for name in ("machine", "workers")]  # change no result
 _parsing = threading.Lock()  # two threads in ast.parse at once may fail in Python 3.11 (SystemError: recursion depth)
 
 
@@ -51,7 +52,7 @@ def code_hash(code: str, packages: Sequence[str]) -> str:
 
     But for what says where work is done, which changes no result.
     """
-    files = sorted({Path(code), *imported(Path(code), besides=[ROOT / "pipeline/workers.py"])})
+    files = sorted({Path(code), *imported(Path(code), besides=PLACE_OF_WORK)})
     return fingerprint([sha256(path) for path in files], [_version(name) for name in packages])
 
 

@@ -22,11 +22,11 @@ from queue import SimpleQueue
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-import psutil
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from pipeline.errors import InputError
+from pipeline.machine import free_memory, memory_limit, n_cores
 
 if TYPE_CHECKING:  # a second to import: only those pay it who use it
     from distributed import Client, Scheduler, SpecCluster
@@ -57,12 +57,8 @@ CONFIG: dict[str, Any] = {
 
 def fitting(needed_bytes: int, n_tasks: int, on_gpus: bool) -> int:
     """The workers that this machine has room for, at least 1: one a core or a GPU, each with `needed_bytes` free."""
-    from dask.system import CPU_COUNT  # those of this process's affinity and container
-    from distributed.system import MEMORY_LIMIT  # that of the container, if there is one
-
-    free = min(psutil.virtual_memory().available, MEMORY_LIMIT)
-    places = len(_gpus()) if on_gpus else CPU_COUNT
-    return max(1, min(places, n_tasks, free // needed_bytes))
+    places = len(_gpus()) if on_gpus else n_cores()
+    return max(1, min(places, n_tasks, free_memory() // needed_bytes))
 
 
 def side_by_side(
@@ -276,7 +272,6 @@ def _set_up(dask_scheduler: "Scheduler") -> None:
 def _local(n_workers: int) -> "SpecCluster":
     """Processes of this machine, spawned; each has its share of the memory and, where there are GPUs, one of them."""
     from distributed import Nanny, Scheduler, Security, SpecCluster
-    from distributed.system import MEMORY_LIMIT
 
     # Whoever reaches a scheduler can run code as its user: it listens to this machine alone, and to who has the
     # certificate, made for this cluster.
@@ -285,7 +280,7 @@ def _local(n_workers: int) -> "SpecCluster":
     workers = {}
     for i in range(n_workers):
         env = {"CUDA_VISIBLE_DEVICES": gpus[i % len(gpus)]} if gpus else {}
-        limits = {"nthreads": 1, "memory_limit": MEMORY_LIMIT // n_workers, "env": env, "silence_logs": SILENT}
+        limits = {"nthreads": 1, "memory_limit": memory_limit() // n_workers, "env": env, "silence_logs": SILENT}
         workers[i] = {"cls": Nanny, "options": safe | limits}
     scheduler = {"cls": Scheduler, "options": safe | {"dashboard_address": "127.0.0.1:0"}}
     return SpecCluster(workers, scheduler, security=safe["security"])

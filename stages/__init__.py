@@ -39,6 +39,14 @@ def run(main: Callable[..., str]) -> None:
         except (InputError, OSError) as error:
             print(f"error: {error}", file=sys.stderr)
             raise typer.Exit(1) from None
+        except MemoryError as error:
+            reason = f" ({error})" if str(error) else ""
+            print(
+                f"error: there is too little memory{reason}: run this where there is more, or with fewer workers "
+                "(preprocess.workers, runs.workers)",
+                file=sys.stderr,
+            )
+            raise typer.Exit(1) from None
         if written:
             print(f"wrote {written} in {time.monotonic() - started:.1f} s")
 

@@ -25,7 +25,7 @@ VALUES = yaml.safe_load(Path("params.yaml").read_text())
 # no computation; values are tracked key by key
 UNTRACKED_MODULES = [
     ROOT / f"pipeline/{name}.py"
-    for name in ("errors", "files", "params", "sections", "tables", "unfinished", "workers")
+    for name in ("errors", "files", "machine", "params", "sections", "tables", "unfinished", "workers")
 ]
 UNTRACKED_PATHS = {"report": {"data/raw/images"}}  # read if images are to be shown; what changes there changes deps
 UNTRACKED_KEYS = {"preprocess.workers", "runs.where", "runs.workers"}  # change no byte of the result

@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 from pipeline.data.image_table import read_image_table
 from pipeline.data.images import Images, open_images
-from pipeline.devices import device_name, n_cores
+from pipeline.devices import device_name
 from pipeline.errors import InputError
 from pipeline.files import replacing, sha256
 from pipeline.images import health
@@ -39,6 +39,7 @@ from pipeline.images.embeddings import ORIGINAL, Attributes, write_embeddings
 from pipeline.images.models import Load
 from pipeline.images.views import check_views, degrade
 from pipeline.images.vit import Block, ImageEncoder
+from pipeline.machine import n_cores
 from pipeline.sections import Embed
 from pipeline.unfinished import unfinished
 
