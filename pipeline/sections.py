@@ -33,6 +33,7 @@ class Download(Section):
 
 
 class Preprocess(Section):
+    sessions: Literal["all"] | Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=1)]
     average_repetitions: bool
     channels: Literal["all", "posterior"] | list[str]
     sfreq: Literal["published"] | Rate

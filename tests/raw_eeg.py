@@ -29,22 +29,29 @@ def make_raw_subject(
     compression: int = zipfile.ZIP_STORED,
     protocol: int | None = None,
     change: Callable[[int, str, dict], None] | None = None,
+    images_per_concept: int = 1,
+    shift: int = 0,
 ) -> Path:
     """Write `folder`/<subject>.zip: 1/f noise of about 10 uV that channels share, and a response to each image.
 
     A training image is shown twice in two of the sessions, a test image 20 times in each; the first image of a session
-    once more, and among the images are target trials. `change(session, split, fields)` may spoil a file;
-    `protocol` writes bare pickles as that protocol makes them.
+    once more, and among the images are target trials. As in the experiment, the images of a training concept are shown
+    in the same sessions; a subject of another `shift` sees other concepts in them. `change(session, split, fields)`
+    may spoil a file; `protocol` writes bare pickles as that protocol makes them.
     """
     rng = np.random.default_rng([seed, *subject.encode()])
     mixing = rng.standard_normal((len(ch_names), len(ch_names))) / np.sqrt(len(ch_names))
     responses = {split: rng.standard_normal((n, len(ch_names), 1)) for split, n in n_conditions.items()}
     pairs = list(itertools.combinations(SESSIONS, 2))
+
+    def shown_in(image: int) -> tuple[int, ...]:
+        return pairs[(image // images_per_concept + shift) % len(pairs)]
+
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{subject}.zip"
     with zipfile.ZipFile(path, "w", compression) as archive:
         for session, split in itertools.product(SESSIONS, ("train", "test")):
-            images = [i for i in range(n_conditions[split]) if split == "test" or session in pairs[i % len(pairs)]]
+            images = [i for i in range(n_conditions[split]) if split == "test" or session in shown_in(i)]
             order = np.repeat(images, REPETITIONS[split])
             order = rng.permutation(np.append(order, images[0])) + 1
             order = np.insert(order, rng.choice(len(order), len(order) // 8), TARGET)

@@ -314,7 +314,7 @@ def test_refuses_damage_anywhere_in_a_zip(tmp_path: Path) -> None:
         (tmp_path / "cut.zip").unlink(missing_ok=True)
         (tmp_path / "cut.zip").write_bytes(whole[:end])
         with pytest.raises(
-            InputError, match=r"cut.zip: is not a whole zip archive \(.*\); delete it and download it again"
+            InputError, match=r"cut.zip: is not a whole zip archive \(.*\); fetch it again with `dvc repro"
         ):
             open_zip(tmp_path / "cut.zip", MIB)
     flipped = bytearray(whole)

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pipeline.data.things_eeg2 import open_eeg, read_metadata, subject_of
+from pipeline.data.things_eeg2 import memory_needed, open_eeg, read_metadata, subject_of
 from pipeline.errors import InputError
 from pipeline.params import read_params
 from tests.fuzz import saved, zip_bytes
@@ -140,7 +140,9 @@ def test_refuses_other_eeg(split: str, change: Callable, message: str, tmp_path:
 def test_refuses_the_archive_of_another_subject_or_of_none(tmp_path: Path) -> None:
     path = write_eeg(tmp_path / "sub-01.zip", {split: make_recording(split) for split in SHAPES})
     path.rename(tmp_path / "sub-02.zip")
-    with pytest.raises(InputError, match="sub-02.zip: holds no sub-02/preprocessed_eeg_test.npy"):
+    with pytest.raises(
+        InputError, match="sub-02.zip: holds the folder 'sub-01', which is sub-01, not sub-02; rename the"
+    ):
         read(tmp_path / "sub-02.zip", "test")
     with pytest.raises(InputError, match="named such as sub-01.zip"):
         subject_of(tmp_path / "sub-01 (copy).zip")
@@ -187,7 +189,27 @@ def test_refuses_absent_metadata(tmp_path: Path) -> None:
         read_metadata(tmp_path / "absent.npy")
 
 
-@pytest.mark.parametrize(("key", "value"), [("sfreq", 250.0), ("baseline", [-0.2, 0.0]), ("mvnn", "epochs")])
+def test_an_archive_that_was_made_again_with_another_folder(tmp_path: Path) -> None:
+    recordings = {split: make_recording(split) for split in SHAPES}
+    expected = read(write_eeg(tmp_path / "sub-01.zip", recordings), "test")
+    members = {MEMBERS[split].replace("sub-01", "sub-01 2"): saved(recordings[split]) for split in recordings}
+    litter = {"__MACOSX/sub-01 2/._preprocessed_eeg_test.npy": b"", "sub-01 2/._preprocessed_eeg_test.npy": b""}
+    (tmp_path / "sub-01.zip").write_bytes(zip_bytes(members | litter, zipfile.ZIP_DEFLATED))
+    assert np.array_equal(read(tmp_path / "sub-01.zip", "test"), expected)
+    assert memory_needed(tmp_path / "sub-01.zip", AS_PUBLISHED) > expected.nbytes
+
+
+def test_an_archive_without_eeg_names_what_is_expected(tmp_path: Path) -> None:
+    (tmp_path / "sub-01.zip").write_bytes(zip_bytes({"sub-01/notes.txt": b""}, zipfile.ZIP_DEFLATED))
+    message = "sub-01.zip: holds no sub-01/preprocessed_eeg_t.*.npy; fetch it again with `dvc repro --force download`"
+    for ask in (lambda path: read(path, "test"), lambda path: memory_needed(path, AS_PUBLISHED)):
+        with pytest.raises(InputError, match=message):
+            ask(tmp_path / "sub-01.zip")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("sfreq", 250.0), ("baseline", [-0.2, 0.0]), ("mvnn", "epochs"), ("sessions", [1])]
+)
 def test_refuses_what_only_raw_recordings_allow(key: str, value: object, tmp_path: Path) -> None:
     path = write_eeg(tmp_path / "sub-01.zip", {split: make_recording(split) for split in SHAPES})
     with (

@@ -2,6 +2,8 @@
 
 import io
 import itertools
+import os
+import re
 import resource
 import tempfile
 import zipfile
@@ -19,7 +21,7 @@ import yaml
 from sklearn.discriminant_analysis import _cov
 
 from pipeline.data.entry import POSTERIOR
-from pipeline.data.things_eeg2_raw import caveats, find_subjects, open_eeg
+from pipeline.data.things_eeg2_raw import caveats, find_subjects, memory_needed, open_eeg
 from pipeline.errors import InputError
 from tests.raw_eeg import CH_NAMES, make_raw_subject
 
@@ -37,6 +39,7 @@ class Options:
     baseline: tuple[float, float] | str = (-0.2, 0.0)
     mvnn: str = "epochs"
     mvnn_from: str = "training"
+    sessions: str | tuple[int, ...] = "all"
 
 
 PAPER = Options(channels="all")
@@ -59,7 +62,7 @@ def read(path: Path, options: Options) -> dict[str, np.ndarray]:
 def plain(path: Path, options: Options) -> dict[str, np.ndarray]:
     """The EEG of both splits, (N, R, C, T)."""
     merged = {split: [[] for _ in range(n)] for split, n in N.items()}
-    for session in range(1, 5):
+    for session in range(1, 5) if options.sessions == "all" else options.sessions:
         steps = (options.channels, options.sfreq, options.window, options.baseline)
         eeg = {split: plain_epochs(path, session, split, *steps) for split in N}
         whitener = np.eye(len(next(iter(eeg["test"].values()))[0]))
@@ -71,6 +74,8 @@ def plain(path: Path, options: Options) -> dict[str, np.ndarray]:
         for split in N:
             for image, epochs in eeg[split].items():
                 merged[split][image] += [whitener @ epoch for epoch in epochs]
+    if options.sessions != "all":  # images differ in repetitions
+        return {split: [np.array(epochs) for epochs in of_images] for split, of_images in merged.items()}
     return {split: np.array(epochs) for split, epochs in merged.items()}
 
 
@@ -264,7 +269,7 @@ OZ = CH_NAMES.index("Oz")
         (2, "train", without(4, 2), "training.npy: image 4 .* has 2 repetitions in all sessions .* others have 4"),
         (4, "test", without(2, 20), "test.npy: image 2 .* has 60 repetitions in all sessions .* others have 80"),
         (3, "train", lambda fields: fields["raw_eeg_data"][-1].fill(0), "none is shown"),
-        (2, "test", swap, "02/raw_eeg_test.npy: ch_names is Fz Fp1 .*, expected as in the test file of session 1 Fp1"),
+        (2, "test", swap, "02/raw_eeg_test.npy: ch_names is Fz Fp1 .*, expected as in .*ses-01/raw_eeg_test.npy: Fp1"),
         (2, "train", update(sfreq=500), "sfreq is 500, expected .* 1000"),
         (2, "train", update(sfreq="fast"), "sfreq is no rate"),
         (1, "test", no_stim, "01/raw_eeg_test.npy: has 0 channels of type stim, expected 1"),
@@ -332,13 +337,116 @@ def test_refuses_channels_that_are_sums_of_others(tmp_path: Path) -> None:
         read(path, replace(PAPER, mvnn="time"))
 
 
-def test_names_the_missing_session(subject: Path, tmp_path: Path) -> None:
-    with zipfile.ZipFile(subject) as archive, zipfile.ZipFile(tmp_path / "sub-01.zip", "w") as other:
+def copied(subject: Path, target: Path, name_of: Callable[[str], str | None]) -> Path:
+    """The archive again, its members renamed; those of None are left out."""
+    target.parent.mkdir(exist_ok=True)
+    with zipfile.ZipFile(subject) as archive, zipfile.ZipFile(target, "w") as other:
         for name in archive.namelist():
-            if "ses-03/raw_eeg_test" not in name:
-                other.writestr(name, archive.read(name))
-    with pytest.raises(InputError, match="holds no sub-01/ses-03/raw_eeg_test.npy, expected 4 sessions"):
-        read(tmp_path / "sub-01.zip", Options())
+            if name_of(name) is not None:
+                other.writestr(name_of(name), archive.read(name))
+    return target
+
+
+@pytest.mark.parametrize(
+    ("absent", "message", "left"),
+    [
+        ("ses-0[234]/", r"session 2 is not there or not whole \(no ses-02/raw_eeg_training.npy\)", "1"),
+        ("ses-03/raw_eeg_test", r"session 3 is not there or not whole \(no ses-03/raw_eeg_test.npy\)", "1,2,4"),
+    ],
+)
+def test_a_missing_session_is_named_and_the_others_can_be_used(
+    absent: str, message: str, left: str, subject: Path, tmp_path: Path
+) -> None:
+    path = copied(subject, tmp_path / "sub-01.zip", lambda name: None if re.search(absent, name) else name)
+    with pytest.raises(InputError, match=message) as error:
+        memory_needed(path, Options())
+    with pytest.raises(InputError, match=message):
+        read(path, Options())
+
+    [remedy] = re.findall(r"-S '(preprocess.sessions=.*?)'", str(error.value))
+    assert remedy == f"preprocess.sessions=[{left}]"
+    options = Options(sessions=tuple(yaml.safe_load(remedy.split("=")[1])))
+    assert memory_needed(path, options) > 0
+    same(images_of(path, options), plain(subject, options))
+
+
+def test_a_session_that_there_cannot_be_is_refused(subject: Path) -> None:
+    with pytest.raises(InputError, match=r"session 5 .*no ses-05.*'preprocess.sessions=\[1,2,3,4\]' uses only what"):
+        read(subject, Options(sessions=(1, 5)))
+
+
+def images_of(path: Path, options: Options) -> dict[str, list[np.ndarray]]:
+    """The repetitions (R, C, T) of each image, none of those that were not seen."""
+    found = {}
+    with open_eeg(path, IMAGES, options) as raw:
+        for split, n in N.items():
+            counts = raw.n_repetitions[split] if raw.n_repetitions else np.full(n, {"train": 4, "test": 80}[split])
+            seen = iter([image for block in raw.blocks[split] for image in block])
+            found[split] = [next(seen) if count else np.empty(0) for count in counts]
+            assert [len(image) for image in found[split]] == counts.tolist() and next(seen, None) is None
+    return found
+
+
+def same(ours: dict[str, list[np.ndarray]], peer: dict[str, list[np.ndarray]]) -> None:
+    for split, images in peer.items():
+        assert [len(image) for image in ours[split]] == [len(image) for image in images]
+        for mine, other in zip(ours[split], images, strict=True):
+            if len(other):
+                np.testing.assert_allclose(mine, other, rtol=0, atol=1e-5 * other.std())
+
+
+@pytest.mark.parametrize(
+    ("sessions", "train"),
+    [((1,), [2, 2, 2, 0, 0, 0]), ((2, 4), [2, 0, 2, 2, 4, 2]), ((4, 1, 2), [4, 2, 4, 2, 4, 2])],
+)
+def test_only_the_wanted_sessions_are_read(sessions: tuple, train: list, subject: Path, tmp_path: Path) -> None:
+    """The others may be missing. What an image has is what those sessions showed."""
+    wanted = [f"/ses-0{session}/" for session in sessions]
+    path = copied(subject, tmp_path / "sub-01.zip", lambda name: name if any(part in name for part in wanted) else None)
+    options = Options(sessions=sessions)
+    ours = images_of(path, options)
+    assert [len(image) for image in ours["train"]] == train
+    assert [len(image) for image in ours["test"]] == [20 * len(sessions)] * 2
+    same(ours, plain(subject, replace(options, sessions=tuple(sorted(sessions)))))
+    [caveat] = caveats(options)
+    assert f"only {', '.join(map(str, sorted(sessions)))} were used" in caveat
+
+
+def test_all_sessions_by_name_are_all(subject: Path) -> None:
+    options = Options(sessions=(4, 3, 2, 1))
+    assert caveats(options) == ()
+    for split, eeg in read(subject, options).items():
+        assert np.array_equal(eeg, read(subject, Options())[split])
+
+
+@pytest.mark.parametrize("folder", ["sub-01 2/", "raw data/sub-01/", ""])
+def test_an_archive_that_was_made_again_on_a_mac(folder: str, subject: Path, tmp_path: Path) -> None:
+    path = copied(subject, tmp_path / "sub-01.zip", lambda name: folder + name.split("/", 1)[1])
+    with zipfile.ZipFile(path, "a") as archive:
+        for name in archive.namelist():
+            archive.writestr(f"__MACOSX/{Path(name).parent}/._{Path(name).name}", b"Mac OS X")
+        archive.writestr(f"{folder}.DS_Store", b"Bud1")
+    options = Options()
+    for split, eeg in read(path, options).items():
+        assert np.array_equal(eeg, read(subject, options)[split])
+
+
+def test_the_folder_of_another_subject_is_refused_and_its_name_helps(subject: Path, tmp_path: Path) -> None:
+    path = copied(subject, tmp_path / "sub-02.zip", lambda name: name)
+    with pytest.raises(
+        InputError, match=r"the folder 'sub-01', which is sub-01, not sub-02; rename the archive to"
+    ) as error:
+        read(path, Options())
+    [name] = re.findall(r"rename the archive to (\S+),", str(error.value))
+    assert read(path.rename(tmp_path / name), Options())["test"].shape[1] == 80
+
+
+def test_a_session_that_is_there_twice_is_refused(subject: Path, tmp_path: Path) -> None:
+    path = copied(subject, tmp_path / "sub-01.zip", lambda name: name)
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("sub-01 2/ses-02/raw_eeg_test.npy", b"")
+    with pytest.raises(InputError, match="ses-02/raw_eeg_test.npy twice, as 'sub-01/ses-02.* and 'sub-01 2/ses-02"):
+        read(path, Options())
 
 
 def test_a_damaged_archive_is_refused(subject: Path, tmp_path: Path) -> None:
@@ -362,14 +470,27 @@ def test_a_full_disk_is_told_and_nothing_stays(
     subject: Path, small_files: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    with pytest.raises(InputError, match=rf"{tmp_path}/aligned-eeg-.*test.npy cannot be written .* TMPDIR"):
+    with pytest.raises(InputError, match=rf"{tmp_path}: the epochs of sub-01.zip need about .* GB .* TMPDIR"):
         read(subject, PAPER)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_nothing_stays_in_the_temporary_folder(subject: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_system_that_cannot_reserve_room(
+    subject: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_files: None
+) -> None:
+    """As macOS: the same values, and a full disk is told when it shows."""
+    expected = read(subject, Options())
+    monkeypatch.delattr(os, "posix_fallocate")
+    for split, eeg in read(subject, Options()).items():
+        assert np.array_equal(eeg, expected[split])
+    with pytest.raises(InputError, match="the epochs of sub-01.zip need about .* GB there"):
+        read(subject, PAPER)
+
+
+def test_nothing_is_seen_in_the_temporary_folder(
+    subject: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     with open_eeg(subject, IMAGES, Options()) as raw:
         next(raw.blocks["train"])
-        assert len(list(tmp_path.iterdir())) == 1
-    assert list(tmp_path.iterdir()) == []
+        assert list(tmp_path.iterdir()) == []

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from pipeline.data.things_meg import find_subjects, open_eeg, places, read_metadata
+from pipeline.data.things_meg import find_subjects, memory_needed, open_eeg, places, read_metadata
 from pipeline.errors import InputError
 from pipeline.sections import Preprocess
 from tests.meg_files import (
@@ -118,7 +118,9 @@ def test_subjects_are_folders(meg: Path, tmp_path: Path) -> None:
     assert find_subjects(tmp_path) == {}
 
 
-@pytest.mark.parametrize(("key", "value"), [("sfreq", 100.0), ("baseline", [-0.1, 0.0]), ("mvnn", "epochs")])
+@pytest.mark.parametrize(
+    ("key", "value"), [("sfreq", 100.0), ("baseline", [-0.1, 0.0]), ("mvnn", "epochs"), ("sessions", [1])]
+)
 def test_what_the_release_has_done_is_not_done_again(key: str, value: object, meg: Path) -> None:
     asked = PUBLISHED.model_copy(update={key: value})
     with pytest.raises(InputError, match=rf"preprocess\.{key} is .*published prepared .*; set it to "):
@@ -133,6 +135,8 @@ def test_a_missing_part_is_named(suffix: str, subject: Path, meg: Path) -> None:
     (subject / f"preprocessed_P1-epo{suffix}.fif").unlink()
     with pytest.raises(InputError, match=rf"preprocessed_P1-epo{suffix}\.fif: is missing, expected 4"):
         read(subject, tables(meg))
+    with pytest.raises(InputError, match=rf"preprocessed_P1-epo{suffix}\.fif: is missing, expected 4"):
+        memory_needed(subject, PUBLISHED)
 
 
 @pytest.mark.parametrize(
@@ -166,7 +170,7 @@ def test_a_cut_part_is_refused_before_it_is_read(share: float, subject: Path, me
 
 def test_a_file_that_is_none_of_mne_is_refused(subject: Path, meg: Path) -> None:
     (subject / "preprocessed_P1-epo.fif").write_bytes(b"<html>not found</html>" * 100)
-    with pytest.raises(InputError, match=r"epo\.fif: cannot be read as epochs of MNE \(.*run the download again"):
+    with pytest.raises(InputError, match=r"epo\.fif: cannot be read as epochs of MNE \(.*`dvc repro --force download`"):
         read(subject, tables(meg))
 
 

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from pipeline.errors import InputError
+from pipeline.errors import FETCH_AGAIN, InputError
 
 # What `zipfile` raises for a damaged archive, at whatever byte it is damaged.
 ZIP_FAULTS = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError, struct.error)
@@ -29,9 +29,9 @@ def open_zip(path: Path, largest_member: int) -> zipfile.ZipFile:
     try:
         archive = zipfile.ZipFile(path)
     except OSError as error:
-        raise InputError(f"{path}: cannot be opened ({error.strerror or error}); run the download again") from error
+        raise InputError(f"{path}: cannot be opened ({error.strerror or error}); {FETCH_AGAIN}") from error
     except ZIP_FAULTS as error:
-        raise InputError(f"{path}: is not a whole zip archive ({error}); delete it and download it again") from error
+        raise InputError(f"{path}: is not a whole zip archive ({error}); {FETCH_AGAIN}") from error
     try:
         _check_members(archive, path, largest_member)
     except InputError:
@@ -62,7 +62,40 @@ def _check_members(archive: zipfile.ZipFile, path: Path, largest_member: int) ->
         else:
             seen.add(plain)
             continue
-        raise InputError(f"{path}: member {info.filename!a:.200} {problem}; get the archive from its source again")
+        raise InputError(f"{path}: member {info.filename!a:.200} {problem}; {FETCH_AGAIN}")
+
+
+def find_member(archive: zipfile.ZipFile, wanted: str, subject: str) -> str | None:
+    """The full name of a subject's member, such as `sub-01/ses-01/raw_eeg_test.npy` for `ses-01/raw_eeg_test.npy`.
+
+    The outer folder may have any name (`sub-01 2`, as a Mac calls a second copy), or be missing; what macOS adds to an
+    archive is passed over. None where there is no such member. InputError where there are two of them, or where the
+    folder is that of another subject.
+    """
+    names = [name for name in archive.namelist() if not _added_by_macos(PurePosixPath(name))]
+    matching = [name for name in names if f"/{name}".endswith(f"/{wanted}")]
+    if not matching:
+        return None
+
+    if len(matching) > 1:
+        raise InputError(
+            f"{archive.filename}: holds {wanted} twice, as {matching[0]!a:.100} and {matching[1]!a:.100}; make the "
+            "archive again with one of them"
+        )
+    (name,) = matching
+    for folder in PurePosixPath(name.removesuffix(wanted)).parts:
+        named = re.match(r"sub-[0-9A-Za-z]+", folder)
+        if named and named[0] != subject:
+            raise InputError(
+                f"{archive.filename}: holds the folder {folder!a:.100}, which is {named[0]}, not {subject}; rename the "
+                f"archive to {named[0]}.zip, or rename the folder in it"
+            )
+    return name
+
+
+def _added_by_macos(path: PurePosixPath) -> bool:
+    """Whether macOS put this member beside the user's files: it holds Finder's notes."""
+    return path.parts[:1] == ("__MACOSX",) or path.name.startswith("._") or path.name == ".DS_Store"
 
 
 @contextmanager
@@ -72,7 +105,7 @@ def open_member(archive: zipfile.ZipFile, name: str) -> Iterator[IO[bytes]]:
         try:
             stream = archive.open(name)
         except KeyError as error:
-            raise InputError(f"{archive.filename}: holds no {name}; is it the right archive?") from error
+            raise InputError(f"{archive.filename}: holds no {name}; {FETCH_AGAIN}") from error
     with stream:
         yield stream
 
@@ -93,4 +126,4 @@ def zip_faults(name: str) -> Iterator[None]:
 
 
 def damaged(name: str, error: Exception) -> InputError:
-    return InputError(f"{name}: is damaged ({error}); delete the archive and download it again")
+    return InputError(f"{name}: is damaged ({error}); {FETCH_AGAIN}")

@@ -11,6 +11,7 @@ THINGS_EEG2 = Dataset(
     find_subjects=things_eeg2.find_subjects,
     read_metadata=things_eeg2.read_metadata,
     open_eeg=things_eeg2.open_eeg,
+    memory_needed=things_eeg2.memory_needed,
     units="as released: whitened (multivariate noise normalisation), no physical unit",
     caveats=(
         "The release was whitened with a covariance of training and test EEG together: everybody who uses it shares "
@@ -27,6 +28,7 @@ THINGS_EEG2_RAW = replace(
     THINGS_EEG2,
     source=sources.THINGS_EEG2_RAW,
     open_eeg=things_eeg2_raw.open_eeg,
+    memory_needed=things_eeg2_raw.memory_needed,
     units="V; no physical unit where multivariate noise normalisation was applied (mvnn)",
     caveats=(),
 )
@@ -36,6 +38,7 @@ THINGS_MEG = Dataset(
     find_subjects=things_meg.find_subjects,
     read_metadata=things_meg.read_metadata,
     open_eeg=things_meg.open_eeg,
+    memory_needed=things_meg.memory_needed,
     units=things_meg.UNITS,
     caveats=things_meg.CAVEATS,
 )

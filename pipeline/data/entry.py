@@ -51,6 +51,15 @@ class RawEeg:
     layout: Layout
     blocks: Mapping[Split, Iterator[np.ndarray]]
     caveats: tuple[str, ...] = ()  # sentences for every report, on how these recordings were read
+    # (N,) of all images of a split, 0: not seen. None: all were seen, as often. Where images differ, the blocks hold
+    # only those that were seen, and R is the same within a block.
+    n_repetitions: Mapping[Split, np.ndarray] | None = None
+
+
+def size_of_files(path: Path, preprocess: Preprocess) -> int:
+    """The bytes of a file, or of those in a folder: what a reader takes that holds them whole."""
+    files = path.iterdir() if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files)
 
 
 @dataclass(frozen=True)
@@ -62,8 +71,10 @@ class Dataset:
     (unique over both splits), `concept` (may be numbered within the split) and `things_concept` (compares across them).
     An image id is a path whose first folder is the name of a zip among the images: `a/b.jpg` lies in `a.zip`.
     `open_eeg(file, images, preprocess)`: a subject's EEG; its conditions are the rows of `images`, what `read_metadata`
-    gave. Of `preprocess` it takes what must be done while the recordings are read (`sfreq`, `baseline`, `mvnn`), and
-    refuses what these data do not allow; `require_as_published` refuses all of it.
+    gave. Of `preprocess` it takes what must be done while the recordings are read (`sfreq`, `baseline`, `mvnn`,
+    `sessions`), and refuses what these data do not allow; `require_as_published` refuses all of it.
+    `memory_needed(file, preprocess)`: about the bytes of memory that `open_eeg` and its blocks take. It reads no EEG,
+    and is asked of all subjects before the first one is read: InputError for what names and sizes of files tell.
     """
 
     source: PublishedFiles | Make
@@ -71,6 +82,7 @@ class Dataset:
     read_metadata: Callable[[Path], dict[Split, pd.DataFrame]]
     open_eeg: Callable[[Path, Mapping[Split, pd.DataFrame], Preprocess], AbstractContextManager[RawEeg]]
     units: str  # of the EEG as released, in words
+    memory_needed: Callable[[Path, Preprocess], int] = size_of_files
     caveats: tuple[str, ...] = ()  # sentences for every report
     may_share_images: bool = False  # whether a page that holds them may be passed on
     synthetic: bool = False
@@ -82,7 +94,7 @@ def require_as_published(preprocess: Preprocess, prepared_as: str) -> None:
 
     Of data that were published as epochs.
     """
-    for key, as_published in (("sfreq", "published"), ("baseline", "none"), ("mvnn", "none")):
+    for key, as_published in (("sfreq", "published"), ("baseline", "none"), ("mvnn", "none"), ("sessions", "all")):
         value = getattr(preprocess, key)
         if value != as_published:
             raise InputError(

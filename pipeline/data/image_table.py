@@ -12,7 +12,7 @@ from typing import Literal
 
 import pandas as pd
 
-from pipeline.errors import InputError
+from pipeline.errors import FETCH_AGAIN, InputError
 from pipeline.files import replacing
 
 Split = Literal["train", "test"]
@@ -32,10 +32,10 @@ def read_image_table(path: Path) -> dict[Split, pd.DataFrame]:
     try:
         table = pd.read_csv(path, dtype=str, keep_default_na=False)
     except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read as a table of images ({error}); run the download again") from error
+        raise InputError(f"{path}: cannot be read as a table of images ({error}); {FETCH_AGAIN}") from error
     if list(table.columns) != COLUMNS or table["image_ids"].duplicated().any():
         raise InputError(
             f"{path}: expected the columns {', '.join(COLUMNS)} and each image once, got {', '.join(table.columns)}; "
-            "run the download again"
+            f"{FETCH_AGAIN}"
         )
     return {split: table[table["split"] == split].drop(columns="split").reset_index(drop=True) for split in SPLITS}

@@ -28,7 +28,7 @@ from typing import IO, Any, Literal, NoReturn, TypeVar, cast
 import numpy as np
 
 from pipeline.data.archives import ZIP_FAULTS, damaged, zip_faults
-from pipeline.errors import InputError
+from pipeline.errors import FETCH_AGAIN, InputError
 
 Fields = dict[str | int, Any]  # what a file holds, by the keys of its dictionary
 Order = Literal["C", "F"]
@@ -115,7 +115,9 @@ def _items(stream: IO[bytes], name: str, streaming: bool) -> Iterator[Streamed |
             code = source.read(1)
         result = machine.result()
     except _Malformed as error:
-        raise InputError(f"{name}: is not a saved dictionary of arrays (byte {source.position}: {error})") from error
+        raise InputError(
+            f"{name}: is not a saved dictionary of arrays (byte {source.position}: {error}); {FETCH_AGAIN}"
+        ) from error
     source.expect_end()
     if not isinstance(result, dict):
         raise InputError(f"{name}: holds a {type(result).__name__}, expected a dictionary")
@@ -164,7 +166,7 @@ class _Source:
         except ZIP_FAULTS as error:
             raise damaged(self.name, error) from error
         if not data:
-            raise InputError(f"{self.name}: ends early, after {self.position} bytes; delete it and download it again")
+            raise InputError(f"{self.name}: ends early, after {self.position} bytes; {FETCH_AGAIN}")
         self.position += len(data)
         return data
 
@@ -220,7 +222,7 @@ class _Source:
         with zip_faults(self.name):
             rest = self.stream.read(1)
         if rest:
-            raise InputError(f"{self.name}: goes on after its end at byte {self.position}; download it again")
+            raise InputError(f"{self.name}: goes on after its end at byte {self.position}; {FETCH_AGAIN}")
 
 
 class _Named:

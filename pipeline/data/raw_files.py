@@ -8,18 +8,18 @@ a target trial. Format: https://github.com/gifale95/eeg_encoding (source_to_raw.
 
 import math
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import mne
 import numpy as np
 
-from pipeline.data.archives import open_member
+from pipeline.data.archives import find_member, open_member
 from pipeline.data.entry import POSTERIOR
-from pipeline.data.image_table import Split
+from pipeline.data.image_table import SPLITS, Split
 from pipeline.data.pickles import Fields, Streamed, stream_npy
-from pipeline.errors import InputError
+from pipeline.errors import FETCH_AGAIN, InputError
 
 SESSIONS = (1, 2, 3, 4)
 FILES: dict[Split, str] = {"train": "raw_eeg_training.npy", "test": "raw_eeg_test.npy"}
@@ -27,6 +27,7 @@ EEG_KEY = "raw_eeg_data"
 REPETITIONS: dict[Split, int] = {"train": 2, "test": 20}  # of an image in a session in which it is shown
 TARGET = 99999
 
+Members = Mapping[tuple[int, Split], str]  # the name in the archive, by session and split
 Wanted = Literal["all", "posterior"] | Sequence[str]
 
 
@@ -37,6 +38,7 @@ class Channels:
     names: tuple[str, ...]
     types: tuple[str, ...]
     sfreq: float
+    file: str  # where this was read
 
     def rows(self, wanted: Wanted, where: str) -> list[int]:
         """The rows of the wanted channels in their order, and last that of the stim channel."""
@@ -48,6 +50,37 @@ class Channels:
         if absent:
             raise InputError(f"{where}: has no channel {absent[0]!a} (preprocess.channels), it has {' '.join(eeg)}")
         return [self.names.index(name) for name in (*names, self.names[self.types.index("stim")])]
+
+
+def choose_sessions(archive: zipfile.ZipFile, wanted: Literal["all"] | Sequence[int], subject: str) -> Members:
+    """The two files of each wanted session; InputError where a session is not in the archive, or not whole."""
+    members: dict[tuple[int, Split], str] = {}
+    absent: dict[int, str] = {}
+    for session in SESSIONS:
+        for split in SPLITS:
+            wanted_name = f"ses-{session:02d}/{FILES[split]}"
+            name = find_member(archive, wanted_name, subject)
+            if name is None:
+                absent.setdefault(session, wanted_name)
+            else:
+                members[session, split] = name
+
+    whole = [session for session in SESSIONS if session not in absent]
+    if not whole:
+        raise InputError(
+            f"{archive.filename}: holds no session of raw EEG, expected such as {subject}/ses-01/{FILES['train']} and "
+            f"{subject}/ses-01/{FILES['test']}; {FETCH_AGAIN}"
+        )
+    chosen = SESSIONS if wanted == "all" else sorted(set(wanted))
+    missing = [session for session in chosen if session not in whole]
+    if missing:
+        shown = ",".join(map(str, whole))
+        raise InputError(
+            f"{archive.filename}: session {missing[0]} is not there or not whole (no "
+            f"{absent.get(missing[0], f'ses-{missing[0]:02d}')}), and preprocess.sessions is {wanted}: "
+            f"-S 'preprocess.sessions=[{shown}]' uses only what the archive has"
+        )
+    return {(session, split): members[session, split] for session in chosen for split in SPLITS}
 
 
 def read_channels(archive: zipfile.ZipFile, name: str) -> Channels:
@@ -66,7 +99,7 @@ def _channels(fields: Fields, where: str) -> Channels:
         values = fields.get(key)
         values = values.tolist() if isinstance(values, np.ndarray) else values
         if not isinstance(values, list | tuple) or not all(isinstance(v, str) and v.isprintable() for v in values):
-            raise InputError(f"{where}: {key} is not a list of names; is it the published file?")
+            raise InputError(f"{where}: {key} is not a list of names; expected the published file; {FETCH_AGAIN}")
         texts.append(tuple(str(value) for value in values))
     names, types = texts
     if len(names) != len(types) or len(set(names)) != len(names):
@@ -80,7 +113,7 @@ def _channels(fields: Fields, where: str) -> Channels:
     sfreq = fields.get("sfreq")
     if not isinstance(sfreq, int | float | np.integer | np.floating) or not 0 < sfreq < math.inf:
         raise InputError(f"{where}: sfreq is no rate in Hz")
-    return Channels(names, types, float(sfreq))
+    return Channels(names, types, float(sfreq), where)
 
 
 def read_rows(archive: zipfile.ZipFile, name: str, known: Channels, rows: Sequence[int]) -> np.ndarray:
@@ -98,7 +131,7 @@ def read_rows(archive: zipfile.ZipFile, name: str, known: Channels, rows: Sequen
     if isinstance(found, np.ndarray) and streamed is None:  # it was small, or not stored as the published ones are
         values = _pick(Streamed(found.shape, found.dtype, iter([found])), known, rows, where)
     elif values is None or found is not streamed:
-        raise InputError(f"{where}: {EEG_KEY} is not an array; is it the published file?")
+        raise InputError(f"{where}: {EEG_KEY} is not an array; expected the published file; {FETCH_AGAIN}")
     channels = _channels(fields, where)
     for what, got, expected in (
         ("ch_names", channels.names, known.names),
@@ -107,8 +140,8 @@ def read_rows(archive: zipfile.ZipFile, name: str, known: Channels, rows: Sequen
     ):
         if got != expected:
             raise InputError(
-                f"{where}: {what} is {' '.join(got)}, expected as in the test file of session {SESSIONS[0]} "
-                f"{' '.join(expected)}"
+                f"{where}: {what} is {' '.join(got)}, expected as in {known.file}: {' '.join(expected)}; a session of "
+                "another recording may be among them: preprocess.sessions can leave it out"
             )
     return values
 

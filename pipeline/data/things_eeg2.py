@@ -16,19 +16,21 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from pipeline.data.archives import open_member, open_zip
+from pipeline.data.archives import find_member, open_member, open_zip
 from pipeline.data.entry import Layout, RawEeg, require_as_published
 from pipeline.data.image_table import SPLITS, Split
 from pipeline.data.pickles import Fields, Streamed, read_npy, stream_npy
-from pipeline.errors import InputError
+from pipeline.errors import FETCH_AGAIN, InputError
 from pipeline.sections import Preprocess
 
 IMAGE_FOLDERS = {"train": "training_images", "test": "test_images"}
 EEG_FILES = {"train": "preprocessed_eeg_training.npy", "test": "preprocessed_eeg_test.npy"}
 EEG_KEY = "preprocessed_eeg_data"
 
+PREPARED_AS = "epochs at 100 Hz, baseline and noise normalisation applied"
 LARGEST_EEG = 4 << 30  # bytes of one EEG file, about four times the largest published
 LARGEST_TEST_EEG = 1 << 30  # bytes of the test EEG, which is kept in memory; the published one has 218 MB
+BLOCKS = 50 << 20  # bytes of training EEG that are in memory while it goes by
 BLOCK_ROWS = 256  # conditions in one piece of an array that had to be read whole
 
 
@@ -42,7 +44,7 @@ def read_metadata(path: Path) -> dict[Split, pd.DataFrame]:
         with path.open("rb") as stream:
             fields = read_npy(stream, str(path))
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); run the download again") from error
+        raise InputError(f"{path}: cannot be read ({error.strerror}); {FETCH_AGAIN}") from error
     return {split: _read_images(fields, split, path) for split in SPLITS}
 
 
@@ -67,7 +69,7 @@ def _read_images(fields: Fields, split: Split, path: Path) -> pd.DataFrame:
 def _names(fields: Fields, key: str, path: Path | str) -> list[str]:
     """A list or one-dimensional array of text that can be shown."""
     if key not in fields:
-        raise InputError(f"{path}: has no {key}, it has {_keys(fields)}; is it the published file?")
+        raise InputError(f"{path}: has no {key}, it has {_keys(fields)}; expected the published file; {FETCH_AGAIN}")
     values = fields[key].tolist() if isinstance(fields[key], np.ndarray) else fields[key]
     if not isinstance(values, list | tuple):
         raise InputError(f"{path}: {key} is of type {type(values).__name__}, expected a list of names")
@@ -94,6 +96,17 @@ def find_subjects(folder: Path) -> dict[str, Path]:
     return {subject_of(path): path for path in sorted(folder.glob("sub-*.zip"))}
 
 
+def memory_needed(path: Path, preprocess: Preprocess) -> int:
+    """The bytes of memory that `open_eeg` takes: the test EEG is kept, that for training goes by.
+
+    Only the archive's directory is read. InputError where a file is missing, or `preprocess` wants what cannot be done.
+    """
+    require_as_published(preprocess, PREPARED_AS)
+    with open_zip(path, LARGEST_EEG) as archive:
+        sizes = {split: archive.getinfo(_member(archive, subject_of(path), split)).file_size for split in SPLITS}
+    return sizes["test"] + BLOCKS
+
+
 @contextmanager
 def open_eeg(path: Path, images: Mapping[Split, pd.DataFrame], preprocess: Preprocess) -> Iterator[RawEeg]:
     """The EEG of one subject, see `RawEeg`; members of the archive other than its two EEG files are never read.
@@ -102,7 +115,7 @@ def open_eeg(path: Path, images: Mapping[Split, pd.DataFrame], preprocess: Prepr
     kept at its stored precision (218 MB at full size) until its blocks are asked for. The training EEG is never whole
     in memory (about 8 MiB are), unless it was saved in Fortran order or as pickle protocol 2 or 5.
     """
-    require_as_published(preprocess, "epochs at 100 Hz, baseline and noise normalisation applied")
+    require_as_published(preprocess, PREPARED_AS)
     subject = subject_of(path)
     with open_zip(path, LARGEST_EEG) as archive:
         layout, shape, dtype, test = _read_test(archive, subject)
@@ -144,7 +157,7 @@ def _train_blocks(archive: zipfile.ZipFile, subject: str, n: int, layout: Layout
 def _read_file(archive: zipfile.ZipFile, subject: str, split: Split) -> Iterator[Streamed | Layout]:
     """The EEG of one file, once, and its layout; the archive's CRC has been compared when both have come."""
     where, eeg = _where(archive, subject, split), None
-    with open_member(archive, f"{subject}/{EEG_FILES[split]}") as stream:
+    with open_member(archive, _member(archive, subject, split)) as stream:
         for item in stream_npy(stream, where):
             if isinstance(item, dict):
                 fields = item
@@ -154,7 +167,9 @@ def _read_file(archive: zipfile.ZipFile, subject: str, split: Split) -> Iterator
             else:
                 raise InputError(f"{where}: holds a second large array, expected only {EEG_KEY}")
     if EEG_KEY not in fields:
-        raise InputError(f"{where}: has no {EEG_KEY}, it has {_keys(fields)}; is it the published file?")
+        raise InputError(
+            f"{where}: has no {EEG_KEY}, it has {_keys(fields)}; expected the published file; {FETCH_AGAIN}"
+        )
     yield _read_layout(fields, where)
     found = fields[EEG_KEY]
     if eeg is None and isinstance(found, np.ndarray):  # it was small, or not stored as the published ones are
@@ -168,8 +183,16 @@ def _pieces(array: np.ndarray) -> Iterator[np.ndarray]:
         yield array[start : start + BLOCK_ROWS]
 
 
+def _member(archive: zipfile.ZipFile, subject: str, split: Split) -> str:
+    """The name of a file in a subject's archive."""
+    name = find_member(archive, EEG_FILES[split], subject)
+    if name is None:
+        raise InputError(f"{archive.filename}: holds no {subject}/{EEG_FILES[split]}; {FETCH_AGAIN}")
+    return name
+
+
 def _where(archive: zipfile.ZipFile, subject: str, split: Split) -> str:
-    return f"{archive.filename}: {subject}/{EEG_FILES[split]}"
+    return f"{archive.filename}: {_member(archive, subject, split)}"
 
 
 def _check_eeg(shape: tuple[int, ...], dtype: np.dtype, n: int, layout: Layout, where: str) -> None:

@@ -19,16 +19,18 @@ import pandas as pd
 
 from pipeline.data.entry import Layout, RawEeg, require_as_published
 from pipeline.data.image_table import SPLITS, Split
-from pipeline.errors import InputError
+from pipeline.errors import FETCH_AGAIN, InputError
 from pipeline.sections import Preprocess
 
 UNITS = "as released: standard deviations of the 0.1 s before onset in the same trial and channel, no physical unit"
+PREPARED_AS = "epochs at 200 Hz, in standard deviations of the time before onset"
 CAVEATS = (
     "Each training image was shown once: the training data are single trials.",
     "The concepts of the test images were taken out of training, which leaves 1654 of 1854.",
 )
 N_PARTS = 4
 IMAGES_FOLDER = "things_images"  # the zip that the download makes of the user's copy, and the folder in it
+IN_MEMORY = 300 << 20  # bytes that reading takes, whatever the size of the files
 BLOCK_TRIALS = 96  # trials in memory at a time: 58 MB at full size, and 8 test images of 12 repetitions
 REF_FILE_NAME = 118  # in FIF: the name of the file that comes next
 
@@ -55,15 +57,15 @@ def read_metadata(path: Path) -> dict[Split, pd.DataFrame]:
     try:
         trials = pd.read_csv(path, dtype=str, keep_default_na=False)
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); run the download again") from error
+        raise InputError(f"{path}: cannot be read ({error.strerror}); {FETCH_AGAIN}") from error
     except ValueError as error:  # also what is no table and what is not UTF-8
-        raise InputError(f"{path}: is not a table of trials as CSV ({error}); run the download again") from error
+        raise InputError(f"{path}: is not a table of trials as CSV ({error}); {FETCH_AGAIN}") from error
     exp, test = (_images(trials, trial_type, str(path)) for trial_type in IMAGE_PATHS)
     unknown = test.loc[~test["concept"].isin(exp["concept"]), "image_ids"]
     if len(unknown):
         raise InputError(
             f"{path}: the test image {unknown.iloc[0]!a:.100} is of a concept that no exp trial has, expected one of "
-            f"those {exp['concept'].nunique()}; run the download again"
+            f"those {exp['concept'].nunique()}; {FETCH_AGAIN}"
         )
     train = exp[~exp["concept"].isin(test["concept"])]
     if train.empty:
@@ -77,11 +79,11 @@ def _images(trials: pd.DataFrame, trial_type: str, where: str) -> pd.DataFrame:
     if absent:
         raise InputError(
             f"{where}: the trials have no {min(absent)}, they have {', '.join(map(str, trials.columns))[:200]}; "
-            "is it the published file?"
+            f"{FETCH_AGAIN}"
         )
     paths = trials.loc[trials["trial_type"] == trial_type, "image_path"].astype(str)
     if paths.empty:
-        raise InputError(f"{where}: has no trials of type {trial_type}; is it the published file?")
+        raise InputError(f"{where}: has no trials of type {trial_type}; {FETCH_AGAIN}")
     found = paths.str.extract(rf"\A(?:{IMAGE_PATHS[trial_type]})\Z")
     wrong = paths[found["concept"].isna()]
     if len(wrong):
@@ -100,6 +102,16 @@ def _table(seen: pd.DataFrame) -> pd.DataFrame:
     return images.assign(things_concept=images["concept"])
 
 
+def memory_needed(path: Path, preprocess: Preprocess) -> int:
+    """The bytes of memory that `open_eeg` takes.
+
+    InputError where a file is missing, or `preprocess` wants what cannot be done.
+    """
+    require_as_published(preprocess, PREPARED_AS)
+    _parts(path)
+    return IN_MEMORY
+
+
 @contextmanager
 def open_eeg(path: Path, images: Mapping[Split, pd.DataFrame], preprocess: Preprocess) -> Iterator[RawEeg]:
     """The MEG of one subject, whose folder is `path`, see `RawEeg`: R is 1 in training and 12 in the test.
@@ -107,7 +119,7 @@ def open_eeg(path: Path, images: Mapping[Split, pd.DataFrame], preprocess: Prepr
     `images` as `read_metadata` gives them. Trials are read when their block is asked for, each from its place on the
     disk, so that about 0.3 GB are in memory whatever the size of the files.
     """
-    require_as_published(preprocess, "epochs at 200 Hz, in standard deviations of the time before onset")
+    require_as_published(preprocess, PREPARED_AS)
     epochs = _open_epochs(path)
     trials = {split: _trials(epochs.metadata, images, split, str(path)) for split in SPLITS}
     yield RawEeg(
@@ -116,13 +128,18 @@ def open_eeg(path: Path, images: Mapping[Split, pd.DataFrame], preprocess: Prepr
     )
 
 
-def _open_epochs(folder: Path) -> "mne.BaseEpochs":
-    """All parts as one, their values still on the disk."""
+def _parts(folder: Path) -> list[Path]:
     name = f"preprocessed_{folder.name}-epo"
     parts = [folder / f"{name}{f'-{i}' if i else ''}.fif" for i in range(N_PARTS)]
     missing = [part for part in parts if not part.is_file()]
     if missing:
-        raise InputError(f"{missing[0]}: is missing, expected {N_PARTS} files of epochs; run the download again")
+        raise InputError(f"{missing[0]}: is missing, expected {N_PARTS} files of epochs; {FETCH_AGAIN}")
+    return parts
+
+
+def _open_epochs(folder: Path) -> "mne.BaseEpochs":
+    """All parts as one, their values still on the disk."""
+    parts = _parts(folder)
     for part, following in zip(parts, [*parts[1:], None], strict=True):
         with _fif_faults(part):
             link = _next_part(part)
@@ -130,14 +147,12 @@ def _open_epochs(folder: Path) -> "mne.BaseEpochs":
         if link != expected:
             raise InputError(
                 f"{part}: says that {link or 'no file'} comes next, expected {expected or 'no file'}; it is not this "
-                "part of this recording: delete it and run the download again"
+                f"part of this recording; {FETCH_AGAIN}"
             )
     with _fif_faults(folder):
         epochs = mne.read_epochs(parts[0], proj=False, preload=False, verbose="error")
     if epochs.metadata is None:
-        raise InputError(
-            f"{parts[0]}: the epochs have no metadata that say which image was seen; run the download again"
-        )
+        raise InputError(f"{parts[0]}: the epochs have no metadata that say which image was seen; {FETCH_AGAIN}")
     return epochs
 
 
@@ -168,9 +183,7 @@ def _fif_faults(path: Path) -> Iterator[None]:
         yield
     except Exception as error:  # a damaged file makes MNE raise anything, the bare Exception among it
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise InputError(
-            f"{path}: cannot be read as epochs of MNE ({reason:.200}); delete it and run the download again"
-        ) from error
+        raise InputError(f"{path}: cannot be read as epochs of MNE ({reason:.200}); {FETCH_AGAIN}") from error
 
 
 def _trials(metadata: pd.DataFrame, images: Mapping[Split, pd.DataFrame], split: Split, where: str) -> np.ndarray:
@@ -216,7 +229,7 @@ def places(info: "mne.Info", where: str) -> np.ndarray:
     """
     xyz = np.array([channel["loc"][:3] for channel in info["chs"]], dtype=np.float64)
     if not np.isfinite(xyz).all() or np.ptp(xyz, axis=0).min() == 0:
-        raise InputError(f"{where}: the sensors have no positions; run the download again")
+        raise InputError(f"{where}: the sensors have no positions; {FETCH_AGAIN}")
     # |xyz|^2 = 2 xyz . centre + (radius^2 - |centre|^2)
     centre = np.linalg.lstsq(np.column_stack([2 * xyz, np.ones(len(xyz))]), (xyz**2).sum(1), rcond=None)[0][:3]
     x, y, z = (xyz - centre).T
