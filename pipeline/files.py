@@ -2,20 +2,27 @@
 
 import hashlib
 import os
+import re
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import platformdirs
+import psutil
 
 from pipeline.errors import InputError
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success it is synced and renamed to `path`, on failure removed."""
+    """Yield a temporary path beside `path`; on success it is synced and renamed to `path`, on failure removed.
+
+    What processes left there that were killed at it is removed first.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    _remove_leftovers(path)
+    temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
     try:
         yield temporary
         with open(temporary, "rb+") as file:
@@ -23,6 +30,15 @@ def replacing(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Remove the temporary files of `path` whose process is dead; only those of this machine can be told."""
+    pattern = re.compile(rf"\.{re.escape(path.name)}\.{re.escape(socket.gethostname())}\.(\d+)\.tmp")
+    for other in path.parent.iterdir():
+        written_by = pattern.fullmatch(other.name)
+        if written_by and not psutil.pid_exists(int(written_by[1])):
+            other.unlink(missing_ok=True)
 
 
 def sha256(path: Path) -> str:

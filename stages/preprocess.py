@@ -12,9 +12,8 @@ from stages import run, show
 
 def main(params: Path, raw: Path, image_table: Path, eeg: Path) -> str:
     p = read_params(params)
-    prepare_subjects(DATASETS[p.dataset], raw, image_table, eeg, p.preprocess)
     rows = []
-    for path in sorted(eeg.iterdir()):
+    for path in prepare_subjects(DATASETS[p.dataset], raw, image_table, eeg, p.preprocess):
         with h5py.File(path, "r") as file:
             shapes = {split: " x ".join(map(str, file[split]["eeg"].shape)) for split in ("train", "test")}
         rows.append({"subject": path.stem} | shapes)

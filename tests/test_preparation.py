@@ -1,12 +1,16 @@
 """Preprocessing: the values are those of numpy, the bytes are the same each time, memory stays bounded."""
 
+import os
 import re
 import resource
+import signal
 import subprocess
 import sys
 import time
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -14,12 +18,21 @@ import numpy as np
 import pytest
 
 from pipeline.data.datasets import THINGS_EEG2
-from pipeline.data.entry import POSTERIOR, Layout
+from pipeline.data.entry import POSTERIOR, Layout, RawEeg
 from pipeline.data.image_table import write_image_table
-from pipeline.eeg.preparation import pick_channels, pick_samples, prepare_subjects
-from pipeline.eeg.recordings import read_shape, read_split
+from pipeline.eeg.preparation import (
+    _create_eeg,
+    _write_axes,
+    _write_text,
+    pick_channels,
+    pick_samples,
+    prepare_subjects,
+)
+from pipeline.eeg.recordings import check_recordings, find_recordings, read_shape, read_split
 from pipeline.errors import InputError
+from pipeline.files import replacing
 from pipeline.params import read_params
+from stages import preprocess
 from tests.test_things_eeg2 import CH_NAMES, SHAPES, TIMES, make_metadata, make_recording, write_eeg, write_metadata
 
 REFERENCE = read_params(Path("params.yaml")).preprocess
@@ -295,3 +308,174 @@ def test_memory_does_not_grow_with_the_data(tmp_path: Path) -> None:
 
 def peak_mb(who: int) -> float:
     return resource.getrusage(who).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6
+
+
+# Memory and leftovers
+
+
+def test_workers_that_do_not_fit_into_memory_are_fewer_and_it_is_told(
+    raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SLURM_MEM_PER_NODE", "300")  # MiB, as in a job: of two workers of 0.18 GB there is room for one
+    run(raw, tmp_path, workers=2)
+    assert re.fullmatch(
+        r"preprocess: 2 workers \(preprocess.workers\) need about 0.4 GB of memory, and 0.3 GB are free for this "
+        r"process: going on with 1\n",
+        capsys.readouterr().out,
+    )
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+@contextmanager
+def killed(path: Path, *_: object) -> Iterator[RawEeg]:
+    """As the kernel does where memory is short."""
+    os.kill(os.getpid(), signal.SIGKILL)
+    yield from ()
+
+
+@contextmanager
+def greedy(path: Path, *_: object) -> Iterator[RawEeg]:
+    raise MemoryError("Unable to allocate 9 GiB")
+    yield from ()
+
+
+@pytest.mark.parametrize(
+    ("open_eeg", "workers", "remedy"),
+    [(killed, 2, "lower preprocess.workers"), (killed, 1, "run this where"), (greedy, 2, "lower preprocess.workers")],
+)
+def test_a_worker_that_was_killed_is_told(
+    open_eeg: Callable, workers: int, remedy: str, raw: Path, tmp_path: Path
+) -> None:
+    dataset, parameters = replace(THINGS_EEG2, open_eeg=open_eeg), REFERENCE.model_copy(update={"workers": workers})
+    message = rf"want of memory: {workers} of them need about 0.\d GB, and .* GB are free for this process; {remedy}"
+    with pytest.raises(InputError, match=message):
+        prepare_subjects(dataset, raw, raw / "images.csv", tmp_path, parameters)
+
+
+def test_what_a_killed_run_left_is_removed_or_passed_over(raw: Path, tmp_path: Path) -> None:
+    """SIGKILL while a subject is written; then the stage, by hand, in the same folder."""
+    script = (
+        "import sys, time; from pathlib import Path; from pipeline.files import replacing\n"
+        "with replacing(Path(sys.argv[1])) as temporary:\n"
+        "    temporary.write_bytes(b'half'); print(temporary.name, flush=True); time.sleep(60)"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path / "sub-01.h5")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        left = process.stdout.readline().strip()
+        process.kill()
+    (tmp_path / ".sub-01.h5.1.tmp").write_bytes(b"half, by an earlier version")
+    (tmp_path / "._sub-01.h5").write_bytes(b"Mac OS X")
+    assert (tmp_path / left).exists()
+
+    preprocess.main(Path("params.yaml"), raw, raw / "images.csv", tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name[0] != ".") == ["sub-01.h5", "sub-02.h5"]
+    assert not (tmp_path / left).exists()
+    assert list(find_recordings(tmp_path)) == ["sub-01", "sub-02"]
+    check_recordings(list(find_recordings(tmp_path).values()))
+
+
+def test_the_temporary_file_of_a_living_process_stays(tmp_path: Path) -> None:
+    with replacing(tmp_path / "a") as mine:
+        mine.touch()
+        other = mine.with_name(mine.name.replace(str(os.getpid()), str(os.getppid())))
+        other.touch()
+        elsewhere = tmp_path / ".a.another-machine.99999999.tmp"
+        elsewhere.touch()
+    with replacing(tmp_path / "a") as mine:
+        mine.touch()
+        assert other.exists() and elsewhere.exists()
+
+
+def test_a_disk_that_is_too_small_is_told_before_anything_is_written(raw: Path, tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "sub-01.h5", "w") as file:
+        _write_axes(file, Layout(("Oz",), TIMES), slice(None), slice(None))
+        group = file.create_group("train")
+        _write_text(group, "image_ids", ["a.jpg"])
+        with pytest.raises(InputError, match="has no room for .* GB of EEG, .* GB are free; make room and run"):
+            _create_eeg(group, (1, 10**13, 100), True, "float32")
+
+
+def test_a_full_disk_is_told(raw: Path, tmp_path: Path) -> None:
+    script = (
+        "import resource, sys; from pathlib import Path; from tests.test_preparation import run\n"
+        "if __name__ == '__main__':\n"
+        "    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))\n"
+        "    run(Path(sys.argv[1]), Path(sys.argv[2]), workers=1)\n"
+    )
+    (tmp_path / "script.py").write_text(script)
+    command = [sys.executable, str(tmp_path / "script.py"), str(raw), str(tmp_path / "eeg")]
+    root = Path(__file__).parents[1]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(root)})
+    assert re.search(r"InputError: .*/eeg: a subject cannot be written \(.*\), .* GB are free there", done.stderr)
+    assert not list((tmp_path / "eeg").iterdir())
+
+
+# Prepared subjects from elsewhere
+
+
+def change(path: Path, edit: Callable[[h5py.File], None]) -> None:
+    with h5py.File(path, "r+") as file:
+        edit(file)
+
+
+def put(name: str, values: object) -> Callable[[h5py.File], None]:
+    def edit(file: h5py.File) -> None:
+        scale = file[name].is_scale
+        del file[name]
+        file.create_dataset(name, data=values)
+        if scale:
+            file[name].make_scale()
+
+    return edit
+
+
+def spoil(split: str, *at: int, value: float = np.nan) -> Callable[[h5py.File], None]:
+    return lambda file: file[f"{split}/eeg"].__setitem__(at, value)
+
+
+def average_test(file: h5py.File) -> None:
+    eeg = file["test/eeg"][:].mean(axis=1)
+    del file["test/eeg"]
+    file["test/eeg"] = eeg
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (spoil("train", 2, 1, 5), r"the train EEG of condition 2 \(from 0\), image training_images/.* in channel {1}"),
+        (spoil("test", 1, 0, 2, 5, value=np.inf), r"the test EEG of condition 1 .* image test_images.* in channel {2}"),
+        (put("ch_names", ["O1", "Pz", "Oz"]), "has not the channels of .*sub-01.h5 in the same order: O1 stands where"),
+        (put("times", TIMES + 0.1), r"has 100 samples from -0.1 to 0.89 s at 100 Hz, and .*sub-01.h5 has .* -0.2 to"),
+        (lambda file: file.attrs.__setitem__("sfreq", 250.0), "at 250 Hz, and .*sub-01.h5 has .* at 100 Hz"),
+        (lambda file: file.attrs.__setitem__("subject", "sub-07"), "is the EEG of sub-07; name it sub-07.h5"),
+        (average_test, r"the test EEG \(.*\) lacks the axis of repetitions"),
+        (lambda file: file["test/image_ids"].__setitem__(0, "other.jpg"), "has not the test images of .*sub-01.h5"),
+    ],
+)  # fmt: skip
+def test_a_subject_that_does_not_fit_is_named_and_can_be_mended(
+    edit: Callable, message: str, raw: Path, prepared: Path, tmp_path: Path
+) -> None:
+    for name in ("sub-01.h5", "sub-02.h5"):
+        (tmp_path / name).write_bytes((prepared / name).read_bytes())
+    change(tmp_path / "sub-02.h5", edit)
+    for place, name in enumerate(CH_NAMES):
+        message = message.replace(f"{{{place}}}", name)
+    with pytest.raises(InputError, match=f"sub-02.h5: .*{message}") as error:
+        check_recordings(list(find_recordings(tmp_path).values()))
+
+    if "name it" in str(error.value):
+        (tmp_path / "sub-02.h5").rename(tmp_path / re.findall(r"name it (\S+),", str(error.value))[0])
+    else:
+        assert "make it again with `dvc repro --force preprocess`" in str(error.value)
+        (tmp_path / "sub-02.h5").write_bytes((prepared / "sub-02.h5").read_bytes())
+    check_recordings(list(find_recordings(tmp_path).values()))
+
+
+def test_a_value_that_is_not_finite_is_told_where_a_file_is_read(prepared: Path, tmp_path: Path) -> None:
+    path = tmp_path / "sub-01.h5"
+    path.write_bytes((prepared / "sub-01.h5").read_bytes())
+    change(path, spoil("test", 1, 2, 0, 7))
+    for average in (True, False):
+        with pytest.raises(InputError, match=rf"the test EEG of condition 1 .* in channel {CH_NAMES[0]}"):
+            read_split(path, "test", average)
+    assert read_split(path, "train", average=False).eeg.any()

@@ -105,6 +105,13 @@ def test_a_gallery_is_one_response_to_each_concept():
     assert [gallery.tolist() for gallery in make_galleries(subject, concept)] == [[0, 2], [1, 3], [5, 6], [7, 8]]
 
 
+def test_galleries_of_subjects_who_saw_other_concepts_have_one_size():
+    """As in a single session: of each subject's own concepts as many as the subject with the fewest has."""
+    subject = np.array(["s1"] * 3 + ["s2"] * 4)
+    concept = np.array(["b", "d", "a", "b", "c", "b", "c"])
+    assert [gallery.tolist() for gallery in make_galleries(subject, concept)] == [[0, 2], [3, 4], [5, 6]]
+
+
 def test_the_schedule_is_the_recipes(recipe):
     recipe = recipe.model_copy(update={"learning_rate": 0.008})
     model = ContrastiveModel(ModelSizes(2, 65, 100.0, 4), recipe)

@@ -13,7 +13,7 @@ from pipeline.decoding.retrieval import score_queries
 from pipeline.decoding.training import project, project_eeg
 from pipeline.eeg.masking import average_some, keep_window, mask_channel, windows
 from pipeline.eeg.recordings import Recording
-from pipeline.errors import InputError
+from pipeline.errors import PREPARE_AGAIN, InputError
 from pipeline.images.embeddings import Embeddings
 from pipeline.sections import Evaluate
 
@@ -98,16 +98,14 @@ def _axes(recording: Recording, parameters: Evaluate) -> Axes:
 def _in_order(recording: Recording, axes: Axes) -> np.ndarray:
     """The EEG (N, R, C, T) in the common order of the images; InputError where it does not fit the first subject's."""
     if not np.isfinite(recording.eeg).all():
-        raise InputError(
-            f"{recording.subject}: the test EEG holds values that are not finite; run the preprocess stage again"
-        )
+        raise InputError(f"{recording.subject}: the test EEG holds values that are not finite; {PREPARE_AGAIN}")
     if set(recording.image_ids) != set(axes.image_ids):
         raise InputError(f"{recording.subject}: the test images are not those of the first subject; set subjects apart")
     alike = recording.ch_names == axes.ch_names and np.array_equal(recording.times, axes.times)
     if not alike or recording.eeg.shape[1] != axes.n_repetitions:
         raise InputError(
             f"{recording.subject}: channels, times or repetitions of the test EEG differ from the first subject's; "
-            "run the preprocess stage again"
+            f"{PREPARE_AGAIN}"
         )
     row_of = {image_id: row for row, image_id in enumerate(recording.image_ids)}
     order = [row_of[image_id] for image_id in axes.image_ids]

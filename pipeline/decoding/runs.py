@@ -1,7 +1,7 @@
 """The runs of a protocol: which subjects each trains on, which it is tested on, and all of them side by side.
 
 Every run starts from a fresh initialisation; there is one for each fold of the protocol and each seed. Nothing but
-`select_on: test` ever opens the test split.
+`select_on: test` learns anything of the test split: of all others it is only checked that it can be used.
 """
 
 import math
@@ -19,11 +19,12 @@ from tqdm import tqdm
 from pipeline.decoding.model import Notes, save_model, stackable
 from pipeline.decoding.samples import Samples, Shelf
 from pipeline.decoding.training import Split, Trained, derive_seeds, held_out, train_many
-from pipeline.devices import be_deterministic, n_cores, pick_device
-from pipeline.eeg.recordings import read_shape
+from pipeline.devices import be_deterministic, pick_device
+from pipeline.eeg.recordings import check_recordings, find_recordings, read_shape
 from pipeline.errors import InputError
 from pipeline.files import replacing, sha256
 from pipeline.images.embeddings import Embeddings, read_embeddings
+from pipeline.machine import n_cores
 from pipeline.sections import Block, Runs, Train
 from pipeline.unfinished import unfinished
 from pipeline.workers import fitting, side_by_side
@@ -248,11 +249,12 @@ def name_of_group(runs: Sequence[Run]) -> str:
 
 
 def sources(eeg_dir: Path) -> dict[str, Source]:
-    """The prepared subjects of a folder, by name."""
-    files = {path.stem: Source.of(path) for path in sorted(eeg_dir.glob("*.h5"))}
+    """The prepared subjects of a folder, by name; InputError unless they can be trained and tested together."""
+    files = find_recordings(eeg_dir)
     if not files:
-        raise InputError(f"{eeg_dir}: holds no subject's EEG; run the preprocess stage first")
-    return files
+        raise InputError(f"{eeg_dir}: holds no subject's EEG; run the preprocess stage first (`dvc repro preprocess`)")
+    check_recordings(list(files.values()))
+    return {subject: Source.of(path) for subject, path in files.items()}
 
 
 def _train_and_save(

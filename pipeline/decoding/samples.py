@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pipeline.eeg.recordings import Recording, read_shape, read_split
-from pipeline.errors import InputError
+from pipeline.errors import PREPARE_AGAIN, InputError
 from pipeline.images.embeddings import Embeddings
 
 
@@ -96,4 +96,4 @@ class Shelf:
         self._read[path] = recording
 
     def _differ(self) -> InputError:
-        return InputError(f"{self._folder}: the subjects' channels or times differ; run the preprocess stage again")
+        return InputError(f"{self._folder}: the subjects' channels or times differ; {PREPARE_AGAIN}")

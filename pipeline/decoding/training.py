@@ -79,10 +79,16 @@ def make_galleries(subject: np.ndarray, things_concept: np.ndarray) -> list[np.n
     """The rows of each gallery: one subject's responses to one image of every concept, as in the test set.
 
     With k images a concept there are k galleries a subject; where a concept has more than k, the last ones go unused.
+    All galleries are of one size: where subjects saw different concepts, as in single sessions, each has as many of its
+    own, the first by name, as the subject with the fewest.
     """
     frame = pd.DataFrame({"subject": subject, "concept": things_concept})
+    frame["number"] = frame.groupby("subject")["concept"].rank("dense")  # of the concept among the subject's own
+    size = int(frame.groupby("subject")["number"].max().min())
+    frame = frame[frame["number"] <= size].copy()
+
     frame["image"] = frame.groupby(["subject", "concept"]).cumcount()
-    complete = frame.groupby(["subject", "image"])["concept"].transform("size") == frame["concept"].nunique()
+    complete = frame.groupby(["subject", "image"])["concept"].transform("size") == size
     return [group.index.to_numpy(copy=True) for _, group in frame[complete].groupby(["subject", "image"])]
 
 

@@ -18,6 +18,8 @@ standard deviation of the subject's training EEG as it is written, so that any u
 """
 
 import hashlib
+import math
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -37,39 +39,79 @@ from pipeline.data.entry import POSTERIOR, Dataset, Layout
 from pipeline.data.image_table import SPLITS, Split, read_image_table
 from pipeline.errors import InputError
 from pipeline.files import replacing, sha256
+from pipeline.machine import free_memory
 from pipeline.sections import Preprocess
 
 UNITS_OF_TRIAL = "share of the norm of the released trace, no physical unit"
+LIBRARIES = 120 << 20  # bytes of memory of a worker beside the EEG
 UNITS_OF_FLOAT16 = "standard deviations of the channel over the training EEG"
 
 
-def prepare_subjects(dataset: Dataset, eeg_dir: Path, image_table: Path, out_dir: Path, parameters: Preprocess) -> None:
+def prepare_subjects(
+    dataset: Dataset, eeg_dir: Path, image_table: Path, out_dir: Path, parameters: Preprocess
+) -> list[Path]:
     """Write `out_dir/<subject>.h5` for every subject in `eeg_dir`, `workers` of them side by side in own processes.
 
     The training EEG is averaged over repetitions if `average_repetitions`, the test EEG never. `channels` are taken by
     name, in the order asked for; `window` is the first and the last time in seconds, both included.
     A worker holds what the dataset's `open_eeg` holds, a few blocks and 0.12 GB of libraries: at most
     0.34 GB as measured on a full-size subject as published, of which the test EEG is 0.22; about 1.3 GB where the
-    archive was not written as the published ones are (Fortran order, pickle protocol 5).
+    archive was not written as the published ones are (Fortran order, pickle protocol 5). There are fewer workers where
+    so many do not fit into memory. Images that a subject did not see are left out, and are told.
+    What the names and sizes of files tell is checked of all subjects first. Returns the files.
     InputError for a file that is not as published, a channel that it lacks, a window beyond its times.
     """
     subjects = dataset.find_subjects(eeg_dir)
     if not subjects:
-        raise InputError(f"{eeg_dir}: holds no subject's EEG; run the download")
+        raise InputError(f"{eeg_dir}: holds no subject's EEG; run the download (`dvc repro download`)")
     images = read_image_table(image_table)
+    needed = max(dataset.memory_needed(path, parameters) for path in subjects.values()) + LIBRARIES
+    n_workers = _fitting_workers(parameters.workers, needed, len(subjects))
+    written = {subject: out_dir / f"{subject}.h5" for subject in subjects}
+
     # Not forked: the caller may have threads, and a forked copy of them can hang.
-    with ProcessPoolExecutor(min(parameters.workers, len(subjects)), get_context("spawn")) as pool:
+    with ProcessPoolExecutor(n_workers, get_context("spawn")) as pool:
         try:
             tasks = [
-                pool.submit(_prepare_subject, dataset, subject, path, out_dir / f"{subject}.h5", images, parameters)
+                pool.submit(_prepare_subject, dataset, subject, path, written[subject], images, parameters)
                 for subject, path in subjects.items()
             ]
             for task in tqdm(as_completed(tasks), "preprocess", len(tasks), unit="subject", disable=None):
-                task.result()
-        except BrokenProcessPool as error:
-            raise InputError("a worker was killed, most likely for want of memory: lower preprocess.workers") from error
+                for sentence in task.result():
+                    tqdm.write(sentence)
+        except (BrokenProcessPool, MemoryError) as error:
+            raise InputError(_too_little_memory(n_workers, needed)) from error
+        except OSError as error:
+            reason = " ".join(str(error).split())  # HDF5's has several lines
+            free = shutil.disk_usage(out_dir).free
+            raise InputError(
+                f"{out_dir}: a subject cannot be written ({reason:.120}), {free / 1e9:.1f} GB are free there; make "
+                "room and run this again"
+            ) from error
         finally:
             pool.shutdown(cancel_futures=True)
+    return list(written.values())
+
+
+def _fitting_workers(wanted: int, needed: int, n_subjects: int) -> int:
+    """As many of the wanted workers as memory holds, each with so many bytes; where these are fewer, it is told."""
+    n_workers = min(wanted, n_subjects)
+    n_fitting = min(n_workers, max(1, free_memory() // needed))
+    if n_fitting < n_workers:
+        print(
+            f"preprocess: {n_workers} workers (preprocess.workers) need about {n_workers * needed / 1e9:.1f} GB of "
+            f"memory, and {free_memory() / 1e9:.1f} GB are free for this process: going on with {n_fitting}",
+            flush=True,
+        )
+    return n_fitting
+
+
+def _too_little_memory(n_workers: int, needed: int) -> str:
+    remedy = "lower preprocess.workers" if n_workers > 1 else "run this where there is more memory"
+    return (
+        f"a worker was killed, most likely for want of memory: {n_workers} of them need about "
+        f"{n_workers * needed / 1e9:.1f} GB, and {free_memory() / 1e9:.1f} GB are free for this process; {remedy}"
+    )
 
 
 def _prepare_subject(
@@ -79,7 +121,9 @@ def _prepare_subject(
     out: Path,
     images: Mapping[Split, pd.DataFrame],
     parameters: Preprocess,
-) -> None:
+) -> list[str]:
+    """Write the file; what the user must be told about it."""
+    sentences = []
     by_trial = parameters.normalise == "trial"
     with ExitStack() as stack:
         raw = stack.enter_context(dataset.open_eeg(path, images, parameters))
@@ -95,10 +139,16 @@ def _prepare_subject(
         file.attrs.create("caveats", raw.caveats, (len(raw.caveats),), h5py.string_dtype())
         for split in SPLITS:
             group = file.create_group(split)
-            for name in images[split].columns:
-                _write_text(group, name, images[split][name].tolist())
+            table, most = images[split], None
             average = split == "train" and parameters.average_repetitions
-            wanted = (block[:, :, picks, samples] for block in raw.blocks[split])
+            if raw.n_repetitions is not None:
+                counts = raw.n_repetitions[split]
+                table = table[counts > 0]
+                most = None if average else int(counts[counts > 0].min())  # an array has as many of each
+                sentences.append(f"{subject}: {_repetitions_told(counts, split, average)}")
+            for name in table.columns:
+                _write_text(group, name, table[name].tolist())
+            wanted = (block[:, :most, picks, samples] for block in raw.blocks[split])
             blocks: Iterator[np.ndarray] = (_prepare(block, by_trial, average) for block in wanted)
             if parameters.dtype == "float16":
                 if split == "train":
@@ -106,13 +156,25 @@ def _prepare_subject(
                 mean, sd = file["mean"][:][:, None], file["sd"][:][:, None]
                 blocks = ((block - mean) / sd for block in blocks)
             _write_eeg(group, blocks, average, parameters.dtype, path)
+    return sentences
+
+
+def _repetitions_told(counts: np.ndarray, split: Split, average: bool) -> str:
+    """One sentence on the images that are missing and the repetitions of the others."""
+    kind = {"train": "training", "test": "test"}[split]
+    sizes, n_images = np.unique(counts[counts > 0], return_counts=True)
+    shown = " and ".join(f"{n} have {size} repetitions" for size, n in zip(sizes, n_images, strict=True))
+    sentence = f"of {len(counts)} {kind} images {(counts == 0).sum()} are missing, {shown}"
+    if not average and len(sizes) > 1:
+        sentence += f"; only the first {sizes[0]} are taken, because preprocess.average_repetitions is false"
+    return sentence
 
 
 def _hash(path: Path) -> str:
     """The sha256 of a file; of a folder, of the names and hashes of its files."""
     if path.is_file():
         return sha256(path)
-    files = {file.name: sha256(file) for file in sorted(path.iterdir())}
+    files = {file.name: sha256(file) for file in sorted(path.glob("[!.]*"))}  # not the notes of macOS
     return hashlib.sha256(repr(files).encode()).hexdigest()
 
 
@@ -200,6 +262,13 @@ def _create_eeg(group: h5py.Group, shape: tuple[int, ...], average: bool, dtype:
     }
     if average:
         del axes["repetition"]
+    folder, n_bytes = Path(group.file.filename).parent, math.prod(shape) * np.dtype(dtype).itemsize
+    free = shutil.disk_usage(folder).free
+    if free < n_bytes:
+        raise InputError(
+            f"{folder}: has no room for {n_bytes / 1e9:.1f} GB of EEG, {free / 1e9:.1f} GB are free; make room and run "
+            "this again"
+        )
     eeg = group.create_dataset("eeg", shape, dtype, fill_time="never")
     eeg.attrs["units"] = group.file.attrs["units"]
     for axis, (label, scale) in zip(eeg.dims, axes.items(), strict=True):

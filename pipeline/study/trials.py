@@ -36,7 +36,7 @@ from pipeline.decoding.runs import (
 )
 from pipeline.decoding.training import Trained
 from pipeline.devices import device_name, pick_device
-from pipeline.errors import InputError
+from pipeline.errors import PREPARE_AGAIN, InputError
 from pipeline.files import cache_folder, replacing
 from pipeline.images.embeddings import Embeddings
 from pipeline.sections import Runs, Study, Train
@@ -204,7 +204,7 @@ def _ask(
     rows = rows[np.argsort(ids)]
     whole = samples.eeg[rows]
     if not whole.isfinite().all():
-        raise InputError(f"{subject}: the test EEG holds values that are not finite; run the preprocess stage again")
+        raise InputError(f"{subject}: the test EEG holds values that are not finite; {PREPARE_AGAIN}")
     values = torch.from_numpy(cache.values[samples.target[rows]])
     return np.sort(ids), score_whole(model, notes, subject, whole.numpy(), values).queries()
 
