@@ -227,3 +227,19 @@ def test_the_views_are_those_of_the_parameters_and_noted(data, tmp_path):
 def test_an_empty_folder_is_told(data, tmp_path):
     with pytest.raises(InputError, match="holds no subject's EEG"):
         train_all(tmp_path, data / "embeddings.h5", tmp_path / "out", quick_recipe(), 1, HERE)
+
+
+def test_a_subject_that_does_not_fit_is_told_before_anything_is_trained(data, tmp_path):
+    """Not finite in the test EEG, which no training reads."""
+    shutil.copytree(data / "eeg", tmp_path / "eeg")
+    (tmp_path / "eeg/._sub-01.h5").write_bytes(b"Mac OS X")
+    with h5py.File(tmp_path / "eeg/sub-02.h5", "r+") as file:
+        file["test/eeg"][3, 0, 1, 5] = np.nan
+    parameters = quick_recipe(protocol="within-subject")
+    with pytest.raises(InputError, match="sub-02.h5: the test EEG of condition 3 .* is not finite in channel Oz"):
+        train_all(tmp_path / "eeg", data / "embeddings.h5", tmp_path / "out", parameters, 1, HERE)
+    assert not (tmp_path / "out").exists()
+
+    (tmp_path / "eeg/sub-02.h5").unlink()
+    [notes] = train_all(tmp_path / "eeg", data / "embeddings.h5", tmp_path / "out", parameters, 1, HERE)
+    assert notes["trained_on"] == ["sub-01"]
