@@ -44,7 +44,9 @@ class Stage:
 EMBEDDINGS = f"{{base}}/embeddings/{BACKBONE}/unaligned.h5"
 STAGES = {
     "download": Stage(
-        "{base}/params.yaml data/fetched/eeg data/fetched/images data/fetched/image_metadata data/fetched/images.csv", 200, "data/fetched"
+        "{base}/params.yaml data/fetched/eeg data/fetched/images data/fetched/image_metadata data/fetched/images.csv",
+        200,
+        "data/fetched",
     ),
     "preprocess": Stage("{base}/params.yaml {base}/raw {base}/images.csv data/eeg", 200, "data/eeg"),
     "train": Stage(f"{{base}}/params.yaml {{base}}/eeg {EMBEDDINGS} data/model", 100, "data/model"),
