@@ -117,6 +117,27 @@ def check_folders(needs: Mapping[Path, int]) -> None:
         require_room(folders[0], sum(needs[folder] for folder in folders), _cache_of(folders[0]))
 
 
+def files_below(folder: Path) -> Iterator[str]:
+    """All files below a folder and below the folders that links in it name, also links to nothing.
+
+    Links may go round in circles. InputError for a folder that cannot be listed.
+    """
+    seen = set()
+    for parent, folders, names in os.walk(folder, followlinks=True, onerror=_cannot_list):
+        status = os.stat(parent)
+        if (status.st_dev, status.st_ino) in seen:
+            folders.clear()
+            continue
+
+        seen.add((status.st_dev, status.st_ino))
+        folders.sort()
+        yield from (os.path.join(parent, name) for name in sorted(names))
+
+
+def _cannot_list(error: OSError) -> None:
+    raise InputError(f"{error.filename}: cannot be listed ({error.strerror}); give yourself access to it")
+
+
 def sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -8,10 +8,11 @@ other stage.
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from pipeline.errors import InputError
+from pipeline.files import files_below
 from pipeline.params import read_params
 from stages import run, write_json
 from stages.outputs import find_foreign_files
@@ -39,9 +40,8 @@ def look(setting: str, endings: Sequence[str]) -> str:
     if setting == "none" or not path.exists():  # the stage that needs it says what is wrong
         return "none"
 
-    paths = (
-        [path] if path.is_file() else [file for file in path.rglob("*") if file.name.lower().endswith(tuple(endings))]
-    )
+    names: Iterable[str] = [str(path)] if path.is_file() else files_below(path)
+    paths = [Path(name) for name in names if name.lower().endswith(tuple(endings))]
     facts = []
     for file in sorted(paths):
         if file.is_file():

@@ -3,7 +3,7 @@
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from pipeline.errors import InputError
 from pipeline.fetch.transfer import GB, NewVersion, Remote, WrongFile, check_file, new_version
-from pipeline.files import check_folders, replacing
+from pipeline.files import check_folders, files_below, replacing
 
 
 @dataclass(frozen=True)
@@ -47,21 +47,10 @@ def open_copies(setting: str) -> Copies | None:
 def find_copies(folder: Path) -> Copies:
     """All files below a folder; links are followed."""
     files: dict[str, tuple[Path, ...]] = {}
-    for path in _walk(folder):
-        files[path.name] = (*files.get(path.name, ()), path)
+    for path in map(Path, files_below(folder)):
+        if path.is_file():
+            files[path.name] = (*files.get(path.name, ()), path)
     return Copies(folder, files)
-
-
-def _walk(folder: Path) -> Iterator[Path]:
-    seen = set()
-    for parent, folders, names in os.walk(folder, followlinks=True):
-        status = os.stat(parent)
-        if (status.st_dev, status.st_ino) in seen:  # a link that leads back
-            folders.clear()
-            continue
-        seen.add((status.st_dev, status.st_ino))
-        folders.sort()
-        yield from (path for name in sorted(names) if (path := Path(parent, name)).is_file())
 
 
 def choose_copy(paths: tuple[Path, ...], expected_size: int | None) -> Path:

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from pipeline.data.archives import ZIP_FAULTS, open_zip, read_member
 from pipeline.data.images import LARGEST_IMAGE
 from pipeline.errors import InputError
-from pipeline.files import replacing
+from pipeline.files import files_below, replacing
 
 Key = tuple[str, ...]  # the last two parts of a path, with the suffix in lower case
 Places = Mapping[str, Sequence[str]]  # of each image id, the files of that name in the copy
@@ -140,7 +140,8 @@ def _differ(own_copy: Path, image_id: str, names: Sequence[str]) -> InputError:
 @contextmanager
 def _open(own_copy: Path) -> Iterator[_Copy]:
     if own_copy.is_dir():
-        yield _Copy(_files(own_copy), _read_file, os.path.getsize)
+        names = [name for name in files_below(own_copy) if not _is_of_macos(name)]
+        yield _Copy(names, _read_file, os.path.getsize)
         return
 
     if _is_encrypted(own_copy):
@@ -155,23 +156,6 @@ def _open(own_copy: Path) -> Iterator[_Copy]:
             lambda name: read_member(archive, name),
             lambda name: archive.getinfo(name).file_size,
         )
-
-
-def _files(folder: Path) -> list[str]:
-    """All files below a folder and below the folders that links in it name; links may go round in circles."""
-    files, seen = [], set()
-    for parent, folders, names in os.walk(folder, followlinks=True, onerror=_cannot_list):
-        status = os.stat(parent)
-        if (status.st_dev, status.st_ino) in seen:
-            folders.clear()
-            continue
-        seen.add((status.st_dev, status.st_ino))
-        files += [os.path.join(parent, name) for name in names]
-    return [file for file in files if not _is_of_macos(file)]
-
-
-def _cannot_list(error: OSError) -> None:
-    raise InputError(f"{error.filename}: cannot be listed ({error.strerror}); give yourself access to it")
 
 
 def _read_file(name: str) -> bytes:
