@@ -15,6 +15,12 @@ FETCH_AGAIN = (
     "if it is your own"
 )
 PREPARE_AGAIN = "make it again with `dvc repro --force preprocess`"
+# --single-item, or DVC would make again all that the stage depends on, too.
+EMBED_AGAIN = (
+    "make it again with `dvc repro --single-item --force embed`, or, if you wrote it yourself, as docs/data.md says"
+)
+TRAIN_AGAIN = "train it again with `dvc repro --single-item --force train`"
+EVALUATE_AGAIN = "make it again with `dvc repro --single-item --force evaluate`"
 
 
 def suggestion(name: str, names: Iterable[str]) -> str:

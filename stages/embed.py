@@ -3,9 +3,9 @@
 from pathlib import Path
 
 from pipeline.devices import pick_device
-from pipeline.errors import InputError
+from pipeline.errors import EMBED_AGAIN, InputError
 from pipeline.images.embedder import embed_images
-from pipeline.images.embeddings import EMBED_AGAIN, read_about, read_health, write_no_embeddings
+from pipeline.images.embeddings import read_about, read_health, write_no_embeddings
 from pipeline.images.models import OfCache, find_alignment, find_model
 from pipeline.params import read_params
 from pipeline.sections import Embed

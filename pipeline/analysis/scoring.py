@@ -13,7 +13,7 @@ from pipeline.decoding.retrieval import score_queries
 from pipeline.decoding.training import project, project_eeg
 from pipeline.eeg.masking import average_some, keep_window, mask_channel, windows
 from pipeline.eeg.recordings import Recording
-from pipeline.errors import PREPARE_AGAIN, InputError
+from pipeline.errors import EMBED_AGAIN, PREPARE_AGAIN, TRAIN_AGAIN, InputError
 from pipeline.images.embeddings import Embeddings
 from pipeline.sections import Evaluate
 
@@ -64,7 +64,7 @@ def score(
             _check_sizes(model, recording, values, embeddings.blocks)
         outcomes += _score_subject(mine, recording.subject, eeg, torch.from_numpy(values), axes, parameters, seed)
     if axes is None:
-        raise InputError("there is no test EEG to score; run the train stage again")
+        raise InputError(f"there is no test EEG to score; {TRAIN_AGAIN}")
     return outcomes, axes
 
 
@@ -118,25 +118,24 @@ def _check_sizes(model: ContrastiveModel, recording: Recording, values: np.ndarr
     if (n_chans, n_times) != (sizes.n_chans, sizes.n_times):
         raise InputError(
             f"{recording.subject}: the model was trained on {sizes.n_chans} channels x {sizes.n_times} "
-            f"samples and the test EEG has {n_chans} x {n_times}; run the train stage again"
+            f"samples and the test EEG has {n_chans} x {n_times}; {TRAIN_AGAIN}"
         )
     if abs(recording.times[0] - sizes.start) > 1e-3 / sizes.sfreq:
         raise InputError(
             f"{recording.subject}: the model was trained on EEG from {sizes.start:g} s on and the test EEG starts at "
-            f"{recording.times[0]:g} s; run the train stage again"
+            f"{recording.times[0]:g} s; {TRAIN_AGAIN}"
         )
     if blocks != tuple(sizes.blocks):
         raise InputError(
-            f"the model was trained on {_told(sizes.blocks)} and these embeddings are of {_told(blocks)}; "
-            "run the train stage again"
+            f"the model was trained on {_told(sizes.blocks)} and these embeddings are of {_told(blocks)}; {TRAIN_AGAIN}"
         )
     if values.shape[-1] != sizes.embedding_size:
         raise InputError(
             f"the model was trained on embeddings of {sizes.embedding_size} dimensions and these have "
-            f"{values.shape[-1]}; run the train stage again"
+            f"{values.shape[-1]}; {TRAIN_AGAIN}"
         )
     if not np.isfinite(values).all():
-        raise InputError("the embeddings of the test images hold values that are not finite; run the embed stage again")
+        raise InputError(f"the embeddings of the test images hold values that are not finite; {EMBED_AGAIN}")
 
 
 def _told(blocks: Sequence[str]) -> str:

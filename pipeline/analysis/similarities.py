@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from pipeline.decoding.retrieval import score_queries
-from pipeline.errors import InputError
+from pipeline.errors import EVALUATE_AGAIN, InputError
 from pipeline.files import new_hdf5, unreadable
 
 ABOUT_A_RUN = ("fold", "seed", "selected_epoch", "collapsed", "logit_scale")
@@ -100,7 +100,7 @@ def read_similarities(path: Path) -> Similarities:
     except (OSError, KeyError, AttributeError, TypeError, ValueError) as error:
         fault = unreadable(error, path)
         raise fault or InputError(
-            f"{path}: holds no similarities of the evaluate stage ({error}); run that again"
+            f"{path}: holds no similarities of the evaluate stage ({error}); {EVALUATE_AGAIN}"
         ) from error
 
 

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from pipeline.eeg.encoder import Dropout
 from pipeline.eeg.encoders import can_be_stacked, make_eeg_encoder
 from pipeline.eeg.transforms import ChannelDropout, Smoothing, TimeShift, pick_window
-from pipeline.errors import InputError
+from pipeline.errors import TRAIN_AGAIN, InputError
 from pipeline.files import replacing, unreadable
 from pipeline.sections import Train
 
@@ -228,5 +228,5 @@ def load_model(folder: Path) -> tuple[ContrastiveModel, Notes]:
         model.load_state_dict(safetensors.torch.load_file(folder / "model.safetensors"))
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, safetensors.SafetensorError) as error:
         fault = unreadable(error, folder / "model.json")
-        raise fault or InputError(f"{folder}: holds no trained model ({error}); run the train stage again") from error
+        raise fault or InputError(f"{folder}: holds no trained model ({error}); {TRAIN_AGAIN}") from error
     return model.eval(), notes

@@ -19,16 +19,12 @@ from typing import Any, Literal
 import h5py
 import numpy as np
 
-from pipeline.errors import InputError, suggestion
+from pipeline.errors import EMBED_AGAIN, InputError, suggestion
 from pipeline.files import new_hdf5
 
 Attributes = Mapping[str, str | int | float]
 ORIGINAL = "original"  # the view that every cache has
 SEVERAL = ("mean", "draw")  # of all the views in a cache
-# Without --force DVC would lay its own copy there, which may be damaged too.
-EMBED_AGAIN = (
-    "make it again with `dvc repro --single-item --force embed`, or, if you wrote it yourself, as docs/data.md says"
-)
 
 
 @dataclass(frozen=True)
