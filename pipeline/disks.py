@@ -43,6 +43,8 @@ def disk_fault(error: BaseException, path: Path, cache: Path | None = None) -> I
     reason, remedy = _explain(number, path)
     if cache and number in (errno.ENOSPC, errno.EDQUOT):
         remedy += f", or move {cache} to a larger disk and let ALIGNED_EEG_CACHE name it there"
+    elif cache and number in IN_THE_WAY:
+        remedy += ", or let ALIGNED_EEG_CACHE name another folder"
     elif cache and number in UNWRITABLE:
         remedy += (
             f", or let ALIGNED_EEG_CACHE name a folder that you can write (what you copy from {cache} into it is not "
