@@ -221,8 +221,12 @@ def _is_left(path: Path) -> bool:
     match = TEMPORARY.fullmatch(path.name)
     if not match:  # nothing of ours
         return False
+
     machine, process = match.groups()
-    changed = path.stat().st_mtime
+    status = path.stat()
+    is_link = status.st_nlink > 1  # whose mtime is that of the file that it is another name of
+    changed = status.st_ctime if is_link else status.st_mtime
+
     if machine != _machine():  # or of an earlier version, which named the process alone
         return time.time() - changed > LEFT_AFTER
     try:

@@ -312,8 +312,11 @@ def test_what_a_killed_process_was_writing_is_removed_by_the_next(tmp_path):
         (tmp_path / name).touch()
         if name[1] in "cdeg":
             os.utime(tmp_path / name, (1e9, 1e9))
+    link = tmp_path / f".h.zip.{machine}-{os.getpid()}.tmp"  # what another thread is placing, of an old cache
+    os.utime(tmp_path / ".e.tmp", (1e9, 1e9))
+    os.link(tmp_path / ".e.tmp", link)
     write(tmp_path / "sub-02.h5")
-    expected = {name for name, goes in others.items() if not goes} | {"sub-02.h5"}
+    expected = {name for name, goes in others.items() if not goes} | {"sub-02.h5", link.name}
     assert {path.name for path in tmp_path.iterdir()} == expected
 
 
