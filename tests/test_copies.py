@@ -92,7 +92,7 @@ def known(disk: Path) -> dict[str, KnownFile]:
 def test_without_a_network(disk: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     get(tmp_path / "a", disk)
     check(tmp_path / "a", disk)
-    assert f"From {disk}: 5 files, 0.000 GB, 5 of them as links\n" in capfd.readouterr().out
+    assert f"From {disk}: 5 file(s), 0.000 GB, 5 of them as links\n" in capfd.readouterr().out
     assert os.path.samefile(tmp_path / "a/eeg/sub-01.zip", disk / "THINGS EEG/preprocessed/sub-01.zip")
 
 

@@ -79,7 +79,8 @@ def take_copies(wanted: Mapping[Path, tuple[Path, Remote]], copies: Copies) -> N
     check_folders(needs)
 
     print(
-        f"From {copies.folder}: {len(wanted)} files, {sum(sizes.values()) / GB:.3f} GB, {len(links)} of them as links",
+        f"From {copies.folder}: {len(wanted)} file(s), {sum(sizes.values()) / GB:.3f} GB, "
+        f"{len(links)} of them as links",
         flush=True,
     )
     for place, (path, remote) in tqdm(wanted.items(), desc="own copy", unit="file", disable=None):
