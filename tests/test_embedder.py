@@ -219,6 +219,25 @@ def test_what_decides_the_numbers_decides_what_is_reused(data, tmp_path, cache, 
         assert len(decoded) == RECOMPUTED + N
 
 
+def test_damaged_batches_in_the_cache_are_told_and_computed_again(data, tmp_path, cache, decoded, capsys):
+    whole = embed(data, tmp_path / "x.h5").read_bytes()
+    cut, empty, not_finite, *_ = sorted(side_files(cache))
+    values = np.load(not_finite)
+    values[0, 0, 0] = np.nan
+    np.save(not_finite, values)
+    cut.write_bytes(cut.read_bytes()[:-100])
+    empty.write_bytes(b"")
+    decoded.clear()
+
+    again = embed(data, tmp_path / "again.h5").read_bytes()
+
+    assert again == whole
+    n_again = len(decoded) - RECOMPUTED
+    assert 0 < n_again <= 3 * 4, "only the images of three batches"
+    told = capsys.readouterr().out
+    assert all(f"{file}: damaged, and computed again" in told for file in (cut, empty, not_finite))
+
+
 def command(data: Path, tmp_path: Path, target: Path) -> list[str]:
     values = yaml.safe_load(Path("params.yaml").read_text())
     values["embed"] |= {"batch_size": 1, "blocks": [6, "last"], "views": VIEWS, "device": "cpu"}

@@ -129,7 +129,9 @@ def test_the_time_course_of_a_model_that_sees_a_window(scene):
     assert ((one.windows["rank"][outside] == 1).sum(1) == 1).all()
     assert np.array_equal(one.windows["rank"][inside], expected.windows["rank"])
     assert np.array_equal(one.whole["rank"], expected.whole["rank"])
-    with pytest.raises(InputError, match="trained on EEG from -0.2 s on and the test EEG starts at 0 s; train it again"):
+    with pytest.raises(
+        InputError, match="trained on EEG from -0.2 s on and the test EEG starts at 0 s; train it again"
+    ):
         score([dataclasses.replace(whole, times=times + 0.2)], [(of_whole, notes)], embeddings, parameters(), 0)
 
 

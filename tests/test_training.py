@@ -446,6 +446,22 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(recipe, tmp_path, monkeyp
     pd.testing.assert_frame_equal(whole.history, resumed.history, check_exact=True)
 
 
+@pytest.mark.parametrize("damage", ["cut", "flipped", "empty"])
+def test_a_damaged_state_is_told_and_the_training_starts_again(recipe, tmp_path, capsys, damage):
+    parameters, state = recipe.model_copy(update={"epochs": 2, "batch_size": 64}), tmp_path / "state.pt"
+    whole = run(planted(), parameters, resume=state)
+    content = bytearray(state.read_bytes())
+    content[len(content) // 2] ^= 1
+    damaged = {"cut": content[: len(content) // 2], "flipped": content, "empty": b""}[damage]
+    state.write_bytes(damaged)
+
+    again = run(planted(), parameters, resume=state)
+
+    assert f"{state}: the state of the interrupted training is damaged" in capsys.readouterr().out
+    assert same_weights(whole, again)
+    pd.testing.assert_frame_equal(whole.history, again.history, check_exact=True)
+
+
 def test_divergence_is_told_and_the_good_state_kept(recipe, tmp_path):
     parameters = recipe.model_copy(update={"epochs": 4, "batch_size": 64})
     samples, embeddings = planted()

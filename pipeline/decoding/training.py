@@ -8,7 +8,9 @@ All data stay on the device. Many models are trained at once where that pays (`s
 import gc
 import math
 import time
+import zipfile
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -237,7 +239,7 @@ def train_stack(
     )
     torch.manual_seed(splits[0].seeds.dropout)  # of a model that is not stackable
     epoch, save_after = 0, 0.0
-    if resume is not None and resume.exists():
+    if resume is not None and resume.exists() and _is_whole(resume):
         epoch = _restore(torch.load(resume, map_location=device, weights_only=True), stack, members)
         for _ in range(epoch * len(members)):
             progress()
@@ -403,6 +405,16 @@ def _save(path: Path, epoch: int, stack: Stack, members: Sequence[_Member]) -> N
     state = {"epoch": epoch, "stack": stack.state_dict(), "members": [member.state_dict() for member in members]}
     with replacing(path) as temporary, temporary.open("wb") as stream:  # to a path, errors would lose their reason
         torch.save(state | {"random": random}, stream)
+
+
+def _is_whole(state: Path) -> bool:
+    """Whether the saved state is as it was written: torch does not look at the checksums in the file."""
+    with suppress(zipfile.BadZipFile), zipfile.ZipFile(state) as archive:
+        if archive.testzip() is None:
+            return True
+
+    tqdm.write(f"{state}: the state of the interrupted training is damaged, so the training starts again")
+    return False
 
 
 def _restore(saved: dict[str, Any], stack: Stack, members: Sequence[_Member]) -> int:

@@ -290,12 +290,8 @@ def _remote(server: Server, file: Listed, known_files: KnownFiles) -> Remote:
 def _list(server: Server, root: str, patience: Patience) -> list[Listed]:
     """What the server at `root` lists now, stored for a day without a network."""
     files = list_files(server, root, patience)
-    path = _listing_path(server, root)
-    try:
-        with replacing(path) as temporary:
-            temporary.write_bytes(_LISTING.dump_json(files))
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}; make room or give access, and run it again") from error
+    with replacing(_listing_path(server, root)) as temporary:
+        temporary.write_bytes(_LISTING.dump_json(files))
     return files
 
 

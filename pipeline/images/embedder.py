@@ -112,9 +112,14 @@ def embed_images(
         accelerate(encoder, parameters.blocks, parameters.tokens, parameters.precision, device)
         batches = [image_ids[i : i + parameters.batch_size] for i in range(0, len(image_ids), parameters.batch_size)]
         files = [folder / f"{_fingerprint(batch, images)}.npy" for batch in batches]
-        todo = [(file, batch) for file, batch in zip(files, batches, strict=True) if not file.exists()]
-        what = f"{len(parameters.views)} x {len(parameters.blocks)} x {len(image_ids)} (views x blocks x images)"
-        n_bytes = 4 * len(image_ids) * sum(block.shape[1] for blocks in reference for block in blocks)
+        n_views, n_features = len(parameters.views), sum(block.shape[1] for block in reference[0])
+        todo = [
+            (file, batch)
+            for file, batch in zip(files, batches, strict=True)
+            if not _is_whole(file, (n_views, len(batch), n_features))
+        ]
+        what = f"{n_views} x {len(parameters.blocks)} x {len(image_ids)} (views x blocks x images)"
+        n_bytes = 4 * len(image_ids) * n_views * n_features
         n_todo = sum(len(batch) for _, batch in todo)
         n_done = len(image_ids) - n_todo
         in_cache = {folder: n_bytes * n_todo // len(image_ids)} if todo else {}
@@ -136,6 +141,21 @@ def embed_images(
 def _fingerprint(image_ids: list[str], images: Images) -> str:
     """A batch by the names, sizes and checksums of its images, which are compared when an image is read."""
     return hashlib.sha256(repr(list(map(images.fingerprint, image_ids))).encode()).hexdigest()[:32]
+
+
+def _is_whole(file: Path, shape: tuple[int, int, int]) -> bool:
+    """Whether the cache holds this batch, (V, B, sum of D); what a disk damaged is computed again."""
+    if not file.exists():
+        return False
+    try:
+        values = np.load(file)
+    except (ValueError, EOFError):  # cut short, or not numpy's any more
+        values = np.empty(0)
+
+    if values.shape == shape and np.isfinite(values).all():
+        return True
+    tqdm.write(f"{file}: damaged, and computed again")
+    return False
 
 
 @torch.inference_mode()
