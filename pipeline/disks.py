@@ -13,7 +13,6 @@ from pipeline.errors import InputError
 
 GB = 1e9
 NUMBER_IN_TEXT = re.compile(r"errno = (\d+)|os error (\d+)")  # of HDF5, and of libraries in Rust
-CUT_SHORT = re.compile(r"\d+ requested and \d+ written")  # numpy's, whatever the reason; mostly a full disk
 IN_THE_WAY = {errno.EEXIST, errno.EISDIR, errno.ENOTDIR, errno.ENOTEMPTY, errno.ELOOP}
 NOT_WELL = {errno.EIO, errno.ESTALE, errno.ENXIO, errno.ENODEV, errno.ENOTCONN, errno.ETIMEDOUT, errno.EREMOTEIO}
 UNWRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS}
@@ -27,9 +26,8 @@ def error_number(error: BaseException) -> int | None:
         return error.errno
     if isinstance(error, RuntimeError) and isinstance(error.__context__, OSError):  # torch's, after one of its stream
         return error.__context__.errno
-    if match := NUMBER_IN_TEXT.search(str(error)):
-        return int(match[1] or match[2])
-    return errno.ENOSPC if CUT_SHORT.search(str(error)) else None
+    match = NUMBER_IN_TEXT.search(str(error))
+    return int(match[1] or match[2]) if match else None
 
 
 def disk_fault(error: BaseException, path: Path, cache: Path | None = None) -> InputError | None:

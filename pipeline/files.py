@@ -10,9 +10,10 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 import h5py
+import numpy as np
 import platformdirs
 import psutil
 from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
@@ -84,6 +85,13 @@ class _FailsOnce(io.FileIO):
         except OSError:
             self.failed = True
             raise
+
+
+def save_array(stream: BinaryIO, values: np.ndarray) -> None:
+    """`numpy.save`, but for the errors: numpy's own do not say why the disk took no more."""
+    values = np.ascontiguousarray(values)
+    np.lib.format.write_array_header_1_0(stream, np.lib.format.header_data_from_array_1_0(values))
+    stream.write(values.data)
 
 
 def _discard(path: Path) -> None:

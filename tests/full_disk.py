@@ -21,11 +21,13 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+import h5py
 import yaml
 
 import stages
 from pipeline.data.datasets import DATASETS, SAMPLE
 from pipeline.data.sample import make_raw
+from pipeline.images.dreamsim_stand_in import make_checkpoint
 from tests.tiny import TINY, make_embeddings, make_prepared
 
 BACKBONE = "synclr_vitb16"
@@ -49,12 +51,24 @@ STAGES = {
         "data/fetched",
     ),
     "preprocess": Stage("{base}/params.yaml {base}/raw {base}/images.csv data/eeg", 200, "data/eeg"),
+    "weights": Stage(f"{{base}}/params.yaml {BACKBONE} data/weights", 200, "data/weights"),
+    "embed": Stage(
+        f"{{base}}/params.yaml {BACKBONE} dreamsim {{base}}/images {{base}}/images.csv {{base}}/weights "
+        f"{EMBEDDINGS} data/aligned.h5",
+        8,
+        "data/aligned.h5",
+    ),
     "train": Stage(f"{{base}}/params.yaml {{base}}/eeg {EMBEDDINGS} data/model", 100, "data/model"),
     "evaluate": Stage(
         f"{{base}}/params.yaml {{base}}/eeg {EMBEDDINGS} {{base}}/model data/evaluation.json data/evaluation.h5 "
         + " ".join(f"data/{name}.csv" for name in TABLES),
         12,
         "data/evaluation.h5",
+    ),
+    "compare": Stage(
+        "{base}/evaluation.h5 {base}/other.h5 --params {base}/params.yaml --comparison data/comparison.json",
+        4,
+        "data/comparison.json",
     ),
     "report": Stage(
         "{base}/params.yaml {base}/images {base}/evaluation.h5 {base}/model/history.csv {base}/evaluation.json "
@@ -69,6 +83,8 @@ STAGES = {
         "data/study",
     ),
 }
+
+CACHE_KB = {"embed": 4, "train": 40, "study": 16}  # of the stages that compute into it: on such a disk it does not fit
 
 
 def run(
@@ -130,6 +146,7 @@ def make_input(base: Path) -> None:
     """What the stages read: the input of each is what the one before it wrote."""
     DATASETS["sample"] = replace(SAMPLE, source=partial(make_raw, size=TINY))
     image_ids = make_prepared(base)
+    make_checkpoint(BACKBONE, base / "weights", embed_dim=64)
     for place, name in enumerate(("unaligned", "dreamsim")):
         make_embeddings(base / f"embeddings/{BACKBONE}/{name}.h5", image_ids, place)
     values = yaml.safe_load(Path("params.yaml").read_text())
@@ -143,12 +160,17 @@ def make_input(base: Path) -> None:
         run(base, name, base / "cache-of-input", fails=False)
         for path in (base / "data").iterdir():
             shutil.move(path, base / path.name)
+    other = shutil.copy(base / "evaluation.h5", base / "other.h5")
+    with h5py.File(other, "r+") as file:
+        file.attrs["encoder"] = "another"
 
 
 def full(base: Path, name: str) -> None:
     """The output's disk is too small; then there is room."""
     cache = base / f"cache-{name}"
     with disk(base / "data", STAGES[name].kb) as remount:
+        if name == "compare":  # its file is smaller than the smallest disk
+            (base / "data/mine").write_bytes(bytes(4096))
         told(f"{name}: output's disk full", run(base, name, cache, fails=True))
         assert not leftovers(base / "data", cache)
         remount("size=100m")
@@ -158,11 +180,11 @@ def full(base: Path, name: str) -> None:
 
 def cache_full(base: Path, name: str) -> None:
     """The cache's disk is too small; then the folder is moved to a larger one."""
-    if name not in ("train", "study"):
+    if name not in CACHE_KB:
         return
     larger = base / "larger"
     with disk(base / "data"):
-        with disk(base / "small", 40 if name == "train" else 16):
+        with disk(base / "small", CACHE_KB[name]):
             cache = base / "small/cache"
             told(f"{name}: cache's disk full", run(base, name, cache, fails=True))
             assert not leftovers(cache)
@@ -172,7 +194,7 @@ def cache_full(base: Path, name: str) -> None:
 
 
 def no_inodes(base: Path, name: str) -> None:
-    with disk(base / "data", options=",nr_inodes=2") as remount:
+    with disk(base / "data", options=",nr_inodes=1") as remount:
         told(f"{name}: no inodes left", run(base, name, base / "cache", fails=True))
         remount("nr_inodes=1000")
         run(base, name, base / "cache", fails=False)
@@ -192,7 +214,7 @@ def cache_read_only(base: Path, name: str) -> None:
     """Of what is computed, another folder is named; what is fetched or kept already is read where it is."""
     with disk(base / "data"), disk(base / "cache") as remount:
         remount("ro")
-        needed = name in ("train", "study")
+        needed = name in CACHE_KB
         told(f"{name}: cache read-only", run(base, name, base / "cache", fails=needed))
         if needed:
             run(base, name, base / "own", fails=False)

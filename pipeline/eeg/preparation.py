@@ -37,7 +37,7 @@ from tqdm import tqdm
 from pipeline.data.entry import POSTERIOR, Dataset, Layout
 from pipeline.data.image_table import SPLITS, Split, read_image_table
 from pipeline.errors import InputError, suggestion
-from pipeline.files import check_folders, new_hdf5, sha256
+from pipeline.files import check_folders, new_hdf5, save_array, sha256
 from pipeline.machine import free_memory
 from pipeline.sections import Preprocess
 
@@ -190,7 +190,7 @@ def _measured(blocks: Iterator[np.ndarray], file: h5py.File, folder: Path) -> It
             by_channel = np.moveaxis(block, -2, 0).reshape(block.shape[-2], -1)
             n += by_channel.shape[1]
             total, squares = total + by_channel.sum(1), squares + np.square(by_channel).sum(1)
-            np.save(kept, block)
+            save_array(kept, block)
             n_blocks += 1
         mean = total / n
         sd = np.sqrt(np.maximum(squares / n - np.square(mean), 0))

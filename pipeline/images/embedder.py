@@ -32,7 +32,7 @@ from pipeline.data.image_table import read_image_table
 from pipeline.data.images import Images, open_images
 from pipeline.devices import device_name
 from pipeline.errors import InputError
-from pipeline.files import check_folders, replacing, sha256
+from pipeline.files import check_folders, replacing, save_array, sha256
 from pipeline.images import health
 from pipeline.images.acceleration import accelerate
 from pipeline.images.embeddings import ORIGINAL, Attributes, write_embeddings
@@ -206,7 +206,7 @@ def _embed_all(
                     of_view, fits = embed_batch(encoder, images, parameters, own, fits)
                     values.append(of_view)
                 with replacing(file) as temporary, temporary.open("wb") as stream:
-                    np.save(stream, np.stack(values))
+                    save_array(stream, np.stack(values))
                 with turn:
                     bar.update(views.shape[1])
 
