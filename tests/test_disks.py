@@ -363,14 +363,14 @@ def test_what_another_user_locked_can_be_locked_by_all(open_folder):
 def test_another_users_cache(open_folder, monkeypatch):
     """It can be read where all is there; of what has to be written, the sentence names a way that helps."""
     monkeypatch.setenv("ALIGNED_EEG_CACHE", str(open_folder / "theirs"))
-    with unfinished("embedding", __file__, [], "a", keep=True) as folder:
+    with unfinished("embedding", __file__, [], {}, "a", keep=True) as folder:
         (folder / "batch").write_text("done")
-    with as_nobody(), unfinished("embedding", __file__, [], "a", keep=True) as folder:
+    with as_nobody(), unfinished("embedding", __file__, [], {}, "a", keep=True) as folder:
         assert (folder / "batch").read_text() == "done"
     with (
         as_nobody(),
         pytest.raises(InputError, match="or let ALIGNED_EEG_CACHE name a folder that you can write"),
-        unfinished("training", __file__, [], "a"),
+        unfinished("training", __file__, [], {}, "a"),
     ):
         pass
     (open_folder / "own").mkdir(mode=0o777)
@@ -378,7 +378,10 @@ def test_another_users_cache(open_folder, monkeypatch):
     monkeypatch.setenv("ALIGNED_EEG_CACHE", str(open_folder / "own/cache"))
     with as_nobody():
         shutil.copytree(open_folder / "theirs", cache_folder(), dirs_exist_ok=True)
-        with unfinished("training", __file__, [], "a"), unfinished("embedding", __file__, [], "a", keep=True) as folder:
+        with (
+            unfinished("training", __file__, [], {}, "a"),
+            unfinished("embedding", __file__, [], {}, "a", keep=True) as folder,
+        ):
             assert (folder / "batch").read_text() == "done"
 
 
@@ -430,13 +433,13 @@ def test_a_full_cache_is_moved_and_used_again(small_disk, tmp_path, monkeypatch)
     remedy = f"or move {cache} to a larger disk and let ALIGNED_EEG_CACHE name it there"
     with (
         pytest.raises(InputError, match=remedy),
-        unfinished("embedding", __file__, [], "a", keep=True) as folder,
+        unfinished("embedding", __file__, [], {}, "a", keep=True) as folder,
     ):
         (folder / "batch").write_text("done")
         write(folder / "next")
     shutil.move(cache, tmp_path / "larger")
     monkeypatch.setenv("ALIGNED_EEG_CACHE", str(tmp_path / "larger"))
-    with unfinished("embedding", __file__, [], "a", keep=True) as folder:
+    with unfinished("embedding", __file__, [], {}, "a", keep=True) as folder:
         write(folder / "next")
         assert (folder / "batch").read_text() == "done"
 

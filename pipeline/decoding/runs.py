@@ -221,7 +221,8 @@ def train_all(eeg_dir: Path, embeddings: Path, out: Path, parameters: Train, see
     inputs = [one.sha256 for one in (*eeg.values(), source)]
     decided_by = [inputs, [run.name for run in runs], parameters.model_dump(), threads]
     name = f"train {len(runs)} x"
-    with unfinished("training", __file__, PACKAGES, decided_by) as states:
+    chosen = {"EEG_ENCODERS": [parameters.eeg_encoder]}
+    with unfinished("training", __file__, PACKAGES, chosen, decided_by) as states:
         task = partial(_train_and_save, eeg, source, out.resolve(), parameters, states, threads)
         if n_workers == 1 and where.where == "local":
             with tqdm(total=len(runs) * parameters.epochs, unit="epoch", desc=name, disable=None) as bar:

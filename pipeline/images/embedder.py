@@ -89,9 +89,10 @@ def embed_images(
         "versions": " ".join(f"{name} {version(name)}" for name in PACKAGES),
     }
     decided_by = [made_with, parameters.blocks, parameters.views]
+    chosen = {"IMAGE_MODELS": [names["backbone"]]}
     with (
         open_images(images_dir, image_ids) as images,
-        unfinished("embedding", __file__, PACKAGES, decided_by, keep=True) as folder,
+        unfinished("embedding", __file__, PACKAGES, chosen, decided_by, keep=True) as folder,
     ):
 
         def decode(image_id: str, target: Tensor) -> None:

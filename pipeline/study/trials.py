@@ -36,15 +36,17 @@ from pipeline.decoding.runs import (
 )
 from pipeline.decoding.training import Trained
 from pipeline.devices import device_name, pick_device
+from pipeline.eeg.encoders import EEG_ENCODERS
 from pipeline.errors import PREPARE_AGAIN, InputError
 from pipeline.files import cache_folder, check_folders, new_hdf5, unreadable
 from pipeline.images.embeddings import Embeddings
+from pipeline.provenance import code_hash, fingerprint
 from pipeline.sections import Runs, Study, Train
 from pipeline.study.results import Answer, Cell, Failure, Trial
-from pipeline.unfinished import code_hash, fingerprint
 from pipeline.workers import side_by_side
 
-CODE = code_hash(__file__, PACKAGES)  # as this process has imported it
+# Of a trial with each EEG encoder, as this process has imported it.
+CODE = {name: code_hash(__file__, PACKAGES, {"EEG_ENCODERS": [name]}) for name in EEG_ENCODERS}
 
 
 @dataclass(frozen=True)
@@ -146,8 +148,9 @@ def _task(trial: Trial, eeg: Mapping[str, Source], embeddings: Source, parameter
     own = Train.model_validate(parameters.model_dump() | changes)
     files = [eeg[subject].sha256 for subject in (*trial.trained_on, *trial.tested_on)]
     run = [trial.fold, trial.seed, trial.trained_on, trial.tested_on]
-    key = fingerprint(CODE, files, embeddings.sha256, run, own.model_dump(exclude={"seeds", "device"}))
-    return Task(trial, dict(eeg), embeddings, own, CODE, folder / f"{key}.h5")
+    code = CODE[own.eeg_encoder]
+    key = fingerprint(code, files, embeddings.sha256, run, own.model_dump(exclude={"seeds", "device"}))
+    return Task(trial, dict(eeg), embeddings, own, code, folder / f"{key}.h5")
 
 
 def _groups(tasks: Sequence[Task], n_workers: int, gpus: bool) -> list[tuple[Task, ...]]:
@@ -164,7 +167,7 @@ def run_trials(tasks: tuple[Task, ...], step: Callable[[], None]) -> list[str]:
 
     All on one core or GPU, so that no result depends on how many there are.
     """
-    if any(task.code != CODE for task in tasks):
+    if any(task.code != CODE[task.parameters.eeg_encoder] for task in tasks):
         raise InputError("this worker runs another version of the code than the study: start it again")
     torch.set_num_threads(1)
     started, first, reasons = time.monotonic(), tasks[0], []

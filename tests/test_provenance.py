@@ -1,0 +1,221 @@
+"""What decides a result: everything that ran is followed, and nothing that computes nothing counts."""
+
+import ast
+import shutil
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline import provenance
+from pipeline.analysis.scoring import score
+from pipeline.decoding.model import load_model
+from pipeline.decoding.runs import train_all
+from pipeline.eeg.recordings import read_split
+from pipeline.images.dreamsim_stand_in import make_checkpoint
+from pipeline.images.embedder import embed_images
+from pipeline.images.embeddings import read_embeddings
+from pipeline.images.models import IMAGE_MODELS
+from pipeline.params import read_params
+from tests.tiny import make_embeddings, make_prepared, quick_recipe
+
+ROOT = Path(__file__).parents[1]
+CHOSEN = {"DATASETS": ["sample"], "EEG_ENCODERS": ["nice"], "IMAGE_MODELS": ["synclr_vitb16"]}
+OF_DATASET = {"download", "weights", "preprocess", "evaluate", "report", "study"}
+PROGRAMS = ["download", "weights", "preprocess", "embed", "train", "evaluate", "report", "study"]
+
+
+@pytest.fixture
+def copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A copy of the project's code, which may be edited."""
+    for package in provenance.PACKAGES:
+        shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(provenance, "ROOT", tmp_path)
+    provenance._read.cache_clear()
+    yield tmp_path
+    provenance._read.cache_clear()
+
+
+def records(copy: Path, **chosen: list[str]) -> dict[str, dict[str, str]]:
+    """Of each stage, as the code is now."""
+    provenance._read.cache_clear()
+    programs = {name: copy / f"stages/{name}.py" for name in PROGRAMS}
+    return {name: provenance.code_of(program, CHOSEN | chosen) for name, program in programs.items()}
+
+
+def changed(before: dict[str, dict[str, str]], after: dict[str, dict[str, str]]) -> set[str]:
+    return {name for name in before if before[name] != after[name]}
+
+
+def edit(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert text.count(old) == 1
+    path.write_text(text.replace(old, new))
+
+
+class Reworded(ast.NodeTransformer):
+    """Other docstrings, texts of errors and type hints."""
+
+    def visit_Expr(self, node: ast.Expr) -> ast.AST:
+        if isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+            return ast.Expr(ast.Constant("Corrected."))
+        return self.generic_visit(node)
+
+    def visit_Raise(self, node: ast.Raise) -> ast.AST:
+        if isinstance(node.exc, ast.Call):
+            node.exc.args = [ast.Constant("corrected")]
+        return node
+
+    def visit_arg(self, node: ast.arg) -> ast.AST:
+        node.annotation = ast.Constant("Any") if node.annotation else None
+        return node
+
+
+def test_prose_changes_nothing(copy: Path) -> None:
+    """Docstrings, comments, hints, error texts and the layout of the lines, in every file."""
+    before = records(copy)
+    for path in copy.rglob("*.py"):
+        tree = ast.fix_missing_locations(Reworded().visit(ast.parse(path.read_text())))
+        path.write_text(f"# A comment.\n\n{ast.unparse(tree)}\n")
+    assert changed(before, records(copy)) == set()
+
+
+def test_another_eeg_encoder_changes_nothing_of_those_that_are_there(copy: Path) -> None:
+    before = records(copy)
+    shutil.copy(copy / "pipeline/eeg/nice.py", copy / "pipeline/eeg/mine.py")
+    edit(copy / "pipeline/eeg/encoders.py", '    "nice": Nice,\n', '    "nice": Nice,\n    "mine": Mine,\n')
+    edit(
+        copy / "pipeline/eeg/encoders.py",
+        "from pipeline.eeg.nice import Nice, NiceRecipe\n",
+        "from pipeline.eeg.mine import Nice as Mine\nfrom pipeline.eeg.nice import Nice, NiceRecipe\n",
+    )
+    assert changed(before, records(copy)) == set()
+
+    of_mine = records(copy, EEG_ENCODERS=["mine"])
+    assert "pipeline/eeg/mine.py" in of_mine["train"]
+    assert "pipeline/eeg/nice.py" not in of_mine["train"]
+
+
+def test_another_image_model_or_dataset_changes_nothing_of_those_that_are_there(copy: Path) -> None:
+    before = records(copy)
+    shutil.copy(copy / "pipeline/images/dreamsim.py", copy / "pipeline/images/mine.py")
+    models = copy / "pipeline/images/models.py"
+    edit(models, "from pipeline.images import dreamsim,", "from pipeline.images import mine, dreamsim,")
+    edit(models, '    "ensemble": ', '    "mine": mine.make("mine"),\n    "ensemble": ')
+
+    shutil.copy(copy / "pipeline/data/things_meg.py", copy / "pipeline/data/mine.py")
+    datasets = copy / "pipeline/data/datasets.py"
+    edit(datasets, "from pipeline.data import sample,", "from pipeline.data import mine, sample,")
+    edit(datasets, "DATASETS: ", "MINE = Dataset(source=sources.MINE, find_subjects=mine.find_subjects)\n\nDATASETS: ")
+    edit(datasets, '    "things-meg": ', '    "mine": MINE,\n    "things-meg": ')
+    edit(copy / "pipeline/data/sources.py", "THINGS_MEG = ", "MINE = 3\nTHINGS_MEG = ")
+    assert changed(before, records(copy)) == set()
+    assert "pipeline/data/mine.py" in records(copy, DATASETS=["mine"])["preprocess"]
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "expected"),
+    [
+        ("pipeline/eeg/nice.py", "n_filters: int = 40", "n_filters: int = 41", {"train", "evaluate", "study"}),
+        ("pipeline/decoding/training.py", "PROBED = 256", "PROBED = 255", {"train", "study"}),
+        ("pipeline/data/datasets.py", "synthetic=True", "synthetic=False", OF_DATASET),
+        ("pipeline/images/health.py", "AGREEMENT = 0.99", "AGREEMENT = 0.98", {"embed"}),
+        ("pipeline/eeg/atm.py", "def forward", "n_heads = 7\n\n    def forward", set()),
+    ],
+)
+def test_what_computes_changes_only_what_uses_it(copy: Path, file: str, old: str, new: str, expected: set[str]) -> None:
+    before = records(copy)
+    path = copy / file
+    path.write_text(path.read_text().replace(old, new))
+    assert changed(before, records(copy)) == expected
+
+
+# What really runs: Python tells each function that it enters.
+
+
+def functions_that_ran(work: Callable[[], object]) -> set[tuple[Path, int]]:
+    """(file of this project, first line) of each function and class body that ran."""
+    entered = set()
+
+    def note(frame, event: str, _: object) -> None:
+        if event == "call":
+            entered.add((frame.f_code.co_filename, frame.f_code.co_firstlineno))
+
+    threading.setprofile(note)
+    sys.setprofile(note)
+    try:
+        work()
+    finally:
+        sys.setprofile(None)
+        threading.setprofile(None)
+    rooms = [(Path(name), line) for name, line in entered if name.startswith(str(ROOT / "pipeline"))]
+    return {(path, line) for path, line in rooms if path.parent != ROOT / "pipeline"}
+
+
+def lines_that_count(start: list[tuple[Path, str | None]], chosen: dict) -> dict[Path, set[int]]:
+    """The lines of the statements whose meaning is hashed."""
+    lines: dict[Path, set[int]] = {}
+    for path, statements in provenance.follow(start, chosen).items():
+        for each in (each for each in statements if hasattr(each, "lineno")):
+            decorators = [node.lineno for node in getattr(each, "decorator_list", [])]
+            first = min([each.lineno, *decorators])
+            lines.setdefault(path, set()).update(range(first, each.end_lineno + 1))
+    return lines
+
+
+def assert_all_is_followed(ran: set[tuple[Path, int]], counted: dict[Path, set[int]]) -> None:
+    assert len(ran) > 10
+    missed = {(path.name, line) for path, line in ran if line not in counted.get(path, set())}
+    assert not missed
+
+
+@pytest.mark.parametrize("eeg_encoder", ["nice", "nice-recipe", "atm-s"])
+def test_all_that_runs_in_training_and_scoring_is_followed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, eeg_encoder: str
+) -> None:
+    monkeypatch.setenv("ALIGNED_EEG_CACHE", str(tmp_path / "cache"))
+    make_embeddings(tmp_path / "unaligned.h5", make_prepared(tmp_path), 0)
+    parameters, p = quick_recipe(eeg_encoder=eeg_encoder, device="cpu"), read_params(Path("params.yaml"))
+
+    def train() -> None:
+        train_all(tmp_path / "eeg", tmp_path / "unaligned.h5", tmp_path / "model", parameters, 0, p.runs)
+
+    def evaluate() -> None:
+        models = [load_model(folder) for folder in (tmp_path / "model").iterdir() if folder.is_dir()]
+        cache = read_embeddings(tmp_path / "unaligned.h5", "last", "original", "original")
+        files = sorted((tmp_path / "eeg").glob("*.h5"))
+        score([read_split(path, "test", average=False) for path in files], models, cache, p.evaluate, 0)
+
+    chosen = CHOSEN | {"EEG_ENCODERS": [eeg_encoder]}
+    for name, work in {"train": train, "evaluate": evaluate}.items():
+        counted = lines_that_count([(ROOT / f"stages/{name}.py", None)], chosen)
+        assert_all_is_followed(functions_that_ran(work), counted)
+
+
+def test_all_that_runs_in_making_and_embedding_the_sample_is_followed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ALIGNED_EEG_CACHE", str(tmp_path / "cache"))
+    p = read_params(Path("params.yaml"))
+    make_checkpoint("synclr_vitb16", tmp_path / "weights", embed_dim=64)
+    ran = functions_that_ran(lambda: make_prepared(tmp_path))  # and its processes, which are not seen
+    counted = lines_that_count([(ROOT / f"stages/{name}.py", None) for name in ("download", "preprocess")], CHOSEN)
+    assert_all_is_followed(ran, counted)
+
+    def embed() -> None:
+        embed_images(
+            tmp_path / "images.csv",
+            tmp_path / "images",
+            IMAGE_MODELS["synclr_vitb16"].aligned["dreamsim"],
+            tmp_path / "weights/dreamsim_synclr_vitb16_checkpoint.zip",
+            tmp_path / "aligned.h5",
+            {"backbone": "synclr_vitb16", "encoder": "aligned", "alignment": "dreamsim"},
+            p.embed.model_copy(update={"device": "cpu"}),
+            torch.device("cpu"),
+        )
+
+    start = [(ROOT / "pipeline/images/embedder.py", None), (ROOT / "pipeline/images/models.py", "IMAGE_MODELS")]
+    assert_all_is_followed(functions_that_ran(embed), lines_that_count(start, CHOSEN))
