@@ -129,7 +129,9 @@ def test_the_time_course_of_a_model_that_sees_a_window(scene):
     assert ((one.windows["rank"][outside] == 1).sum(1) == 1).all()
     assert np.array_equal(one.windows["rank"][inside], expected.windows["rank"])
     assert np.array_equal(one.whole["rank"], expected.whole["rank"])
-    with pytest.raises(InputError, match="trained on EEG from -0.2 s on and the test EEG starts at 0 s; train it again"):
+    with pytest.raises(
+        InputError, match="trained on EEG from -0.2 s on and the test EEG starts at 0 s; train it again"
+    ):
         score([dataclasses.replace(whole, times=times + 0.2)], [(of_whole, notes)], embeddings, parameters(), 0)
 
 
@@ -213,8 +215,10 @@ def test_values_that_are_not_finite_are_refused(scene):
 def test_subjects_who_saw_other_images_are_refused(scene):
     (first, second), models, embeddings = scene
     other = shuffled(second, np.arange(11))
-    with pytest.raises(InputError, match="sub-02: the test images are not those of the first subject"):
+    with pytest.raises(InputError, match="sub-02: the test images are not those of the first .*set `subjects` to"):
         score([first, other], models, embeddings, parameters(), 0)
+    for subjects in ([first], [other]):
+        assert score(subjects, models, embeddings, parameters(), 0)
 
 
 def test_subjects_with_other_repetitions_are_refused(scene):
