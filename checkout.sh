@@ -12,7 +12,9 @@ note() {
 
 # As DVC has it: what git guesses of the machine's name does not count
 has_identity() {
-    [ -n "${GIT_COMMITTER_NAME:-$(git config user.name)}" ] && [ -n "${GIT_COMMITTER_EMAIL:-$(git config user.email)}" ]
+    name=${GIT_COMMITTER_NAME:-$(git config user.name 2> /dev/null)}
+    email=${GIT_COMMITTER_EMAIL:-$(git config user.email 2> /dev/null)}
+    [ -n "$name" ] && [ -n "$email" ]
 }
 
 command -v git > /dev/null ||
@@ -22,6 +24,7 @@ identity="git config --global user.name 'Your Name' && git config --global user.
 commit="git add -A && git commit -qm 'The project as it came'"
 has_identity || commit="$identity && $commit"
 
+clone_again="clone the project again, and copy into the clone what is yours (params.yaml, data)"
 problem=$(LC_ALL=C git rev-parse --git-dir 2>&1 > /dev/null)
 case $problem in
     *"dubious ownership"*)
@@ -29,10 +32,11 @@ case $problem in
             "$(printf '%s' "$problem" | grep -o 'git config --global --add safe.directory .*')"
         ;;
     *"not a git repository"*)
+        [ ! -e .git ] || refuse "git cannot read this folder's repository: $problem; $clone_again"
         refuse "this folder is no git repository (it came as an archive?), and DVC needs one; type: git init -q && $commit"
         ;;
     ?*)
-        refuse "git cannot read this folder's repository: $problem"
+        refuse "git cannot read this folder's repository: $problem; $clone_again"
         ;;
 esac
 

@@ -8,7 +8,9 @@ from pipeline.errors import InputError
 def pick_device(wanted: str) -> torch.device:
     """`auto` = CUDA where there is one, else the CPU; InputError if CUDA is asked for and there is none."""
     if wanted == "cuda" and not torch.cuda.is_available():
-        raise InputError("device is cuda and this machine offers none to torch: set it to auto or cpu")
+        raise InputError(
+            "embed.device or train.device is cuda, and this machine offers none to torch: set it to auto or cpu"
+        )
     return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
 
 

@@ -81,6 +81,8 @@ def existing(path: Path) -> Path:
 
 def _explain(number: int, path: Path) -> tuple[str, str]:
     """Why, and what helps."""
+    if number == errno.ENAMETOOLONG:  # first: nothing can be asked about such a path
+        return "its name is too long for this disk", "give it a shorter one, or work in another folder"
     folder = existing(path if path.is_dir() else path.parent)
     if number == errno.ENOSPC:
         return _full(folder)
@@ -99,7 +101,7 @@ def _explain(number: int, path: Path) -> tuple[str, str]:
         return "the disk fails", "see that it is mounted and well"
     if number in (errno.EMFILE, errno.ENFILE):
         return "too many files are open", "raise the limit (`ulimit -n 4096`)"
-    return "the system refuses it", "mend that"
+    return f"the system refuses it in {folder}", "work in another folder, or ask who looks after that disk"
 
 
 def _full(folder: Path) -> tuple[str, str]:

@@ -143,7 +143,9 @@ def files_below(folder: Path) -> Iterator[str]:
 
 
 def _cannot_list(error: OSError) -> None:
-    raise InputError(f"{error.filename}: cannot be listed ({error.strerror}); give yourself access to it")
+    raise InputError(
+        f"{error.filename}: cannot be listed ({error.strerror}); give yourself the right with chmod, or ask its owner"
+    )
 
 
 def sha256(path: Path) -> str:

@@ -9,6 +9,7 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 from ruamel.yaml import YAML, YAMLError
 
 from pipeline.errors import InputError, suggestion
+from pipeline.files import unreadable
 from pipeline.sections import Download, Embed, Evaluate, Preprocess, Runs, Section, Study, Train
 
 RENAMED = {
@@ -53,11 +54,16 @@ def read_params(path: Path) -> Params:
     try:
         values = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); run this in the project's folder") from error
+        raise unreadable(error, path) or InputError(
+            f"{path}: cannot be read ({error.strerror}); run this in the project's folder"
+        ) from error
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: is not text in UTF-8 ({error.reason}); save it as UTF-8") from error
     except (YAMLError, ValueError) as error:  # ValueError: a date such as 2026-13-45
-        raise InputError(f"{path}: is not valid YAML: {' '.join(str(error).split())}") from error
+        reason = " ".join(str(error).split())
+        raise InputError(
+            f"{path}: is not valid YAML: {reason}; mend it there, or put it back as it came: git checkout {path}"
+        ) from error
 
     try:
         return Params.model_validate(values)

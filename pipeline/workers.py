@@ -114,7 +114,7 @@ def side_by_side(
             try:
                 future.set_result(pickle.loads(results.pop(i) if i in results else dasks.result()))
             except CancelledError:
-                raise InputError(f"the scheduler at {where} is gone: start it and this again") from None
+                raise InputError(f"the scheduler at {where} is gone: start it, its workers and this again") from None
             except KilledWorker:
                 if shown.done[i] > got_to[i]:
                     got_to[i] = shown.done[i]
@@ -134,7 +134,7 @@ def side_by_side(
 def _given_up(name: str) -> str:
     return (
         f"{name}: {LOSSES} workers in a row died of it without a step done, most likely for want of memory: "
-        "use fewer workers, or jobs with more memory"
+        "lower runs.workers, or take jobs with more memory"
     )
 
 

@@ -9,6 +9,7 @@ from pipeline.analysis.similarities import Similarities, settings_of, write_simi
 from pipeline.data.datasets import DATASETS
 from pipeline.decoding.model import load_model
 from pipeline.eeg.recordings import read_split
+from pipeline.errors import TRAIN_AGAIN, InputError
 from pipeline.files import replacing
 from pipeline.images.embeddings import read_about, read_embeddings
 from pipeline.params import read_params
@@ -21,6 +22,8 @@ def main(
     """`tables` are CSV files, named after what is in them."""
     p = read_params(params)
     models = [load_model(folder) for folder in sorted(path for path in model.iterdir() if path.is_dir())]
+    if not models:
+        raise InputError(f"{model}: holds no trained model; {TRAIN_AGAIN}")
     notes = models[0][1]
     files = [eeg / f"{subject}.h5" for subject in sorted({name for _, notes in models for name in notes["tested_on"]})]
     recordings = (read_split(path, "test", average=False) for path in files)

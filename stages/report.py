@@ -8,6 +8,7 @@ import pandas as pd
 
 from pipeline.analysis.similarities import read_similarities
 from pipeline.data.datasets import DATASETS
+from pipeline.errors import InputError
 from pipeline.files import replacing, sha256
 from pipeline.params import read_params
 from pipeline.report.page import cosines, learning_curves, write_report
@@ -61,8 +62,14 @@ def main(
 
 def _comparison_of(similarities: Path, comparison: Path) -> dict[str, Any] | None:
     """The last comparison, or None if it is not of these similarities."""
-    compared = json.loads(comparison.read_text()) if comparison.exists() else {"sha256": []}
-    return compared if sha256(similarities) in compared["sha256"] else None
+    if not comparison.exists():
+        return None
+    try:
+        compared = json.loads(comparison.read_text())
+        is_of_these = sha256(similarities) in compared["sha256"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{comparison}: holds no comparison ({error!r}); run `make compare`") from error
+    return compared if is_of_these else None
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -79,6 +80,34 @@ def test_a_repository_without_a_commit_is_told(folder: Path) -> None:
     )
     follow(folder, told)
     assert check(folder) == (0, "")
+
+
+def damage_config(git: Path) -> None:
+    (git / "config").write_text("[core\n")
+
+
+def empty_head(git: Path) -> None:
+    (git / "HEAD").write_text("")
+
+
+def point_to_nothing(git: Path) -> None:
+    shutil.rmtree(git)
+    git.write_text("gitdir: /nowhere/else\n")
+
+
+@pytest.mark.parametrize("damage", [damage_config, empty_head, point_to_nothing])
+def test_a_damaged_repository_is_cloned_again(folder: Path, damage: Callable[[Path], None]) -> None:
+    follow(folder, check(folder)[1])
+    clone = folder.parent / "clone"
+    run(folder, "git", "clone", "-q", str(folder), str(clone))
+    damage(clone / ".git")
+    status, told = check(clone)
+    assert status == 1 and "cannot read this folder's repository: " in told
+    assert told.endswith("; clone the project again, and copy into the clone what is yours (params.yaml, data)\n")
+
+    shutil.rmtree(clone)
+    run(folder, "git", "clone", "-q", str(folder), str(clone))
+    assert check(clone) == (0, "")
 
 
 @pytest.fixture

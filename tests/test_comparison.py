@@ -31,6 +31,11 @@ def test_a_side_that_sets_no_parameter_is_told_before_dvc_runs(baseline: str, me
         stages.compare.main(baseline=baseline)
 
 
+def test_one_evaluation_is_not_enough() -> None:
+    with pytest.raises(InputError, match="give two evaluations, or none to have DVC make them: got 1"):
+        stages.compare.main([Path("a.h5")])
+
+
 def parameters() -> Evaluate:
     return Evaluate(**read_params(Path("params.yaml")).evaluate.model_dump() | {"resamples": 1000, "top_k": [1, 5]})
 
@@ -253,6 +258,7 @@ def test_runs_that_differ_in_more_than_the_encoder_are_refused(change, message):
     unaligned, aligned = pair(3, seeds=(1,))
     with pytest.raises(InputError, match=message):
         compare(evaluation("unaligned", unaligned), change(evaluation("aligned", aligned)), parameters(), 0)
+    compare(evaluation("unaligned", unaligned), evaluation("aligned", aligned), parameters(), 0)
 
 
 def test_left_out_subjects_are_not_as_many_repetitions():

@@ -28,10 +28,21 @@ from matplotlib.figure import Figure
 
 import stages
 from pipeline.analysis.similarities import read_similarities
+from pipeline.eeg.recordings import read_shape
 from pipeline.errors import InputError
 from pipeline.fetch.transfer import Remote, fetch
 from pipeline.fetch.web import Patience
-from pipeline.files import cache_folder, check_folders, fault_of, new_hdf5, replacing, try_lock, waiting_note
+from pipeline.files import (
+    cache_folder,
+    check_folders,
+    fault_of,
+    files_below,
+    new_hdf5,
+    replacing,
+    try_lock,
+    waiting_note,
+)
+from pipeline.params import read_params
 from pipeline.unfinished import unfinished
 
 LARGE = np.random.default_rng(0).standard_normal(60_000)  # 0.5 MB
@@ -231,6 +242,30 @@ def test_a_file_that_may_not_be_read_is_not_told_to_be_made_again(open_folder):
         read_similarities(path)
 
 
+def test_a_prepared_subject_or_parameters_that_may_not_be_read(open_folder):
+    subject, params = open_folder / "sub-01.h5", open_folder / "params.yaml"
+    write(subject)
+    shutil.copy("params.yaml", params)
+    params.chmod(0)
+    subject.chmod(0)
+    for read in (lambda: read_shape(subject, "train", average=True), lambda: read_params(params)):
+        with as_nobody(), pytest.raises(InputError, match="you have no right to read .*ask root for it"):
+            read()
+    params.chmod(0o644)
+    with as_nobody():
+        assert read_params(params).dataset == "sample"
+
+
+def test_a_folder_that_cannot_be_listed(open_folder):
+    (open_folder / "inner").mkdir(mode=0o700)
+    (open_folder / "inner/a").touch()
+    with as_nobody(), pytest.raises(InputError, match="inner: cannot be listed .*give yourself the right with chmod"):
+        list(files_below(open_folder))
+    (open_folder / "inner").chmod(0o755)
+    with as_nobody():
+        assert list(files_below(open_folder)) == [str(open_folder / "inner/a")]
+
+
 def test_a_link_to_nothing_and_a_file_in_the_way(tmp_path):
     (tmp_path / "data").symlink_to(tmp_path / "gone")
     for ask in (lambda: check_folders({tmp_path / "data/eeg": 0}), lambda: write(tmp_path / "data/eeg/a")):
@@ -247,8 +282,16 @@ def test_a_link_to_nothing_and_a_file_in_the_way(tmp_path):
     write(tmp_path / "eeg/a")
 
     (tmp_path / "b").mkdir()
-    with pytest.raises(InputError, match="b: it is a folder and should be a file"):
+    with pytest.raises(InputError, match="b: it is a folder and should be a file .*: move it away"):
         write(tmp_path / "b")
+    (tmp_path / "b").rename(tmp_path / "c")
+    write(tmp_path / "b")
+
+
+def test_a_name_that_is_too_long(tmp_path):
+    with pytest.raises(InputError, match="its name is too long for this disk .*: give it a shorter one"):
+        write(tmp_path / f"{'a' * 300}.h5")
+    write(tmp_path / "a.h5")
 
 
 def test_a_link_out_of_the_project_is_told_before_dvc_refuses_it(tmp_path, monkeypatch):
@@ -284,6 +327,12 @@ def test_room_is_counted_by_disk(small_disk, tmp_path):
     with pytest.raises(InputError, match=f"{folder}/a: the files need 0.005 GB more and only 0.004 GB are free"):
         check_folders({folder / "a": 2_600_000, folder / "b": 2_600_000})
     assert not any(folder.iterdir())
+
+    (folder / "mine").write_bytes(bytes(2_000_000))
+    with pytest.raises(InputError, match="are free; make room there; then run it again$"):
+        check_folders({folder / "a": 3_000_000})
+    (folder / "mine").unlink()
+    check_folders({folder / "a": 3_000_000})
 
 
 KILLED = """
@@ -452,3 +501,8 @@ def test_a_cache_that_cannot_be(tmp_path, monkeypatch):
     monkeypatch.setenv("ALIGNED_EEG_CACHE", "~nobody-of-that-name/cache")
     with pytest.raises(InputError, match="write the path in full"):
         cache_folder()
+    monkeypatch.setenv("ALIGNED_EEG_CACHE", "cache")
+    with pytest.raises(InputError, match="must be an absolute path, got 'cache'"):
+        cache_folder()
+    monkeypatch.setenv("ALIGNED_EEG_CACHE", str(tmp_path / "cache"))
+    assert cache_folder().is_dir()

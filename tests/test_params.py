@@ -206,7 +206,10 @@ def test_a_file_in_latin_1_is_read_once_it_is_saved_as_utf_8(tmp_path):
 
 
 def test_a_missing_file_is_told(tmp_path):
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match="cannot be read .*; run this in the project's folder"):
+        read_params(tmp_path / "params.yaml")
+    (tmp_path / "params.yaml").mkdir()
+    with pytest.raises(InputError, match="it is a folder and should be a file .*: move it away"):
         read_params(tmp_path / "params.yaml")
 
 

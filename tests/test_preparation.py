@@ -216,9 +216,9 @@ def test_refuses_a_channel_that_is_not_there(raw: Path, tmp_path: Path) -> None:
     [
         (pick_channels, ["Pz", "Pz"], "name each wanted channel once"),
         (pick_channels, [], "is empty"),
-        (pick_samples, [-0.5, 0.79], "window -0.5 .. 0.79 s is no part of the recorded -0.2 .. 0.79 s"),
-        (pick_samples, [0.3, 0.1], "is no part"),
-        (pick_samples, [0.104, 0.106], "no sample lies in"),
+        (pick_samples, [-0.5, 0.79], "window -0.5 .. 0.79 s is no part of the recorded -0.2 .. 0.79 s: set a first"),
+        (pick_samples, [0.3, 0.1], "is no part .* set a first and a later last time within it"),
+        (pick_samples, [0.104, 0.106], "no sample lies in .*: widen it"),
     ],
 )
 def test_refuses_parameters_that_do_not_fit(choose: Callable, wanted: list, message: str) -> None:
@@ -239,9 +239,18 @@ def test_leaves_nothing_half_written(tmp_path: Path) -> None:
     recordings["test"]["preprocessed_eeg_data"][-1, -1, -1, -1] = 1e300
     write_eeg(tmp_path / "raw" / "sub-01.zip", recordings)
     write_images(tmp_path / "raw")
-    with pytest.raises(InputError, match="sub-01.zip: EEG values near condition 0 are too large for float32"):
+    with pytest.raises(InputError, match="sub-01.zip: EEG values near condition 0 are too large for float32; fetch it"):
         run(tmp_path / "raw", tmp_path / "eeg")
     assert not list((tmp_path / "eeg").iterdir())
+
+    recordings["test"]["preprocessed_eeg_data"][-1, -1, -1, -1] = 1e9
+    write_eeg(tmp_path / "raw" / "sub-01.zip", recordings)
+    with pytest.raises(InputError, match="too large for float16; set preprocess.dtype to float32"):
+        run(tmp_path / "raw", tmp_path / "eeg", dtype="float16")
+    run(tmp_path / "raw", tmp_path / "eeg", dtype="float32")
+    assert [path.name for path in (tmp_path / "eeg").iterdir()] == ["sub-01.h5"]
+    (tmp_path / "eeg" / "sub-01.h5").unlink()
+
     (tmp_path / "raw" / "sub-01.zip").unlink()
     with pytest.raises(InputError, match="holds no subject's EEG; run the download"):
         run(tmp_path / "raw", tmp_path / "eeg")
@@ -456,6 +465,8 @@ def test_a_subject_that_does_not_fit_is_named_and_can_be_mended(
         (tmp_path / "sub-02.h5").rename(tmp_path / re.findall(r"name it (\S+),", str(error.value))[0])
     else:
         assert "make it again with `dvc repro --force preprocess`" in str(error.value)
+        (tmp_path / "sub-02.h5").rename(tmp_path / "away")
+        check_recordings(list(find_recordings(tmp_path).values()))
         (tmp_path / "sub-02.h5").write_bytes((prepared / "sub-02.h5").read_bytes())
     check_recordings(list(find_recordings(tmp_path).values()))
 

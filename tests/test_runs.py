@@ -15,7 +15,7 @@ import yaml
 
 from pipeline.analysis.similarities import read_similarities
 from pipeline.decoding.model import load_model
-from pipeline.decoding.runs import Run, plan, seeds_of, train_all
+from pipeline.decoding.runs import Run, how_many, plan, seeds_of, sources, train_all
 from pipeline.decoding.training import train_stack
 from pipeline.errors import InputError
 from pipeline.images.embeddings import read_embeddings, write_embeddings
@@ -65,8 +65,9 @@ def test_the_runs_of_each_protocol():
     ]
     for run in plan("leave-one-subject-out", three, [5]):
         assert not set(run.trained_on) & set(run.tested_on) and len(run.trained_on) == 2
-    with pytest.raises(InputError, match="needs two subjects or more and has 1"):
+    with pytest.raises(InputError, match="needs two subjects or more and has 1: name more in `subjects`, or choose"):
         plan("leave-one-subject-out", ["a"], [1])
+    assert plan("within-subject", ["a"], [1])
 
 
 def test_seeds_are_counted_or_listed():
@@ -222,6 +223,22 @@ def test_the_views_are_those_of_the_parameters_and_noted(data, tmp_path):
     summary, kept = json.loads((tmp_path / "evaluation.json").read_text()), read_similarities(similarities).made_with
     for told in (summary, kept):
         assert (told["views"], told["views_in_gallery"]) == ("draw of original, blur-8", "original")
+
+
+def test_slurm_needs_a_number_of_jobs(data):
+    eeg, runs = sources(data / "eeg"), plan("within-subject", SUBJECTS, [1])
+    with pytest.raises(InputError, match="runs.workers is auto and runs.where slurm: set runs.workers to the most"):
+        how_many(Runs(where="slurm", workers="auto"), runs, eeg, gpus=False)
+    assert how_many(Runs(where="slurm", workers=8), runs, eeg, gpus=False) == 2
+
+
+def test_a_folder_without_models_is_told(data, tmp_path):
+    outs = tmp_path / "evaluation.json", tmp_path / "evaluation.h5", []
+    (tmp_path / "model").mkdir()
+    with pytest.raises(InputError, match="model: holds no trained model; train it again with `dvc repro --single-item"):
+        evaluate.main(Path("params.yaml"), data / "eeg", data / "embeddings.h5", tmp_path / "model", *outs)
+    train_all(data / "eeg", data / "embeddings.h5", tmp_path / "model", quick_recipe(), 1, HERE)
+    evaluate.main(Path("params.yaml"), data / "eeg", data / "embeddings.h5", tmp_path / "model", *outs)
 
 
 def test_an_empty_folder_is_told(data, tmp_path):

@@ -215,8 +215,10 @@ def test_values_that_are_not_finite_are_refused(scene):
 def test_subjects_who_saw_other_images_are_refused(scene):
     (first, second), models, embeddings = scene
     other = shuffled(second, np.arange(11))
-    with pytest.raises(InputError, match="sub-02: the test images are not those of the first subject"):
+    with pytest.raises(InputError, match="sub-02: the test images are not those of the first .*set `subjects` to"):
         score([first, other], models, embeddings, parameters(), 0)
+    for subjects in ([first], [other]):
+        assert score(subjects, models, embeddings, parameters(), 0)
 
 
 def test_subjects_with_other_repetitions_are_refused(scene):

@@ -95,8 +95,10 @@ def test_held_out_concepts_are_whole_concepts_chosen_by_the_seed():
 
 def test_at_least_two_concepts_are_held_out_and_two_stay():
     assert held_out(np.array(list("aabbccdd")), 0.01, seed=0).sum() == 4
-    with pytest.raises(InputError, match="lower it"):
-        held_out(np.array(list("aabbcc")), 0.5, seed=0)
+    with pytest.raises(InputError, match="holds out 3 of 4 concepts: lower it$"):
+        held_out(np.array(list("aabbccdd")), 0.7, seed=0)
+    with pytest.raises(InputError, match="holds out 2 of 3 concepts: set train.select_on to last$"):
+        held_out(np.array(list("aabbcc")), 0.1, seed=0)
 
 
 def test_a_gallery_is_one_response_to_each_concept():
@@ -355,12 +357,13 @@ def test_repetitions_are_grouped_by_subject_and_image():
     grouped = group_repetitions(samples, rows, 2)
     assert sorted(map(tuple, np.sort(grouped))) == [tuple(range(row, row + 3)) for row in range(60, 480, 3)]
     for n, left, told in (
-        (4, rows, "is 4, which needs 4 or more .* are 3: set"),
-        ("any", rows[1:], "needs 2 .* are 2 or 3: set"),
+        (4, rows, "is 4, which needs 4 or more .* are 3: lower it to 3, or set it to none$"),
+        ("any", rows[1:], "needs 2 .* are 2 or 3: set it to none$"),
     ):
         with pytest.raises(InputError, match=told):
             group_repetitions(samples, left, n)
-    with pytest.raises(InputError, match="there are 1: set preprocess.average_repetitions to false"):
+    assert group_repetitions(samples, rows, 3).shape == (140, 3)
+    with pytest.raises(InputError, match="there are 1: set it to none, or, .* preprocess.average_repetitions to false"):
         group_repetitions(planted()[0], np.arange(160), 1)
 
 
@@ -467,7 +470,7 @@ def test_divergence_is_told_and_the_good_state_kept(recipe, tmp_path):
     samples, embeddings = planted()
     run((samples, embeddings), parameters.model_copy(update={"epochs": 1}), resume=tmp_path / "state.pt")
     samples.eeg[:] = float("inf")
-    with pytest.raises(InputError, match="training diverged in epoch 2 .* or set train.gradient_clip$"):
+    with pytest.raises(InputError, match="training diverged in epoch 2 .*: lower train.learning_rate$"):
         run((samples, embeddings), parameters, resume=tmp_path / "state.pt")
     assert len(torch.load(tmp_path / "state.pt", weights_only=True)["members"][0]["history"]) == 1
 

@@ -35,7 +35,7 @@ def test_a_window_is_cut_by_the_times():
 
 @pytest.mark.parametrize("window", [[-0.3, 0.5], [0, 0.8], [0.5, 0.2], [1, 2]])
 def test_a_window_that_does_not_fit_is_told(window):
-    told = f"train.eeg_window {window[0]} .. {window[1]} s is no part of the EEG's -0.2 .. 0.79 s"
+    told = f"train.eeg_window {window[0]} .. {window[1]} s is no part of the EEG's -0.2 .. 0.79 s: set a first"
     with pytest.raises(InputError, match=told):
         pick_window(window, -0.2, 100.0, 100)
     with pytest.raises(InputError, match="no sample of the EEG lies in train.eeg_window 0.101 .. 0.109 s"):

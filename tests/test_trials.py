@@ -176,8 +176,10 @@ def test_a_damaged_file_is_told(data, workers, cache):
     run(data, workers)
     broken = next(cache.glob("study/*.h5"))
     broken.write_bytes(b"no HDF5")
-    with pytest.raises(InputError, match=f"{broken.name}: is no whole run of a study"):
+    with pytest.raises(InputError, match=f"{broken.name}: is no whole run of a study .*; delete it, to have it run"):
         run(data, workers)
+    broken.unlink()
+    assert len(run(data, workers)) == 4 and broken.stat().st_size > 1000
 
 
 def run_stage(data: Path, folder: Path, workers: Runs, **train: object) -> dict:

@@ -101,7 +101,7 @@ def _what_differs(first: dict[str, Any], second: dict[str, Any]) -> tuple[str, t
     if not things:
         raise InputError(
             f"the two evaluations differ in {_told(differing[0], first, second)}: they may differ in one of "
-            f"{', '.join(MAY_DIFFER)}, and in nothing else"
+            f"{', '.join(MAY_DIFFER)}, and in nothing else: make both again alike in it"
         )
     [(thing, fact)] = things.items()
     labels = _label(first.get(fact)), _label(second.get(fact))
@@ -110,7 +110,7 @@ def _what_differs(first: dict[str, Any], second: dict[str, Any]) -> tuple[str, t
         if name not in follows:
             raise InputError(
                 f"the two evaluations ({' and '.join(labels)}) differ in {_told(name, first, second)} too, and so not "
-                f"in the {thing} alone: evaluate them alike"
+                f"in the {thing} alone: train and evaluate both alike but for that, as `make compare` does"
             )
     return thing, labels
 

@@ -100,7 +100,10 @@ def _in_order(recording: Recording, axes: Axes) -> np.ndarray:
     if not np.isfinite(recording.eeg).all():
         raise InputError(f"{recording.subject}: the test EEG holds values that are not finite; {PREPARE_AGAIN}")
     if set(recording.image_ids) != set(axes.image_ids):
-        raise InputError(f"{recording.subject}: the test images are not those of the first subject; set subjects apart")
+        raise InputError(
+            f"{recording.subject}: the test images are not those of the first subject; "
+            "set `subjects` to those who saw the same"
+        )
     alike = recording.ch_names == axes.ch_names and np.array_equal(recording.times, axes.times)
     if not alike or recording.eeg.shape[1] != axes.n_repetitions:
         raise InputError(

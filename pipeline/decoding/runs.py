@@ -57,7 +57,10 @@ def plan(protocol: str, subjects: list[str], seeds: list[int]) -> list[Run]:
         folds = [(subject, [subject], [subject]) for subject in subjects]
     else:
         if len(subjects) < 2:
-            raise InputError(f"leave-one-subject-out needs two subjects or more and has {len(subjects)}: set subjects")
+            raise InputError(
+                f"leave-one-subject-out needs two subjects or more and has {len(subjects)}: "
+                "name more in `subjects`, or choose another protocol"
+            )
         folds = [(f"without-{left}", [s for s in subjects if s != left], [left]) for left in subjects]
     return [Run(fold, seed, tuple(on), tuple(tested)) for fold, on, tested in folds for seed in seeds]
 

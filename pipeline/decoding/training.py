@@ -73,7 +73,8 @@ def held_out(things_concept: np.ndarray, share: float, seed: int) -> np.ndarray:
     concepts = np.unique(things_concept)
     n = max(2, round(share * len(concepts)))
     if n > len(concepts) - 2:
-        raise InputError(f"train.validation_concepts = {share} holds out {n} of {len(concepts)} concepts: lower it")
+        remedy = "lower it" if len(concepts) >= 4 else "set train.select_on to last"
+        raise InputError(f"train.validation_concepts = {share} holds out {n} of {len(concepts)} concepts: {remedy}")
     return np.isin(things_concept, np.random.default_rng(seed).choice(concepts, n, replace=False))
 
 
@@ -102,9 +103,15 @@ def group_repetitions(samples: Samples, rows: np.ndarray, n: int | Literal["any"
     wanted = 2 if n == "any" else max(2, n)
     if counts.min() < wanted or counts.nunique() > 1:
         there = " or ".join(map(str, sorted(counts.unique())))
+        if counts.nunique() > 1:
+            remedy = "set it to none"
+        elif counts.min() == 1:
+            remedy = "set it to none, or, if images were shown more often, preprocess.average_repetitions to false"
+        else:
+            remedy = f"lower it to {there}, or set it to none"
         raise InputError(
             f"train.average_random_repetitions is {n}, which needs {wanted} or more repetitions of each image and "
-            f"of all as many, and there are {there}: set preprocess.average_repetitions to false, lower it, or set none"
+            f"of all as many, and there are {there}: {remedy}"
         )
     return frame["row"].to_numpy(copy=True).reshape(-1, counts.iloc[0])
 
@@ -315,7 +322,7 @@ class _Member:
         if not loss <= EXPLODED * chance:  # NaN too
             self.failure = (
                 f"training diverged in epoch {epoch} (loss {loss:.3g}, chance is {chance:.3g}): "
-                "lower train.learning_rate or set train.gradient_clip"
+                "lower train.learning_rate"
             )
             return
         row = {"epoch": epoch, "train_loss": loss, "spread": spread(averaged, *self.probe)} | self._score(averaged)

@@ -36,7 +36,7 @@ from tqdm import tqdm
 
 from pipeline.data.entry import POSTERIOR, Dataset, Layout
 from pipeline.data.image_table import SPLITS, Split, read_image_table
-from pipeline.errors import InputError, suggestion
+from pipeline.errors import FETCH_AGAIN, InputError, suggestion
 from pipeline.files import check_folders, new_hdf5, save_array, sha256
 from pipeline.machine import free_memory
 from pipeline.sections import Preprocess
@@ -225,11 +225,12 @@ def pick_samples(layout: Layout, window: list[float] | Literal["published"], pat
     slack = layout.step / 1000
     if not times[0] - slack <= first <= last <= times[-1] + slack:
         raise InputError(
-            f"{path}: preprocess.window {first} .. {last} s is no part of the recorded {times[0]:g} .. {times[-1]:g} s"
+            f"{path}: preprocess.window {first} .. {last} s is no part of the recorded "
+            f"{times[0]:g} .. {times[-1]:g} s: set a first and a later last time within it"
         )
     start, stop = np.searchsorted(times, [first - slack, last + slack])
     if start == stop:
-        raise InputError(f"{path}: no sample lies in preprocess.window {first} .. {last} s")
+        raise InputError(f"{path}: no sample lies in preprocess.window {first} .. {last} s: widen it")
     return slice(int(start), int(stop))
 
 
@@ -259,9 +260,13 @@ def _write_eeg(
                 eeg[start : start + len(block)] = block.astype(dtype)
                 start += len(block)
     except FloatingPointError as error:
-        raise InputError(f"{path}: EEG values near condition {start} are too large for {dtype}") from error
+        remedy = "set preprocess.dtype to float32" if dtype == "float16" else FETCH_AGAIN
+        raise InputError(f"{path}: EEG values near condition {start} are too large for {dtype}; {remedy}") from error
     if start != n_conditions:
-        raise InputError(f"{path}: the {group.name[1:]} EEG has {start} conditions, the metadata {n_conditions} images")
+        raise InputError(
+            f"{path}: the {group.name[1:]} EEG has {start} conditions, the metadata {n_conditions} images; "
+            f"{FETCH_AGAIN}"
+        )
 
 
 def _check_room(folder: Path, n_subjects: int, n_bytes: int) -> None:

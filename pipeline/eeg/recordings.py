@@ -12,11 +12,14 @@ import h5py
 import numpy as np
 
 from pipeline.errors import PREPARE_AGAIN, InputError
+from pipeline.files import unreadable
 
 Split = Literal["train", "test"]
 SPLITS: tuple[Split, ...] = ("train", "test")
 AVERAGED_AT_ONCE = 16  # conditions whose repetitions are in memory together
 CHECKED_AT_ONCE = 16 << 20  # values
+# A file that is only taken away, DVC would put back.
+LEAVE_OUT = "or leave that subject out of `subjects` (a file of your own: take it away)"
 
 
 @dataclass(frozen=True)
@@ -120,7 +123,7 @@ def _check_finite(path: Path, split: Split, recording: Recording) -> None:
             condition = start + int(row)
             raise InputError(
                 f"{path}: the {split} EEG of condition {condition} (from 0), image {recording.image_ids[condition]}, "
-                f"is not finite in channel {recording.ch_names[channel]}; {PREPARE_AGAIN}, or take the file away"
+                f"is not finite in channel {recording.ch_names[channel]}; {PREPARE_AGAIN}, {LEAVE_OUT}"
             )
 
 
@@ -134,7 +137,7 @@ def _check_alike(
     first_path: Path,
 ) -> None:
     """InputError where a subject, of whose EEG only the shape is known, differs from the first in what all share."""
-    remedy = f"{PREPARE_AGAIN}, or take one of the files away"
+    remedy = f"{PREPARE_AGAIN}, {LEAVE_OUT}"
     if split == "test" and len(shape) != 4:
         raise InputError(f"{path}: the test EEG {shape} lacks the axis of repetitions; {PREPARE_AGAIN}")
     if recording.subject != path.stem:
@@ -181,7 +184,7 @@ def _opened(path: Path) -> Iterator[h5py.File]:
         with h5py.File(path, "r") as file:
             yield file
     except (OSError, KeyError, AttributeError, TypeError, ValueError) as error:
-        raise InputError(
+        raise unreadable(error, path) or InputError(
             f"{path}: is not a whole EEG file of the preprocess stage ({error}); {PREPARE_AGAIN}"
         ) from error
 

@@ -27,7 +27,8 @@ def pick_window(window: list[float] | Literal["all"], start: float, sfreq: float
     (first, last), times, slack = window, start + np.arange(n_times) / sfreq, 1e-3 / sfreq
     if not times[0] - slack <= first <= last <= times[-1] + slack:
         raise InputError(
-            f"train.eeg_window {first} .. {last} s is no part of the EEG's {times[0]:g} .. {times[-1]:g} s: set it anew"
+            f"train.eeg_window {first} .. {last} s is no part of the EEG's {times[0]:g} .. {times[-1]:g} s: "
+            "set a first and a later last time within it"
         )
     begin, end = np.searchsorted(times, [first - slack, last + slack])
     if begin == end:

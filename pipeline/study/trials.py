@@ -168,7 +168,9 @@ def run_trials(tasks: tuple[Task, ...], step: Callable[[], None]) -> list[str]:
     All on one core or GPU, so that no result depends on how many there are.
     """
     if any(task.code != CODE[task.parameters.eeg_encoder] for task in tasks):
-        raise InputError("this worker runs another version of the code than the study: start it again")
+        raise InputError(
+            "this worker runs another version of the code than the study: start it again, in this project's folder"
+        )
     torch.set_num_threads(1)
     started, first, reasons = time.monotonic(), tasks[0], []
     cache = embeddings_of(first.embeddings, first.parameters)
