@@ -117,6 +117,9 @@ def test_a_file_of_the_user_in_an_output_ends_the_run(project: Project, link: st
     made.write_text("my own preparation")
     assert "data/eeg/sub-01.h5: no stage" in project.repro(fails=True)
     assert made.read_text() == "my own preparation"
+    made.unlink()  # "or delete it if it is a damaged file of a stage"
+    assert ran(project.run("dvc", "repro", "--force", "preprocess"))
+    assert made.read_text() == "first"
 
 
 @pytest.mark.parametrize("how", ["killed", "fails"])
