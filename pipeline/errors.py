@@ -11,13 +11,16 @@ class InputError(Exception):
 
 # What mends a file that a stage wrote. Without --force DVC would lay its own copy there, which may be damaged too.
 FETCH_AGAIN = (
-    "fetch it again with `dvc repro --force download` (an image model: `dvc repro --force weights`), or make it again "
-    "if it is your own"
+    "fetch it again with `dvc repro --force download` (an image model: `dvc repro --force "
+    "weights`, of the study `dvc repro --force study/dvc.yaml:weights`), or make it again if it "
+    "is your own"
 )
 PREPARE_AGAIN = "make it again with `dvc repro --force preprocess`"
 # --single-item, or DVC would make again all that the stage depends on, too.
 EMBED_AGAIN = (
-    "make it again with `dvc repro --single-item --force embed`, or, if you wrote it yourself, as docs/data.md says"
+    "make it again with `dvc repro --single-item --force embed` (of the study: `dvc repro "
+    "--single-item --force study/dvc.yaml:embed-unaligned`, and embed-aligned alike), or, if you "
+    "wrote it yourself, as docs/data.md says"
 )
 TRAIN_AGAIN = "train it again with `dvc repro --single-item --force train`"
 EVALUATE_AGAIN = "make it again with `dvc repro --single-item --force evaluate`"

@@ -58,8 +58,10 @@ def refuse_to_delete(foreign: Sequence[tuple[Path, Path]]) -> None:
     path, output = foreign[0]
     more = f" and {len(foreign) - 1} more" if len(foreign) > 1 else ""
     raise InputError(
-        f"{path}{more}: no stage has made it, and it would be deleted, since {output} is emptied before it is written: "
-        "move it to a folder outside of the outputs; published files are found there by download.own_copy"
+        f"{path}{more}: no stage has made it as it is now, and it would be deleted, since {output} "
+        "is emptied before it is written: move it to a folder outside of the outputs, or delete "
+        "it if it is a damaged file of a stage; published files are found there by "
+        "download.own_copy"
     )
 
 

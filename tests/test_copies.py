@@ -161,15 +161,17 @@ def test_one_that_is_not_the_known_file_needs_a_key(disk: Path, tmp_path: Path) 
         check(tmp_path / f"c{size}", disk)
 
 
-def test_two_of_a_name(disk: Path, tmp_path: Path) -> None:
+def test_two_of_a_name(disk: Path, server: Server, tmp_path: Path) -> None:
     """The raw and the prepared recordings of a subject are archives of the same name."""
     make_zip(disk / "raw/sub-01.zip", 9000)
     with pytest.raises(InputError, match=r"own_copy holds 2 files of the same name: .*; leave there only the one"):
         get(tmp_path / "a", disk)
     get(tmp_path / "b", disk, source=replace(SOURCE, known={"sub-01.zip": known(disk / "THINGS EEG")["sub-01.zip"]}))
+    get(tmp_path / "c", disk / "THINGS EEG", at(server))  # "or name its folder"
+    assert "sub-01.zip" not in server.sent()
     (disk / "raw").rename(tmp_path / "raw")
     get(tmp_path / "a", disk)
-    for target in ("a", "b"):
+    for target in ("a", "b", "c"):
         check(tmp_path / target, disk)
 
 

@@ -8,6 +8,7 @@ import errno
 import fcntl
 import io
 import os
+import pickle
 import resource
 import shutil
 import subprocess
@@ -28,8 +29,14 @@ from matplotlib.figure import Figure
 
 import stages
 from pipeline.analysis.similarities import read_similarities
+from pipeline.data.archives import open_zip
+from pipeline.data.image_table import read_image_table, write_image_table
+from pipeline.data.scratch import Scratch
+from pipeline.data.things_eeg2 import read_metadata
+from pipeline.data.things_meg import read_metadata as read_meg_metadata
 from pipeline.eeg.recordings import read_shape
 from pipeline.errors import InputError
+from pipeline.fetch.own_copy import collect_images
 from pipeline.fetch.transfer import Remote, fetch
 from pipeline.fetch.web import Patience
 from pipeline.files import (
@@ -42,6 +49,7 @@ from pipeline.files import (
     try_lock,
     waiting_note,
 )
+from pipeline.images.embeddings import read_embeddings, write_embeddings
 from pipeline.params import read_params
 from pipeline.unfinished import unfinished
 
@@ -264,6 +272,73 @@ def test_a_folder_that_cannot_be_listed(open_folder):
     (open_folder / "inner").chmod(0o755)
     with as_nobody():
         assert list(files_below(open_folder)) == [str(open_folder / "inner/a")]
+
+
+def image_table(path: Path) -> None:
+    table = pd.DataFrame({"image_ids": ["a", "b"], "concept": "c", "things_concept": "c"})
+    write_image_table(path, {"train": table.iloc[:1], "test": table.iloc[1:]})
+
+
+def own_picture(path: Path) -> None:
+    path.mkdir()
+    (path / "a").mkdir()
+    (path / "a/b.jpg").write_bytes(b"picture")
+
+
+READERS = {
+    "archive": (write_zip, lambda path: open_zip(path, 10**6).close()),
+    "metadata": (lambda path: path.write_bytes(pickle.dumps(METADATA)), read_metadata),
+    "MEG's table": (lambda path: path.write_text(MEG_TABLE), read_meg_metadata),
+    "table of images": (image_table, read_image_table),
+    "embedding cache": (
+        lambda path: write_embeddings(path, ["a"], [("last", np.ones((1, 2)), {})], {}),
+        lambda path: read_embeddings(path, "last"),
+    ),
+}
+METADATA = {
+    f"{split}_img_{name}": [split] for split in ("train", "test") for name in ("concepts", "files", "concepts_THINGS")
+}
+MEG_TABLE = "trial_type,image_path\nexp,images_meg/a/a_01b.jpg\nexp,images_meg/b/b_01b.jpg\n"
+MEG_TABLE += "test,images_test_meg/a_13s.jpg\n"
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_a_file_without_the_right_to_read_is_not_to_be_fetched_again(open_folder, name):
+    write_file, read_file = READERS[name]
+    path = open_folder / "file"
+    write_file(path)
+    codecs.lookup("cp437")  # of zips: nobody may not read where Python has it
+    path.chmod(0)
+    with as_nobody(), pytest.raises(InputError, match="^[^;]*you have no right to read .*chmod.*; then run it again$"):
+        read_file(path)
+    path.chmod(0o644)
+    with as_nobody():
+        read_file(path)
+
+
+def test_a_picture_of_the_user_without_the_right_to_read(open_folder, tmp_path):
+    own_picture(open_folder / "own")
+    picture = open_folder / "own/a/b.jpg"
+    picture.chmod(0)
+    (open_folder / "out").mkdir()
+    (open_folder / "out").chmod(0o777)
+    target = open_folder / "out/a.zip"
+    with as_nobody(), pytest.raises(InputError, match="b.jpg: you have no right to read .*chmod"):
+        collect_images(open_folder / "own", ["things_images/a/b.jpg"], target)
+    picture.chmod(0o644)
+    with as_nobody():
+        collect_images(open_folder / "own", ["things_images/a/b.jpg"], target)
+
+
+def test_too_little_room_for_epochs_and_another_folder_for_them(small_disk, tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(small_disk[0]))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    with pytest.raises(InputError, match="the epochs need about 0.0 GB there .*TMPDIR name a folder with more room"):
+        Scratch(10**6, "the epochs")
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    with Scratch(10**6, "the epochs") as scratch:
+        scratch.append(LARGE)
 
 
 def test_a_link_to_nothing_and_a_file_in_the_way(tmp_path):

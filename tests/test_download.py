@@ -306,6 +306,13 @@ def test_a_listing_that_promises_more_bytes_than_the_file_has(
     with pytest.raises(InputError, match=f"^sub-01.zip: {told}"):
         get(server, tmp_path / "a")
     assert server.sent().get("sub-01.zip", 0) == 0
+    places = (tmp_path / "b/eeg", tmp_path / "b/images", tmp_path / "b/image_metadata.npy")
+    (tmp_path / "own").mkdir()
+    for file in ("sub-01.zip", *REST):
+        shutil.copy(originals(published)[file], tmp_path / "own")
+    brought = Brought(open_copies(str(tmp_path / "own")))
+    fetch_dataset(EEG2, addresses(server), ["sub-01"], *places, QUICK, brought)  # a folder in which all files lie
+    check(published, tmp_path / "b")
     if not hidden:  # the hash says that it is the same file
         server.set_faults({})
         get(server, tmp_path / "a")
@@ -325,6 +332,48 @@ def test_a_server_that_drops_each_time_and_begins_anew(server: Server, published
     places = (tmp_path / "a/eeg", tmp_path / "a/images", tmp_path / "a/image_metadata.npy")
     brought = Brought(open_copies(str(tmp_path / "own")))
     fetch_dataset(EEG2, addresses(server), ["sub-01"], *places, QUICK, brought)
+    check(published, tmp_path / "a")
+
+
+def test_a_mirror_or_the_file_helps_where_a_server_sends_another_one(
+    server: Server, published: Path, tmp_path: Path
+) -> None:
+    server.set_faults({"sub-01.zip": [fault("flip", -1, at=200_000)]})
+    with pytest.raises(InputError, match="twice not the published file: .* name a mirror, or put the file into a fol"):
+        get(server, tmp_path / "a")
+    (tmp_path / "own").mkdir()
+    shutil.copy(originals(published)["sub-01.zip"], tmp_path / "own")
+    places = (tmp_path / "a/eeg", tmp_path / "a/images", tmp_path / "a/image_metadata.npy")
+    brought = Brought(open_copies(str(tmp_path / "own")))
+    fetch_dataset(EEG2, addresses(server), ["sub-01"], *places, QUICK, brought)
+    check(published, tmp_path / "a")
+    with serve_all(published) as mirror:
+        get(mirror, tmp_path / "b")
+    check(published, tmp_path / "b")
+
+
+LISTINGS_THAT_LACK = {
+    "no size": ("osf", {"size": None}, "has no size"),
+    "a link to elsewhere": ("figshare", {"is_link_only": True}, "a link to elsewhere"),
+    "no such subject": ("osf", {"name": "other.zip"}, "no subject sub-01; there are sub-02"),
+    "no metadata": ("osf", {"name": "other.npy"}, "expected one file image_metadata.npy, got 0 by that name; it lists"),
+}
+
+
+@pytest.mark.parametrize("name", LISTINGS_THAT_LACK)
+def test_what_a_listing_lacks_is_brought_as_told(name: str, server: Server, published: Path, tmp_path: Path) -> None:
+    kind, attributes, message = LISTINGS_THAT_LACK[name]
+    lacks = "image_metadata.npy" if name == "no metadata" else "sub-01.zip"
+    server.set_faults({"y63gw" if name == "no metadata" else LISTED_AS[kind]: [relisted(lacks, **attributes)]})
+    remedy = "choose of these" if name == "no such subject" else "name a mirror, or let download.own_copy name a folder"
+    with pytest.raises(InputError, match=f"{message}.*{remedy}"):
+        get(server, tmp_path / "a", source=KINDS[kind])
+    (tmp_path / "own").mkdir()
+    for file in ("sub-01.zip", *REST):
+        shutil.copy(originals(published)[file], tmp_path / "own")
+    places = (tmp_path / "a/eeg", tmp_path / "a/images", tmp_path / "a/image_metadata.npy")
+    brought = Brought(open_copies(str(tmp_path / "own")))
+    fetch_dataset(KINDS[kind], addresses(server), ["sub-01"], *places, QUICK, brought)
     check(published, tmp_path / "a")
 
 
@@ -362,12 +411,17 @@ def test_a_file_that_was_published_anew_needs_a_key(server: Server, published: P
     assert server.sent() == {}
 
 
-def test_a_size_that_is_not_the_known_one_is_told_before_the_download(server: Server, tmp_path: Path) -> None:
+def test_a_size_that_is_not_the_known_one_is_told_before_the_download(
+    server: Server, published: Path, tmp_path: Path
+) -> None:
     server.set_faults({"anp5v": [fault("no_hashes", -1)]})
     source = replace(EEG2, known={"sub-01.zip": KnownFile(7, "0" * 64)})
     with pytest.raises(InputError, match="^sub-01.zip: is not the file .*expected 7 bytes, got 400"):
         get(server, tmp_path / "a", source=source)
     assert server.sent() == {}
+    places = (tmp_path / "a/eeg", tmp_path / "a/images", tmp_path / "a/image_metadata.npy")
+    fetch_dataset(source, addresses(server), ["sub-01"], *places, QUICK, Brought(accept_new_versions=True))
+    check(published, tmp_path / "a")
 
 
 def test_the_known_files_are_those_of_the_sources() -> None:
@@ -744,11 +798,12 @@ def test_subjects_that_are_not_there(server: Server, tmp_path: Path) -> None:
         get(server, tmp_path / "a", ["sub-1"])
     with pytest.raises(InputError, match="no subject was chosen"):
         get(server, tmp_path / "a", [])
+    get(server, tmp_path / "a", ["sub-01"])  # "choose of these"
 
 
 def test_addresses_and_folders_that_cannot_be(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for api in ("api.osf.io/v2", "ftp://127.0.0.1/v2", "http://[", "", "http://127.0.0.1:1/v2"):
-        with pytest.raises(InputError):
+        with pytest.raises(InputError, match="correct it under `download` in params.yaml|no good connection"):
             get(replace(server, api=api), tmp_path / "a")
     (tmp_path / "file").write_text("")
     for folder in ("here", str(tmp_path / "file"), str(tmp_path / "file/below")):
@@ -766,8 +821,13 @@ def test_dreamsim(server: Server, published: Path, tmp_path: Path) -> None:
     fetch_file(f"{server.releases}/{SYNCLR}", tmp_path / "b", CHECKPOINT, patience=QUICK)
     assert (tmp_path / "b" / CHECKPOINT).read_bytes() == whole.read_bytes()
     assert server.log() == []
+    (tmp_path / "own").mkdir()
+    shutil.copy(whole, tmp_path / "own/vgg.zip")
     with pytest.raises(InputError, match="answered 404.*check the address"):
         fetch_file(f"{server.releases}/v0.2.1-checkpoints/vgg.zip", tmp_path / "a", "vgg.zip", patience=QUICK)
+    brought = Brought(open_copies(str(tmp_path / "own")))  # as told
+    fetch_file(f"{server.releases}/v0.2.1-checkpoints/vgg.zip", tmp_path / "a", "vgg.zip", None, QUICK, "", brought)
+    assert (tmp_path / "a/vgg.zip").read_bytes() == whole.read_bytes()
 
 
 def test_the_first_digits_of_a_hash_are_enough(server: Server, published: Path, tmp_path: Path) -> None:

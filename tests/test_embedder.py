@@ -332,6 +332,23 @@ def test_a_degraded_view_that_is_computed_wrong_is_not_written(data, tmp_path):
     embed(data, tmp_path / "out" / "x.h5", load=wrong)
 
 
+def test_embeddings_that_bfloat16_spoils_are_sound_in_float32_as_told(data, tmp_path):
+    """As of an image model with numbers that bfloat16 is too coarse for."""
+
+    def coarse(checkpoint: Path) -> tuple:
+        encoder, adapter = ALIGNED(checkpoint)
+
+        def spoil(encoder: torch.nn.Module, _: tuple, outputs: list) -> list:
+            return [-values for values in outputs] if encoder.arithmetic == torch.bfloat16 else outputs
+
+        encoder.register_forward_hook(spoil)
+        return encoder, adapter
+
+    with pytest.raises(InputError, match="set embed.precision to float32, or, if it is that, embed.device to cpu"):
+        embed(data, tmp_path / "x.h5", load=coarse, precision="bfloat16")
+    assert embed(data, tmp_path / "x.h5", load=coarse, precision="float32").exists()
+
+
 def test_a_checkpoint_of_nan_is_told_before_any_work(data, tmp_path, cache):
     def broken(checkpoint: Path) -> tuple:
         encoder, adapter = ALIGNED(checkpoint)

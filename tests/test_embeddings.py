@@ -247,7 +247,9 @@ def test_rows_that_do_not_fit_the_images_are_told(values, image_ids, message, tm
 
 
 def test_a_block_that_was_not_kept_is_told_with_those_that_were(cache):
-    with pytest.raises(InputError, match="train.block is 9; set it to one that is there, 6, last, or embed it"):
+    with pytest.raises(
+        InputError, match="train.block is 9; set it to one that is there, 6, last, or add it to embed.blocks"
+    ):
         read_embeddings(cache, 9)
 
 

@@ -10,8 +10,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
+from PIL import Image
 
 from pipeline.data.datasets import DATASETS
+from pipeline.data.images import decode_image
 from pipeline.data.sources import THINGS_MEG
 from pipeline.errors import InputError
 from pipeline.fetch.own_copy import check_images, collect_images, find_own_copy
@@ -70,6 +72,7 @@ def test_an_image_that_lies_there_twice(folder: Path, tmp_path: Path) -> None:
     for copy in (folder, zipped(folder)):
         with pytest.raises(InputError, match="has 2 different files for the image object_images/aardvark/aardvark_01b"):
             collect_images(copy, WANTED, tmp_path / "images/b.zip")
+    assert collected(folder / "_central", tmp_path) == PUBLISHED  # as told
     assert list((tmp_path / "images").iterdir()) == []
 
 
@@ -157,7 +160,11 @@ def test_a_resized_copy_beside_the_published_one(folder: Path, tmp_path: Path) -
         (small / name).write_bytes(b"small")
     for copy in (folder, zipped(folder)):
         assert "let download.things_images name the folder of the published ones alone" in told(copy)
-    assert collected(folder / "_central/object_images", tmp_path) == PUBLISHED  # as told
+    assert ".zip: has 2 different files" in told(folder.with_suffix(".zip"))
+    assert "; unpack it, and let download" in told(folder.with_suffix(".zip"))
+    shutil.unpack_archive(folder.with_suffix(".zip"), tmp_path / "unpacked")
+    for copy in (folder, tmp_path / "unpacked"):
+        assert collected(copy / "_central/object_images", tmp_path) == PUBLISHED  # as told
 
 
 def test_an_image_that_is_missing(folder: Path, tmp_path: Path) -> None:
@@ -173,6 +180,21 @@ def test_an_image_that_is_missing(folder: Path, tmp_path: Path) -> None:
     (folder / "aardvark/bat1_01b.jpg").write_bytes(b"copied into it")  # as told
     check_images(folder, [*WANTED, missing])
     assert "2 of 2 images are missing" in told(tmp_path / "THINGS/_central", ["a/b/c.jpg", "a/b/d.jpg"])
+
+
+def test_a_picture_that_cannot_be_used_is_replaced_as_told(folder: Path, tmp_path: Path) -> None:
+    for name in IMAGES:
+        Image.new("RGBA", (8, 8), (9, 9, 9, 9)).save(folder / "_central/object_images" / name, "PNG")
+    collect_images(folder, WANTED, tmp_path / "things_images.zip")
+    ids = [name.replace("object_images", "things_images") for name in WANTED]
+    with zipfile.ZipFile(tmp_path / "things_images.zip") as archive:
+        data = archive.read(WANTED[0])
+    with pytest.raises(InputError, match="put an RGB picture of what was seen in its place, .*folder that you have it"):
+        decode_image(data, ids[0])
+    Image.new("RGB", (8, 8)).save(folder / "_central/object_images" / IMAGES[3], "PNG")
+    collect_images(folder, WANTED, tmp_path / "things_images.zip")  # which `dvc repro --force download` does
+    with zipfile.ZipFile(tmp_path / "things_images.zip") as archive:
+        assert decode_image(archive.read(WANTED[0]), ids[0]).mode == "RGB"
 
 
 def test_nothing_is_read_before_it_is_collected(folder: Path) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pipeline.data.things_eeg2 import memory_needed, open_eeg, read_metadata, subject_of
+from pipeline.data.things_eeg2 import find_subjects, memory_needed, open_eeg, read_metadata
 from pipeline.errors import InputError
 from pipeline.params import read_params
 from tests.fuzz import saved, zip_bytes
@@ -144,8 +144,12 @@ def test_refuses_the_archive_of_another_subject_or_of_none(tmp_path: Path) -> No
         InputError, match="sub-02.zip: holds the folder 'sub-01', which is sub-01, not sub-02; rename the"
     ):
         read(tmp_path / "sub-02.zip", "test")
-    with pytest.raises(InputError, match="named such as sub-01.zip"):
-        subject_of(tmp_path / "sub-01 (copy).zip")
+    read((tmp_path / "sub-02.zip").rename(path), "test")  # as told
+    path.rename(tmp_path / "sub-01 (copy).zip")
+    with pytest.raises(InputError, match="named such as sub-01.zip; rename it, or move it out of the folder"):
+        find_subjects(tmp_path)
+    (tmp_path / "sub-01 (copy).zip").rename(path)
+    assert find_subjects(tmp_path) == {"sub-01": path}
 
 
 @pytest.mark.parametrize("kind", (list, np.array, lambda names: np.array(names, object)))

@@ -279,7 +279,7 @@ OZ = CH_NAMES.index("Oz")
         (1, "test", update(ch_names="Oz"), "ch_names is not a list of names"),
         (3, "train", poison(OZ, np.nan), "03/raw_eeg_training.npy: channel Oz holds NaN or infinite"),
         (3, "train", poison(OZ, np.inf), "channel Oz holds NaN or infinite"),
-        (3, "train", poison(-1, np.nan), "channel stim holds NaN"),
+        (3, "train", poison(-1, np.nan), r"channel stim holds NaN or infinite values; leave out the session \(prep"),
         (1, "train", cut_end, "01/raw_eeg_training.npy: image .* appears at .* of .* epoch of -0.2 .. 1 s is not all"),
         (1, "train", stim(1, 150), "image 1 .* appears at sample 150 of"),
         (1, "train", update(raw_eeg_data=np.zeros((3, 9))), r"of shape \(3, 9\) .* expected \(21, samples\)"),
@@ -296,6 +296,46 @@ def test_refuses_other_recordings(session: int, split: str, edit: Callable, mess
     with pytest.raises(InputError, match=message) as error:
         read(path, Options())
     assert str(path) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("session", "split", "edit", "message"),
+    [
+        (2, "train", stim(7), "the stim channel is 7 .*; leave out the session"),
+        (4, "test", without(2, 1), "image 2 .* is shown 19 times, .*; leave out the session"),
+        (2, "train", without(4, 2), "preprocess.sessions can leave it out"),
+        (2, "test", swap, "preprocess.sessions can leave it out"),
+        (3, "train", poison(OZ, np.nan), "leave out the channel .* or the session"),
+        (3, "train", poison(-1, np.nan), "leave out the session"),
+    ],
+)
+def test_the_other_sessions_are_used_as_told(
+    session: int, split: str, edit: Callable, message: str, subject: Path, tmp_path: Path
+) -> None:
+    path = make_raw_subject(tmp_path, N, change=at(session, split, edit))
+    with pytest.raises(InputError, match=message):
+        read(path, Options())
+    others = Options(sessions=tuple({1, 2, 3, 4} - {session}))
+    same(images_of(path, others), images_of(subject, others))
+
+
+def test_an_epoch_that_was_cut_off_fits_as_told(tmp_path: Path) -> None:
+    for edit, shorter in (
+        (cut_end, {"window": (0.0, 0.5)}),
+        (stim(1, 150), {"baseline": (-0.1, 0.0)}),
+    ):
+        path = make_raw_subject(tmp_path, N, change=at(1, "train", edit))
+        with pytest.raises(InputError, match="choose a shorter preprocess.window or .baseline"):
+            read(path, Options())
+        assert len(read(path, replace(Options(), **shorter))["train"]) == N["train"]
+
+
+def test_a_window_of_one_sample_is_widened_as_told(subject: Path) -> None:
+    narrow = Options(window=(0.001, 0.0065), mvnn="none")
+    with pytest.raises(InputError, match=r"at least 2: choose a longer window, or a higher rate \(preprocess.sfreq\)"):
+        read(subject, narrow)
+    for changes in ({"window": (0.001, 0.009)}, {"sfreq": 500.0}):
+        assert read(subject, replace(narrow, **changes))["test"].shape[-1] >= 2
 
 
 def test_what_is_not_asked_for_may_be_broken(subject: Path, tmp_path: Path) -> None:
@@ -335,6 +375,8 @@ def test_refuses_channels_that_are_sums_of_others(tmp_path: Path) -> None:
     path = make_raw_subject(tmp_path, N, change=average_reference)
     with pytest.raises(InputError, match="sub-01.zip: session 1: the noise covariance of the channels has no inverse"):
         read(path, replace(PAPER, mvnn="time"))
+    for as_told in ({"channels": CH_NAMES[1:]}, {"mvnn": "none"}):
+        assert np.isfinite(read(path, replace(PAPER, **{"mvnn": "time"} | as_told))["test"]).all()
 
 
 def copied(subject: Path, target: Path, name_of: Callable[[str], str | None]) -> Path:
@@ -439,6 +481,8 @@ def test_the_folder_of_another_subject_is_refused_and_its_name_helps(subject: Pa
         read(path, Options())
     [name] = re.findall(r"rename the archive to (\S+),", str(error.value))
     assert read(path.rename(tmp_path / name), Options())["test"].shape[1] == 80
+    renamed = copied(subject, tmp_path / "sub-02.zip", lambda name: name.replace("sub-01", "sub-02"))
+    assert read(renamed, Options())["test"].shape[1] == 80  # "or rename the folder in it"
 
 
 def test_a_session_that_is_there_twice_is_refused(subject: Path, tmp_path: Path) -> None:
@@ -447,6 +491,8 @@ def test_a_session_that_is_there_twice_is_refused(subject: Path, tmp_path: Path)
         archive.writestr("sub-01 2/ses-02/raw_eeg_test.npy", b"")
     with pytest.raises(InputError, match="ses-02/raw_eeg_test.npy twice, as 'sub-01/ses-02.* and 'sub-01 2/ses-02"):
         read(path, Options())
+    again = copied(path, tmp_path / "again/sub-01.zip", lambda name: None if name.startswith("sub-01 2") else name)
+    assert read(again, Options())["test"].shape[1] == 80  # as told
 
 
 def test_a_damaged_archive_is_refused(subject: Path, tmp_path: Path) -> None:

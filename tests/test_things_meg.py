@@ -146,7 +146,11 @@ def test_a_missing_part_is_named(suffix: str, subject: Path, meg: Path) -> None:
         ("P1/preprocessed_P1-epo.fif", "-1", "epo-1.fif: says that preprocessed_P1-epo-1.fif comes next"),
         ("P1/preprocessed_P1-epo-3.fif", "-1", "epo-1.fif: says that no file comes next"),
         ("P1/preprocessed_P1-epo-2.fif", "-3", "epo-3.fif: says that preprocessed_P1-epo-3.fif comes next, .* no file"),
-        ("P2/preprocessed_P2-epo-3.fif", "-3", r"P1: the train image \S+ is seen [02] times, expected 1.*of this subj"),
+        (
+            "P2/preprocessed_P2-epo-3.fif",
+            "-3",
+            r"P1: the train image \S+ is seen [02] times, expected 1.*another subject's: fetch it again",
+        ),
     ],
 )
 def test_a_part_of_another_recording_is_refused(

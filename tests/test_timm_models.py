@@ -105,7 +105,7 @@ def test_what_a_model_has_not_is_told(name: str, file: Path) -> None:
         (f"{TINY}.nobody", f"has no model {TINY}.nobody; is it {TINY}"),
         ("hf-hub:timm/vit_tiny_patch16_224.augreg_in21k", "has no model hf-hub"),
         ("local-dir:/tmp/model", "has no model local-dir"),
-        ("../x", "has no model ../x"),
+        ("../x", r"has no model ../x; timm.list_models\(\) in Python gives the names"),
         ("", "has no model"),
         ("vit_base_patch16_sapiens2", "takes 3 x 1024 x 768 values, and pictures are made RGB squares here"),
         ("deepseek_vit_412m_enc", "gives many tokens of a picture and not one embedding; name another model"),
@@ -281,11 +281,50 @@ def test_nothing_beside_the_weights_is_run(state: dict[str, torch.Tensor], tmp_p
 
 
 def test_names_of_which_only_some_have_a_prefix(state: dict[str, torch.Tensor], tmp_path: Path) -> None:
-    torch.save({"state_dict": prefixed(state, "model.") | {"loss.weight": torch.ones(10)}}, tmp_path / "model.pt")
-    assert (
-        "152 names of weights begin with 'model.' and 'loss.weight' does not: save the model that is behind 'model.' "
-        "alone, as in torch.save(whole.model.state_dict(), 'new.pt')"
-    ) in refused(tmp_path / "model.pt")
+    saved = prefixed(state, "model.") | {"loss.weight": torch.ones(10)}
+    for content in ({"state_dict": saved}, prefixed(saved, "module.")):
+        torch.save(content, tmp_path / "old.pt")
+        told = refused(tmp_path / "old.pt")
+        assert "152 names of weights begin with 'model.' and 'loss.weight' does not: if you trust the file" in told
+        assert torch.equal(features(load_encoder(do_as_told(told, tmp_path), TINY)), timms_features(state))
+
+
+class Hook:
+    """Stands for an object of the user's own program."""
+
+
+@pytest.mark.parametrize(
+    ("save", "message"),
+    [
+        (lambda state: {"student": state, "teacher": state}, "holds the keys student, teacher; if you trust"),
+        (lambda state: {"epoch": 3, **state}, "holds the keys epoch, "),
+        (lambda state: [3, state], "should hold a dict of weights and holds a list; if you trust the file"),
+        (lambda state: (state, {"lr": 1}), "should hold a dict of weights and holds a tuple; if you trust the file"),
+    ],
+)
+def test_weights_beside_other_things_are_saved_as_told(
+    save: Callable, message: str, state: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    torch.save(save(state), tmp_path / "old.pt")
+    told = refused(tmp_path / "old.pt")
+    assert message in told
+    assert torch.equal(features(load_encoder(do_as_told(told, tmp_path), TINY)), timms_features(state))
+
+
+def test_of_a_dict_with_a_strange_object_the_weights_are_saved_as_told(
+    state: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    torch.save({"state_dict": state, "hook": Hook()}, tmp_path / "old.pt")
+    told = refused(tmp_path / "old.pt")
+    assert "or of a dict of several things ['state_dict'] in place of .state_dict()" in told
+    told = told.replace("weights_only=False).state_dict()", "weights_only=False)['state_dict']")
+    assert torch.equal(features(load_encoder(do_as_told(told, tmp_path), TINY)), timms_features(state))
+
+
+def test_weights_of_another_model_are_read_once_backbone_names_it(tmp_path: Path) -> None:
+    torch.save(timm.create_model("resnet18").state_dict(), tmp_path / "old.pt")
+    assert "set backbone to the model that they are of" in refused(tmp_path / "old.pt")
+    assert load_encoder(tmp_path / "old.pt", "resnet18").n_blocks == 5
 
 
 def test_files_as_people_have_them_are_read(state: dict[str, torch.Tensor], tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO
 
 from pipeline.errors import FETCH_AGAIN, InputError
+from pipeline.files import unreadable
 
 # What `zipfile` raises for a damaged archive, at whatever byte it is damaged.
 ZIP_FAULTS = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError, struct.error)
@@ -29,7 +30,8 @@ def open_zip(path: Path, largest_member: int) -> zipfile.ZipFile:
     try:
         archive = zipfile.ZipFile(path)
     except OSError as error:
-        raise InputError(f"{path}: cannot be opened ({error.strerror or error}); {FETCH_AGAIN}") from error
+        told = f"{path}: cannot be opened ({error.strerror or error}); {FETCH_AGAIN}"
+        raise unreadable(error, path) or InputError(told) from error
     except ZIP_FAULTS as error:
         raise InputError(f"{path}: is not a whole zip archive ({error}); {FETCH_AGAIN}") from error
     try:
@@ -79,8 +81,8 @@ def find_member(archive: zipfile.ZipFile, wanted: str, subject: str) -> str | No
 
     if len(matching) > 1:
         raise InputError(
-            f"{archive.filename}: holds {wanted} twice, as {matching[0]!a:.100} and {matching[1]!a:.100}; make the "
-            "archive again with one of them"
+            f"{archive.filename}: holds {wanted} twice, as {matching[0]!a:.100} and "
+            f"{matching[1]!a:.100}; make the archive again with only one of them"
         )
     (name,) = matching
     for folder in PurePosixPath(name.removesuffix(wanted)).parts:

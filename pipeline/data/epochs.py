@@ -64,7 +64,8 @@ def plan_epochs(
     begin, end = (int(i) for i in np.searchsorted(grid, [first - slack, last + slack]))
     if end - begin < 2:
         raise InputError(
-            f"preprocess.window {first} .. {last} s holds {end - begin} samples at {sfreq:g} Hz, at least 2"
+            f"preprocess.window {first} .. {last} s holds {end - begin} samples at {sfreq:g} Hz, "
+            "expected at least 2: choose a longer window, or a higher rate (preprocess.sfreq)"
         )
     return EpochPlan(start, tmax, off, sfreq, slice(begin, end), grid[begin:end])
 

@@ -13,7 +13,7 @@ from typing import Literal
 import pandas as pd
 
 from pipeline.errors import FETCH_AGAIN, InputError
-from pipeline.files import replacing
+from pipeline.files import replacing, unreadable
 
 Split = Literal["train", "test"]
 SPLITS: tuple[Split, ...] = ("train", "test")
@@ -32,7 +32,8 @@ def read_image_table(path: Path) -> dict[Split, pd.DataFrame]:
     try:
         table = pd.read_csv(path, dtype=str, keep_default_na=False)
     except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read as a table of images ({error}); {FETCH_AGAIN}") from error
+        told = f"{path}: cannot be read as a table of images ({error}); {FETCH_AGAIN}"
+        raise unreadable(error, path) or InputError(told) from error
     if list(table.columns) != COLUMNS or table["image_ids"].duplicated().any():
         raise InputError(
             f"{path}: expected the columns {', '.join(COLUMNS)} and each image once, got {', '.join(table.columns)}; "

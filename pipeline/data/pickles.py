@@ -120,7 +120,7 @@ def _items(stream: IO[bytes], name: str, streaming: bool) -> Iterator[Streamed |
         ) from error
     source.expect_end()
     if not isinstance(result, dict):
-        raise InputError(f"{name}: holds a {type(result).__name__}, expected a dictionary")
+        raise InputError(f"{name}: holds a {type(result).__name__}, expected a dictionary; {FETCH_AGAIN}")
     yield result
 
 
@@ -177,7 +177,9 @@ class _Source:
         """
         self.kept += size * weight
         if self.kept > MOST_IN_MEMORY:
-            raise InputError(f"{self.name}: announces {size} bytes at once, more than a file of this kind can have")
+            raise InputError(
+                f"{self.name}: announces {size} bytes at once, more than a file of this kind can have; {FETCH_AGAIN}"
+            )
         if size == 0:
             return b""
         data = self.some(size)
@@ -202,7 +204,10 @@ class _Source:
         """The array in consecutive pieces along its first axis, each about BLOCK bytes, read-only use."""
         row = array.dtype.itemsize * math.prod(array.shape[1:])
         if row > LARGEST_BLOCK:
-            raise InputError(f"{self.name}: one row of array {array.shape} has {row} bytes, at most {LARGEST_BLOCK}")
+            raise InputError(
+                f"{self.name}: one row of array {array.shape} has {row} bytes, expected at most "
+                f"{LARGEST_BLOCK}; {FETCH_AGAIN}"
+            )
         rows = max(1, BLOCK // row)
         for start in range(0, array.shape[0], rows):
             block = np.empty((min(rows, array.shape[0] - start), *array.shape[1:]), array.dtype)

@@ -26,6 +26,7 @@ FILES: dict[Split, str] = {"train": "raw_eeg_training.npy", "test": "raw_eeg_tes
 EEG_KEY = "raw_eeg_data"
 REPETITIONS: dict[Split, int] = {"train": 2, "test": 20}  # of an image in a session in which it is shown
 TARGET = 99999
+LEAVE_OUT_SESSION = "leave out the session (preprocess.sessions)"
 
 Members = Mapping[tuple[int, Split], str]  # the name in the archive, by session and split
 Wanted = Literal["all", "posterior"] | Sequence[str]
@@ -107,15 +108,17 @@ def _channels(fields: Fields, where: str) -> Channels:
     names, types = texts
     if len(names) != len(types) or len(set(names)) != len(names):
         raise InputError(
-            f"{where}: has {len(set(names))} different ch_names and {len(types)} ch_types, expected as many"
+            f"{where}: has {len(set(names))} different ch_names and {len(types)} ch_types, "
+            f"expected as many; {FETCH_AGAIN}"
         )
     if types.count("stim") != 1:
         raise InputError(
-            f"{where}: has {types.count('stim')} channels of type stim, expected 1, which tells the images"
+            f"{where}: has {types.count('stim')} channels of type stim, expected 1, which tells "
+            f"the images; {FETCH_AGAIN}"
         )
     sfreq = fields.get("sfreq")
     if not isinstance(sfreq, int | float | np.integer | np.floating) or not 0 < sfreq < math.inf:
-        raise InputError(f"{where}: sfreq is no rate in Hz")
+        raise InputError(f"{where}: sfreq is no rate in Hz; {FETCH_AGAIN}")
     return Channels(names, types, float(sfreq), where)
 
 
@@ -129,7 +132,7 @@ def read_rows(archive: zipfile.ZipFile, name: str, known: Channels, rows: Sequen
             elif streamed is None:
                 streamed, values = item, _pick(item, known, rows, where)
             else:
-                raise InputError(f"{where}: holds a second large array, expected only {EEG_KEY}")
+                raise InputError(f"{where}: holds a second large array, expected only {EEG_KEY}; {FETCH_AGAIN}")
     found = fields.get(EEG_KEY)
     if isinstance(found, np.ndarray) and streamed is None:  # it was small, or not stored as the published ones are
         values = _pick(Streamed(found.shape, found.dtype, iter([found])), known, rows, where)
@@ -153,7 +156,8 @@ def _pick(array: Streamed, known: Channels, rows: Sequence[int], where: str) -> 
     shape, dtype, n_rows = array.shape, array.dtype, len(known.names)
     if len(shape) != 2 or shape[0] != n_rows or dtype.kind != "f":
         raise InputError(
-            f"{where}: {EEG_KEY} is of shape {shape} and type {dtype}, expected ({n_rows}, samples) and floating point"
+            f"{where}: {EEG_KEY} is of shape {shape} and type {dtype}, expected ({n_rows}, "
+            f"samples) and floating point; {FETCH_AGAIN}"
         )
     place = {row: i for i, row in enumerate(rows)}
     picked = np.empty((len(rows), shape[1]))
@@ -162,7 +166,11 @@ def _pick(array: Streamed, known: Channels, rows: Sequence[int], where: str) -> 
         for row, values in enumerate(block, start):
             if row in place:
                 if not np.isfinite(values).all():
-                    raise InputError(f"{where}: channel {known.names[row]} holds NaN or infinite values")
+                    leave_out = "" if row == rows[-1] else "the channel (preprocess.channels) or "
+                    raise InputError(
+                        f"{where}: channel {known.names[row]} holds NaN or infinite values; leave "
+                        f"out {leave_out}the session (preprocess.sessions), or {FETCH_AGAIN}"
+                    )
                 picked[place[row]] = values
         start += len(block)
     return picked
@@ -175,8 +183,9 @@ def find_events(stim: np.ndarray, sfreq: float, n_images: int, repetitions: int,
     odd = (values != TARGET) & ((values < 1) | (values > n_images) | (values != np.floor(values)))
     if odd.any():
         raise InputError(
-            f"{where}: the stim channel is {values[odd][0]:g} at sample {samples[odd][0]}, expected 0, {TARGET} or a "
-            f"row of the {n_images} images in the metadata, counted from 1; do both come from the same release?"
+            f"{where}: the stim channel is {values[odd][0]:g} at sample {samples[odd][0]}, "
+            f"expected 0, {TARGET} or a row of the {n_images} images in the metadata, counted from "
+            f"1; {LEAVE_OUT_SESSION}, or, if the two are of different releases, {FETCH_AGAIN}"
         )
     raw = mne.io.RawArray(stim[None], mne.create_info(["stim"], sfreq, "stim"), verbose=False)
     events = mne.find_events(raw, "stim", consecutive=True, shortest_event=1, initial_event=True, verbose=False)
@@ -189,5 +198,8 @@ def find_events(stim: np.ndarray, sfreq: float, n_images: int, repetitions: int,
             if len(images)
             else "none is shown"
         )
-        raise InputError(f"{where}: of the images, {which}, expected at least {repetitions} times; is the file whole?")
+        raise InputError(
+            f"{where}: of the images, {which}, expected at least {repetitions} times; "
+            f"{LEAVE_OUT_SESSION}, or {FETCH_AGAIN}"
+        )
     return events[np.arange(len(events)) - np.repeat(first, counts) < repetitions]

@@ -21,6 +21,7 @@ from pipeline.data.entry import Layout, RawEeg, require_as_published
 from pipeline.data.image_table import SPLITS, Split
 from pipeline.data.pickles import Fields, Streamed, read_npy, stream_npy
 from pipeline.errors import FETCH_AGAIN, InputError
+from pipeline.files import unreadable
 from pipeline.sections import Preprocess
 
 IMAGE_FOLDERS = {"train": "training_images", "test": "test_images"}
@@ -44,7 +45,8 @@ def read_metadata(path: Path) -> dict[Split, pd.DataFrame]:
         with path.open("rb") as stream:
             fields = read_npy(stream, str(path))
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); {FETCH_AGAIN}") from error
+        told = f"{path}: cannot be read ({error.strerror}); {FETCH_AGAIN}"
+        raise unreadable(error, path) or InputError(told) from error
     return {split: _read_images(fields, split, path) for split in SPLITS}
 
 
@@ -53,16 +55,19 @@ def _read_images(fields: Fields, split: Split, path: Path) -> pd.DataFrame:
     concepts, files, things_concepts = (_names(fields, key, path) for key in keys)
     if not len(concepts) == len(files) == len(things_concepts) > 0:
         raise InputError(
-            f"{path}: {', '.join(keys)} have {len(concepts)}, {len(files)} and {len(things_concepts)} entries, "
-            "expected the same number, one an image"
+            f"{path}: {', '.join(keys)} have {len(concepts)}, {len(files)} and "
+            f"{len(things_concepts)} entries, expected the same number, one an image; {FETCH_AGAIN}"
         )
     for key, names in zip(keys[:2], (concepts, files), strict=True):
         odd = next((name for name in names if "/" in name or "\\" in name or name in (".", "..")), None)
         if odd is not None:
-            raise InputError(f"{path}: {key} holds {odd!a:.100}, expected the plain name of a folder or file")
+            raise InputError(
+                f"{path}: {key} holds {odd!a:.100}, expected the plain name of a folder or file; {FETCH_AGAIN}"
+            )
     image_ids = [f"{IMAGE_FOLDERS[split]}/{concept}/{file}" for concept, file in zip(concepts, files, strict=True)]
     if len(set(image_ids)) != len(image_ids):
-        raise InputError(f"{path}: {len(image_ids) - len(set(image_ids))} images of the {split} split are listed twice")
+        n_twice = len(image_ids) - len(set(image_ids))
+        raise InputError(f"{path}: {n_twice} images of the {split} split are listed twice; {FETCH_AGAIN}")
     return pd.DataFrame({"image_ids": image_ids, "concept": concepts, "things_concept": things_concepts})
 
 
@@ -72,11 +77,11 @@ def _names(fields: Fields, key: str, path: Path | str) -> list[str]:
         raise InputError(f"{path}: has no {key}, it has {_keys(fields)}; expected the published file; {FETCH_AGAIN}")
     values = fields[key].tolist() if isinstance(fields[key], np.ndarray) else fields[key]
     if not isinstance(values, list | tuple):
-        raise InputError(f"{path}: {key} is of type {type(values).__name__}, expected a list of names")
+        raise InputError(f"{path}: {key} is of type {type(values).__name__}, expected a list of names; {FETCH_AGAIN}")
     for value in values:
         if not isinstance(value, str) or not value or not value.isprintable():
             shown = repr(value)[:100] if isinstance(value, str | int | float | None) else type(value).__name__
-            raise InputError(f"{path}: {key} holds {shown}, expected names")
+            raise InputError(f"{path}: {key} holds {shown}, expected names; {FETCH_AGAIN}")
     return [str(value) for value in values]
 
 
@@ -87,7 +92,10 @@ def _keys(fields: Fields) -> str:
 def subject_of(path: Path) -> str:
     """`sub-01` from `.../sub-01.zip`."""
     if not re.fullmatch(r"sub-[0-9A-Za-z]+\.zip", path.name):
-        raise InputError(f"{path}: expected the archive of a subject, named such as sub-01.zip")
+        raise InputError(
+            f"{path}: expected the archive of a subject, named such as sub-01.zip; rename it, or "
+            "move it out of the folder"
+        )
     return path.stem
 
 
@@ -137,7 +145,10 @@ def _read_test(
         shape, dtype = item.shape, item.dtype
         size = math.prod(shape) * dtype.itemsize
         if size > LARGEST_TEST_EEG:
-            raise InputError(f"{where}: the EEG has {size} bytes, at most {LARGEST_TEST_EEG} fit in memory")
+            raise InputError(
+                f"{where}: the EEG has {size} bytes, expected at most {LARGEST_TEST_EEG}, which "
+                f"fit in memory; {FETCH_AGAIN}"
+            )
         kept = deque(item.blocks)
     return layout, shape, dtype, (kept.popleft() for _ in range(len(kept)))
 
@@ -148,7 +159,7 @@ def _train_blocks(archive: zipfile.ZipFile, subject: str, n: int, layout: Layout
         if isinstance(item, Layout):
             same_times = np.allclose(item.times, layout.times, rtol=0, atol=layout.step / 1000)
             if item.ch_names != layout.ch_names or not same_times:
-                raise InputError(f"{where}: channel names or times differ from those of the other split")
+                raise InputError(f"{where}: channel names or times differ from those of the other split; {FETCH_AGAIN}")
         else:
             _check_eeg(item.shape, item.dtype, n, layout, where)
             yield from _finite(item.blocks, where)
@@ -165,7 +176,7 @@ def _read_file(archive: zipfile.ZipFile, subject: str, split: Split) -> Iterator
                 eeg = item
                 yield eeg
             else:
-                raise InputError(f"{where}: holds a second large array, expected only {EEG_KEY}")
+                raise InputError(f"{where}: holds a second large array, expected only {EEG_KEY}; {FETCH_AGAIN}")
     if EEG_KEY not in fields:
         raise InputError(
             f"{where}: has no {EEG_KEY}, it has {_keys(fields)}; expected the published file; {FETCH_AGAIN}"
@@ -175,7 +186,7 @@ def _read_file(archive: zipfile.ZipFile, subject: str, split: Split) -> Iterator
     if eeg is None and isinstance(found, np.ndarray):  # it was small, or not stored as the published ones are
         yield Streamed(found.shape, found.dtype, _pieces(found))
     elif eeg is None or found is not eeg:
-        raise InputError(f"{where}: {EEG_KEY} is not an array")
+        raise InputError(f"{where}: {EEG_KEY} is not an array; {FETCH_AGAIN}")
 
 
 def _pieces(array: np.ndarray) -> Iterator[np.ndarray]:
@@ -199,11 +210,12 @@ def _check_eeg(shape: tuple[int, ...], dtype: np.dtype, n: int, layout: Layout, 
     expected = (n, "repetitions", len(layout.ch_names), len(layout.times))
     if len(shape) != 4 or shape[1] == 0 or (shape[0], *shape[2:]) != (expected[0], *expected[2:]):
         raise InputError(
-            f"{where}: the EEG has shape {shape}, expected ({', '.join(map(str, expected))}) from the image "
-            "metadata, the channel names and the times; do both files come from the same release?"
+            f"{where}: the EEG has shape {shape}, expected ({', '.join(map(str, expected))}) from "
+            "the image metadata, the channel names and the times; they may be of different "
+            f"releases: {FETCH_AGAIN}"
         )
     if dtype.kind != "f":
-        raise InputError(f"{where}: the EEG is of type {dtype}, expected floating point")
+        raise InputError(f"{where}: the EEG is of type {dtype}, expected floating point; {FETCH_AGAIN}")
 
 
 def _finite(blocks: Iterator[np.ndarray], where: str) -> Iterator[np.ndarray]:
@@ -211,7 +223,8 @@ def _finite(blocks: Iterator[np.ndarray], where: str) -> Iterator[np.ndarray]:
     for block in blocks:
         wrong = ~np.isfinite(block).all(axis=(1, 2, 3))
         if wrong.any():
-            raise InputError(f"{where}: condition {start + int(wrong.argmax())} (from 0) holds NaN or infinite values")
+            condition = start + int(wrong.argmax())
+            raise InputError(f"{where}: condition {condition} (from 0) holds NaN or infinite values; {FETCH_AGAIN}")
         start += len(block)
         yield block.astype(np.float64, copy=False)
 
@@ -219,12 +232,14 @@ def _finite(blocks: Iterator[np.ndarray], where: str) -> Iterator[np.ndarray]:
 def _read_layout(fields: Fields, where: str) -> Layout:
     ch_names = _names(fields, "ch_names", where)
     if not ch_names or len(set(ch_names)) != len(ch_names):
-        raise InputError(f"{where}: the {len(ch_names)} channel names are not unique: {', '.join(ch_names)[:200]}")
+        raise InputError(
+            f"{where}: the {len(ch_names)} channel names are not unique: {', '.join(ch_names)[:200]}; {FETCH_AGAIN}"
+        )
     times = fields.get("times")
     if not isinstance(times, np.ndarray) or times.ndim != 1 or times.dtype.kind not in "fiu" or len(times) < 2:
-        raise InputError(f"{where}: times is not an array of at least 2 numbers, one a sample")
+        raise InputError(f"{where}: times is not an array of at least 2 numbers, one a sample; {FETCH_AGAIN}")
     times = times.astype(np.float64)
     steps = np.diff(times)
     if not np.isfinite(times).all() or steps.min() <= 0 or np.ptp(steps) > 0.01 * steps.mean():
-        raise InputError(f"{where}: the times are not evenly spaced and rising")
+        raise InputError(f"{where}: the times are not evenly spaced and rising; {FETCH_AGAIN}")
     return Layout(tuple(ch_names), times)

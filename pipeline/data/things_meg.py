@@ -20,6 +20,7 @@ import pandas as pd
 from pipeline.data.entry import Layout, RawEeg, require_as_published
 from pipeline.data.image_table import SPLITS, Split
 from pipeline.errors import FETCH_AGAIN, InputError
+from pipeline.files import unreadable
 from pipeline.sections import Preprocess
 
 UNITS = "as released: standard deviations of the 0.1 s before onset in the same trial and channel, no physical unit"
@@ -57,7 +58,8 @@ def read_metadata(path: Path) -> dict[Split, pd.DataFrame]:
     try:
         trials = pd.read_csv(path, dtype=str, keep_default_na=False)
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); {FETCH_AGAIN}") from error
+        told = f"{path}: cannot be read ({error.strerror}); {FETCH_AGAIN}"
+        raise unreadable(error, path) or InputError(told) from error
     except ValueError as error:  # also what is no table and what is not UTF-8
         raise InputError(f"{path}: is not a table of trials as CSV ({error}); {FETCH_AGAIN}") from error
     exp, test = (_images(trials, trial_type, str(path)) for trial_type in IMAGE_PATHS)
@@ -69,7 +71,9 @@ def read_metadata(path: Path) -> dict[Split, pd.DataFrame]:
         )
     train = exp[~exp["concept"].isin(test["concept"])]
     if train.empty:
-        raise InputError(f"{path}: no concept is left for training, all {exp['concept'].nunique()} have a test image")
+        raise InputError(
+            f"{path}: no concept is left for training, all {exp['concept'].nunique()} have a test image; {FETCH_AGAIN}"
+        )
     return {"train": _table(train), "test": _table(test)}
 
 
@@ -89,8 +93,8 @@ def _images(trials: pd.DataFrame, trial_type: str, where: str) -> pd.DataFrame:
     if len(wrong):
         expected = {"exp": "images_meg/coat_rack/coat_rack_01b.jpg", "test": "images_test_meg/coat_rack_13s.jpg"}
         raise InputError(
-            f"{where}: image_path of a trial of type {trial_type} is {wrong.iloc[0]!a:.100}, expected such as "
-            f"{expected[trial_type]}"
+            f"{where}: image_path of a trial of type {trial_type} is {wrong.iloc[0]!a:.100}, "
+            f"expected such as {expected[trial_type]}; {FETCH_AGAIN}"
         )
     return pd.DataFrame(
         {"image_ids": IMAGES_FOLDER + "/" + found["concept"] + "/" + found["file"], "concept": found["concept"]}
@@ -183,7 +187,8 @@ def _fif_faults(path: Path) -> Iterator[None]:
         yield
     except Exception as error:  # a damaged file makes MNE raise anything, the bare Exception among it
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise InputError(f"{path}: cannot be read as epochs of MNE ({reason:.200}); {FETCH_AGAIN}") from error
+        told = f"{path}: cannot be read as epochs of MNE ({reason:.200}); {FETCH_AGAIN}"
+        raise unreadable(error, path) or InputError(told) from error
 
 
 def _trials(metadata: pd.DataFrame, images: Mapping[Split, pd.DataFrame], split: Split, where: str) -> np.ndarray:
@@ -196,16 +201,17 @@ def _trials(metadata: pd.DataFrame, images: Mapping[Split, pd.DataFrame], split:
     unknown = seen.loc[row < 0, "image_ids"]
     if len(unknown):
         raise InputError(
-            f"{where}: the {split} image {unknown.iloc[0]!a:.100} is not in the table of trials; are both of the "
-            "same release?"
+            f"{where}: the {split} image {unknown.iloc[0]!a:.100} is not in the table of trials; "
+            f"they may be of different releases: {FETCH_AGAIN}"
         )
     counts = np.bincount(row, minlength=len(image_ids))
     n_repetitions = 1 if split == "train" else int(np.bincount(counts[counts > 0]).argmax())
     wrong = np.flatnonzero(counts != n_repetitions)
     if len(wrong):
         raise InputError(
-            f"{where}: the {split} image {image_ids[wrong[0]]} is seen {counts[wrong[0]]} times, expected "
-            f"{n_repetitions}, and so are {len(wrong) - 1} others; are all {N_PARTS} files of this subject?"
+            f"{where}: the {split} image {image_ids[wrong[0]]} is seen {counts[wrong[0]]} times, "
+            f"expected {n_repetitions}, and so are {len(wrong) - 1} others; one of its {N_PARTS} "
+            f"files may be another subject's: {FETCH_AGAIN}"
         )
     return seen.index.to_numpy()[np.argsort(row, kind="stable")].reshape(len(image_ids), n_repetitions)
 
@@ -218,7 +224,8 @@ def _blocks(epochs: "mne.BaseEpochs", trials: np.ndarray, path: Path) -> Iterato
             data = epochs.get_data(item=block.ravel(), copy=False, verbose="error")
         wrong = ~np.isfinite(data).all(axis=(1, 2))
         if wrong.any():
-            raise InputError(f"{path}: trial {block.ravel()[wrong.argmax()]} (from 0) holds NaN or infinite values")
+            trial = block.ravel()[wrong.argmax()]
+            raise InputError(f"{path}: trial {trial} (from 0) holds NaN or infinite values; {FETCH_AGAIN}")
         yield data.reshape(*block.shape, *data.shape[1:])
 
 

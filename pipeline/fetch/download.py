@@ -15,7 +15,7 @@ from pipeline.errors import InputError, suggestion
 from pipeline.fetch.copies import Copies, choose_copy, find_copies, take_copies
 from pipeline.fetch.listings import Listed, list_files
 from pipeline.fetch.transfer import Remote, cached_size, fetch, is_cached, new_version
-from pipeline.fetch.web import PATIENCE, Patience, remote_size
+from pipeline.fetch.web import PATIENCE, USE_OWN_COPIES, Patience, remote_size
 from pipeline.files import cache_folder, replacing
 
 _LISTING = TypeAdapter(list[Listed])
@@ -244,26 +244,35 @@ def _subject_files(source: PublishedFiles, listing: list[Listed], subjects: Subj
     if unknown or not chosen:
         raise _NotListed(
             f"{source.eeg}: no subject {', '.join(unknown) or 'was chosen or is listed'}; "
-            f"there are {', '.join(sorted(there)) or 'none'}" + (suggestion(unknown[0], there) if unknown else "")
+            + _how_to_choose(unknown, there)
         )
     for subject in chosen:
         names = sorted(file.name for file in there[subject])
         if len(names) != source.files_per_subject or len(set(names)) != len(names):
             expected = "1 file" if source.files_per_subject == 1 else f"{source.files_per_subject} files"
             raise _NotListed(
-                f"{source.eeg}: {subject}: expected {expected} such as {names[0]}, each once, got {len(names)}: "
-                f"{', '.join(names)}; has the server all that was published?"
+                f"{source.eeg}: {subject}: expected {expected} such as {names[0]}, each once, got "
+                f"{len(names)}: {', '.join(names)}; name a mirror, leave the subject out of "
+                f"`subjects`, or {USE_OWN_COPIES}"
             )
         for file in there[subject]:
             yield (file.name if len(names) == 1 else f"{subject}/{file.name}"), file
+
+
+def _how_to_choose(unknown: Sequence[str], there: Mapping[str, list[Listed]]) -> str:
+    if not there:
+        return f"there are none: name a mirror, or {USE_OWN_COPIES}"
+    near = suggestion(unknown[0], there) if unknown else ""
+    return f"there are {', '.join(sorted(there))}: choose of these in `subjects`{near}"
 
 
 def _find(name: str, server: Server, listing: list[Listed]) -> Listed:
     found = [file for file in listing if file.name == name]
     if len(found) != 1:
         raise _NotListed(
-            f"{server}: expected one file {name}, got {len(found)} by that name; "
-            f"it lists {', '.join(sorted(file.name for file in listing)) or 'nothing'}"
+            f"{server}: expected one file {name}, got {len(found)} by that name; it lists "
+            f"{', '.join(sorted(file.name for file in listing)) or 'nothing'}: name a mirror, or "
+            f"{USE_OWN_COPIES}"
         )
     return found[0]
 
@@ -271,8 +280,9 @@ def _find(name: str, server: Server, listing: list[Listed]) -> Listed:
 def _remote(server: Server, file: Listed, known_files: KnownFiles) -> Remote:
     if file.url is None or file.size is None:
         raise InputError(
-            f"{server}: {file.name} has {'no size' if file.url else 'no address there, only a link to elsewhere'}, so "
-            "that it cannot be fetched; ask its authors"
+            f"{server}: {file.name} has "
+            f"{'no size' if file.url else 'no address there, only a link to elsewhere'}, so that "
+            f"it cannot be fetched; name a mirror, or {USE_OWN_COPIES}"
         )
     if file.sha256:
         key = f"sha256-{file.sha256}"

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from pipeline.data.archives import ZIP_FAULTS, open_zip, read_member
 from pipeline.data.images import LARGEST_IMAGE
 from pipeline.errors import InputError
-from pipeline.files import files_below, replacing
+from pipeline.files import files_below, replacing, unreadable
 
 Key = tuple[str, ...]  # the last two parts of a path, with the suffix in lower case
 Places = Mapping[str, Sequence[str]]  # of each image id, the files of that name in the copy
@@ -132,7 +132,8 @@ def _read_one(own_copy: Path, image_id: str, names: Sequence[str], copy: _Copy) 
 
 def _differ(own_copy: Path, image_id: str, names: Sequence[str]) -> InputError:
     return InputError(
-        f"{own_copy}: has {len(names)} different files for the image {image_id}: {', '.join(sorted(names))}; let "
+        f"{own_copy}: has {len(names)} different files for the image {image_id}: "
+        f"{', '.join(sorted(names))}; {'' if own_copy.is_dir() else 'unpack it, and '}let "
         "download.things_images name the folder of the published ones alone"
     )
 
@@ -162,7 +163,9 @@ def _read_file(name: str) -> bytes:
     try:
         return Path(name).read_bytes()
     except OSError as error:
-        raise InputError(f"{name}: cannot be read ({error.strerror}); give yourself access to it") from error
+        raise unreadable(error, Path(name)) or InputError(
+            f"{name}: is not there any more; put it back, and run it again"
+        ) from error
 
 
 def _is_of_macos(name: str) -> bool:

@@ -31,15 +31,24 @@ from tqdm import tqdm
 from pipeline.data.known_files import KnownFile
 from pipeline.disks import existing
 from pipeline.errors import InputError
-from pipeline.fetch.web import PATIENCE, Patience, TryAgain, announced_size, open_client, refuse, retry, tell_user
+from pipeline.fetch.web import (
+    PATIENCE,
+    USE_OWN_COPIES,
+    USE_OWN_COPY,
+    Patience,
+    TryAgain,
+    announced_size,
+    open_client,
+    refuse,
+    retry,
+    tell_user,
+)
 from pipeline.files import cache_folder, check_folders, fault_of, replacing, try_lock, waiting_note
 
 FILES_AT_ONCE = 3
 POLLED = 0.1  # s between two looks at a lock
 RESTARTS = 4  # of a file from its first byte, by a server that cannot send the rest alone
 GB = 1e9
-
-USE_OWN_COPY = "put the file into a folder and let download.own_copy name that"
 
 
 @dataclass(frozen=True)
@@ -303,9 +312,10 @@ def _check_announced_size(transfer: _Transfer, response: httpx.Response) -> None
     if transfer.n_other_sizes > 1 or announced == _size(transfer.part):
         remote = transfer.remote
         raise InputError(
-            f"{remote.name}: the listing says that it has {remote.size} bytes, and {response.url.host} has a file of "
-            f"{announced}; {_size(transfer.part)} bytes are kept: run it again when the server's list is mended, name "
-            f"a mirror, or {USE_OWN_COPY}"
+            f"{remote.name}: the listing says that it has {remote.size} bytes, and "
+            f"{response.url.host} has a file of {announced}; {_size(transfer.part)} bytes are "
+            "kept: run it again when the server's list is mended, name a mirror, or "
+            f"{USE_OWN_COPIES}"
         )
 
 

@@ -43,6 +43,10 @@ class Patience:
 
 PATIENCE = Patience()
 
+# A listing is still asked for where the folder lacks a file, so that a listing that is wrong needs the second.
+USE_OWN_COPY = "put the file into a folder and let download.own_copy name that"
+USE_OWN_COPIES = "let download.own_copy name a folder in which all files lie"
+
 
 class TryAgain(Exception):
     """A failure that may pass; `wait` is what the server asked for, in seconds."""
@@ -71,7 +75,9 @@ def remote_size(url: str, patience: Patience = PATIENCE) -> int:
             refuse(response, await anext(response.aiter_raw(), b""), url)
             size = announced_size(response)
             if size is None:
-                raise InputError(f"{url}: {response.url.host} does not say how large the file is; name a mirror")
+                raise InputError(
+                    f"{url}: {response.url.host} does not say how large the file is; name a mirror, or {USE_OWN_COPY}"
+                )
             return size
 
     return asyncio.run(_ask(url, attempt, patience))
@@ -94,8 +100,7 @@ async def _ask(url: str, attempt: Callable[[httpx.AsyncClient], Awaitable[_T]], 
             return await retry(lambda: attempt(client), url, patience)
         except TryAgain as error:
             raise InputError(
-                f"{url}: {error}; gave up: run it again when the network or the server is well, or let "
-                "download.own_copy name a folder in which all files lie"
+                f"{url}: {error}; gave up: run it again when the network or the server is well, or {USE_OWN_COPIES}"
             ) from error
 
 
@@ -110,7 +115,9 @@ async def retry(
         try:
             return await attempt()
         except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
-            raise InputError(f"{name}: cannot be fetched from such an address: {error}") from error
+            raise InputError(
+                f"{name}: cannot be fetched from such an address ({error}); correct it under `download` in params.yaml"
+            ) from error
         except httpx.RequestError as error:
             raise TryAgain(_no_connection(error)) from error
 
@@ -180,7 +187,10 @@ def refuse(response: httpx.Response, start: bytes, name: str) -> None:
         raise TryAgain(said + (f", Retry-After {asked}" if asked else ""), _seconds(asked))
     if response.history:  # the next attempt starts at the first link and is given a new one
         raise TryAgain(f"{said}, as for a link that has expired")
-    raise InputError(f"{name}: {said}; check the address and whether the file is still public")
+    raise InputError(
+        f"{name}: {said}; check the address under `download` in params.yaml and whether the file "
+        f"is still public; if it is not, {USE_OWN_COPIES}"
+    )
 
 
 def _seconds(retry_after: str | None) -> float | None:

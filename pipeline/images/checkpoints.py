@@ -62,7 +62,11 @@ _STAND_INS: list[Any] = [(StandIn, f"{module}.{name}") for module, names in _HAR
 _STAND_INS.append((_empty_dict, "collections.defaultdict"))  # it is filled afterwards, which only a dict can be
 
 # `dvc repro --force weights` looks at each byte of the download cache, and fetches again what was damaged there.
-HOW_TO_MEND = "if it is your own file, put a whole one in its place, and for any file run: dvc repro --force weights"
+HOW_TO_MEND = (
+    "if it is your own file, put a whole one in its place, and for any file run: dvc repro "
+    "--force weights (of the study: dvc repro --force study/dvc.yaml:weights)"
+)
+HOW_TO_REPLACE = f"is it another model's? {HOW_TO_MEND}"
 HOW_TO_SAVE = (
     "if you trust the file, write its weights alone into a new one: torch.save(torch.load('old.pt', "
     "weights_only=False).state_dict(), 'new.pt'), or of a dict of several things ['state_dict'] in place of "
@@ -113,8 +117,28 @@ def read_torch(file: Path | IO[bytes], where: str) -> dict[str, Any]:
         raise InputError(f"{where} is not a torch file of weights{_why(error, how_to_save)}") from error
 
     if not isinstance(loaded, dict):
-        raise InputError(f"{where} should hold a dict of weights and holds a {type(loaded).__name__}; {HOW_TO_SAVE}")
+        how = _how_to_take_out(loaded) if isinstance(file, Path) else HOW_TO_MEND
+        raise InputError(f"{where} should hold a dict of weights and holds a {type(loaded).__name__}; {how}")
     return loaded
+
+
+def _how_to_take_out(loaded: object) -> str:
+    """How to save the weights that stand in a list, as of a training that is to go on."""
+    parts = loaded if isinstance(loaded, list | tuple) else ()
+    place = next((i for i, part in enumerate(parts) if holds_tensors(part)), None)
+    return HOW_TO_MEND if place is None else how_to_save_part(f"[{place}]")
+
+
+def holds_tensors(saved: object) -> bool:
+    return isinstance(saved, dict) and any(isinstance(value, Tensor) for value in saved.values())
+
+
+def how_to_save_part(place: str) -> str:
+    """`place` is what stands behind the name of what was loaded, such as `['teacher']`."""
+    return (
+        "if you trust the file, write its weights alone into a new one: "
+        f"torch.save(torch.load('old.pt', weights_only=False){place}, 'new.pt')"
+    )
 
 
 def _why(error: Exception, how_to_save: str) -> str:
@@ -170,8 +194,8 @@ def make_vit(weights: Weights, architecture: Architecture, where: str) -> tuple[
     width = shape[-1] if shape else 0
     if shape != (1, 1, width) or width == 0 or width % HEAD_SIZE:
         raise InputError(
-            f"{where}: the weight cls_token: expected (1, 1, a multiple of {HEAD_SIZE}), "
-            f"got {shape if 'cls_token' in weights else 'nothing'}; is it another model's?"
+            f"{where}: the weight cls_token: expected (1, 1, a multiple of {HEAD_SIZE}), got "
+            f"{shape if 'cls_token' in weights else 'nothing'}; {HOW_TO_REPLACE}"
         )
     norm = functools.partial(nn.LayerNorm, eps=1e-5 if architecture.clip else 1e-6)
     with torch.device("meta"):  # no memory and no random first weights, which would take longer than all else here
@@ -196,8 +220,8 @@ def make_vit(weights: Weights, architecture: Architecture, where: str) -> tuple[
     for name in sorted(expected.keys() | got.keys()):
         if expected.get(name) != got.get(name):
             raise InputError(
-                f"{where}: the weight {name}: expected {expected.get(name, 'nothing')}, "
-                f"got {got.get(name, 'nothing')}; is it another model's?"
+                f"{where}: the weight {name}: expected {expected.get(name, 'nothing')}, got "
+                f"{got.get(name, 'nothing')}; {HOW_TO_REPLACE}"
             )
     check_finite(weights, where)
     own = {name: value for name, value in weights.items() if name != "proj"}

@@ -28,7 +28,15 @@ from torch import Tensor, nn
 
 from pipeline.data.archives import open_zip, read_member
 from pipeline.errors import InputError
-from pipeline.images.checkpoints import HOW_TO_MEND, Architecture, check_finite, is_weights, make_vit, read_torch
+from pipeline.images.checkpoints import (
+    HOW_TO_MEND,
+    HOW_TO_REPLACE,
+    Architecture,
+    check_finite,
+    is_weights,
+    make_vit,
+    read_torch,
+)
 from pipeline.images.vit import CLIP, IMAGENET, ImageEncoder, ViT
 
 LARGEST_MEMBER = 2**31  # bytes; DINO's two networks with their heads are 0.9 GB
@@ -136,13 +144,13 @@ def _read_weights(archive: zipfile.ZipFile, source: Source) -> dict[str, Tensor]
         saved = saved.get(source.key)
     if not is_weights(saved):
         under = f" under the key {source.key!r}" if source.key else ""
-        raise InputError(f"{where} should hold tensors by name{under}; is it another model's?")
+        raise InputError(f"{where} should hold tensors by name{under}; {HOW_TO_REPLACE}")
     weights = {}
     for name, value in saved.items():
         if source.ignored and name.startswith(source.ignored):
             continue
         if not name.startswith(source.prefix):
-            raise InputError(f"{where}: the name {name} should start with {source.prefix}; is it another model's?")
+            raise InputError(f"{where}: the name {name} should start with {source.prefix}; {HOW_TO_REPLACE}")
         name = name.removeprefix(source.prefix)
         weights[name.replace("pos_drop.", "norm_pre.") if source.architecture.clip else name] = value.float()
     return weights
@@ -158,7 +166,7 @@ def _read_config(archive: zipfile.ZipFile, member: str) -> dict[str, Any]:
         key = ".".join(map(str, first["loc"])) or "the file"
         raise InputError(
             f"{archive.filename}: {member} is not the configuration of a LoRA that can be merged: "
-            f"{key}: {first['msg'][0].lower() + first['msg'][1:]}"
+            f"{key}: {first['msg'][0].lower() + first['msg'][1:]}; {HOW_TO_MEND}"
         ) from error
 
 
@@ -182,7 +190,9 @@ def _read_adapter(archive: zipfile.ZipFile, folder: str) -> dict[str, dict[str, 
     for name, value in saved.items():
         match = _ADAPTER_KEY.fullmatch(name)
         if match is None:
-            raise InputError(f"{archive.filename}: {member}: {name} is no factor of a LoRA on DreamSim's ViTs")
+            raise InputError(
+                f"{archive.filename}: {member}: {name} is no factor of a LoRA on DreamSim's ViTs; {HOW_TO_REPLACE}"
+            )
         adapter.setdefault(match["layer"], {})[match["side"]] = value.float()
     return adapter
 
@@ -204,8 +214,9 @@ def _targets(
     if not layers or adapter.keys() != layers.keys() or any(sides.keys() != {"A", "B"} for sides in adapter.values()):
         differing = sorted(adapter.keys() ^ layers.keys()) or sorted(adapter)
         raise InputError(
-            f"{checkpoint}: the LoRA should adapt the {len(layers)} layers named {sorted(targets)} and has factors "
-            f"for {len(adapter)}; they differ at {differing[0] if differing else 'all'}"
+            f"{checkpoint}: the LoRA should adapt the {len(layers)} layers named {sorted(targets)} "
+            f"and has factors for {len(adapter)}; they differ at "
+            f"{differing[0] if differing else 'all'}; {HOW_TO_REPLACE}"
         )
     rank = config["r"]
     for name, layer in layers.items():
@@ -213,7 +224,7 @@ def _targets(
         n_out, n_in = layer.weight.shape
         if a != (rank, n_in) or b != (n_out, rank):
             raise InputError(
-                f"{checkpoint}: the LoRA of {name}: expected factors ({rank}, {n_in}) and ({n_out}, {rank}), "
-                f"got {a} and {b}; is it another backbone's?"
+                f"{checkpoint}: the LoRA of {name}: expected factors ({rank}, {n_in}) and "
+                f"({n_out}, {rank}), got {a} and {b}; {HOW_TO_REPLACE}"
             )
     return layers

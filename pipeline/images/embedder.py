@@ -71,7 +71,7 @@ def embed_images(
     embeddings are not sound.
     """
     if len(set(parameters.blocks)) < len(parameters.blocks):
-        raise InputError(f"embed.blocks names a block twice: {parameters.blocks}")
+        raise InputError(f"embed.blocks names a block twice: {parameters.blocks}; name each once")
     check_views(parameters.views)
     splits = read_image_table(image_table)
     image_ids = [image_id for split in ("train", "test") for image_id in splits[split]["image_ids"]]

@@ -20,7 +20,7 @@ import h5py
 import numpy as np
 
 from pipeline.errors import EMBED_AGAIN, InputError, suggestion
-from pipeline.files import new_hdf5
+from pipeline.files import new_hdf5, unreadable
 
 Attributes = Mapping[str, str | int | float]
 ORIGINAL = "original"  # the view that every cache has
@@ -108,7 +108,8 @@ def read_embeddings(
             names = there if block == "mix" else [str(block)]
             if names[0] not in there:
                 told = f"{path}: train.block is {block}; set it to one that is there, {', '.join(there)}"
-                raise InputError(f"{told}: {file.attrs['only']}" if "only" in file.attrs else f"{told}, or embed it")
+                why = f": {file.attrs['only']}" if "only" in file.attrs else ", or add it to embed.blocks"
+                raise InputError(told + why)
             kept = {ORIGINAL: _blocks(file), **file.get("views", {})}
             if views_in_gallery == "draw":
                 raise InputError(f"train.views_in_gallery is draw: set it to mean or one of {', '.join(kept)}")
@@ -127,7 +128,8 @@ def read_embeddings(
             values = _read(path, tables, views_in_gallery, image_ids)[:, 0]
             learned = None if views == views_in_gallery else _read(path, tables, views, image_ids)
     except (OSError, KeyError, AttributeError, TypeError, ValueError) as error:
-        raise InputError(f"{path}: is not a whole embedding cache ({error}); {EMBED_AGAIN}") from error
+        told = f"{path}: is not a whole embedding cache ({error}); {EMBED_AGAIN}"
+        raise unreadable(error, path) or InputError(told) from error
     if block != "mix":
         values, learned = values[:, 0], learned if learned is None else learned[:, :, 0]
     blocks = tuple(names) if block == "mix" else ()
@@ -208,7 +210,8 @@ def read_about(path: Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
                 known |= {f"{view}/{block}": _plain(dataset) for block, dataset in blocks.items()}
             return _plain(file), known
     except (OSError, KeyError, AttributeError, TypeError, ValueError) as error:
-        raise InputError(f"{path}: is not a whole embedding cache ({error}); {EMBED_AGAIN}") from error
+        told = f"{path}: is not a whole embedding cache ({error}); {EMBED_AGAIN}"
+        raise unreadable(error, path) or InputError(told) from error
 
 
 def read_health(path: Path) -> dict[str, dict[str, int | float]]:

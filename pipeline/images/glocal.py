@@ -15,7 +15,7 @@ from pipeline.data.archives import open_zip, read_member
 from pipeline.errors import InputError
 from pipeline.files import sha256
 from pipeline.images import health
-from pipeline.images.checkpoints import HOW_TO_MEND
+from pipeline.images.checkpoints import HOW_TO_MEND, HOW_TO_REPLACE
 from pipeline.images.embeddings import ORIGINAL, read_about, read_embeddings, write_embeddings, write_no_embeddings
 
 LARGEST_MEMBER = 2**26  # bytes; 1024 x 1024 float64 are an eighth of it
@@ -64,8 +64,9 @@ def read_transform(path: Path) -> Transform:
     whole = shapes | {"bias": shapes.get("bias", (size,))}
     if whole != expected or not size or not numbers or not found["std"] > 0:
         raise InputError(
-            f"{path}: expected numbers: weights (D, D), mean and std alone, and maybe bias (D,), got "
-            f"{', '.join(f'{name} {shape}' for name, shape in shapes.items()) or 'nothing'}; is it gLocal's transform?"
+            f"{path}: expected numbers: weights (D, D), mean and std alone, and maybe bias (D,), "
+            f"got {', '.join(f'{name} {shape}' for name, shape in shapes.items()) or 'nothing'}; "
+            f"{HOW_TO_REPLACE}"
         )
     for name, array in found.items():
         if not np.isfinite(array).all():
@@ -92,8 +93,8 @@ def write_aligned(unaligned: Path, transform_file: Path, target: Path) -> None:
     size = cached.values.shape[1]
     if size != len(transform.weights):
         raise InputError(
-            f"{transform_file}: transforms embeddings of {len(transform.weights)} numbers, and those of {unaligned} "
-            f"have {size}: is it another model's?"
+            f"{transform_file}: transforms embeddings of {len(transform.weights)} numbers, and "
+            f"those of {unaligned} have {size}; {HOW_TO_REPLACE}"
         )
     rows = np.unique(np.linspace(0, len(cached.values) - 1, CHECKED).astype(int))
     aligned = []

@@ -44,18 +44,20 @@ def check(health: Health, name: str, tells_images_apart: bool) -> None:
     if tells_images_apart and not health["median_cosine"] <= COLLAPSED:
         raise InputError(
             f"{name}: the embeddings of different images are nearly the same (median cosine "
-            f"{health['median_cosine']:.4f}, expected at most {COLLAPSED}); are the images all alike, or is the "
-            "checkpoint another one? If only early blocks are kept, add last to embed.blocks"
+            f"{health['median_cosine']:.4f}, expected at most {COLLAPSED}); see that the images "
+            "are not all alike and that the weights are those of the backbone, or, if only early "
+            "blocks are kept, add last to embed.blocks"
         )
     if tells_images_apart and health["duplicates"] > SAME * health["rows"]:
         raise InputError(
-            f"{name}: {health['duplicates']} of {health['rows']} embeddings repeat another one, expected at most "
-            f"{SAME:.0%}; are the images all different?"
+            f"{name}: {health['duplicates']} of {health['rows']} embeddings repeat another one, "
+            f"expected at most {SAME:.0%}; see that the images differ, and that none has two names"
         )
     if not health["reference_cosine_centred"] >= AGREEMENT:
         raise InputError(
-            f"{name}: the embeddings differ from a float32 recomputation on the CPU (centred cosine "
-            f"{health['reference_cosine_centred']:.4f}, expected at least {AGREEMENT}); set embed.precision to float32"
+            f"{name}: the embeddings differ from a float32 recomputation on the CPU (centred "
+            f"cosine {health['reference_cosine_centred']:.4f}, expected at least {AGREEMENT}); set "
+            "embed.precision to float32, or, if it is that, embed.device to cpu"
         )
 
 

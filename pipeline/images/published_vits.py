@@ -23,7 +23,7 @@ from timm.layers import QuickGELU
 from torch import Tensor
 
 from pipeline.errors import InputError
-from pipeline.images.checkpoints import Architecture, is_weights, make_vit, read_weights
+from pipeline.images.checkpoints import HOW_TO_REPLACE, Architecture, is_weights, make_vit, read_weights
 from pipeline.images.vit import CLIP, HALF, IMAGENET, Framing, ImageEncoder, Pixels, ViT
 
 Weights = dict[str, Tensor]
@@ -146,7 +146,7 @@ def load_encoder(checkpoint: Path, name: str) -> ImageEncoder:
         if key.startswith(published.prefixes) and key not in published.ignored:
             own[key] = value
     if not own or not is_weights(own):
-        raise InputError(f"{checkpoint} should hold the weights of {name} by name; is it another model's?")
+        raise InputError(f"{checkpoint} should hold the weights of {name} by name; {HOW_TO_REPLACE}")
     weights = {key: value.float() for key, value in published.rename(own).items()}
     vit, projection = make_vit(weights, published.architecture, str(checkpoint))
     encoder = ImageEncoder([ViT(vit, published.pixels, normed=True, projection=projection)], published.framing)

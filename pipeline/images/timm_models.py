@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from pipeline.errors import InputError
 from pipeline.files import replacing
-from pipeline.images.checkpoints import HOW_TO_SAVE, check_finite, read_weights
+from pipeline.images.checkpoints import check_finite, holds_tensors, how_to_save_part, read_weights
 from pipeline.images.vit import Block, Framing, ImageEncoder, Tokens, check_blocks
 
 PREFIXES = ("module.", "_orig_mod.", "model.")  # of data parallel training, torch.compile and Lightning
@@ -87,7 +87,7 @@ def check_name(name: str) -> None:
         near = ", ".join(difflib.get_close_matches(name, known))
         raise InputError(
             f"backbone is 'timm/{name}': timm {timm.__version__} has no model {name}"
-            + (f"; is it {near}?" if near else "")
+            + (f"; is it {near}?" if near else "; timm.list_models() in Python gives the names")
         )
 
     config: Any = timm.get_pretrained_cfg(name)
@@ -110,8 +110,8 @@ def load_encoder(checkpoint: Path, name: str) -> ImageEncoder:
     reads them as it reads those that it publishes, but resizes nothing. InputError names the first weight that differs.
     """
     skeleton = _skeleton(name)
-    saved = _find_weights(read_weights(checkpoint), name, checkpoint)
-    saved = _without_prefixes(saved, skeleton, checkpoint)
+    saved, place = _find_weights(read_weights(checkpoint), name, checkpoint)
+    saved = _without_prefixes(saved, skeleton, checkpoint, place)
 
     classifier = _classifier(skeleton)
     of_features = {key: value for key, value in saved.items() if not _is_of(key, classifier)}
@@ -133,22 +133,40 @@ def load_encoder(checkpoint: Path, name: str) -> ImageEncoder:
     return PooledModel(model, model.pretrained_cfg).eval().requires_grad_(False)
 
 
-def _find_weights(saved: Any, name: str, checkpoint: Path) -> dict[str, Tensor]:
-    """The weights by name, wherever a training script has put them."""
+def _find_weights(saved: Any, name: str, checkpoint: Path) -> tuple[dict[str, Tensor], str]:
+    """The weights by name, wherever a training script has put them, and that place, such as `['state_dict']`."""
+    place = ""
     for key in ("state_dict", "model"):
         average = f"{key}_ema"
         if isinstance(saved, dict) and isinstance(saved.get(key), dict):
             if average in saved:
                 print(f"{checkpoint}: holds {key} and {average}, their moving average; {key} is used")
             saved = saved[key]
+            place += f"[{key!r}]"
 
     by_name = isinstance(saved, dict) and all(isinstance(key, str) for key in saved)
     if not saved or not by_name or not all(isinstance(value, Tensor) for value in saved.values()):
         raise InputError(
-            f"{checkpoint} should hold the weights of {name} by name, alone or under the key state_dict or model, and "
-            f"holds {_content(saved)}; {HOW_TO_SAVE}"
+            f"{checkpoint} should hold the weights of {name} by name, alone or under the key "
+            f"state_dict or model, and holds {_content(saved)}; {_how_to_find(saved)}"
         )
-    return saved
+    return saved, place
+
+
+def _how_to_find(saved: object) -> str:
+    """What makes a file of weights of one that holds them beside other things, or under another key."""
+    if holds_tensors(saved):
+        return (
+            "if you trust the file, write its weights alone into a new one: "
+            "torch.save({name: value for name, value in "
+            "torch.load('old.pt', weights_only=False).items() if isinstance(value, "
+            "torch.Tensor)}, 'new.pt')"
+        )
+
+    parts = [key for key, value in saved.items() if holds_tensors(value)] if isinstance(saved, dict) else []
+    if parts:
+        return how_to_save_part(f"[{parts[0]!r}]")
+    return "let download.weights_file name a file that holds them"
 
 
 def _content(saved: object) -> str:
@@ -157,17 +175,22 @@ def _content(saved: object) -> str:
     return f"the keys {', '.join(map(str, [*saved][:5]))}" if saved else "nothing"
 
 
-def _without_prefixes(saved: dict[str, Tensor], skeleton: nn.Module, checkpoint: Path) -> dict[str, Tensor]:
-    """The weights by their names in the model, which wrappers begin with a prefix, or several."""
+def _without_prefixes(saved: dict[str, Tensor], skeleton: nn.Module, checkpoint: Path, place: str) -> dict[str, Tensor]:
+    """The weights by their names in the model, which wrappers begin with a prefix, or several.
+
+    `place` is where the file holds them.
+    """
     model_names, taken_off = skeleton.state_dict().keys(), ""
 
     while not saved.keys() & model_names and (prefix := _prefix(saved)):
         other = [key for key in saved if not key.startswith(prefix)]
         if other:
             raise InputError(
-                f"{checkpoint}: {len(saved) - len(other)} names of weights begin with {prefix!r} and {other[0]!r} does "
-                f"not: save the model that is behind {prefix!r} alone, as in torch.save(whole.{prefix}state_dict(), "
-                "'new.pt')"
+                f"{checkpoint}: {len(saved) - len(other)} names of weights begin with {prefix!r} "
+                "and "
+                f"{other[0]!r} does not: if you trust the file, write those alone into a new one: "
+                "torch.save({name: value for name, value in torch.load('old.pt', weights_only=False)"
+                f"{place}.items() if name.startswith({taken_off + prefix!r})}}, 'new.pt')"
             )
         saved = {key.removeprefix(prefix): value for key, value in saved.items()}
         taken_off += prefix

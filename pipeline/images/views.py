@@ -43,7 +43,7 @@ def check_views(views: Sequence[str]) -> None:
     if views[0] != ORIGINAL:
         raise InputError(f"embed.views is {list(views)}: its first must be original")
     if len(set(views)) < len(views):
-        raise InputError(f"embed.views names a view twice: {list(views)}")
+        raise InputError(f"embed.views names a view twice: {list(views)}; name each once")
 
 
 def _parsed(view: str) -> tuple[str, float]:
