@@ -103,9 +103,9 @@ def project(tmp_path_factory) -> Iterator[Project]:
 
 
 def ran(output: str) -> list[str]:
-    """The stages that ran, but for the look at the user's files, which is made each time."""
+    """The stages that ran, but for the looks at the user's files and at the code, which are made each time."""
     stages = [line.split("'")[1] for line in output.splitlines() if line.startswith("Running stage")]
-    return [stage for stage in stages if stage != "own_files"]
+    return [stage for stage in stages if stage not in ("own_files", "code")]
 
 
 def test_the_pipeline_runs_from_the_published_archives_to_metrics(project):
@@ -132,6 +132,25 @@ def test_a_rerun_costs_only_what_changed(project):
     assert '"rev": "HEAD"' in plots and '"rev": "workspace"' in plots
     back = project.run("dvc", "exp", "run", "-S", "encoder=unaligned")
     assert ran(back) == [] and project.metrics() == before
+
+
+def test_an_edit_costs_only_what_computes_with_it(project):
+    """A docstring in every file, and another EEG encoder; then a constant of the one that was chosen."""
+    shipped = {path: path.read_text() for path in (project.folder / "pipeline").rglob("*.py")}
+    nice, encoders = (project.folder / f"pipeline/eeg/{name}.py" for name in ("nice", "encoders"))
+    try:
+        for path, text in shipped.items():
+            path.write_text(text.replace('"""', '"""Corrected. ', 1))
+        encoders.write_text(encoders.read_text().replace('    "nice": Nice,', '    "nice": Nice,\n    "mine": AtmS,'))
+        assert ran(project.run("dvc", "repro")) == []
+
+        nice.write_text(nice.read_text().replace("n_filters: int = 40", "n_filters: int = 41"))
+        assert ran(project.run("dvc", "repro")) == ["train", "evaluate", "report"]
+    finally:
+        for path, text in shipped.items():
+            path.write_text(text)
+    assert ran(project.run("dvc", "repro")) == []
+    assert project.run("git", "status", "--porcelain") == ""
 
 
 def test_both_encoders_are_compared_and_the_workspace_stays(project, tmp_path):
