@@ -6,6 +6,7 @@ state there and goes on from its last epoch, on whatever machine. Two processes 
 given up for lost, write the same bytes.
 """
 
+import functools
 import math
 import shutil
 import time
@@ -36,7 +37,6 @@ from pipeline.decoding.runs import (
 )
 from pipeline.decoding.training import Trained
 from pipeline.devices import device_name, pick_device
-from pipeline.eeg.encoders import EEG_ENCODERS
 from pipeline.errors import PREPARE_AGAIN, InputError
 from pipeline.files import cache_folder, check_folders, new_hdf5, unreadable
 from pipeline.images.embeddings import Embeddings
@@ -45,8 +45,13 @@ from pipeline.sections import Runs, Study, Train
 from pipeline.study.results import Answer, Cell, Failure, Trial
 from pipeline.workers import side_by_side
 
-# Of a trial with each EEG encoder, as this process has imported it.
-CODE = {name: code_hash(__file__, PACKAGES, {"EEG_ENCODERS": [name]}) for name in EEG_ENCODERS}
+code_hash(__file__, PACKAGES, {})  # reads all the code now, as this process has imported it
+
+
+@functools.cache
+def code_with(eeg_encoder: str) -> str:
+    """The hash of all code that a trial with this EEG encoder runs through."""
+    return code_hash(__file__, PACKAGES, {"EEG_ENCODERS": [eeg_encoder]})
 
 
 @dataclass(frozen=True)
@@ -148,7 +153,7 @@ def _task(trial: Trial, eeg: Mapping[str, Source], embeddings: Source, parameter
     own = Train.model_validate(parameters.model_dump() | changes)
     files = [eeg[subject].sha256 for subject in (*trial.trained_on, *trial.tested_on)]
     run = [trial.fold, trial.seed, trial.trained_on, trial.tested_on]
-    code = CODE[own.eeg_encoder]
+    code = code_with(own.eeg_encoder)
     key = fingerprint(code, files, embeddings.sha256, run, own.model_dump(exclude={"seeds", "device"}))
     return Task(trial, dict(eeg), embeddings, own, code, folder / f"{key}.h5")
 
@@ -167,7 +172,7 @@ def run_trials(tasks: tuple[Task, ...], step: Callable[[], None]) -> list[str]:
 
     All on one core or GPU, so that no result depends on how many there are.
     """
-    if any(task.code != CODE[task.parameters.eeg_encoder] for task in tasks):
+    if any(task.code != code_with(task.parameters.eeg_encoder) for task in tasks):
         raise InputError(
             "this worker runs another version of the code than the study: start it again, in this project's folder"
         )
