@@ -150,11 +150,13 @@ def _cached_uses(statement: ast.stmt, path: Path) -> tuple[_Place, ...]:
 
 def _find_uses(statement: ast.AST, module: _Module) -> Iterator[_Place]:
     names: set[str] = set()
-    attributes: set[tuple[str, str]] = set()  # of `name.attribute`
-    for node in _walk(statement):
+    attributes: set[tuple[str, str | None]] = set()  # of `name.attribute`
+    with_attribute: set[ast.Name] = set()
+    for node in _walk(statement):  # an attribute comes before the name in it
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
             attributes.add((node.value.id, node.attr))
-        elif isinstance(node, ast.Name):
+            with_attribute.add(node.value)
+        elif isinstance(node, ast.Name) and node not in with_attribute:
             names.add(node.id)
         elif isinstance(node, ast.Import | ast.ImportFrom) and node is not statement:  # within a function
             yield from (target for each in _one_import_each(node) if (target := _target(each)))
@@ -163,11 +165,17 @@ def _find_uses(statement: ast.AST, module: _Module) -> Iterator[_Place]:
         target = _target(statement)
         if target and target[1]:  # of a module as a whole, only the attributes that are used count
             yield target
-    for name in names & module.binds.keys():
-        yield module.path, name
-    for name, attribute in attributes:
-        targets = [_target(each) for each in module.binds.get(name, [])]
-        yield from ((target[0], attribute) for target in targets if target and not target[1])
+    for name, attribute in attributes | {(name, None) for name in names}:
+        if name in module.binds:
+            yield module.path, name
+        for file in _modules_called(name, module):
+            yield file, attribute
+
+
+def _modules_called(name: str, module: _Module) -> list[Path]:
+    """The files of this project that a name stands for in a module, by an import of the whole file."""
+    targets = [_target(each) for each in module.binds.get(name, [])]
+    return [target[0] for target in targets if target and target[1] is None]
 
 
 def _target(statement: ast.stmt) -> _Place | None:
@@ -243,11 +251,12 @@ def _meaning(node: object) -> object:
             return [_meaning(each) for each in node if not _is_text(each)]
         case ast.arg(arg=name):
             return name
-        case ast.Raise():
-            return "raise"
+        case ast.Raise(exc=ast.Call(func=error)):  # its text computes nothing
+            return ["Raise", _meaning(error)]
         case ast.AST():
             fields = {name: value for name, value in ast.iter_fields(node) if name not in WITHOUT_EFFECT}
-            return [type(node).__name__, {name: _meaning(fields[name]) for name in fields if fields[name]}]
+            meanings = {name: _meaning(value) for name, value in fields.items() if value is not None and value != []}
+            return [type(node).__name__, meanings]
     return repr(node)
 
 

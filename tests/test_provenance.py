@@ -133,6 +133,48 @@ def test_what_computes_changes_only_what_uses_it(copy: Path, file: str, old: str
     assert changed(before, records(copy)) == expected
 
 
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("x = 0", "x = False"),
+        ("x = 0", "x = ''"),
+        ("raise ValueError('a')", "raise KeyError('a')"),
+        ("helper.double(x)", "helper.half(x)"),
+        ("x: int = 1", "x: int = 2"),
+        ("for", "while x or"),
+    ],
+)
+def test_a_change_of_what_is_computed_shows(copy: Path, old: str, new: str) -> None:
+    program = copy / "stages/mine.py"
+    (copy / "pipeline/eeg/helper.py").write_text("def double(x): return 2 * x\ndef half(x): return x / 2\n")
+    text = (
+        "from pipeline.eeg import helper\nx = 0\n\ndef main(x: int = 1):\n    for _ in [x]:\n"
+        "        raise ValueError('a')\n    return helper.double(x)\n"
+    )
+    program.write_text(text)
+    before = provenance.code_of(program, CHOSEN)
+    assert old in text
+    program.write_text(text.replace(old, new).replace("while x or _ in", "while x or 1 in"))
+    provenance._read.cache_clear()
+    assert provenance.code_of(program, CHOSEN) != before
+
+
+def test_a_module_that_is_handed_on_counts_as_a_whole(copy: Path) -> None:
+    helper, program = copy / "pipeline/eeg/helper.py", copy / "stages/mine.py"
+    helper.write_text("def double(x): return 2 * x\ndef half(x): return x / 2\n")
+    program.write_text("from pipeline.eeg import helper\nprint(vars(helper))\n")
+    before = provenance.code_of(program, CHOSEN)
+    helper.write_text("def double(x): return 2 * x\ndef half(x): return x / 3\n")
+    provenance._read.cache_clear()
+    assert provenance.code_of(program, CHOSEN) != before
+
+
+def test_a_package_itself_holds_no_code() -> None:
+    """What stands in an `__init__.py` of the library is not followed."""
+    for path in (ROOT / "pipeline").glob("*/__init__.py"):
+        assert all(provenance._is_text(statement) for statement in ast.parse(path.read_text()).body)
+
+
 # What really runs: Python tells each function that it enters.
 
 
