@@ -56,8 +56,14 @@ def replacing(path: Path) -> Iterator[Path]:
 @contextmanager
 def new_hdf5(path: Path) -> Iterator[h5py.File]:
     """`replacing` with an HDF5 file that is open for writing."""
-    with replacing(path) as temporary, _FailsOnce(temporary, "w+") as stream, h5py.File(stream, "w") as file:
-        yield file
+    with replacing(path) as temporary, _FailsOnce(temporary, "w+") as stream:
+        try:
+            with h5py.File(stream, "w") as file:
+                yield file
+        except Exception:
+            if stream.failure:  # h5py may raise anything after it, such as that the stream has no method
+                raise stream.failure from None
+            raise
 
 
 class _FailsOnce(io.FileIO):
@@ -67,23 +73,23 @@ class _FailsOnce(io.FileIO):
     and the process dies of a segmentation fault.
     """
 
-    failed = False
+    failure: OSError | None = None
 
     def write(self, data: "Buffer") -> int:
         view, n_written = memoryview(data).cast("B"), 0
         try:
-            while n_written < len(view) and not self.failed:
+            while n_written < len(view) and not self.failure:
                 n_written += super().write(view[n_written:])
-        except OSError:
-            self.failed = True
+        except OSError as error:
+            self.failure = error
             raise
         return len(view)
 
     def truncate(self, size: int | None = None) -> int:
         try:
-            return self.tell() if self.failed else super().truncate(size)
-        except OSError:
-            self.failed = True
+            return self.tell() if self.failure else super().truncate(size)
+        except OSError as error:
+            self.failure = error
             raise
 
 
