@@ -19,7 +19,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("pipeline", "stages")  # of this project
 TABLES = {  # dictionaries, each in a module of its own
     "DATASETS": "pipeline/data/datasets.py",
     "EEG_ENCODERS": "pipeline/eeg/encoders.py",
@@ -197,8 +196,6 @@ def _target(statement: ast.stmt) -> _Place | None:
 def _file_of(module: str) -> Path | None:
     """The file of a module that can change a result; None for any other."""
     package, *names = module.split(".")
-    if package not in PACKAGES or not names:
-        return None
     if package == "pipeline" and len(names) == 1 and names != ["devices"]:
         return None
     path = ROOT.joinpath(package, *names).with_suffix(".py")
@@ -251,13 +248,23 @@ def _meaning(node: object) -> object:
             return [_meaning(each) for each in node if not _is_text(each)]
         case ast.arg(arg=name):
             return name
-        case ast.Raise(exc=ast.Call(func=error)):  # its text computes nothing
-            return ["Raise", _meaning(error)]
+        case ast.Raise(exc=ast.expr() as error):  # its text computes nothing
+            return ["Raise", [_meaning(kind) for kind in _kinds(error)]]
         case ast.AST():
             fields = {name: value for name, value in ast.iter_fields(node) if name not in WITHOUT_EFFECT}
             meanings = {name: _meaning(value) for name, value in fields.items() if value is not None and value != []}
             return [type(node).__name__, meanings]
     return repr(node)
+
+
+def _kinds(error: ast.expr) -> list[ast.expr]:
+    """What is raised, without its text: of `fault(path) or InputError("...")` it is `fault` and `InputError`."""
+    match error:
+        case ast.Call(func=kind):
+            return [kind]
+        case ast.BoolOp(values=values):
+            return [kind for value in values for kind in _kinds(value)]
+    return [error]
 
 
 def _is_text(node: object) -> bool:

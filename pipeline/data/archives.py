@@ -30,8 +30,9 @@ def open_zip(path: Path, largest_member: int) -> zipfile.ZipFile:
     try:
         archive = zipfile.ZipFile(path)
     except OSError as error:
-        told = f"{path}: cannot be opened ({error.strerror or error}); {FETCH_AGAIN}"
-        raise unreadable(error, path) or InputError(told) from error
+        raise unreadable(error, path) or InputError(
+            f"{path}: cannot be opened ({error.strerror or error}); {FETCH_AGAIN}"
+        ) from error
     except ZIP_FAULTS as error:
         raise InputError(f"{path}: is not a whole zip archive ({error}); {FETCH_AGAIN}") from error
     try:

@@ -32,8 +32,9 @@ def read_image_table(path: Path) -> dict[Split, pd.DataFrame]:
     try:
         table = pd.read_csv(path, dtype=str, keep_default_na=False)
     except (OSError, ValueError) as error:
-        told = f"{path}: cannot be read as a table of images ({error}); {FETCH_AGAIN}"
-        raise unreadable(error, path) or InputError(told) from error
+        raise unreadable(error, path) or InputError(
+            f"{path}: cannot be read as a table of images ({error}); {FETCH_AGAIN}"
+        ) from error
     if list(table.columns) != COLUMNS or table["image_ids"].duplicated().any():
         raise InputError(
             f"{path}: expected the columns {', '.join(COLUMNS)} and each image once, got {', '.join(table.columns)}; "

@@ -58,8 +58,9 @@ def read_metadata(path: Path) -> dict[Split, pd.DataFrame]:
     try:
         trials = pd.read_csv(path, dtype=str, keep_default_na=False)
     except OSError as error:
-        told = f"{path}: cannot be read ({error.strerror}); {FETCH_AGAIN}"
-        raise unreadable(error, path) or InputError(told) from error
+        raise unreadable(error, path) or InputError(
+            f"{path}: cannot be read ({error.strerror}); {FETCH_AGAIN}"
+        ) from error
     except ValueError as error:  # also what is no table and what is not UTF-8
         raise InputError(f"{path}: is not a table of trials as CSV ({error}); {FETCH_AGAIN}") from error
     exp, test = (_images(trials, trial_type, str(path)) for trial_type in IMAGE_PATHS)
@@ -187,8 +188,9 @@ def _fif_faults(path: Path) -> Iterator[None]:
         yield
     except Exception as error:  # a damaged file makes MNE raise anything, the bare Exception among it
         reason = " ".join(str(error).split()) or type(error).__name__
-        told = f"{path}: cannot be read as epochs of MNE ({reason:.200}); {FETCH_AGAIN}"
-        raise unreadable(error, path) or InputError(told) from error
+        raise unreadable(error, path) or InputError(
+            f"{path}: cannot be read as epochs of MNE ({reason:.200}); {FETCH_AGAIN}"
+        ) from error
 
 
 def _trials(metadata: pd.DataFrame, images: Mapping[Split, pd.DataFrame], split: Split, where: str) -> np.ndarray:

@@ -128,8 +128,9 @@ def read_embeddings(
             values = _read(path, tables, views_in_gallery, image_ids)[:, 0]
             learned = None if views == views_in_gallery else _read(path, tables, views, image_ids)
     except (OSError, KeyError, AttributeError, TypeError, ValueError) as error:
-        told = f"{path}: is not a whole embedding cache ({error}); {EMBED_AGAIN}"
-        raise unreadable(error, path) or InputError(told) from error
+        raise unreadable(error, path) or InputError(
+            f"{path}: is not a whole embedding cache ({error}); {EMBED_AGAIN}"
+        ) from error
     if block != "mix":
         values, learned = values[:, 0], learned if learned is None else learned[:, :, 0]
     blocks = tuple(names) if block == "mix" else ()
@@ -210,8 +211,9 @@ def read_about(path: Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
                 known |= {f"{view}/{block}": _plain(dataset) for block, dataset in blocks.items()}
             return _plain(file), known
     except (OSError, KeyError, AttributeError, TypeError, ValueError) as error:
-        told = f"{path}: is not a whole embedding cache ({error}); {EMBED_AGAIN}"
-        raise unreadable(error, path) or InputError(told) from error
+        raise unreadable(error, path) or InputError(
+            f"{path}: is not a whole embedding cache ({error}); {EMBED_AGAIN}"
+        ) from error
 
 
 def read_health(path: Path) -> dict[str, dict[str, int | float]]:
