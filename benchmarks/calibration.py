@@ -5,7 +5,7 @@
 Each dataset (benchmarks/simulated.py) is drawn anew: subjects, images and noise. On it are trained, by params.yaml with
 fewer epochs, ten seeds with the embeddings of one image model, ten with those of an equal one, whose noise is its own,
 and on the first few datasets five with each of three better ones. Every comparison is
-`pipeline.analysis.comparison.compare` of runs drawn from these at random:
+`pipeline.compare.comparison.compare` of runs drawn from these at random:
 
     same     two disjoint sets of seeds with the very same embeddings: only seeds differ
     equal    the same seeds with the embeddings of two equal models: seeds, subjects and images differ, as in real use
@@ -31,15 +31,15 @@ from scipy.stats import binomtest
 from tqdm import tqdm
 
 from benchmarks.simulated import Data, embed, recipe, similarities, simulate
-from pipeline.analysis.comparison import compare
-from pipeline.analysis.differences import ALPHA
-from pipeline.analysis.similarities import Scored, Similarities
-from pipeline.decoding.runs import plan
-from pipeline.decoding.training import derive_seeds, held_out, train
+from pipeline.compare.comparison import compare
+from pipeline.compare.differences import ALPHA
+from pipeline.evaluate.similarities import Scored, Similarities
 from pipeline.params import read_params
 from pipeline.sections import Evaluate
 from pipeline.study.results import Answer, Cell, Trial
 from pipeline.study.summary import ENCODERS, summarise
+from pipeline.train.runs import plan
+from pipeline.train.training import derive_seeds, held_out, train
 
 SEEDS = (1, 3, 5)
 WORSE = 4.5  # noise of the embeddings
@@ -93,10 +93,19 @@ def run(protocol: str, number: int, model: str, seed: int) -> list[Scored]:
         seeds = derive_seeds(seed, fold.fold)
         mask = held_out(samples.things_concept, parameters.validation_concepts, seeds.concepts)
         selection, rows = samples.take(np.flatnonzero(mask)), np.flatnonzero(~mask)
-        trained = train(samples, rows, selection, embeddings, parameters, seeds, torch.device("cpu"))
+        trained = train(
+            samples, rows, selection, embeddings, parameters, seeds, torch.device("cpu")
+        )
         for subject in fold.tested_on:
             found = similarities(trained.model, data.test_eeg[names.index(subject)], embeddings)
-            about = (fold.fold, seed, subject, trained.epoch, trained.collapsed, trained.model.logit_scale.item())
+            about = (
+                fold.fold,
+                seed,
+                subject,
+                trained.epoch,
+                trained.collapsed,
+                trained.model.logit_scale.item(),
+            )
             scored.append(Scored(*about, np.empty(0), np.empty(0), found))
     return scored
 
@@ -105,21 +114,32 @@ def claim(protocol: str, sides: list[list[list[Scored]]]) -> tuple[str, float]:
     """Verdict and difference in points, of the runs of each side."""
     n = len(sides[0][0][0].similarity)
     ids = np.arange(n).astype(str).astype(object)
-    about = {"dataset": "simulated", "synthetic": True, "protocol": protocol, "selected_on": "validation"}
+    about = {
+        "dataset": "simulated",
+        "synthetic": True,
+        "protocol": protocol,
+        "selected_on": "validation",
+    }
     evaluations = []
     for encoder, runs in zip(("unaligned", "aligned"), sides, strict=True):
         # the seeds of the two sides count from 1, so that two sets of seeds compare as one
         scored = [replace(s, seed=i) for i, run in enumerate(runs, 1) for s in run]
-        evaluations.append(Similarities(ids, ids, ids, scored, about | {"encoder": encoder, "settings": {}}))
+        evaluations.append(
+            Similarities(ids, ids, ids, scored, about | {"encoder": encoder, "settings": {}})
+        )
     result = compare(*evaluations, evaluate_parameters(), 0)
     return result["verdict"], 100 * result["metrics"]["top1_acc"]["difference"]
 
 
 def evaluate_parameters() -> Evaluate:
-    return Evaluate(**read_params(Path("params.yaml")).evaluate.model_dump() | {"resamples": 300, "top_k": [1]})
+    return Evaluate(
+        **read_params(Path("params.yaml")).evaluate.model_dump() | {"resamples": 300, "top_k": [1]}
+    )
 
 
-def compare_dataset(protocol: str, number: int, runs: dict[str, list[list[Scored]]], each: int) -> list[tuple]:
+def compare_dataset(
+    protocol: str, number: int, runs: dict[str, list[list[Scored]]], each: int
+) -> list[tuple]:
     """Comparisons of one dataset, `each` with a model and a number of seeds: (model, seeds, verdict, points)."""
     torch.set_num_threads(1)
     rng, found = np.random.default_rng(number), []
@@ -128,7 +148,10 @@ def compare_dataset(protocol: str, number: int, runs: dict[str, list[list[Scored
             for _ in range(each):
                 drawn = rng.permutation(len(with_it))
                 rows = (drawn[:k], drawn[k : 2 * k]) if model == "first" else (drawn[:k], drawn[:k])
-                sides = [[of[i] for i in side] for of, side in zip((runs["first"], with_it), rows, strict=True)]
+                sides = [
+                    [of[i] for i in side]
+                    for of, side in zip((runs["first"], with_it), rows, strict=True)
+                ]
                 found.append((model, k, *claim(protocol, sides)))
     return found
 
@@ -137,9 +160,12 @@ def calibrate(protocol: str, pool: ProcessPoolExecutor) -> None:
     setting = SETTINGS[protocol]
     jobs = {}
     for number in range(setting.n_datasets):
-        models = {"first": 10, "second": 10} | (dict.fromkeys(BETTER, 5) if number < setting.n_planted else {})
+        models = {"first": 10, "second": 10} | (
+            dict.fromkeys(BETTER, 5) if number < setting.n_planted else {}
+        )
         jobs[number] = {
-            model: [pool.submit(run, protocol, number, model, seed) for seed in range(n)] for model, n in models.items()
+            model: [pool.submit(run, protocol, number, model, seed) for seed in range(n)]
+            for model, n in models.items()
         }
     each = -(-COMPARISONS // setting.n_datasets)
     compared = []
@@ -150,10 +176,15 @@ def calibrate(protocol: str, pool: ProcessPoolExecutor) -> None:
     seeds, scores = [], []
     for number in jobs:
         per_seed = np.array([top1(jobs[number]["first"][i].result()) for i in range(10)])
-        both = np.array([[top1(f.result()) for f in jobs[number][model]] for model in ("first", "second")])
+        both = np.array(
+            [[top1(f.result()) for f in jobs[number][model]] for model in ("first", "second")]
+        )
         scores.append(per_seed.mean())
         seeds.append((per_seed.var(ddof=1), np.cov(both)))
-    spread, covariance = np.mean([one[0] for one in seeds]) ** 0.5, np.mean([one[1] for one in seeds], axis=0)
+    spread, covariance = (
+        np.mean([one[0] for one in seeds]) ** 0.5,
+        np.mean([one[1] for one in seeds], axis=0),
+    )
     print(
         f"\n{protocol}: {setting.n_datasets} datasets, {setting.n_subjects} subjects, top-1 {np.mean(scores):.1f} %, "
         f"sd over seeds {spread:.1f} points; correlation of two models' top-1 over the same seeds "
@@ -166,7 +197,9 @@ def calibrate(protocol: str, pool: ProcessPoolExecutor) -> None:
 
 
 def top1(scored: list[Scored]) -> float:
-    return 100 * float(np.mean([(s.similarity >= s.similarity.diagonal()[:, None]).sum(1) == 1 for s in scored]))
+    return 100 * float(
+        np.mean([(s.similarity >= s.similarity.diagonal()[:, None]).sum(1) == 1 for s in scored])
+    )
 
 
 def show(kind: str, k: int, found: list[list[tuple]]) -> None:
@@ -176,7 +209,10 @@ def show(kind: str, k: int, found: list[list[tuple]]) -> None:
     claimed = [np.mean([verdict in ("better", "worse") for verdict, _ in of]) for of in by_dataset]
     n, total = verdicts.count("better") + verdicts.count("worse"), len(verdicts)
     low, high = binomtest(n, total).proportion_ci()
-    points, error = np.mean([points for of in by_dataset for _, points in of]), np.std(claimed, ddof=1)
+    points, error = (
+        np.mean([points for of in by_dataset for _, points in of]),
+        np.std(claimed, ddof=1),
+    )
     print(
         f"{kind:8} {k:5} {points:+7.1f} {n:5}/{total:5} {n / total:6.1%} {low:7.1%} to {high:5.1%} "
         f"{error / len(claimed) ** 0.5:6.1%} {verdicts.count('worse') if kind in BETTER else '':>10}",
@@ -201,7 +237,10 @@ def draw_study(protocol: str, n_seeds: int, gain: float, number: int) -> list[An
     easy = 0.5 * rng.standard_normal((N_SUBJECTS, 1)) + rng.standard_normal(N_IMAGES)  # (S, N)
 
     def by_encoder() -> np.ndarray:
-        person, image = rng.standard_normal((2, N_SUBJECTS, 1)), rng.standard_normal((2, 1, N_IMAGES))
+        person, image = (
+            rng.standard_normal((2, N_SUBJECTS, 1)),
+            rng.standard_normal((2, 1, N_IMAGES)),
+        )
         return (0.2 * person + 0.7 * image) / 2**0.5  # (2, S, N)
 
     alike, zeros, answers = by_encoder(), np.zeros(N_IMAGES), []
@@ -211,17 +250,31 @@ def draw_study(protocol: str, n_seeds: int, gain: float, number: int) -> list[An
         for e, encoder in enumerate(ENCODERS):
             for fold in plan(protocol, subjects, list(range(n_seeds))):
                 trial = Trial(cell, encoder, fold.fold, fold.seed, fold.trained_on, fold.tested_on)
-                logit = level + easy + alike[e] + own[e] + 0.1 * rng.standard_normal() + gain * e * (i % 2)
+                logit = (
+                    level
+                    + easy
+                    + alike[e]
+                    + own[e]
+                    + 0.1 * rng.standard_normal()
+                    + gain * e * (i % 2)
+                )
                 for subject in fold.tested_on:
                     right = rng.random(N_IMAGES) < 1 / (1 + np.exp(-logit[subjects.index(subject)]))
                     rank = np.where(right, 1.0, 2.0)
-                    queries = {"rank": rank, "image_to_eeg_rank": rank, "nice_loss": zeros, "matched_cosine": zeros}
+                    queries = {
+                        "rank": rank,
+                        "image_to_eeg_rank": rank,
+                        "nice_loss": zeros,
+                        "matched_cosine": zeros,
+                    }
                     queries |= {"mismatched_cosine": zeros, "mismatched_square": zeros}
                     answers.append(Answer(trial, subject, 1, False, "cpu", 0.0, queries))
     return answers
 
 
-def judge_study(protocol: str, n_seeds: int, gain: float, number: int) -> tuple[list[str], list[float], list[float]]:
+def judge_study(
+    protocol: str, n_seeds: int, gain: float, number: int
+) -> tuple[list[str], list[float], list[float]]:
     """The verdict of each cell, its p before the correction, and its difference in points."""
     facts = {"synthetic": True, "selected_on": "validation", "caveats": []}
     answers = draw_study(protocol, n_seeds, gain, number)
@@ -231,19 +284,35 @@ def judge_study(protocol: str, n_seeds: int, gain: float, number: int) -> tuple[
 
 
 def calibrate_study(pool: ProcessPoolExecutor) -> None:
-    print(f"{N_CELLS} cells, {N_SUBJECTS} subjects, {N_IMAGES}-way; share of studies or cells, with its standard error")
-    for protocol, n_seeds in (("pooled", 3), ("pooled", 5), ("within-subject", 1), ("within-subject", 5)):
+    print(
+        f"{N_CELLS} cells, {N_SUBJECTS} subjects, {N_IMAGES}-way; share of studies or cells, with its standard error"
+    )
+    for protocol, n_seeds in (
+        ("pooled", 3),
+        ("pooled", 5),
+        ("within-subject", 1),
+        ("within-subject", 5),
+    ):
         for gain, n in STUDIES.items():
-            jobs = [pool.submit(judge_study, protocol, n_seeds, gain, number) for number in range(n)]
-            found = [job.result() for job in tqdm(jobs, desc=protocol, unit="study", leave=False, disable=None)]
+            jobs = [
+                pool.submit(judge_study, protocol, n_seeds, gain, number) for number in range(n)
+            ]
+            found = [
+                job.result()
+                for job in tqdm(jobs, desc=protocol, unit="study", leave=False, disable=None)
+            ]
             verdicts, p, points = (np.array(values) for values in zip(*found, strict=True))
             claimed, alone = np.isin(verdicts, ("better", "worse")), p <= ALPHA
             planted = (np.arange(N_CELLS) % 2 == 1) & (gain > 0)
-            about = f"planted {points[:, planted].mean():+.1f} points" if gain else "nothing planted"
+            about = (
+                f"planted {points[:, planted].mean():+.1f} points" if gain else "nothing planted"
+            )
             told = f"a false claim in {_share(claimed[:, ~planted].any(1))} of studies"
             told += f", uncorrected {_share(alone[:, ~planted].any(1))}"
             if gain:
-                right, wrong = ((verdicts == verdict)[:, planted] for verdict in ("better", "worse"))
+                right, wrong = (
+                    (verdicts == verdict)[:, planted] for verdict in ("better", "worse")
+                )
                 told += f"; found {_share(right.mean(1))} of the planted, wrong sign {wrong.sum()}"
             print(f"{protocol}, {n_seeds} seeds, {about}: {told}", flush=True)
 

@@ -17,8 +17,8 @@ import pandas as pd
 import torch
 
 from benchmarks.simulated import embed, published, similarities, simulate, start_as_torch
-from pipeline.decoding.retrieval import retrieval_metrics
-from pipeline.decoding.training import derive_seeds, held_out, train
+from pipeline.retrieval import retrieval_metrics
+from pipeline.train.training import derive_seeds, held_out, train
 
 N_TEST = 200
 VARIANTS = {
@@ -38,24 +38,44 @@ CASES += [(variant, 0.07, 7.0) for variant in list(VARIANTS)[3:]]
 def run(case: tuple[str, float, float], seed: int) -> dict:
     torch.set_num_threads(1)
     variant, signal, common = case
-    sizes = {"n_subjects": 1, "n_concepts": 750, "per_concept": 8, "n_test": N_TEST, "shape": (8, 72)}
+    sizes = {
+        "n_subjects": 1,
+        "n_concepts": 750,
+        "per_concept": 8,
+        "n_test": N_TEST,
+        "shape": (8, 72),
+    }
     data = simulate(0, signal=signal, common=common, **sizes, subject_spread=0)
     embeddings, seeds = embed(data, 0, 2.0), derive_seeds(seed, "pooled")
     mask = held_out(data.samples.things_concept, 0.1, seeds.concepts)
     selection, rows = data.samples.take(np.flatnonzero(mask)), np.flatnonzero(~mask)
     changes = {"select_on": "validation", "projection_size": 256, "epochs": 12} | VARIANTS[variant]
     with start_as_torch() if changes.pop("start", None) else mock.MagicMock():
-        trained = train(data.samples, rows, selection, embeddings, published(**changes), seeds, torch.device("cpu"))
+        trained = train(
+            data.samples,
+            rows,
+            selection,
+            embeddings,
+            published(**changes),
+            seeds,
+            torch.device("cpu"),
+        )
     similarity = torch.from_numpy(similarities(trained.model, data.test_eeg[0], embeddings))
     scores = retrieval_metrics(similarity, trained.model.logit_scale.item(), top_k=[1])
-    made = {"seed": seed, "collapsed": trained.collapsed, "spread": trained.history["spread"].iloc[-1]}
+    made = {
+        "seed": seed,
+        "collapsed": trained.collapsed,
+        "spread": trained.history["spread"].iloc[-1],
+    }
     return made | {"top1": scores["top1_acc"], "loss": scores["nice_loss"]}
 
 
 def main() -> None:
     seeds = int(sys.argv[1]) if len(sys.argv) > 1 else 10
     print(f"{seeds} seeds; chance: top-1 {1 / N_TEST}, loss {np.log(N_TEST):.3f}")
-    print(f"{'variant':22} {'signal':>6} {'common':>6} {'collapsed':>9} {'spread':>6} {'top-1 (sd)':>15} {'loss':>6}")
+    print(
+        f"{'variant':22} {'signal':>6} {'common':>6} {'collapsed':>9} {'spread':>6} {'top-1 (sd)':>15} {'loss':>6}"
+    )
     with ProcessPoolExecutor(os.cpu_count(), get_context("spawn")) as pool:
         futures = [[pool.submit(run, case, seed) for seed in range(seeds)] for case in CASES]
         for (variant, signal, common), of_case in zip(CASES, futures, strict=True):

@@ -35,26 +35,33 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from benchmarks import write_latest
-from pipeline.data.archives import read_member
-from pipeline.data.images import decode_image
-from pipeline.devices import device_name, pick_device
+from pipeline.compute.devices import device_name, pick_device
+from pipeline.compute.machine import n_cores
 from pipeline.images.acceleration import accelerate
-from pipeline.images.dreamsim import load_encoder
-from pipeline.images.dreamsim_stand_in import make_checkpoint
 from pipeline.images.embedder import _embed_all, _passes
+from pipeline.images.models.dreamsim import load_encoder
+from pipeline.images.models.vit import Framing
+from pipeline.images.stand_ins.dreamsim import make_checkpoint
 from pipeline.images.views import degrade
-from pipeline.images.vit import Framing
-from pipeline.machine import n_cores
 from pipeline.params import read_params
 from pipeline.sections import Embed
+from pipeline.untrusted.archives import read_member
+from pipeline.untrusted.pictures import decode_image
 
 ROUNDS = 3
 BACKBONE, WIDTH, TOKENS, HEADS = "synclr_vitb16", 768, 197, 12
-IMAGES = {"cpu": {"single": 4, "batched": 32, "ours": 32}, "cuda": {"single": 64, "batched": 512, "ours": 8192}}
+IMAGES = {
+    "cpu": {"single": 4, "batched": 32, "ours": 32},
+    "cuda": {"single": 64, "batched": 512, "ours": 8192},
+}
 VIEWED = {"cpu": 16, "cuda": 2048}  # images in all their views
 DECODED = 400  # images, at least
 IMAGES_ZIP = "training_images.zip"
-PICTURES, SIDE, QUALITY = 200, 500, 80  # of THINGS: pixels, and a quality that gives its 100 kB a file
+PICTURES, SIDE, QUALITY = (
+    200,
+    500,
+    80,
+)  # of THINGS: pixels, and a quality that gives its 100 kB a file
 # Small on a CPU, so that the passes end together, as they nearly do with all the images.
 BATCH = {"cpu": 8, "cuda": 256}
 BOUND_BATCHES = {"cpu": (8,), "cuda": (128, 512)}
@@ -70,17 +77,29 @@ class Plain:
 
     def __init__(self, folder: Path, device: torch.device, patient: bool) -> None:
         policies = "OMP_WAIT_POLICY", "GOMP_SPINCOUNT"
-        environment = {key: value for key, value in os.environ.items() if patient or key not in policies}
+        environment = {
+            key: value for key, value in os.environ.items() if patient or key not in policies
+        }
         self.out = folder / f"plain-{patient}.npy"
         script, images = Path(__file__).with_name("plain_embed.py"), folder / IMAGES_ZIP
-        command = [sys.executable, script, BACKBONE, folder / "dreamsim", images, device.type, self.out]
+        command = [
+            sys.executable,
+            script,
+            BACKBONE,
+            folder / "dreamsim",
+            images,
+            device.type,
+            self.out,
+        ]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
         self.process = subprocess.Popen([str(word) for word in command], env=environment, **pipes)
 
     def measure(self, names: list[str], batch_size: int) -> tuple[float, float]:
         self.process.stdin.write(f"{batch_size} {' '.join(names)}\n")
         self.process.stdin.flush()
-        answer = next(line for line in self.process.stdout if line.startswith("done "))  # dreamsim prints, too
+        answer = next(
+            line for line in self.process.stdout if line.startswith("done ")
+        )  # dreamsim prints, too
         return tuple(len(names) / float(seconds) for seconds in answer.split()[1:])
 
     def embed(self, names: list[str]) -> np.ndarray:
@@ -92,7 +111,11 @@ class Plain:
 
 
 def ours(
-    folder: Path, archive: zipfile.ZipFile, device: torch.device, precision: str, views: Sequence[str] = VIEWS[:1]
+    folder: Path,
+    archive: zipfile.ZipFile,
+    device: torch.device,
+    precision: str,
+    views: Sequence[str] = VIEWS[:1],
 ) -> Callable:
     """`embed(names)`: the passes of `embed_images`, with its threads and side files; gives the original's."""
     changed = {"precision": precision, "batch_size": BATCH[device.type], "views": list(views)}
@@ -132,7 +155,12 @@ def products(size: int, device: torch.device, packed: bool) -> Callable[[], None
         return lambda: torch.ops.mkldnn._linear_pointwise(x, laid_out, bias, "none", [], "")
 
     patches = linear(WIDTH, WIDTH, TOKENS - 1)
-    layers = [linear(WIDTH, 3 * WIDTH), linear(WIDTH, WIDTH), linear(WIDTH, 4 * WIDTH), linear(4 * WIDTH, WIDTH)]
+    layers = [
+        linear(WIDTH, 3 * WIDTH),
+        linear(WIDTH, WIDTH),
+        linear(WIDTH, 4 * WIDTH),
+        linear(4 * WIDTH, WIDTH),
+    ]
     query, key, value = random(3, size * HEADS, TOKENS, WIDTH // HEADS)
     weights = random(size * HEADS, TOKENS, TOKENS)
 
@@ -169,7 +197,10 @@ def rates(run: Callable[..., object], images: Sequence[str] | range) -> tuple[fl
 
 def decode_all(archive: zipfile.ZipFile, names: Sequence[str]) -> None:
     """With as many threads as `_embed_all` has for it, into one place each."""
-    framing, targets = Framing(), torch.empty(len(names), 3, Framing().side, Framing().side, dtype=torch.uint8)
+    framing, targets = (
+        Framing(),
+        torch.empty(len(names), 3, Framing().side, Framing().side, dtype=torch.uint8),
+    )
 
     def decode(name: str, target: torch.Tensor) -> None:
         target.copy_(framing(decode_image(read_member(archive, name), name)))
@@ -207,8 +238,14 @@ def print_peaks(folder: Path) -> None:
     """Of embedding in bfloat16: the process, and the GPU if there is one, in MB."""
     device = pick_device("auto")
     with zipfile.ZipFile(folder / IMAGES_ZIP) as archive:
-        ours(folder, archive, device, "bfloat16")(repeated(archive.namelist(), IMAGES[device.type]["ours"]))
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6)
+        ours(folder, archive, device, "bfloat16")(
+            repeated(archive.namelist(), IMAGES[device.type]["ours"])
+        )
+    print(
+        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        * (1 if sys.platform == "darwin" else 1024)
+        / 1e6
+    )
     if device.type == "cuda":
         print(torch.cuda.max_memory_reserved() / 1e6)
 
@@ -219,7 +256,9 @@ def repeated(names: list[str], n: int) -> list[str]:
 
 def main() -> None:
     device, cores = pick_device("auto"), torch.get_num_threads()
-    print(f"{device_name(device)}, {platform.processor() or platform.machine()}, {cores} of {os.cpu_count()} cores")
+    print(
+        f"{device_name(device)}, {platform.processor() or platform.machine()}, {cores} of {os.cpu_count()} cores"
+    )
     print(", ".join(f"{name} {version(name)}" for name in ("torch", "timm", "dreamsim", "pillow")))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -227,16 +266,22 @@ def main() -> None:
         with zipfile.ZipFile(folder / IMAGES_ZIP) as archive:
             figures = compare(folder, archive, device, cores)
         peaks = [round(float(peak)) for peak in in_own_process("peaks", folder)]
-    print(f"peak memory: process {peaks[0]} MB" + (f", GPU {peaks[1]} MB" if len(peaks) > 1 else ""))
+    print(
+        f"peak memory: process {peaks[0]} MB" + (f", GPU {peaks[1]} MB" if len(peaks) > 1 else "")
+    )
     keys = ("embed_peak_rss_mb", "embed_peak_gpu_mb")
     write_latest(figures | dict(zip(keys, peaks, strict=False)))
 
 
-def compare(folder: Path, archive: zipfile.ZipFile, device: torch.device, cores: int) -> dict[str, float]:
+def compare(
+    folder: Path, archive: zipfile.ZipFile, device: torch.device, cores: int
+) -> dict[str, float]:
     names, n = archive.namelist(), IMAGES[device.type]
     single, batched, many = (repeated(names, n[key]) for key in ("single", "batched", "ours"))
     plain = {"": Plain(folder, device, False), ", patient threads": Plain(folder, device, True)}
-    fast = {precision: ours(folder, archive, device, precision) for precision in ("float32", "bfloat16")}
+    fast = {
+        precision: ours(folder, archive, device, precision) for precision in ("float32", "bfloat16")
+    }
     decode = functools.partial(decode_all, archive)
     ways: dict[str, Callable[[], tuple[float, float]]] = {
         DECODING: functools.partial(rates, decode, repeated(names, max(DECODED, len(many))))
@@ -244,16 +289,26 @@ def compare(folder: Path, archive: zipfile.ZipFile, device: torch.device, cores:
     for suffix, script in plain.items():
         ways[SINGLE + suffix] = functools.partial(script.measure, single, 1)
         ways[BATCHED + suffix] = functools.partial(script.measure, batched, 32)
-    ways |= {f"ours, {precision}": functools.partial(rates, embed, many) for precision, embed in fast.items()}
+    ways |= {
+        f"ours, {precision}": functools.partial(rates, embed, many)
+        for precision, embed in fast.items()
+    }
     viewed = repeated(names, VIEWED[device.type])
     views = functools.partial(rates, ours(folder, archive, device, "bfloat16", VIEWS), viewed)
     ways[WITH_VIEWS] = lambda: tuple(len(VIEWS) * rate for rate in views())  # each view is an image
     for size in BOUND_BATCHES[device.type]:
         for packed in (False, True) if device_name(device) == "cpu (AVX512)" else (False,):
-            run = functools.partial(at_once, products(size, device, packed), cores if device.type == "cpu" else 1)
+            run = functools.partial(
+                at_once, products(size, device, packed), cores if device.type == "cpu" else 1
+            )
             label = f"products alone, bfloat16, {size} images{', laid out' if packed else ''}"
-            ways[label] = functools.partial(rates, run, range(size * cores if device.type == "cpu" else size))
-    reference, got = plain[""].embed(batched), {precision: embed(batched) for precision, embed in fast.items()}
+            ways[label] = functools.partial(
+                rates, run, range(size * cores if device.type == "cpu" else size)
+            )
+    reference, got = (
+        plain[""].embed(batched),
+        {precision: embed(batched) for precision, embed in fast.items()},
+    )
     measured: dict[str, list[tuple[float, float]]] = {label: [] for label in ways}
     for _ in tqdm(range(ROUNDS), "rounds", disable=None):
         for label, measure in ways.items():
@@ -283,8 +338,13 @@ def report(
         quickest = max(others, key=lambda name: statistics.median(speeds[name]))
         return statistics.median(map(operator.truediv, speeds[label], speeds[quickest]))
 
-    speed = {label: statistics.median(wall for wall, _ in rounds) for label, rounds in measured.items()}
-    quickest = max((label for label in measured if label.startswith("products")), key=lambda label: speed[label])
+    speed = {
+        label: statistics.median(wall for wall, _ in rounds) for label, rounds in measured.items()
+    }
+    quickest = max(
+        (label for label in measured if label.startswith("products")),
+        key=lambda label: speed[label],
+    )
     bound = DECODING if device.type == "cuda" and speed[DECODING] < speed[quickest] else quickest
     print(f"the bound: {bound}")
     per_core = statistics.median(work for _, work in measured[DECODING])
@@ -301,14 +361,24 @@ def report(
         ("embed_vs_matmul_bound", OURS, [quickest]),
         ("embed_vs_bound", OURS, [bound]),
         ("embed_views_vs_original", WITH_VIEWS, [OURS]),
-        ("embed_float32_vs_dreamsim_batched", "ours, float32", [BATCHED, BATCHED + ", patient threads"]),
+        (
+            "embed_float32_vs_dreamsim_batched",
+            "ours, float32",
+            [BATCHED, BATCHED + ", patient threads"],
+        ),
     ):
         figures[key] = round(ratio(label, others, 0), 3)
         print(f"{key:34} {figures[key]:7.3f}; by the cores' work {ratio(label, others, 1):7.3f}")
     for precision, values in got.items():
-        cosine = (values * reference).sum(1) / np.linalg.norm(values, axis=1) / np.linalg.norm(reference, axis=1)
+        cosine = (
+            (values * reference).sum(1)
+            / np.linalg.norm(values, axis=1)
+            / np.linalg.norm(reference, axis=1)
+        )
         figures[f"embed_{precision}_cosine"] = round(float(cosine.min()), 6)
-        print(f"{precision} with dreamsim's float32: cosine at least {cosine.min():.6f} of {len(cosine)} images")
+        print(
+            f"{precision} with dreamsim's float32: cosine at least {cosine.min():.6f} of {len(cosine)} images"
+        )
     seconds = PUBLISHED / speed[OURS]
     figures["embed_published_s"] = round(seconds, 1)
     print(f"both encoders on all {PUBLISHED // 2} images, bfloat16: {seconds:.0f} s at this rate")

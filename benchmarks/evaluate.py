@@ -24,13 +24,15 @@ import torch
 from PIL import Image
 
 from benchmarks import write_latest
-from pipeline.data.sample import CH_NAMES
-from pipeline.decoding.model import ContrastiveModel, ModelSizes, save_model
+from pipeline.datasets.sample import CH_NAMES
 from pipeline.images.embeddings import write_embeddings
 from pipeline.params import read_params
+from pipeline.train.model import ContrastiveModel, ModelSizes, save_model
 
 SUBJECTS = [f"sub-{i:02}" for i in range(1, 11)]
-REFERENCE = Path("reference/learning_curve.csv").absolute()  # joined to a folder, an absolute path stays what it is
+REFERENCE = Path(
+    "reference/learning_curve.csv"
+).absolute()  # joined to a folder, an absolute path stays what it is
 SHAPES = {"": (200, 80, 17, 100), "large": (200, 80, 63, 250)}
 TABLES = ("per_subject", "top_k", "n_way", "repetitions", "time_course", "channels")
 
@@ -56,9 +58,21 @@ def make_inputs(folder: Path, size: str) -> None:
     torch.manual_seed(0)
     sizes = ModelSizes(shape[2], shape[3], sfreq, 768, start=0 if size else -0.2)
     model = ContrastiveModel(sizes, read_params(Path("params.yaml")).train)
-    notes = {"fold": "pooled", "seed": 42, "tested_on": SUBJECTS, "selected_epoch": 1, "collapsed": False}
-    save_model(model, folder / "model/pooled-seed-42", notes | {"protocol": "pooled", "selected_on": "validation"})
-    (folder / "model/history.csv").write_text("epoch,train_loss\n" + "".join(f"{n},{5 / n}\n" for n in range(1, 101)))
+    notes = {
+        "fold": "pooled",
+        "seed": 42,
+        "tested_on": SUBJECTS,
+        "selected_epoch": 1,
+        "collapsed": False,
+    }
+    save_model(
+        model,
+        folder / "model/pooled-seed-42",
+        notes | {"protocol": "pooled", "selected_on": "validation"},
+    )
+    (folder / "model/history.csv").write_text(
+        "epoch,train_loss\n" + "".join(f"{n},{5 / n}\n" for n in range(1, 101))
+    )
     (folder / "comparison.json").write_text('{"sha256": {}}')
     (folder / "images").mkdir()
     with zipfile.ZipFile(folder / "images/test_images.zip", "w") as archive:
@@ -74,11 +88,23 @@ def main() -> None:
         make_inputs(folder, size)
         tables = [f"{table}.csv" for table in TABLES]
         evaluated = ["eeg", "embeddings.h5", "model", "evaluation.json", "evaluation.h5", *tables]
-        reported = ["images", "evaluation.h5", "model/history.csv", "evaluation.json", "comparison.json"]
+        reported = [
+            "images",
+            "evaluation.h5",
+            "model/history.csv",
+            "evaluation.json",
+            "comparison.json",
+        ]
         reported += [REFERENCE, "learning_curves.csv", "pictures", "report.html", *tables]
         start = time.perf_counter()
         for stage, paths in (("evaluate", evaluated), ("report", reported)):
-            command = [sys.executable, "-m", f"stages.{stage}", "params.yaml", *(str(folder / path) for path in paths)]
+            command = [
+                sys.executable,
+                "-m",
+                f"stages.{stage}",
+                "params.yaml",
+                *(str(folder / path) for path in paths),
+            ]
             subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         seconds = time.perf_counter() - start
         usage = resource.getrusage(resource.RUSAGE_CHILDREN)

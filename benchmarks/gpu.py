@@ -21,8 +21,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pipeline.decoding.samples import Samples
-from pipeline.decoding.training import (
+from pipeline.compute.devices import be_deterministic, device_name, pick_device
+from pipeline.errors import InputError
+from pipeline.params import read_params
+from pipeline.sections import Train
+from pipeline.train.samples import Samples
+from pipeline.train.training import (
     Split,
     Trained,
     derive_seeds,
@@ -30,10 +34,6 @@ from pipeline.decoding.training import (
     train_many,
     train_stack,
 )
-from pipeline.devices import be_deterministic, device_name, pick_device
-from pipeline.errors import InputError
-from pipeline.params import read_params
-from pipeline.sections import Train
 
 N_LATENTS, PER_CONCEPT, NOISE = 32, 10, 12.0
 SEEDS = (7, 42, 191, 2025, 96723)
@@ -53,7 +53,9 @@ def simulate(n_subjects: int, n_concepts: int) -> tuple[Samples, torch.Tensor]:
     concepts = np.arange(n_concepts).astype(str).repeat(PER_CONCEPT)
     subject = np.array([f"sub-{s:02}" for s in range(1, n_subjects + 1)], object).repeat(n)
     target = torch.arange(n).repeat(n_subjects)
-    return Samples(eeg.flatten(0, 1), target, subject, np.tile(concepts, n_subjects), 100.0), embeddings
+    return Samples(
+        eeg.flatten(0, 1), target, subject, np.tile(concepts, n_subjects), 100.0
+    ), embeddings
 
 
 def split(samples: Samples, of: str, seed: int) -> Split:
@@ -65,21 +67,27 @@ def split(samples: Samples, of: str, seed: int) -> Split:
 
 
 def within_subject(samples: Samples) -> list[Split]:
-    return [split(samples, subject, seed) for subject in np.unique(samples.subject) for seed in SEEDS]
+    return [
+        split(samples, subject, seed) for subject in np.unique(samples.subject) for seed in SEEDS
+    ]
 
 
 def recipe(**changes: object) -> Train:
     return Train(**read_params(Path("params.yaml")).train.model_dump() | changes)
 
 
-def timed(run: Callable[[], list[Trained | InputError]], splits: list[Split], epochs: int) -> list[Trained]:
+def timed(
+    run: Callable[[], list[Trained | InputError]], splits: list[Split], epochs: int
+) -> list[Trained]:
     """What it trained; prints how long it took."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     start = time.monotonic()
     found = [trained for trained in run() if not isinstance(trained, InputError)]
     seconds, n = time.monotonic() - start, epochs * sum(len(each.rows) for each in splits)
-    memory = f", {torch.cuda.max_memory_allocated() / 1e9:.1f} GB" if torch.cuda.is_available() else ""
+    memory = (
+        f", {torch.cuda.max_memory_allocated() / 1e9:.1f} GB" if torch.cuda.is_available() else ""
+    )
     top1 = np.mean([trained.history["selection_top1"].iloc[-1] for trained in found])
     print(
         f"{len(found)} of {len(splits)} models, {epochs} epochs: {seconds:.1f} s, {n / seconds:,.0f} samples/s"
@@ -96,7 +104,10 @@ def max_gallery(one: Split) -> int:
 
 def relative_difference(one: Trained, other: Trained) -> float:
     """Of all weights together: some, such as a bias before a BatchNorm, are moved by rounding alone."""
-    a, b = (torch.nn.utils.parameters_to_vector(each.model.parameters()).double() for each in (one, other))
+    a, b = (
+        torch.nn.utils.parameters_to_vector(each.model.parameters()).double()
+        for each in (one, other)
+    )
     return ((a - b).norm() / b.norm()).item()
 
 
@@ -111,15 +122,27 @@ def stacked(n_concepts: int, device: torch.device) -> None:
     parameters, (samples, embeddings) = recipe(epochs=50), simulate(10, n_concepts)
     splits = within_subject(samples)
     few = recipe(epochs=5, warmup_epochs_eeg_encoder=1, warmup_epochs_projectors=1)
-    timed(functools.partial(train_stack, samples, splits[:1], embeddings, few, device), splits[:1], few.epochs)
-    timed(functools.partial(train_stack, samples, splits, embeddings, parameters, device), splits, parameters.epochs)
+    timed(
+        functools.partial(train_stack, samples, splits[:1], embeddings, few, device),
+        splits[:1],
+        few.epochs,
+    )
+    timed(
+        functools.partial(train_stack, samples, splits, embeddings, parameters, device),
+        splits,
+        parameters.epochs,
+    )
 
 
 def alone(n_concepts: int, device: torch.device) -> None:
     parameters, (samples, embeddings) = recipe(epochs=3), simulate(2, n_concepts)
     splits = within_subject(samples)
     together, again = (
-        timed(functools.partial(train_stack, samples, splits, embeddings, parameters, device), splits, 3)
+        timed(
+            functools.partial(train_stack, samples, splits, embeddings, parameters, device),
+            splits,
+            3,
+        )
         for _ in range(2)
     )
     same = max(relative_difference(one, other) for one, other in zip(together, again, strict=True))
@@ -129,7 +152,9 @@ def alone(n_concepts: int, device: torch.device) -> None:
         (by_itself,) = train_stack(samples, [own], embeddings, parameters, device)
         assert isinstance(by_itself, Trained)
         differences.append(relative_difference(one, by_itself))
-    print(f"together and alone: {max(differences):.1e}; of another seed {relative_difference(*together[:2]):.1e}")
+    print(
+        f"together and alone: {max(differences):.1e}; of another seed {relative_difference(*together[:2]):.1e}"
+    )
 
 
 def resumed(n_concepts: int, device: torch.device) -> None:
@@ -150,8 +175,12 @@ def resumed(n_concepts: int, device: torch.device) -> None:
         except KeyboardInterrupt:
             print(f"interrupted; the state has {state.stat().st_size / 1e6:.0f} MB")
         after = [each for each in run(state) if isinstance(each, Trained)]
-    difference = max(relative_difference(one, other) for one, other in zip(whole, after, strict=True))
-    print(f"resumed and uninterrupted, relative difference of the weights: {difference:.1e}, should be 0")
+    difference = max(
+        relative_difference(one, other) for one, other in zip(whole, after, strict=True)
+    )
+    print(
+        f"resumed and uninterrupted, relative difference of the weights: {difference:.1e}, should be 0"
+    )
 
 
 def memory(n_concepts: int, device: torch.device) -> None:
@@ -160,9 +189,13 @@ def memory(n_concepts: int, device: torch.device) -> None:
     splits = within_subject(samples)
     if device.type == "cuda":
         limit = 4 * samples.eeg.numel() + 2.5e9
-        torch.cuda.set_per_process_memory_fraction(limit / torch.cuda.get_device_properties(device).total_memory)
+        torch.cuda.set_per_process_memory_fraction(
+            limit / torch.cuda.get_device_properties(device).total_memory
+        )
     with tempfile.TemporaryDirectory() as folder:
-        run = functools.partial(train_many, samples, splits, embeddings, parameters, device, Path(folder))
+        run = functools.partial(
+            train_many, samples, splits, embeddings, parameters, device, Path(folder)
+        )
         timed(run, splits, 2)
 
 
@@ -175,12 +208,18 @@ def precision(n_concepts: int, device: torch.device) -> None:
         print(f"{kind:8} ", end="")
         run = functools.partial(train_stack, samples, splits, embeddings, parameters, device)
         trained = timed(run, splits, 20)
-        last = [each.history[["selection_loss", "selection_top1"]].iloc[-1].to_numpy() for each in trained]
+        last = [
+            each.history[["selection_loss", "selection_top1"]].iloc[-1].to_numpy()
+            for each in trained
+        ]
         found[kind] = np.array(last)
     for kind in kinds[1:]:
         difference = found[kind] - found["float32"]
         mean, error = difference.mean(0), difference.std(0, ddof=1) / len(SEEDS) ** 0.5
-        print(f"{kind} less float32, same seeds: loss {mean[0]:+.4f} (standard error {error[0]:.4f})", end="")
+        print(
+            f"{kind} less float32, same seeds: loss {mean[0]:+.4f} (standard error {error[0]:.4f})",
+            end="",
+        )
         print(f", top-1 {mean[1]:+.4f} ({error[1]:.4f})")
 
 

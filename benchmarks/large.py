@@ -23,11 +23,11 @@ import torch
 
 from benchmarks import write_latest
 from benchmarks.simulated import embed, recipe, similarities, simulate
-from pipeline.decoding.model import ContrastiveModel, ModelSizes
-from pipeline.decoding.retrieval import rank_of_match
-from pipeline.decoding.training import derive_seeds, held_out, read_samples, train
 from pipeline.images.embeddings import read_embeddings, write_embeddings
 from pipeline.params import read_params
+from pipeline.retrieval import rank_of_match
+from pipeline.train.model import ContrastiveModel, ModelSizes
+from pipeline.train.training import derive_seeds, held_out, read_samples, train
 
 SHAPE, N_SUBJECTS, D = (16_540, 63, 250), 9, 768
 STEPS, BLOCK = 8, 1_654
@@ -40,12 +40,17 @@ def make_inputs(folder: Path) -> None:
     for subject in (f"sub-{i:02}" for i in range(1, N_SUBJECTS + 1)):
         with h5py.File(folder / f"{subject}.h5", "w") as file:
             file.attrs.update({"subject": subject, "sfreq": 250.0, "caveats": []})
-            file["ch_names"], file["times"] = [f"channel {i}" for i in range(SHAPE[1])], np.arange(SHAPE[2]) / 250
+            file["ch_names"], file["times"] = (
+                [f"channel {i}" for i in range(SHAPE[1])],
+                np.arange(SHAPE[2]) / 250,
+            )
             eeg = file.create_dataset("train/eeg", SHAPE, np.float16)
             for start in range(0, SHAPE[0], BLOCK):
                 eeg[start : start + BLOCK] = rng.standard_normal((BLOCK, *SHAPE[1:]), np.float32)
             for name in ("image_ids", "concept", "things_concept"):
-                file[f"train/{name}"] = ids if name == "image_ids" else [id.split("/")[1] for id in ids]
+                file[f"train/{name}"] = (
+                    ids if name == "image_ids" else [id.split("/")[1] for id in ids]
+                )
     values = rng.standard_normal((SHAPE[0], D), np.float32)
     write_embeddings(folder / "embeddings", list(ids), [("last", values, {})], {})
 
@@ -57,12 +62,19 @@ def train_one_fold(folder: Path) -> tuple[int, float]:
     cache = read_embeddings(folder / "embeddings", "last")
     samples = read_samples(sorted(folder.glob("*.h5")), "train", cache)
     mask = held_out(samples.things_concept, parameters.validation_concepts, 0)
-    rows, selection = np.flatnonzero(~mask)[: STEPS * parameters.batch_size], samples.take(np.flatnonzero(mask))
+    rows, selection = (
+        np.flatnonzero(~mask)[: STEPS * parameters.batch_size],
+        samples.take(np.flatnonzero(mask)),
+    )
     values, seeds = torch.from_numpy(cache.values), derive_seeds(0, "without-sub-10")
     model = ContrastiveModel(ModelSizes(*SHAPE[1:], samples.sfreq, D), parameters)
     model.standardise(samples.eeg, torch.from_numpy(np.flatnonzero(~mask)))
     train(samples, rows, selection, values, parameters, seeds, torch.device("cpu"))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
+    peak = (
+        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        * (1 if sys.platform == "darwin" else 1024)
+        / 1e9
+    )
     return len(samples.eeg), peak
 
 
@@ -80,8 +92,13 @@ def top1(signal: float, seed: int) -> tuple[float, float]:
         mask = held_out(samples.things_concept, 0.1, seeds.concepts)
         selection, rows = samples.take(np.flatnonzero(mask)), np.flatnonzero(~mask)
         parameters = recipe(epochs=40)
-        model = train(samples, rows, selection, embeddings, parameters, seeds, torch.device("cpu")).model
-        ranks = [rank_of_match(torch.from_numpy(similarities(model, one.to(dtype), embeddings))) for one in test]
+        model = train(
+            samples, rows, selection, embeddings, parameters, seeds, torch.device("cpu")
+        ).model
+        ranks = [
+            rank_of_match(torch.from_numpy(similarities(model, one.to(dtype), embeddings)))
+            for one in test
+        ]
         found.append(100 * torch.stack(ranks).eq(1).double().mean().item())
     return found[0], found[1]
 
@@ -93,8 +110,12 @@ def main() -> None:
         started = time.perf_counter()
         with ProcessPoolExecutor(1, context) as pool:
             n, peak = pool.submit(train_one_fold, Path(name)).result()
-        print(f"leave-one-subject-out, {n} samples of 63 x 250 in float16: peak {peak:.2f} GB", end="")
-        print(f" ({time.perf_counter() - started:.0f} s for reading, {STEPS} steps and one selection)")
+        print(
+            f"leave-one-subject-out, {n} samples of 63 x 250 in float16: peak {peak:.2f} GB", end=""
+        )
+        print(
+            f" ({time.perf_counter() - started:.0f} s for reading, {STEPS} steps and one selection)"
+        )
     write_latest({"train_large_peak_rss_gb": round(peak, 2)})
     print(f"{'signal':>6} {'float32':>8} {'float16':>8} {'difference (se over seeds)':>28}")
     with ProcessPoolExecutor(os.cpu_count(), context) as pool:

@@ -19,11 +19,14 @@ import torch
 from torch import Tensor
 
 from benchmarks.simulated import Data, embed, pink, recipe, similarities, simulate
-from pipeline.decoding.samples import Samples
-from pipeline.decoding.training import derive_seeds, held_out, train
+from pipeline.train.samples import Samples
+from pipeline.train.training import derive_seeds, held_out, train
 
 N_TEST, REPETITIONS = 100, 4
-ONSET, N_TIMES = 28, 72  # samples; for the window more, of which it leaves as many: the encoder needs 65
+ONSET, N_TIMES = (
+    28,
+    72,
+)  # samples; for the window more, of which it leaves as many: the encoder needs 65
 BLOCKS = ("3", "6", "last")
 
 
@@ -37,7 +40,9 @@ class Scene:
     degraded: Tensor
 
 
-def plain(seed: int, signal: float = 0.12, n_concepts: int = 200, n_times: int = N_TIMES) -> tuple[Scene, Data]:
+def plain(
+    seed: int, signal: float = 0.12, n_concepts: int = 200, n_times: int = N_TIMES
+) -> tuple[Scene, Data]:
     """The last block drives the EEG.
 
     Each earlier block shares half of its variance with the next, and the degraded view lacks half of what the EEG has.
@@ -48,15 +53,21 @@ def plain(seed: int, signal: float = 0.12, n_concepts: int = 200, n_times: int =
     rng = np.random.default_rng([seed, 1])
     middle = related(data, rng)
     blocks = [embed(of, seed, 2.0) for of in (related(middle, rng), middle, data)]
-    coarse = dataclasses.replace(data, latents=data.latents * (np.arange(data.latents.shape[1]) % 2))
-    return Scene(data.samples, data.test_eeg[0], torch.stack(blocks, dim=1), embed(coarse, seed, 2.0)), data
+    coarse = dataclasses.replace(
+        data, latents=data.latents * (np.arange(data.latents.shape[1]) % 2)
+    )
+    return Scene(
+        data.samples, data.test_eeg[0], torch.stack(blocks, dim=1), embed(coarse, seed, 2.0)
+    ), data
 
 
 def related(data: Data, rng: np.random.Generator) -> Data:
     """Latents that share half of their variance with these."""
     n = data.latents.shape[1]
     turned = data.latents @ np.linalg.qr(rng.standard_normal((n, n)))[0]
-    return dataclasses.replace(data, latents=(turned + rng.standard_normal(turned.shape)) / np.sqrt(2))
+    return dataclasses.replace(
+        data, latents=(turned + rng.standard_normal(turned.shape)) / np.sqrt(2)
+    )
 
 
 def unchanged(n_times: int, seed: int) -> Scene:
@@ -64,14 +75,20 @@ def unchanged(n_times: int, seed: int) -> Scene:
 
 
 def changed(
-    change: Callable[[np.ndarray, np.random.Generator], np.ndarray], signal: float, seed: int, n_times: int = N_TIMES
+    change: Callable[[np.ndarray, np.random.Generator], np.ndarray],
+    signal: float,
+    seed: int,
+    n_times: int = N_TIMES,
 ) -> Scene:
     """Training and test EEG (N, C, T) changed alike."""
     scene, rng = plain(seed, signal, n_times=n_times)[0], np.random.default_rng([seed, 2])
     train_eeg, test_eeg = (
-        torch.from_numpy(change(eeg.numpy(), rng)).float() for eeg in (scene.samples.eeg, scene.test_eeg)
+        torch.from_numpy(change(eeg.numpy(), rng)).float()
+        for eeg in (scene.samples.eeg, scene.test_eeg)
     )
-    return dataclasses.replace(scene, samples=dataclasses.replace(scene.samples, eeg=train_eeg), test_eeg=test_eeg)
+    return dataclasses.replace(
+        scene, samples=dataclasses.replace(scene.samples, eeg=train_eeg), test_eeg=test_eeg
+    )
 
 
 def noise_above_25_hz(eeg: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -142,7 +159,11 @@ def in_repetitions(samples: Samples, seed: int) -> Samples:
 LEVERS = {
     "`block: 6`": ({"block": 6}, middle_block, "EEG driven by block 6"),
     "`block: mix`": ({"block": "mix"}, middle_block, "the same"),
-    "`views: draw`": ({"views": "draw"}, detail_in_the_original, "detail in the original that the EEG has not"),
+    "`views: draw`": (
+        {"views": "draw"},
+        detail_in_the_original,
+        "detail in the original that the EEG has not",
+    ),
     "`views: mean`": ({"views": "mean"}, detail_in_the_original, "the same"),
     "both views `mean`": (
         {"views": "mean", "views_in_gallery": "mean"},
@@ -164,7 +185,11 @@ LEVERS = {
         partial(changed, offsets, 0.15),
         "an offset of each response and channel, 3 x the noise",
     ),
-    "`average_random_repetitions: any`": ({"average_random_repetitions": "any"}, few_images, "200 images, not 800"),
+    "`average_random_repetitions: any`": (
+        {"average_random_repetitions": "any"},
+        few_images,
+        "200 images, not 800",
+    ),
     "`channel_dropout: 0.2`": (
         {"channel_dropout": 0.2},
         dead_channel_in_test,
@@ -194,8 +219,12 @@ def top1(scene: Scene, seed: int, changes: dict) -> float:
         samples = in_repetitions(samples, seed)
     mask = held_out(samples.things_concept, parameters.validation_concepts, seeds.concepts)
     views = torch.stack([scene.blocks[:, 2], scene.degraded], dim=1)
-    learned = {"original": None, "draw": views, "mean": views.mean(1, keepdim=True)}[parameters.views]
-    embeddings = {"last": scene.blocks[:, 2], 6: scene.blocks[:, 1], "mix": scene.blocks}[parameters.block]
+    learned = {"original": None, "draw": views, "mean": views.mean(1, keepdim=True)}[
+        parameters.views
+    ]
+    embeddings = {"last": scene.blocks[:, 2], 6: scene.blocks[:, 1], "mix": scene.blocks}[
+        parameters.block
+    ]
     if parameters.views_in_gallery == "mean":
         embeddings = views.mean(1)
     trained = train(
@@ -223,11 +252,17 @@ def main() -> None:
         """The default in that scene, and the lever's difference to it, in points, with its spread over seeds."""
         if make not in defaults:
             defaults[make] = np.array([top1(make(seed), seed, {}) for seed in seeds])
-        difference = 100 * (np.array([top1(make(seed), seed, changes) for seed in seeds]) - defaults[make])
+        difference = 100 * (
+            np.array([top1(make(seed), seed, changes) for seed in seeds]) - defaults[make]
+        )
         return f"{100 * defaults[make].mean():.1f} | {difference.mean():+.1f} ({difference.std(ddof=1):.1f})"
 
-    print(f"chance {100 / N_TEST:g} %; {len(seeds)} seeds; top-1 in %, differences in points (sd over seeds)\n")
-    print("| lever | planted | default there | lever there | default, nothing planted | lever, nothing planted |")
+    print(
+        f"chance {100 / N_TEST:g} %; {len(seeds)} seeds; top-1 in %, differences in points (sd over seeds)\n"
+    )
+    print(
+        "| lever | planted | default there | lever there | default, nothing planted | lever, nothing planted |"
+    )
     print("|---|---|---|---|---|---|")
     for name, (changes, make, how) in LEVERS.items():
         planted = measured(make, changes)

@@ -19,12 +19,22 @@ from PIL import Image
 
 @torch.no_grad()
 def embed(
-    model: torch.nn.Module, transform, archive: zipfile.ZipFile, names: list[str], size: int, device: str
+    model: torch.nn.Module,
+    transform,
+    archive: zipfile.ZipFile,
+    names: list[str],
+    size: int,
+    device: str,
 ) -> np.ndarray:
     parts = []
     for start in range(0, len(names), size):
-        images = [Image.open(io.BytesIO(archive.read(name))).convert("RGB") for name in names[start : start + size]]
-        parts.append(model.embed(torch.cat([transform(image) for image in images]).to(device)).cpu().numpy())
+        images = [
+            Image.open(io.BytesIO(archive.read(name))).convert("RGB")
+            for name in names[start : start + size]
+        ]
+        parts.append(
+            model.embed(torch.cat([transform(image) for image in images]).to(device)).cpu().numpy()
+        )
     return np.concatenate(parts)
 
 

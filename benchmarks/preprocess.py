@@ -26,11 +26,17 @@ def make_subject(folder: Path) -> None:
     (folder / "raw").mkdir()
     random = np.random.default_rng(0)
     times = np.round(np.arange(-20, 80) * 0.01, 2)
-    with zipfile.ZipFile(folder / "raw" / "sub-01.zip", "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+    with zipfile.ZipFile(
+        folder / "raw" / "sub-01.zip", "w", zipfile.ZIP_DEFLATED, compresslevel=1
+    ) as archive:
         for name, shape in SHAPES.items():
             data = random.standard_normal(shape)
-            with archive.open(f"sub-01/preprocessed_eeg_{name}.npy", "w", force_zip64=True) as member:
-                np.save(member, {"preprocessed_eeg_data": data, "ch_names": CH_NAMES, "times": times})
+            with archive.open(
+                f"sub-01/preprocessed_eeg_{name}.npy", "w", force_zip64=True
+            ) as member:
+                np.save(
+                    member, {"preprocessed_eeg_data": data, "ch_names": CH_NAMES, "times": times}
+                )
     metadata = {}
     for split, shape in zip(("train", "test"), SHAPES.values(), strict=True):
         concepts = [f"{i // 10 + 1:05d}_concept" for i in range(shape[0])]
@@ -40,14 +46,18 @@ def make_subject(folder: Path) -> None:
 
 
 def ours(folder: Path) -> None:
-    from pipeline.data.datasets import THINGS_EEG2
-    from pipeline.data.image_table import write_image_table
-    from pipeline.eeg.preparation import prepare_subjects
+    from pipeline.datasets.image_table import write_image_table
+    from pipeline.datasets.table import THINGS_EEG2
     from pipeline.params import read_params
+    from pipeline.preprocess.preparation import prepare_subjects
 
     parameters = read_params(Path("params.yaml")).preprocess.model_copy(update={"workers": 1})
-    write_image_table(folder / "images.csv", THINGS_EEG2.read_metadata(folder / "image_metadata.npy"))
-    prepare_subjects(THINGS_EEG2, folder / "raw", folder / "images.csv", folder / "ours", parameters)
+    write_image_table(
+        folder / "images.csv", THINGS_EEG2.read_metadata(folder / "image_metadata.npy")
+    )
+    prepare_subjects(
+        THINGS_EEG2, folder / "raw", folder / "images.csv", folder / "ours", parameters
+    )
 
 
 def plain(folder: Path) -> None:
@@ -98,5 +108,8 @@ if __name__ == "__main__":
         main()
     else:
         {"make_subject": make_subject, "ours": ours, "plain": plain}[sys.argv[1]](Path(sys.argv[2]))
-        peaks = [resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+        peaks = [
+            resource.getrusage(who).ru_maxrss
+            for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+        ]
         print(sum(peaks) * (1 if sys.platform == "darwin" else 1024) / 1e6)

@@ -29,8 +29,8 @@ def make_subject(folder: Path, share: float) -> None:
     """63 channels and the stimuli of four sessions, in the published layout, not compressed; a session in memory."""
     import numpy as np
 
-    from pipeline.data.entry import POSTERIOR
-    from pipeline.data.raw_files import FILES, REPETITIONS, SESSIONS
+    from pipeline.datasets.entry import POSTERIOR
+    from pipeline.datasets.raw_files import FILES, REPETITIONS, SESSIONS
 
     rng = np.random.default_rng(0)
     ch_names = [*POSTERIOR, *(f"E{i}" for i in range(46)), "stim"]
@@ -44,16 +44,24 @@ def make_subject(folder: Path, share: float) -> None:
                     row[:] = 1e-5 * rng.standard_normal(len(row), np.float32)
                 data[-1] = 0
                 data[-1, ENDS : ENDS + SOA * len(order) : SOA] = order
-                fields = {"raw_eeg_data": data, "ch_names": ch_names, "ch_types": ["eeg"] * 63 + ["stim"]}
+                fields = {
+                    "raw_eeg_data": data,
+                    "ch_names": ch_names,
+                    "ch_types": ["eeg"] * 63 + ["stim"],
+                }
                 name = f"sub-01/ses-{session:02d}/{FILES[split]}"
                 with archive.open(name, "w", force_zip64=True) as member:
-                    np.save(member, fields | {"sfreq": 1000, "highpass": 0.01, "lowpass": 100}, allow_pickle=True)
+                    np.save(
+                        member,
+                        fields | {"sfreq": 1000, "highpass": 0.01, "lowpass": 100},
+                        allow_pickle=True,
+                    )
 
 
 def ours(folder: Path, share: float) -> None:
     import pandas as pd
 
-    from pipeline.data.things_eeg2_raw import open_eeg
+    from pipeline.datasets.things_eeg2_raw import open_eeg
 
     images = {split: pd.DataFrame(index=range(n)) for split, n in counts(share).items()}
     with open_eeg(folder / "sub-01.zip", images, SimpleNamespace(**PAPER)) as raw:
@@ -76,7 +84,14 @@ def plain(folder: Path, share: float) -> None:
             events = mne.find_events(raw, "stim", verbose=False)
             raw.drop_channels("stim")
             for start in range(0, len(events), 200):
-                epochs = mne.Epochs(raw, events[start : start + 200], tmin=-0.2, tmax=1.0, preload=True, verbose=False)
+                epochs = mne.Epochs(
+                    raw,
+                    events[start : start + 200],
+                    tmin=-0.2,
+                    tmax=1.0,
+                    preload=True,
+                    verbose=False,
+                )
                 epochs.resample(250.0, verbose=False)
 
 
@@ -93,14 +108,23 @@ def main(share: float) -> None:
         folder = Path(name)
         seconds, _ = measure("make_subject", folder, share)
         size = (folder / "sub-01.zip").stat().st_size / 1e6
-        print(f"a subject with {share:g} of the images: {size:.0f} MB of zip, made in {seconds:.0f} s", flush=True)
-        (ours_s, ours_mb), (plain_s, plain_mb) = measure("ours", folder, share), measure("plain", folder, share)
+        print(
+            f"a subject with {share:g} of the images: {size:.0f} MB of zip, made in {seconds:.0f} s",
+            flush=True,
+        )
+        (ours_s, ours_mb), (plain_s, plain_mb) = (
+            measure("ours", folder, share),
+            measure("plain", folder, share),
+        )
     print(f"prepared        {ours_s:6.0f} s  {ours_mb:6.0f} MB peak")
     print(f"read, resample  {plain_s:6.0f} s  {plain_mb:6.0f} MB peak")
     print(f"ratio           {ours_s / plain_s:6.2f}    {ours_mb / plain_mb:6.2f}")
     if share == 1:
         write_latest(
-            {"preprocess_raw_peak_rss_mb": round(ours_mb), "preprocess_raw_vs_mne_time": round(ours_s / plain_s, 3)}
+            {
+                "preprocess_raw_peak_rss_mb": round(ours_mb),
+                "preprocess_raw_vs_mne_time": round(ours_s / plain_s, 3),
+            }
         )
 
 
@@ -108,5 +132,11 @@ if __name__ == "__main__":
     if len(sys.argv) < 3:
         main(float(sys.argv[1]) if len(sys.argv) == 2 else 1)
     else:
-        {"make_subject": make_subject, "ours": ours, "plain": plain}[sys.argv[1]](Path(sys.argv[2]), float(sys.argv[3]))
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6)
+        {"make_subject": make_subject, "ours": ours, "plain": plain}[sys.argv[1]](
+            Path(sys.argv[2]), float(sys.argv[3])
+        )
+        print(
+            resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            * (1 if sys.platform == "darwin" else 1024)
+            / 1e6
+        )

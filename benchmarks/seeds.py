@@ -20,8 +20,8 @@ import numpy as np
 import torch
 
 from benchmarks.simulated import embed, published, recipe, similarities, simulate, start_as_torch
-from pipeline.decoding.retrieval import rank_of_match
-from pipeline.decoding.training import derive_seeds, held_out, train
+from pipeline.retrieval import rank_of_match
+from pipeline.train.training import derive_seeds, held_out, train
 
 SIGNALS = (0.12, 0.16, 0.22)
 FACTORS = ("concepts", "start", "order", "dropout")
@@ -63,12 +63,20 @@ def run(signal: float, variant: str, seed: int) -> tuple[np.ndarray, float, int,
     embeddings, seeds = embed(data, 0, 2.0), derive_seeds(seed, "pooled")
     if only:
         seeds = replace(derive_seeds(0, "pooled"), **{only: getattr(seeds, only)})
-    mask = held_out(data.samples.things_concept, 0.1, seeds.concepts) & (parameters.select_on == "validation")
+    mask = held_out(data.samples.things_concept, 0.1, seeds.concepts) & (
+        parameters.select_on == "validation"
+    )
     selection = data.samples.take(np.flatnonzero(mask)) if mask.any() and not fixed else None
     with start_as_torch() if start else mock.MagicMock():
         began = time.monotonic()
         trained = train(
-            data.samples, np.flatnonzero(~mask), selection, embeddings, parameters, seeds, torch.device("cpu")
+            data.samples,
+            np.flatnonzero(~mask),
+            selection,
+            embeddings,
+            parameters,
+            seeds,
+            torch.device("cpu"),
         )
         seconds = time.monotonic() - began
     found = np.stack([similarities(trained.model, eeg, embeddings) for eeg in data.test_eeg])
@@ -80,7 +88,9 @@ def top1(similarity: np.ndarray) -> float:
     return 100 * float((rank_of_match(torch.from_numpy(similarity)) == 1).double().mean())
 
 
-def report(name: str, signal: float, scores: list[float], runs: list[tuple], times: int = 1) -> None:
+def report(
+    name: str, signal: float, scores: list[float], runs: list[tuple], times: int = 1
+) -> None:
     epoch, seconds = (np.mean([one[i] for one in runs]) for i in (2, 1))
     print(
         f"{name:28} {signal:6} {np.mean(scores):6.1f} {np.std(scores, ddof=1):5.2f} {min(scores):6.1f} "
@@ -91,19 +101,34 @@ def report(name: str, signal: float, scores: list[float], runs: list[tuple], tim
 
 def main() -> None:
     seeds = int(sys.argv[1]) if len(sys.argv) > 1 else 8
-    print(f"{seeds} seeds; top-1 of 100 in %, mean over 8 subjects; sd over seeds in points; seconds on one core")
-    print(f"{'':28} {'signal':>6} {'top-1':>6} {'sd':>5} {'least':>6} {'most':>6} {'epoch':>5} {'s':>5} collapsed")
-    rows = [(name, signal) for name in ALWAYS for signal in SIGNALS] + [(name, SIGNALS[1]) for name in ONCE]
+    print(
+        f"{seeds} seeds; top-1 of 100 in %, mean over 8 subjects; sd over seeds in points; seconds on one core"
+    )
+    print(
+        f"{'':28} {'signal':>6} {'top-1':>6} {'sd':>5} {'least':>6} {'most':>6} {'epoch':>5} {'s':>5} collapsed"
+    )
+    rows = [(name, signal) for name in ALWAYS for signal in SIGNALS] + [
+        (name, SIGNALS[1]) for name in ONCE
+    ]
     with ProcessPoolExecutor(os.cpu_count(), get_context("spawn")) as pool:
         jobs: dict[tuple[str, float], list[Future]] = {
-            (name, signal): [pool.submit(run, signal, name, seed) for seed in range(seeds)] for name, signal in rows
+            (name, signal): [pool.submit(run, signal, name, seed) for seed in range(seeds)]
+            for name, signal in rows
         }
         for (name, signal), futures in jobs.items():
             runs = [future.result() for future in futures]
             report(name, signal, [top1(one[0]) for one in runs], runs)
             if name in ("standardised", "now") and seeds >= 6:
-                threes = [[one[0] for one in runs[first : first + 3]] for first in range(0, seeds - 2, 3)]
-                report(f"{name}, three seeds", signal, [top1(np.mean(three, axis=0)) for three in threes], runs, 3)
+                threes = [
+                    [one[0] for one in runs[first : first + 3]] for first in range(0, seeds - 2, 3)
+                ]
+                report(
+                    f"{name}, three seeds",
+                    signal,
+                    [top1(np.mean(three, axis=0)) for three in threes],
+                    runs,
+                    3,
+                )
 
 
 if __name__ == "__main__":

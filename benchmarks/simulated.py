@@ -10,9 +10,9 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from pipeline.decoding.training import Samples, project
 from pipeline.params import read_params
 from pipeline.sections import Train
+from pipeline.train.training import Samples, project
 
 N_LATENTS, D = 20, 128
 
@@ -66,14 +66,22 @@ def simulate(
         shared = pink(rng, *shape) * after_onset
         noise = pink(rng, len(latents), *shape)
         noise[len(train_latents) :] /= np.sqrt(20)
-        strength = signal * np.exp(subject_spread * rng.standard_normal())  # some people's EEG tells more than others'
-        eeg[subject] = strength * evoked / evoked.std() + common * shared / np.sqrt(np.square(shared).mean()) + noise
+        strength = signal * np.exp(
+            subject_spread * rng.standard_normal()
+        )  # some people's EEG tells more than others'
+        eeg[subject] = (
+            strength * evoked / evoked.std()
+            + common * shared / np.sqrt(np.square(shared).mean())
+            + noise
+        )
     n = len(train_latents)
     samples = Samples(
         eeg=torch.from_numpy(eeg[:, :n]).flatten(0, 1),
         target=torch.arange(n).repeat(n_subjects),
         subject=np.repeat([f"sub-{s:02}" for s in range(1, n_subjects + 1)], n),
-        things_concept=np.tile(np.repeat(np.arange(n_concepts).astype(str), per_concept), n_subjects),
+        things_concept=np.tile(
+            np.repeat(np.arange(n_concepts).astype(str), per_concept), n_subjects
+        ),
         sfreq=100.0,
     )
     return Data(samples, torch.from_numpy(eeg[:, n:]), latents)
@@ -94,13 +102,17 @@ def similarities(model: torch.nn.Module, eeg: Tensor, embeddings: Tensor) -> np.
 
 def recipe(**changes: object) -> Train:
     """params.yaml with changes, in projectors small enough for these data."""
-    return Train(**read_params(Path("params.yaml")).train.model_dump() | {"projection_size": 64} | changes)
+    return Train(
+        **read_params(Path("params.yaml")).train.model_dump() | {"projection_size": 64} | changes
+    )
 
 
 def published(**changes: object) -> Train:
     """The re-implementation's recipe, params/recipe, with changes."""
     words = [
-        line.removeprefix("-S train.") for line in Path("params/recipe").read_text().splitlines() if "train." in line
+        line.removeprefix("-S train.")
+        for line in Path("params/recipe").read_text().splitlines()
+        if "train." in line
     ]
     return recipe(**yaml.safe_load("\n".join(word.replace("=", ": ") for word in words)) | changes)
 
@@ -115,4 +127,4 @@ def start_as_torch() -> AbstractContextManager:
             elif isinstance(module, nn.BatchNorm2d):
                 nn.init.normal_(module.weight, 1.0, 0.02)
 
-    return mock.patch("pipeline.eeg.nice.draw_normal_weights", draw)
+    return mock.patch("pipeline.eeg_encoders.nice.draw_normal_weights", draw)

@@ -15,10 +15,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from pipeline.decoding.runs import sources
 from pipeline.params import read_params
 from pipeline.sections import Runs, Study
 from pipeline.study.trials import plan_study, run_study
+from pipeline.train.runs import sources
 
 EEG_ENCODER, BACKBONE = "nice", "synclr_vitb16"
 
@@ -26,7 +26,9 @@ EEG_ENCODER, BACKBONE = "nice", "synclr_vitb16"
 def main(n_seeds: int) -> None:
     p = read_params(Path("params.yaml"))
     if p.dataset != "sample" or p.backbone != BACKBONE:
-        sys.exit(f"this benchmark is of the sample and {BACKBONE}: check out params.yaml and run dvc repro")
+        sys.exit(
+            f"this benchmark is of the sample and {BACKBONE}: check out params.yaml and run dvc repro"
+        )
     subjects = sources(Path("data/eeg"))
     first = int(time.time())  # seeds of which DVC's cache knows no run
     seeds = list(range(first, first + n_seeds))
@@ -55,7 +57,10 @@ def main(n_seeds: int) -> None:
             an_hour[f"{n_workers} workers"] = len(trials) / wall * 3600
             own = sum(answer.seconds for answer in answers)
             cost = (wall * n_workers - own) / len(trials)
-            print(f"{n_workers} workers: {own / len(trials):.1f} s a run, and {cost:.2f} s of the engine", flush=True)
+            print(
+                f"{n_workers} workers: {own / len(trials):.1f} s a run, and {cost:.2f} s of the engine",
+                flush=True,
+            )
         os.environ["ALIGNED_EEG_CACHE"] = f"{folder}/cache-dvc"
         started = time.monotonic()
         for encoder in ("unaligned", "aligned"):

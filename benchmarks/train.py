@@ -26,15 +26,15 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from benchmarks import write_latest
 from benchmarks.plain import PlainModel, optimizers, train_epoch
-from pipeline.decoding.model import ContrastiveModel, ModelSizes
-from pipeline.decoding.retrieval import retrieval_metrics
-from pipeline.decoding.stack import Stack
-from pipeline.decoding.training import Samples, derive_seeds, held_out, make_galleries, train
-from pipeline.devices import device_name, pick_device, use_precision
-from pipeline.eeg import nice
-from pipeline.eeg.nice import NiceRecipe
+from pipeline.compute.devices import device_name, pick_device, use_precision
+from pipeline.eeg_encoders import nice
+from pipeline.eeg_encoders.nice import NiceRecipe
 from pipeline.params import read_params
+from pipeline.retrieval import retrieval_metrics
 from pipeline.sections import Train
+from pipeline.train.model import ContrastiveModel, ModelSizes
+from pipeline.train.stack import Stack
+from pipeline.train.training import Samples, derive_seeds, held_out, make_galleries, train
 
 CPU = torch.device("cpu")
 SIZES = ModelSizes(n_chans=17, n_times=100, sfreq=100.0, embedding_size=768)
@@ -44,12 +44,18 @@ DEVICE = pick_device("auto")
 PRECISIONS = ("float32", "bfloat16") if DEVICE.type == "cpu" else ("float32", "tf32", "bfloat16")
 AT_ONCE = 4 if DEVICE.type == "cpu" else 50  # models
 LARGE = 2048  # rows and columns of the matrices whose product says what the machine can do
-PRODUCTS = (4 if DEVICE.type == "cpu" else 1000) * 2 * LARGE**3  # operations, of some tenths of a second
+# Operations, of some tenths of a second
+PRODUCTS = (4 if DEVICE.type == "cpu" else 1000) * 2 * LARGE**3
 FULL = 165_400  # 10 subjects x 16,540 images
 # The operations that are convolution, matrix product, normalisation and activation, with what happens inside them; the
 # functions whose simple operations are one of these; and the gradients of simple operations that only the latter have.
 MATHEMATICS = ("mm", "matmul", "conv", "linear", "norm", "elu")
-GRADIENTS = ("DivBackward0", "ClampMinBackward0", "ExpandBackward0", "SqrtBackward0")  # of normalisations
+GRADIENTS = (
+    "DivBackward0",
+    "ClampMinBackward0",
+    "ExpandBackward0",
+    "SqrtBackward0",
+)  # of normalisations
 LABELS = ((NiceRecipe, "composed", "conv: filters"), (nice, "_window_moments", "norm: moments"))
 LABELS += ((functional, "normalize", "norm: unit length"),)
 
@@ -60,7 +66,11 @@ def simulated(n: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def recipe(**changes: object) -> Train:
-    return Train(**read_params(Path("params.yaml")).train.model_dump() | {"eeg_encoder": "nice-recipe"} | changes)
+    return Train(
+        **read_params(Path("params.yaml")).train.model_dump()
+        | {"eeg_encoder": "nice-recipe"}
+        | changes
+    )
 
 
 def operations() -> dict[str, int]:
@@ -70,7 +80,13 @@ def operations() -> dict[str, int]:
     nothing, nor does what is done once a batch. The backward pass of a product is two products, one where its input
     needs no gradient, as EEG and embeddings do not.
     """
-    n_chans, n_times, n_filters, width, batch = SIZES.n_chans, SIZES.n_times, 40, NiceRecipe.WINDOW, recipe().batch_size
+    n_chans, n_times, n_filters, width, batch = (
+        SIZES.n_chans,
+        SIZES.n_times,
+        40,
+        NiceRecipe.WINDOW,
+        recipe().batch_size,
+    )
     n_windows, projected = n_times - width + 1, recipe().projection_size
     products = {
         "temporal": 2 * n_windows * n_chans * width * n_filters,
@@ -85,7 +101,11 @@ def operations() -> dict[str, int]:
 
 
 def ours(
-    parameters: Train, eeg: torch.Tensor, target: torch.Tensor, embeddings: torch.Tensor, n_models: int = 1
+    parameters: Train,
+    eeg: torch.Tensor,
+    target: torch.Tensor,
+    embeddings: torch.Tensor,
+    n_models: int = 1,
 ) -> Callable[[], None]:
     """What trains fresh models together for one epoch, each over all of these samples."""
     models = [ContrastiveModel(SIZES, parameters).to(DEVICE) for _ in range(n_models)]
@@ -109,7 +129,9 @@ def plainly(eeg: torch.Tensor, embeddings: torch.Tensor) -> Callable[[], None]:
 
 def products(precision: str) -> Callable[[], None]:
     """What multiplies large matrices, `PRODUCTS` operations in all."""
-    a, b = torch.randn(2, LARGE, LARGE, device=DEVICE).to(torch.bfloat16 if precision == "bfloat16" else torch.float32)
+    a, b = torch.randn(2, LARGE, LARGE, device=DEVICE).to(
+        torch.bfloat16 if precision == "bfloat16" else torch.float32
+    )
     out = torch.empty_like(a)
 
     def multiply() -> None:
@@ -125,10 +147,15 @@ def products(precision: str) -> Callable[[], None]:
 def speed() -> dict[str, float]:
     """Samples a second of plain and ours on the same part of an epoch, and our share of the rate of matrix products."""
     (eeg, embeddings), target = simulated(PART), torch.arange(PART)
-    epochs = {precision: ours(recipe(precision=precision), eeg, target, embeddings) for precision in PRECISIONS}
+    epochs = {
+        precision: ours(recipe(precision=precision), eeg, target, embeddings)
+        for precision in PRECISIONS
+    }
     n = PART // 4
     stacks = {
-        f"{AT_ONCE} models, {precision}": ours(recipe(precision=precision), eeg[:n], target[:n], embeddings, AT_ONCE)
+        f"{AT_ONCE} models, {precision}": ours(
+            recipe(precision=precision), eeg[:n], target[:n], embeddings, AT_ONCE
+        )
         for precision in PRECISIONS
     }
     large = {f"products, {precision}": products(precision) for precision in PRECISIONS}
@@ -137,7 +164,9 @@ def speed() -> dict[str, float]:
     for name, count in counted.items():
         print(f"  {count / 1e6:5.2f} million operations a sample: {name}")
     per_sample, plain = sum(counted.values()), PART / seconds["plain"]
-    print(f"  {per_sample / 1e6:5.2f} in all\nplain layers on the CPU, DataLoader: {plain:.0f} samples/s")
+    print(
+        f"  {per_sample / 1e6:5.2f} in all\nplain layers on the CPU, DataLoader: {plain:.0f} samples/s"
+    )
     figures = {"train_overhead_share": overhead(epochs["float32"])} if DEVICE.type == "cpu" else {}
     rates, peaks, done = ({} for _ in range(3))
     for precision in PRECISIONS:
@@ -221,13 +250,21 @@ def full_size() -> dict[str, float]:
     start = time.perf_counter()
     epoch()
     seconds = time.perf_counter() - start
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / (1 << 20)
-    print(f"an epoch of {FULL} samples: {seconds:.1f} s, {FULL / seconds:.0f} samples/s, peak {peak:.0f} MB")
+    peak = (
+        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        * (1 if sys.platform == "darwin" else 1024)
+        / (1 << 20)
+    )
+    print(
+        f"an epoch of {FULL} samples: {seconds:.1f} s, {FULL / seconds:.0f} samples/s, peak {peak:.0f} MB"
+    )
     if DEVICE.type == "cuda":
         print(
             f"peak of the GPU's memory, many models at once included: {torch.cuda.max_memory_allocated() / 1e9:.1f} GB"
         )
-    print(f"the recipe of {parameters.epochs} epochs: {parameters.epochs * seconds / 60:.0f} minutes")
+    print(
+        f"the recipe of {parameters.epochs} epochs: {parameters.epochs * seconds / 60:.0f} minutes"
+    )
     return {"train_epoch_full_size_s": seconds, "train_full_size_peak_rss_mb": peak}
 
 
@@ -237,7 +274,9 @@ def planted(noise: float) -> tuple[Samples, torch.Tensor]:
     latents = rng.standard_normal((800, 20))
     embeddings = latents @ rng.standard_normal((20, 768)) + 0.5 * rng.standard_normal((800, 768))
     response = np.cumsum(rng.standard_normal((2, 20, 17, 100)), axis=3) / 30
-    eeg = np.concatenate([np.einsum("nd,dct->nct", latents, response[subject]) for subject in range(2)])
+    eeg = np.concatenate(
+        [np.einsum("nd,dct->nct", latents, response[subject]) for subject in range(2)]
+    )
     eeg += noise * rng.standard_normal(eeg.shape)
     samples = Samples(
         eeg=torch.from_numpy(eeg).float(),
@@ -273,29 +312,49 @@ def parity(epochs: int = 8, seeds: int = 5, noise: float = 3.0) -> None:
         seeds_of_run = derive_seeds(seed, "pooled")
         for precision in ("float32", "bfloat16"):
             changed = parameters.model_copy(update={"precision": precision})
-            history = train(samples, rows, selection, embeddings, changed, seeds_of_run, CPU).history
+            history = train(
+                samples, rows, selection, embeddings, changed, seeds_of_run, CPU
+            ).history
             curves[precision].append(history[["selection_loss", "selection_top1"]].to_numpy())
         torch.manual_seed(1000 + seed)
         model = PlainModel(17, 100, 768)
         made = optimizers(model, parameters.learning_rate, (4, 2), epochs)
         curve = []
         for _ in range(epochs):
-            list(train_epoch(model, made, samples.eeg[rows], embeddings[samples.target[rows]], parameters.batch_size))
+            list(
+                train_epoch(
+                    model,
+                    made,
+                    samples.eeg[rows],
+                    embeddings[samples.target[rows]],
+                    parameters.batch_size,
+                )
+            )
             model.eval()
             with torch.inference_mode():
-                logits = [model(selection.eeg[g], embeddings[selection.target[g]]) for g in galleries]
+                logits = [
+                    model(selection.eeg[g], embeddings[selection.target[g]]) for g in galleries
+                ]
             scale = model.log_scale.exp().item()
             scores = [retrieval_metrics(gallery / scale, scale, top_k=[1]) for gallery in logits]
-            curve.append([np.mean([score[name] for score in scores]) for name in ("nice_loss", "top1_acc")])
+            curve.append(
+                [np.mean([score[name] for score in scores]) for name in ("nice_loss", "top1_acc")]
+            )
         curves["plain"].append(np.array(curve))
-        last = (f"{name} {rows[-1][-1][0]:.3f} {rows[-1][-1][1]:.3f}" for name, rows in curves.items())
+        last = (
+            f"{name} {rows[-1][-1][0]:.3f} {rows[-1][-1][1]:.3f}" for name, rows in curves.items()
+        )
         print(f"seed {seed}, loss and top-1 of the last epoch: {', '.join(last)}", flush=True)
     stacked = {name: np.stack(rows) for name, rows in curves.items()}  # each (seeds, epochs, 2)
     for i, measure in enumerate(("loss", "top-1")):
-        print(f"{measure:5} {'plain':>8} {'float32':>8} {'diff/se':>8} {'bfloat16':>9} {'diff/se':>8}")
+        print(
+            f"{measure:5} {'plain':>8} {'float32':>8} {'diff/se':>8} {'bfloat16':>9} {'diff/se':>8}"
+        )
         mean = {name: rows[:, :, i].mean(0) for name, rows in stacked.items()}
         variance = {name: rows[:, :, i].var(0, ddof=1) / seeds for name, rows in stacked.items()}
-        from_plain = (mean["float32"] - mean["plain"]) / np.sqrt(variance["plain"] + variance["float32"])
+        from_plain = (mean["float32"] - mean["plain"]) / np.sqrt(
+            variance["plain"] + variance["float32"]
+        )
         paired = (stacked["bfloat16"] - stacked["float32"])[:, :, i]
         errors = paired.std(0, ddof=1) / seeds**0.5
         from_float32 = np.divide(paired.mean(0), errors, out=np.zeros(epochs), where=errors > 0)

@@ -14,7 +14,15 @@ from pipeline.errors import InputError
 GB = 1e9
 NUMBER_IN_TEXT = re.compile(r"errno = (\d+)|os error (\d+)")  # of HDF5, and of libraries in Rust
 IN_THE_WAY = {errno.EEXIST, errno.EISDIR, errno.ENOTDIR, errno.ENOTEMPTY, errno.ELOOP}
-NOT_WELL = {errno.EIO, errno.ESTALE, errno.ENXIO, errno.ENODEV, errno.ENOTCONN, errno.ETIMEDOUT, errno.EREMOTEIO}
+NOT_WELL = {
+    errno.EIO,
+    errno.ESTALE,
+    errno.ENXIO,
+    errno.ENODEV,
+    errno.ENOTCONN,
+    errno.ETIMEDOUT,
+    errno.EREMOTEIO,
+}
 UNWRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
@@ -24,7 +32,9 @@ def error_number(error: BaseException) -> int | None:
         return None
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno
-    if isinstance(error, RuntimeError) and isinstance(error.__context__, OSError):  # torch's, after one of its stream
+    if isinstance(error, RuntimeError) and isinstance(
+        error.__context__, OSError
+    ):  # torch's, after one of its stream
         return error.__context__.errno
     match = NUMBER_IN_TEXT.search(str(error))
     return int(match[1] or match[2]) if match else None
@@ -66,7 +76,9 @@ def require_room(folder: Path, n_bytes: int, cache: Path | None = None) -> None:
 
 def require_writable(folder: Path, cache: Path | None = None) -> None:
     """InputError if no file can be written into a folder, which need not be there yet."""
-    place = next(path for path in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(path))
+    place = next(
+        path for path in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(path)
+    )
     try:
         with tempfile.TemporaryFile(dir=place):
             pass
@@ -82,17 +94,29 @@ def existing(path: Path) -> Path:
 def _explain(number: int, path: Path) -> tuple[str, str]:
     """Why, and what helps."""
     if number == errno.ENAMETOOLONG:  # first: nothing can be asked about such a path
-        return "its name is too long for this disk", "give it a shorter one, or work in another folder"
+        return (
+            "its name is too long for this disk",
+            "give it a shorter one, or work in another folder",
+        )
     folder = existing(path if path.is_dir() else path.parent)
     if number == errno.ENOSPC:
         return _full(folder)
     if number == errno.EDQUOT:
-        return f"your quota on the disk of {folder} is used up", "delete files of yours there, or ask for a larger one"
+        return (
+            f"your quota on the disk of {folder} is used up",
+            "delete files of yours there, or ask for a larger one",
+        )
     if number == errno.EFBIG:
         reason = "a file may not be as large as this one here"
-        return reason, "raise the limit (`ulimit -f unlimited`), or take a disk whose file system allows it"
+        return (
+            reason,
+            "raise the limit (`ulimit -f unlimited`), or take a disk whose file system allows it",
+        )
     if number == errno.EROFS:
-        return f"the disk of {folder} is read-only", "mount it so that it can be written, or work in another folder"
+        return (
+            f"the disk of {folder} is read-only",
+            "mount it so that it can be written, or work in another folder",
+        )
     if number in (errno.EACCES, errno.EPERM):
         return _no_right(number, path)
     if number in IN_THE_WAY or number == errno.ENOENT:
@@ -101,15 +125,24 @@ def _explain(number: int, path: Path) -> tuple[str, str]:
         return "the disk fails", "see that it is mounted and well"
     if number in (errno.EMFILE, errno.ENFILE):
         return "too many files are open", "raise the limit (`ulimit -n 4096`)"
-    return f"the system refuses it in {folder}", "work in another folder, or ask who looks after that disk"
+    return (
+        f"the system refuses it in {folder}",
+        "work in another folder, or ask who looks after that disk",
+    )
 
 
 def _full(folder: Path) -> tuple[str, str]:
     room = os.statvfs(folder)
     if room.f_files and not room.f_favail:
-        return f"the disk of {folder} takes no more files (all its inodes are used)", "delete files there"
+        return (
+            f"the disk of {folder} takes no more files (all its inodes are used)",
+            "delete files there",
+        )
     free = room.f_bavail * room.f_frsize / GB
-    return f"the disk is full, {free:.3f} GB are free in {folder} without this file", "make room there"
+    return (
+        f"the disk is full, {free:.3f} GB are free in {folder} without this file",
+        "make room there",
+    )
 
 
 def _no_right(number: int, path: Path) -> tuple[str, str]:
@@ -137,7 +170,10 @@ def _in_the_way(number: int, path: Path) -> tuple[str, str]:
     """A file where a folder should be, or the other way round, or a link to nothing."""
     for place in (path, *path.parents):
         if place.is_symlink() and not place.exists():
-            return f"{place} is a link to {os.readlink(place)}, which is not there", "mount that disk, or make it"
+            return (
+                f"{place} is a link to {os.readlink(place)}, which is not there",
+                "mount that disk, or make it",
+            )
     for place in path.parents:
         if place.exists() and not place.is_dir():
             return f"{place} is a file and should be a folder", "move it away"

@@ -47,4 +47,8 @@ def _letters(name: str) -> str:
 
 def _differ_in_number(first: str, second: str) -> bool:
     numbers = re.findall(r"\d+", first), re.findall(r"\d+", second)
-    return all(numbers) and numbers[0] != numbers[1] and re.sub(r"\d", "", first) == re.sub(r"\d", "", second)
+    return (
+        all(numbers)
+        and numbers[0] != numbers[1]
+        and re.sub(r"\d", "", first) == re.sub(r"\d", "", second)
+    )

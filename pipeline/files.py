@@ -24,9 +24,18 @@ from pipeline.errors import InputError
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-TEMPORARY = re.compile(r"\..+\.(?:([0-9a-f]{8})-)?(\d+)\.tmp")  # its machine and process, see `replacing`
-LEFT_AFTER = 24 * 3600  # s without a change, after which what another machine was writing is a leftover
-NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}  # of some network disks
+TEMPORARY = re.compile(
+    r"\..+\.(?:([0-9a-f]{8})-)?(\d+)\.tmp"
+)  # its machine and process, see `replacing`
+# S without a change, after which what another machine was writing is a leftover
+LEFT_AFTER = 24 * 3600
+NO_LOCKS = {
+    errno.ENOLCK,
+    errno.ENOTSUP,
+    errno.EOPNOTSUPP,
+    errno.ENOSYS,
+    errno.EINVAL,
+}  # of some network disks
 
 
 @contextmanager
@@ -41,7 +50,9 @@ def replacing(path: Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(path.parent)
         yield temporary
-        with open(temporary, "rb") as file:  # not to write: it may be a hard link to a file that is protected
+        with open(
+            temporary, "rb"
+        ) as file:  # not to write: it may be a hard link to a file that is protected
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except Exception as error:
@@ -61,7 +72,9 @@ def new_hdf5(path: Path) -> Iterator[h5py.File]:
             with h5py.File(stream, "w") as file:
                 yield file
         except Exception:
-            if stream.failure:  # h5py may raise anything after it, such as that the stream has no method
+            if (
+                stream.failure
+            ):  # h5py may raise anything after it, such as that the stream has no method
                 raise stream.failure from None
             raise
 
@@ -163,7 +176,9 @@ def cache_folder() -> Path:
     """The platform's user cache folder, or what the environment variable ALIGNED_EEG_CACHE says; made if need be."""
     folder = _cache_path()
     if not folder.is_absolute():  # an experiment of DVC runs in another working directory
-        raise InputError(f"ALIGNED_EEG_CACHE must be an absolute path, got {os.environ['ALIGNED_EEG_CACHE']!r}")
+        raise InputError(
+            f"ALIGNED_EEG_CACHE must be an absolute path, got {os.environ['ALIGNED_EEG_CACHE']!r}"
+        )
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -176,7 +191,9 @@ def try_lock(path: Path) -> BaseFileLock | None:
 
     Where the file system knows no locks, a file that is there while the lock is held stands for it.
     """
-    hard = FileLock(path, mode=0o666, thread_local=False, fallback_to_soft=False)  # 666: for all who share the cache
+    hard = FileLock(
+        path, mode=0o666, thread_local=False, fallback_to_soft=False
+    )  # 666: for all who share the cache
     locks = [hard, SoftFileLock(_soft(path), thread_local=False)]
     for lock in locks:
         try:
@@ -203,9 +220,13 @@ def _soft(path: Path) -> Path:
 def _cache_path() -> Path:
     override = os.environ.get("ALIGNED_EEG_CACHE")
     try:
-        return Path(override).expanduser() if override else platformdirs.user_cache_path("aligned-eeg")
+        return (
+            Path(override).expanduser() if override else platformdirs.user_cache_path("aligned-eeg")
+        )
     except RuntimeError as error:  # ~name of somebody whom the system does not know
-        raise InputError(f"ALIGNED_EEG_CACHE is {override!r}: {error}; write the path in full") from error
+        raise InputError(
+            f"ALIGNED_EEG_CACHE is {override!r}: {error}; write the path in full"
+        ) from error
 
 
 def _cache_of(path: Path) -> Path | None:
@@ -246,6 +267,8 @@ def _is_left(path: Path) -> bool:
     if machine != _machine():  # or of an earlier version, which named the process alone
         return time.time() - changed > LEFT_AFTER
     try:
-        return psutil.Process(int(process)).create_time() > changed + 1  # another one got that number since
+        return (
+            psutil.Process(int(process)).create_time() > changed + 1
+        )  # another one got that number since
     except psutil.NoSuchProcess:
         return True

@@ -58,7 +58,9 @@ def read_params(path: Path) -> Params:
             f"{path}: cannot be read ({error.strerror}); run this in the project's folder"
         ) from error
     except UnicodeDecodeError as error:
-        raise InputError(f"{path}: is not text in UTF-8 ({error.reason}); save it as UTF-8") from error
+        raise InputError(
+            f"{path}: is not text in UTF-8 ({error.reason}); save it as UTF-8"
+        ) from error
     except (YAMLError, ValueError) as error:  # ValueError: a date such as 2026-13-45
         reason = " ".join(str(error).split())
         raise InputError(
@@ -79,13 +81,17 @@ def _first_problem(error: ValidationError) -> str:
     if key in RENAMED:
         return f"the key {key} is now called {RENAMED[key]}"
     if first["type"] == "extra_forbidden":
-        return f"unknown key {key}" + (suggestion(key, [*keys(Params), *Params.model_fields]) or "; is it misspelt?")
+        return f"unknown key {key}" + (
+            suggestion(key, [*keys(Params), *Params.model_fields]) or "; is it misspelt?"
+        )
     if first["type"] == "missing":
         return f"the key {key} is missing"
 
     of_key = [problem for problem in problems if _key(problem) == key]
     alternatives = [_expected(problem) for problem in of_key]
-    return f"{key or 'what it holds'} is {first['input']!r}: {', or '.join(alternatives)}" + _meant(of_key)
+    return f"{key or 'what it holds'} is {first['input']!r}: {', or '.join(alternatives)}" + _meant(
+        of_key
+    )
 
 
 def _expected(problem: ErrorDetails) -> str:
@@ -100,7 +106,11 @@ def _expected(problem: ErrorDetails) -> str:
 
 def _meant(problems: list[ErrorDetails]) -> str:
     """The suggestion of one of the texts that a key takes, for another text."""
-    texts = [text for problem in problems for text in re.findall("'(.+?)'", problem.get("ctx", {}).get("expected", ""))]
+    texts = [
+        text
+        for problem in problems
+        for text in re.findall("'(.+?)'", problem.get("ctx", {}).get("expected", ""))
+    ]
     given = problems[0]["input"]
     return suggestion(given, texts) if isinstance(given, str) else ""
 

@@ -20,23 +20,24 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 TABLES = {  # dictionaries, each in a module of its own
-    "DATASETS": "pipeline/data/datasets.py",
-    "EEG_ENCODERS": "pipeline/eeg/encoders.py",
-    "IMAGE_MODELS": "pipeline/images/models.py",
+    "DATASETS": "pipeline/datasets/table.py",
+    "EEG_ENCODERS": "pipeline/eeg_encoders/table.py",
+    "IMAGE_MODELS": "pipeline/images/models/table.py",
 }
 Chosen = Mapping[str, Collection[str]]  # the entries of each table
 _Place = tuple[Path, str | None]  # a file, and a name that it binds or None for all of it
 # Fields of a node that compute nothing, or that differ between versions of Python.
 WITHOUT_EFFECT = {"annotation", "returns", "type_comment", "type_params", "kind", "ctx"}
-_parsing = threading.Lock()  # two threads in ast.parse at once may fail in Python 3.11 (SystemError: recursion depth)
+# Two threads in ast.parse at once may fail in Python 3.11 (SystemError: recursion depth)
+_parsing = threading.Lock()
 
 
 def code_of(program: Path, chosen: Chosen) -> dict[str, str]:
     """A hash for each module that a program runs through, by its path below the project's folder.
 
     `chosen` names the entries of the tables, {"EEG_ENCODERS": ["nice"]}; of a table that it lacks all entries count.
-    The files directly in `pipeline`, and `stages/__init__.py`, say where and how work is done: no result depends on
-    them, but for `devices.py`, which sets the precision.
+    The files directly in `pipeline`, those in `pipeline/compute`, `stages/__init__.py` and `stages/names.py` say where
+    and how work is done: no result depends on them, but for `retrieval.py`, and `devices.py`, which sets the precision.
     """
     return _hashes([(program.resolve(), None)], chosen)
 
@@ -44,7 +45,9 @@ def code_of(program: Path, chosen: Chosen) -> dict[str, str]:
 def code_hash(code: str, packages: Sequence[str], chosen: Chosen) -> str:
     """Of the module whose `__file__` is given, the entries that it is handed, and the versions of these packages."""
     entries = [(ROOT / TABLES[table], table) for table in chosen]
-    return fingerprint(_hashes([(Path(code), None), *entries], chosen), [_version(name) for name in packages])
+    return fingerprint(
+        _hashes([(Path(code), None), *entries], chosen), [_version(name) for name in packages]
+    )
 
 
 def _hashes(start: Sequence[_Place], chosen: Chosen) -> dict[str, str]:
@@ -109,7 +112,9 @@ def _read(path: Path) -> _Module:
 def _one_import_each(statement: ast.stmt) -> list[ast.stmt]:
     """`from x import a, b` as two statements: who uses a does not use b."""
     if isinstance(statement, ast.ImportFrom):
-        return [ast.ImportFrom(statement.module, [alias], statement.level) for alias in statement.names]
+        return [
+            ast.ImportFrom(statement.module, [alias], statement.level) for alias in statement.names
+        ]
     if isinstance(statement, ast.Import):
         return [ast.Import([alias]) for alias in statement.names]
     return [statement]
@@ -132,7 +137,8 @@ def _names_bound_by(statement: ast.stmt) -> list[str]:
 def _is_guard(statement: ast.stmt) -> bool:
     """Whether this is `if __name__ == "__main__"` or `if TYPE_CHECKING`, which decide no result."""
     return isinstance(statement, ast.If) and any(
-        isinstance(node, ast.Name) and node.id in ("__name__", "TYPE_CHECKING") for node in ast.walk(statement.test)
+        isinstance(node, ast.Name) and node.id in ("__name__", "TYPE_CHECKING")
+        for node in ast.walk(statement.test)
     )
 
 
@@ -157,7 +163,9 @@ def _find_uses(statement: ast.AST, module: _Module) -> Iterator[_Place]:
             with_attribute.add(node.value)
         elif isinstance(node, ast.Name) and node not in with_attribute:
             names.add(node.id)
-        elif isinstance(node, ast.Import | ast.ImportFrom) and node is not statement:  # within a function
+        elif (
+            isinstance(node, ast.Import | ast.ImportFrom) and node is not statement
+        ):  # within a function
             yield from (target for each in _one_import_each(node) if (target := _target(each)))
 
     if isinstance(statement, ast.Import | ast.ImportFrom):
@@ -196,7 +204,9 @@ def _target(statement: ast.stmt) -> _Place | None:
 def _file_of(module: str) -> Path | None:
     """The file of a module that can change a result; None for any other."""
     package, *names = module.split(".")
-    if package == "pipeline" and len(names) == 1 and names != ["devices"]:
+    if module != "pipeline.retrieval" and package == "pipeline" and len(names) == 1:
+        return None
+    if module == "stages.names" or (names[:1] == ["compute"] and names[1:] != ["devices"]):
         return None
     path = ROOT.joinpath(package, *names).with_suffix(".py")
     return path if path.is_file() else None
@@ -204,7 +214,9 @@ def _file_of(module: str) -> Path | None:
 
 def _without_other_entries(statement: ast.stmt, chosen: Chosen) -> ast.AST:
     """The statement; where it is a table, the entries that were chosen."""
-    if not isinstance(statement, ast.Assign | ast.AnnAssign) or not isinstance(statement.value, ast.Dict):
+    if not isinstance(statement, ast.Assign | ast.AnnAssign) or not isinstance(
+        statement.value, ast.Dict
+    ):
         return statement
     [table, *_] = _names_bound_by(statement)
     if table not in TABLES or table not in chosen:
@@ -251,8 +263,14 @@ def _meaning(node: object) -> object:
         case ast.Raise(exc=ast.expr() as error):  # its text computes nothing
             return ["Raise", [_meaning(kind) for kind in _kinds(error)]]
         case ast.AST():
-            fields = {name: value for name, value in ast.iter_fields(node) if name not in WITHOUT_EFFECT}
-            meanings = {name: _meaning(value) for name, value in fields.items() if value is not None and value != []}
+            fields = {
+                name: value for name, value in ast.iter_fields(node) if name not in WITHOUT_EFFECT
+            }
+            meanings = {
+                name: _meaning(value)
+                for name, value in fields.items()
+                if value is not None and value != []
+            }
             return [type(node).__name__, meanings]
     return repr(node)
 
@@ -269,7 +287,11 @@ def _kinds(error: ast.expr) -> list[ast.expr]:
 
 def _is_text(node: object) -> bool:
     """Whether this is a docstring, or another text that stands by itself."""
-    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+    return (
+        isinstance(node, ast.Expr)
+        and isinstance(node.value, ast.Constant)
+        and isinstance(node.value.value, str)
+    )
 
 
 def _version(package: str) -> str:

@@ -12,7 +12,9 @@ Interval = Annotated[list[float], Field(min_length=2, max_length=2)]  # first an
 Block = Literal["last"] | Count
 Protocol = Literal["pooled", "within-subject", "leave-one-subject-out"]
 Seeds = Count | Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
-Address = Annotated[str, Field(pattern=r"\w:\d+$|\]:\d+$")]  # of a Dask scheduler: tcp://node1:8786, tcp://[::1]:8786
+Address = Annotated[
+    str, Field(pattern=r"\w:\d+$|\]:\d+$")
+]  # of a Dask scheduler: tcp://node1:8786, tcp://[::1]:8786
 Names = Annotated[list[str], Field(min_length=1)]
 
 

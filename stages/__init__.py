@@ -93,7 +93,10 @@ def show(title: str, rows: Sequence[Mapping[str, object]]) -> None:
     if plain:
         console = Console(highlight=False, width=1000)  # nothing is cut or wrapped
     table = Table(box=None if plain else box.SIMPLE_HEAD, pad_edge=False)
-    texts = [[f"{value:.3f}" if isinstance(value, float) else str(value) for value in row.values()] for row in rows]
+    texts = [
+        [f"{value:.3f}" if isinstance(value, float) else str(value) for value in row.values()]
+        for row in rows
+    ]
     for name, column in zip(rows[0], zip(*texts, strict=True), strict=True):
         numbers = all(re.fullmatch(r"[-+]?[\d.]*", text) for text in column)
         table.add_column(Text(name), justify="right" if numbers else "left")

@@ -15,9 +15,9 @@ from typing import Annotated
 import typer
 from dvc.api import DVCFileSystem
 
-from pipeline.analysis.comparison import compare
-from pipeline.analysis.similarities import read_similarities
+from pipeline.compare.comparison import compare
 from pipeline.errors import InputError, suggestion
+from pipeline.evaluate.similarities import read_similarities
 from pipeline.files import sha256
 from pipeline.params import Params, keys, read_params
 from stages import run, write_json
@@ -27,26 +27,40 @@ EVALUATION = "data/evaluation.h5"
 
 
 def main(
-    evaluations: Annotated[list[Path] | None, typer.Argument(help="two files to compare, or none")] = None,
-    baseline: Annotated[str, typer.Option(help="the parameter of one side, as -S takes it")] = "encoder=unaligned",
+    evaluations: Annotated[
+        list[Path] | None, typer.Argument(help="two files to compare, or none")
+    ] = None,
+    baseline: Annotated[
+        str, typer.Option(help="the parameter of one side, as -S takes it")
+    ] = "encoder=unaligned",
     other: Annotated[str, typer.Option(help="that of the other side")] = "encoder=aligned",
-    seeds: Annotated[int | None, typer.Option(min=1, help="train.seeds, where DVC makes the evaluations")] = None,
+    seeds: Annotated[
+        int | None, typer.Option(min=1, help="train.seeds, where DVC makes the evaluations")
+    ] = None,
     params: Path = Path("params.yaml"),
     comparison: Path = Path("metrics/comparison.json"),
 ) -> str:
     p = read_params(params)
     if evaluations and len(evaluations) != 2:
-        raise InputError(f"give two evaluations, or none to have DVC make them: got {len(evaluations)}")
+        raise InputError(
+            f"give two evaluations, or none to have DVC make them: got {len(evaluations)}"
+        )
     if evaluations and seeds:
-        raise InputError("--seeds is for evaluations that DVC makes: the files given hold the seeds that they hold")
+        raise InputError(
+            "--seeds is for evaluations that DVC makes: the files given hold the seeds that they hold"
+        )
     for option, value in (("--baseline", baseline), ("--other", other)):
         _check_assignment(option, value)
     if baseline.partition("=")[0] != other.partition("=")[0]:
-        raise InputError(f"--baseline and --other should set the same parameter, got {baseline} and {other}")
+        raise InputError(
+            f"--baseline and --other should set the same parameter, got {baseline} and {other}"
+        )
 
     with tempfile.TemporaryDirectory() as folder:
         wanted = {"baseline": baseline, "other": other}
-        files = evaluations or [evaluate(value, seeds, Path(folder) / f"{side}.h5") for side, value in wanted.items()]
+        files = evaluations or [
+            evaluate(value, seeds, Path(folder) / f"{side}.h5") for side, value in wanted.items()
+        ]
         first, second = (read_similarities(path) for path in files)
         result = compare(first, second, p.evaluate, p.seed)
         result["sha256"] = [sha256(path) for path in files]
@@ -58,9 +72,13 @@ def _check_assignment(option: str, value: str) -> None:
     """InputError unless it sets a key of params.yaml, as `encoder=aligned` does."""
     key, sign, _ = value.partition("=")
     if not sign:
-        raise InputError(f"{option} is {value}: expected a parameter and its value, such as encoder=aligned")
+        raise InputError(
+            f"{option} is {value}: expected a parameter and its value, such as encoder=aligned"
+        )
     if key not in keys(Params):
-        raise InputError(f"{option} is {value}: params.yaml has no key {key}" + suggestion(key, keys(Params)))
+        raise InputError(
+            f"{option} is {value}: params.yaml has no key {key}" + suggestion(key, keys(Params))
+        )
 
 
 def evaluate(value: str, seeds: int | None, target: Path) -> Path:

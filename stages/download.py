@@ -5,15 +5,15 @@ from typing import Annotated
 
 import typer
 
-from pipeline.data.datasets import DATASETS
-from pipeline.data.image_table import SPLITS, write_image_table
-from pipeline.data.sources import OwnCopy, PublishedFiles
-from pipeline.fetch.copies import open_copies
-from pipeline.fetch.download import Addresses, Brought, fetch_dataset
-from pipeline.fetch.own_copy import check_images, collect_images, find_own_copy
+from pipeline.datasets.image_table import SPLITS, write_image_table
+from pipeline.datasets.sources import OwnCopy, PublishedFiles
+from pipeline.datasets.table import DATASETS
+from pipeline.download.copies import open_copies
+from pipeline.download.download import Addresses, Brought, fetch_dataset
+from pipeline.download.own_copy import check_images, collect_images, find_own_copy
 from pipeline.params import read_params
-from pipeline.tables import check_names
 from stages import run, show
+from stages.names import check_names
 
 
 def main(
@@ -22,7 +22,9 @@ def main(
     images: Path,
     metadata: Path,
     image_table: Path,
-    left_in: Annotated[Path | None, typer.Option(help="a folder where users leave files; noticed, not used")] = None,
+    left_in: Annotated[
+        Path | None, typer.Option(help="a folder where users leave files; noticed, not used")
+    ] = None,
 ) -> str:
     p = read_params(params)
     check_names(p)  # here, where a first run begins: not after hours of downloading and embedding
@@ -54,7 +56,9 @@ def main(
         collect_images(things, image_ids_of(p.dataset, metadata), images / "things_images.zip")
     write_image_table(image_table, dataset.read_metadata(metadata))
 
-    files = [path for folder in (eeg, images) for path in sorted(folder.rglob("*")) if path.is_file()]
+    files = [
+        path for folder in (eeg, images) for path in sorted(folder.rglob("*")) if path.is_file()
+    ]
     rows = [{"file": str(path), "MB": path.stat().st_size / 1e6} for path in [*files, metadata]]
     show(f"{p.dataset}: files", rows)
     return f"{len(list(eeg.iterdir()))} subjects to {eeg} and the images to {images}"

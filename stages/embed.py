@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from pipeline.devices import pick_device
+from pipeline.compute.devices import pick_device
 from pipeline.errors import EMBED_AGAIN, InputError
 from pipeline.images.embedder import embed_images
 from pipeline.images.embeddings import read_about, read_health, write_no_embeddings
-from pipeline.images.models import OfCache, find_alignment, find_model
+from pipeline.images.models.table import OfCache, find_alignment, find_model
 from pipeline.params import read_params
 from pipeline.sections import Embed
 from stages import run, show
@@ -41,19 +41,25 @@ def embed(
     encoder = "unaligned" if alignment == "none" else "aligned"
     try:
         load = model.unaligned if alignment == "none" else find_alignment(backbone, alignment)
-    except InputError as error:  # DVC asks for both encoders, also where nobody wants the aligned one
+    except (
+        InputError
+    ) as error:  # DVC asks for both encoders, also where nobody wants the aligned one
         print(error)
         write_no_embeddings(target, str(error))
         return str(target)
     if isinstance(load, OfCache):
         of = read_about(unaligned)[0].get("backbone")
         if of != backbone:
-            raise InputError(f"{unaligned}: is the cache of {of}, and that of {backbone} is needed; {EMBED_AGAIN}")
+            raise InputError(
+                f"{unaligned}: is the cache of {of}, and that of {backbone} is needed; {EMBED_AGAIN}"
+            )
         load.write(unaligned, weights / load.file, target)
     else:
         names = {"backbone": backbone, "encoder": encoder, "alignment": alignment}
         device = pick_device(parameters.device)
-        embed_images(image_table, images, load, weights / model.file, target, names, parameters, device)
+        embed_images(
+            image_table, images, load, weights / model.file, target, names, parameters, device
+        )
     rows = [{"block": block, **health} for block, health in read_health(target).items()]
     if rows:
         show(f"{backbone}, {encoder}", rows)

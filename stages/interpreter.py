@@ -13,7 +13,9 @@ PYTHON = f"{sys.executable} (Python {sys.version_info[0]}.{sys.version_info[1]})
 ACTIVATE = "type in the project's folder: make setup && source .venv/bin/activate"
 
 
-def _tell_of_package(kind: "type[BaseException]", error: BaseException, trace: "TracebackType | None") -> None:
+def _tell_of_package(
+    kind: "type[BaseException]", error: BaseException, trace: "TracebackType | None"
+) -> None:
     """As `sys.excepthook`: one sentence for a package that is missing, and a traceback for all else."""
     package = (error.name or "").split(".")[0] if isinstance(error, ModuleNotFoundError) else ""
     if not package or (ROOT / package).is_dir():

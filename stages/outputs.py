@@ -68,8 +68,14 @@ def find_foreign_files(root: Path) -> list[tuple[Path, Path]]:
     with Repo(str(root)) as repo:
         outputs = [output for output in repo.index.outs if output.use_cache]
         for path in candidates:
-            output = next((output for output in outputs if path.is_relative_to(output.fs_path)), None)
-            if output and not _has_content(repo, path) and not _is_half_made(path, output, root, notes):
+            output = next(
+                (output for output in outputs if path.is_relative_to(output.fs_path)), None
+            )
+            if (
+                output
+                and not _has_content(repo, path)
+                and not _is_half_made(path, output, root, notes)
+            ):
                 foreign.append((path.relative_to(root), Path(output.fs_path).relative_to(root)))
     return foreign
 

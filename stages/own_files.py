@@ -27,8 +27,14 @@ def main(params: Path, dataset_record: Path, weights_record: Path) -> str:
     refuse_to_delete(find_foreign_files(Path.cwd()))
 
     own_copy = p.download.own_copy
-    own_data = {"own_copy": look(own_copy, DATA_FILES), "things_images": look(p.download.things_images, ANY_FILES)}
-    own_weights = {"own_copy": look(own_copy, WEIGHT_FILES), "weights_file": look(p.download.weights_file, ANY_FILES)}
+    own_data = {
+        "own_copy": look(own_copy, DATA_FILES),
+        "things_images": look(p.download.things_images, ANY_FILES),
+    }
+    own_weights = {
+        "own_copy": look(own_copy, WEIGHT_FILES),
+        "weights_file": look(p.download.weights_file, ANY_FILES),
+    }
     write_json(dataset_record, own_data)
     write_json(weights_record, own_weights)
     return ""

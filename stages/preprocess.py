@@ -4,9 +4,9 @@ from pathlib import Path
 
 import h5py
 
-from pipeline.data.datasets import DATASETS
-from pipeline.eeg.preparation import prepare_subjects
+from pipeline.datasets.table import DATASETS
 from pipeline.params import read_params
+from pipeline.preprocess.preparation import prepare_subjects
 from stages import run, show
 
 
@@ -15,7 +15,9 @@ def main(params: Path, raw: Path, image_table: Path, eeg: Path) -> str:
     rows = []
     for path in prepare_subjects(DATASETS[p.dataset], raw, image_table, eeg, p.preprocess):
         with h5py.File(path, "r") as file:
-            shapes = {split: " x ".join(map(str, file[split]["eeg"].shape)) for split in ("train", "test")}
+            shapes = {
+                split: " x ".join(map(str, file[split]["eeg"].shape)) for split in ("train", "test")
+            }
         rows.append({"subject": path.stem} | shapes)
     show("EEG: conditions x (repetitions) x channels x samples", rows)
     return f"{len(rows)} subjects to {eeg}"

@@ -6,9 +6,9 @@ from typing import Any
 
 import pandas as pd
 
-from pipeline.analysis.similarities import read_similarities
-from pipeline.data.datasets import DATASETS
+from pipeline.datasets.table import DATASETS
 from pipeline.errors import InputError
+from pipeline.evaluate.similarities import read_similarities
 from pipeline.files import replacing, sha256
 from pipeline.params import read_params
 from pipeline.report.page import cosines, learning_curves, write_report
@@ -41,7 +41,9 @@ def main(
     with replacing(curves) as temporary:
         learning.to_csv(temporary, index=False)
     pictures.mkdir(parents=True, exist_ok=True)
-    drawn = draw_pictures(pictures, scored, frames["channels"], cosines(scored, summary, compared), thumbnails)
+    drawn = draw_pictures(
+        pictures, scored, frames["channels"], cosines(scored, summary, compared), thumbnails
+    )
     write_report(
         page,
         evaluation=summary,
@@ -68,7 +70,9 @@ def _comparison_of(similarities: Path, comparison: Path) -> dict[str, Any] | Non
         compared = json.loads(comparison.read_text())
         is_of_these = sha256(similarities) in compared["sha256"]
     except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{comparison}: holds no comparison ({error!r}); run `make compare`") from error
+        raise InputError(
+            f"{comparison}: holds no comparison ({error!r}); run `make compare`"
+        ) from error
     return compared if is_of_these else None
 
 

@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pipeline.data.datasets import DATASETS
-from pipeline.data.published import Published
+from pipeline.datasets.published import Published
+from pipeline.datasets.table import DATASETS
 from pipeline.errors import InputError
 from pipeline.files import sha256
 from stages import run, show
@@ -15,7 +15,9 @@ def print_comparison(comparison: dict[str, Any]) -> None:
     """Two tables and the answer."""
     if "metrics" in comparison:
         _show_metrics(comparison)
-    dataset = DATASETS.get(comparison["dataset"])  # a comparison may come from where there are other datasets
+    dataset = DATASETS.get(
+        comparison["dataset"]
+    )  # a comparison may come from where there are other datasets
     if dataset is not None and dataset.published:
         _show_beside(comparison, dataset.published)
     print(comparison["answer"])
@@ -46,16 +48,21 @@ def _show_beside(comparison: dict[str, Any], published: tuple[Published, ...]) -
     rows = []
     if "metrics" in comparison:
         for side in (comparison["baseline"], comparison["other"]):
-            top1, top5 = (_percent(comparison["metrics"].get(f"top{k}_acc", {}).get(side)) for k in (1, 5))
+            top1, top5 = (
+                _percent(comparison["metrics"].get(f"top{k}_acc", {}).get(side)) for k in (1, 5)
+            )
             rows.append(_row(f"this run, {side}", comparison["protocol"], top1, top5, note))
     rows += [_row(one.method, one.protocol, one.top1, one.top5, one.note) for one in published]
     tasks = "; ".join(dict.fromkeys(one.task for one in published))
     show(f"Published on {tasks}: only rows of one protocol compare, on the same data", rows)
 
 
-def _row(method: str, protocol: str, top1: float | None, top5: float | None, note: str) -> dict[str, str]:
+def _row(
+    method: str, protocol: str, top1: float | None, top5: float | None, note: str
+) -> dict[str, str]:
     accuracies = {
-        name: "" if value is None else f"{value:.1f}" for name, value in (("top-1 %", top1), ("top-5 %", top5))
+        name: "" if value is None else f"{value:.1f}"
+        for name, value in (("top-1 %", top1), ("top-5 %", top5))
     }
     return {"method": method, "protocol": protocol} | accuracies | {"note": note}
 
@@ -72,15 +79,22 @@ def _percent(share: float | None) -> float | None:
     return None if share is None else 100 * share
 
 
-def main(comparison: Path = Path("metrics/comparison.json"), evaluation: Path = Path("data/evaluation.h5")) -> str:
+def main(
+    comparison: Path = Path("metrics/comparison.json"),
+    evaluation: Path = Path("data/evaluation.h5"),
+) -> str:
     try:
         result = json.loads(comparison.read_text())
         print_comparison(result)
         compared = result["sha256"]
     except (OSError, ValueError, KeyError, AttributeError) as error:
-        raise InputError(f"{comparison}: holds no comparison ({error!r}); run `make compare`") from error
+        raise InputError(
+            f"{comparison}: holds no comparison ({error!r}); run `make compare`"
+        ) from error
     if evaluation.exists() and sha256(evaluation) not in compared:
-        print(f"{evaluation} is another run than those compared: `make compare` brings this up to date")
+        print(
+            f"{evaluation} is another run than those compared: `make compare` brings this up to date"
+        )
     return ""
 
 

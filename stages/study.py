@@ -3,23 +3,31 @@
 from pathlib import Path
 from typing import Any
 
-from pipeline.data.datasets import DATASETS
-from pipeline.decoding.runs import sources
-from pipeline.eeg.recordings import read_caveats
+from pipeline.datasets.table import DATASETS
 from pipeline.errors import InputError
 from pipeline.files import replacing, sha256
 from pipeline.images.embeddings import read_about
-from pipeline.images.models import OfCache, find_model
+from pipeline.images.models.table import OfCache, find_model
 from pipeline.params import read_params
+from pipeline.preprocess.recordings import read_caveats
 from pipeline.report.study_page import write_study_page
 from pipeline.report.study_pictures import draw_study_pictures
 from pipeline.study.summary import summarise
 from pipeline.study.trials import cache_of, plan_study, run_study
-from pipeline.tables import check_study
+from pipeline.train.runs import sources
 from stages import run, show, write_json
+from stages.names import check_study
 
 
-def main(params: Path, eeg: Path, embeddings: Path, table: Path, metrics: Path, pictures: Path, page: Path) -> str:
+def main(
+    params: Path,
+    eeg: Path,
+    embeddings: Path,
+    table: Path,
+    metrics: Path,
+    pictures: Path,
+    page: Path,
+) -> str:
     p = read_params(params)
     check_study(p)
     dataset, subjects = DATASETS[p.dataset], sources(eeg)
@@ -30,7 +38,10 @@ def main(params: Path, eeg: Path, embeddings: Path, table: Path, metrics: Path, 
     }
     trials = plan_study(p.study, p.seed, list(subjects), kinds)
     answers, failures = run_study(trials, subjects, embeddings, p.train, p.runs)
-    of_images = {read_about(path)[0].get("caveat") for path in {cache_of(embeddings, trial) for trial in trials}}
+    of_images = {
+        read_about(path)[0].get("caveat")
+        for path in {cache_of(embeddings, trial) for trial in trials}
+    }
     facts: dict[str, Any] = {
         "dataset": p.dataset,
         "synthetic": dataset.synthetic,
@@ -51,7 +62,11 @@ def main(params: Path, eeg: Path, embeddings: Path, table: Path, metrics: Path, 
         summary=summary,
         table=frame,
         pictures=draw_study_pictures(pictures, summary, frame),
-        settings={"study": p.study.model_dump(), "train": p.train.model_dump(), "evaluate": p.evaluate.model_dump()},
+        settings={
+            "study": p.study.model_dump(),
+            "train": p.train.model_dump(),
+            "evaluate": p.evaluate.model_dump(),
+        },
         reproduce="dvc repro study/dvc.yaml",
         hashes={str(path): sha256(path) for path in (table, metrics)},
     )

@@ -4,9 +4,9 @@ from pathlib import Path
 
 from pipeline.errors import InputError
 from pipeline.params import read_params
-from pipeline.tables import check_study
 from stages import run
 from stages.embed import embed
+from stages.names import check_study
 
 
 def main(
@@ -23,7 +23,9 @@ def main(
     check_study(p)
     blocks = [block for block in p.study.blocks if block != "mix"]  # which mixes these
     if not blocks:
-        raise InputError(f"{params}: study.blocks is mix alone: name the blocks that it mixes beside it")
+        raise InputError(
+            f"{params}: study.blocks is mix alone: name the blocks that it mixes beside it"
+        )
     parameters = p.embed.model_copy(update={"blocks": blocks})
     return embed(parameters, backbone, alignment, images, image_table, weights, unaligned, target)
 

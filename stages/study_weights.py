@@ -6,15 +6,17 @@ from typing import Annotated
 import typer
 
 from pipeline.params import read_params
-from pipeline.tables import check_study
 from stages import run, weights
+from stages.names import check_study
 
 
 def main(
     params: Path,
     backbone: str,
     folder: Path,
-    left_in: Annotated[Path | None, typer.Option(help="a folder where users leave files; noticed, not used")] = None,
+    left_in: Annotated[
+        Path | None, typer.Option(help="a folder where users leave files; noticed, not used")
+    ] = None,
 ) -> str:
     check_study(read_params(params))
     return weights.main(params, backbone, folder, left_in)

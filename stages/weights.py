@@ -6,12 +6,12 @@ from typing import Annotated
 
 import typer
 
-from pipeline.data.datasets import DATASETS
+from pipeline.datasets.table import DATASETS
+from pipeline.download.copies import open_copies
+from pipeline.download.download import Brought, fetch_file
 from pipeline.errors import InputError
-from pipeline.fetch.copies import open_copies
-from pipeline.fetch.download import Brought, fetch_file
 from pipeline.files import replacing
-from pipeline.images.models import find_model
+from pipeline.images.models.table import find_model
 from pipeline.params import read_params
 from stages import run, show
 
@@ -20,7 +20,9 @@ def main(
     params: Path,
     backbone: str,
     weights: Path,
-    left_in: Annotated[Path | None, typer.Option(help="a folder where users leave files; noticed, not used")] = None,
+    left_in: Annotated[
+        Path | None, typer.Option(help="a folder where users leave files; noticed, not used")
+    ] = None,
 ) -> str:
     p = read_params(params)
     model = find_model(backbone)
@@ -37,7 +39,9 @@ def main(
     elif model.published:
         for file in model.published:
             url = f"{addresses[file.root].rstrip('/')}/{file.path}"
-            fetch_file(url, weights, file.name, file.sha256, published_path=file.path, brought=brought)
+            fetch_file(
+                url, weights, file.name, file.sha256, published_path=file.path, brought=brought
+            )
     elif Path(p.download.weights_file).is_file():
         with replacing(weights / model.file) as copy:
             shutil.copyfile(p.download.weights_file, copy)
@@ -47,7 +51,10 @@ def main(
             "this fetches them from, set it to the full path of your file of them (safetensors, or saved by torch)"
         )
     files = sorted(weights.iterdir())
-    show(f"{backbone}: weights", [{"file": str(path), "MB": path.stat().st_size / 1e6} for path in files])
+    show(
+        f"{backbone}: weights",
+        [{"file": str(path), "MB": path.stat().st_size / 1e6} for path in files],
+    )
     return ", ".join(map(str, files))
 
 

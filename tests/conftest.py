@@ -11,7 +11,9 @@ from playwright.sync_api import Browser, sync_playwright
 
 importlib.import_module("stages")
 torch = importlib.import_module("torch")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+CHROMIUM = (
+    shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+)
 # A suite started in the background has Ctrl-C ignored, and so have the processes that it starts and interrupts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -30,7 +32,9 @@ def one_thread() -> None:
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     if CHROMIUM is None:
-        pytest.skip("no Chromium on this machine (apt-get install chromium): nobody looked at the page")
+        pytest.skip(
+            "no Chromium on this machine (apt-get install chromium): nobody looked at the page"
+        )
     with sync_playwright() as playwright:
         flags = ["--no-sandbox"] if os.geteuid() == 0 else []
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=flags)

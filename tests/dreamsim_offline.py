@@ -21,12 +21,18 @@ from dreamsim.model import PerceptualModel
 from torch import Tensor, nn
 
 
-def load_dreamsim(folder: Path, backbone: str, variant: Literal["unaligned", "aligned"], embed_dim: int) -> nn.Module:
+def load_dreamsim(
+    folder: Path, backbone: str, variant: Literal["unaligned", "aligned"], embed_dim: int
+) -> nn.Module:
     """dreamsim's own model of the files in `folder`, where the archive was unpacked."""
     with offline(folder, embed_dim):
         if variant == "aligned":
             name = backbone.removesuffix("_patch")
-            options = {"use_patch_model": backbone != name, "normalize_embeds": False, "device": "cpu"}
+            options = {
+                "use_patch_model": backbone != name,
+                "normalize_embeds": False,
+                "device": "cpu",
+            }
             return dreamsim.dreamsim(dreamsim_type=name, cache_dir=str(folder), **options)[0]
         config = dreamsim_args["model_config"][backbone] | {"lora": False}
         return PerceptualModel(**config, baseline=True, load_dir=str(folder), device="cpu").eval()
@@ -54,7 +60,11 @@ def offline(folder: Path, embed_dim: int) -> Iterator[None]:
         if model_type == "dino_vitb16":
             vit = make_dino(embed_dim, 16)
             teacher = torch.load(folder / "dino_vitb16_pretrain.pth", weights_only=True)["teacher"]
-            weights = {name.removeprefix("backbone."): value for name, value in teacher.items() if "head." not in name}
+            weights = {
+                name.removeprefix("backbone."): value
+                for name, value in teacher.items()
+                if "head." not in name
+            }
         else:
             assert model_type == "dinov2_vitb14"
             vit = make_dino(embed_dim, 14, dinov2=True)
@@ -64,10 +74,14 @@ def offline(folder: Path, embed_dim: int) -> Iterator[None]:
 
     with ExitStack() as stack:
         for module in (load_synclr_as_dino, load_clip_as_dino, load_open_clip_as_dino):
-            stack.enter_context(patch.object(module, "vit_base", functools.partial(_vit, embed_dim)))
+            stack.enter_context(
+                patch.object(module, "vit_base", functools.partial(_vit, embed_dim))
+            )
         stack.enter_context(patch.object(torch.hub, "load", load_from_hub))
         stack.enter_context(patch.object(torch.hub, "set_dir"))
-        stack.enter_context(warnings.catch_warnings(action="ignore"))  # of peft and torch, about what dreamsim does
+        stack.enter_context(
+            warnings.catch_warnings(action="ignore")
+        )  # of peft and torch, about what dreamsim does
         yield
 
 

@@ -25,9 +25,9 @@ import h5py
 import yaml
 
 import stages
-from pipeline.data.datasets import DATASETS, SAMPLE
-from pipeline.data.sample import make_raw
-from pipeline.images.dreamsim_stand_in import make_checkpoint
+from pipeline.datasets.sample import make_raw
+from pipeline.datasets.table import DATASETS, SAMPLE
+from pipeline.images.stand_ins.dreamsim import make_checkpoint
 from tests.tiny import TINY, make_embeddings, make_prepared
 
 BACKBONE = "synclr_vitb16"
@@ -50,7 +50,9 @@ STAGES = {
         200,
         "data/fetched",
     ),
-    "preprocess": Stage("{base}/params.yaml {base}/raw {base}/images.csv data/eeg", 200, "data/eeg"),
+    "preprocess": Stage(
+        "{base}/params.yaml {base}/raw {base}/images.csv data/eeg", 200, "data/eeg"
+    ),
     "weights": Stage(f"{{base}}/params.yaml {BACKBONE} data/weights", 200, "data/weights"),
     "embed": Stage(
         f"{{base}}/params.yaml {BACKBONE} dreamsim {{base}}/images {{base}}/images.csv {{base}}/weights "
@@ -84,7 +86,11 @@ STAGES = {
     ),
 }
 
-CACHE_KB = {"embed": 4, "train": 40, "study": 16}  # of the stages that compute into it: on such a disk it does not fit
+CACHE_KB = {
+    "embed": 4,
+    "train": 40,
+    "study": 16,
+}  # of the stages that compute into it: on such a disk it does not fit
 
 
 def run(
@@ -133,7 +139,11 @@ def disk(folder: Path, kb: int | None = None, options: str = "") -> Iterator[Cal
     size = f"size={kb}k" if kb else "size=100m"
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"{size}{options}", "tmpfs", folder], check=True)
     try:
-        yield lambda other: subprocess.run(["mount", "-o", f"remount,{other}", folder], check=True) and None
+        yield (
+            lambda other: (
+                subprocess.run(["mount", "-o", f"remount,{other}", folder], check=True) and None
+            )
+        )
     finally:
         subprocess.run(["umount", "-l", folder])
 
@@ -150,7 +160,13 @@ def make_input(base: Path) -> None:
     for place, name in enumerate(("unaligned", "dreamsim")):
         make_embeddings(base / f"embeddings/{BACKBONE}/{name}.h5", image_ids, place)
     values = yaml.safe_load(Path("params.yaml").read_text())
-    quick = {"epochs": 3, "batch_size": 12, "projection_size": 16, "validation_concepts": 0.25, "device": "cpu"}
+    quick = {
+        "epochs": 3,
+        "batch_size": 12,
+        "projection_size": 16,
+        "validation_concepts": 0.25,
+        "device": "cpu",
+    }
     values["train"] |= quick
     values["evaluate"] |= {"resamples": 200}
     values["study"] |= {"backbones": [BACKBONE], "seeds": 1}
@@ -225,7 +241,10 @@ def no_right(base: Path, name: str) -> None:
     """No right to write; then it is given."""
     with disk(base / "data"):
         (base / "data").chmod(0o555)
-        told(f"{name}: no right to write", run(base, name, base / "cache", fails=True, change=obey_modes))
+        told(
+            f"{name}: no right to write",
+            run(base, name, base / "cache", fails=True, change=obey_modes),
+        )
         (base / "data").chmod(0o755)
         run(base, name, base / "cache", fails=False, change=obey_modes)
     shutil.rmtree(base / "cache", ignore_errors=True)
@@ -286,7 +305,17 @@ def told(what: str, sentence: str) -> None:
     print(f"| {what} | {sentence.strip().splitlines()[-1]} |", flush=True)
 
 
-FAULTS = [full, cache_full, no_inodes, read_only, cache_read_only, no_right, largest_file, dangling, in_the_way]
+FAULTS = [
+    full,
+    cache_full,
+    no_inodes,
+    read_only,
+    cache_read_only,
+    no_right,
+    largest_file,
+    dangling,
+    in_the_way,
+]
 
 
 def main(names: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""Damaged and hostile inputs for the parsers of `pipeline.data`: `python -m tests.fuzz 10000`.
+"""Damaged and hostile inputs for all that reads files of others: `python -m tests.fuzz 10000`.
 
 Every input is read or ends in InputError; nothing is imported, run or written, nothing hangs, memory stays small.
 """
@@ -23,20 +23,37 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from pipeline.data.archives import open_zip, read_member
-from pipeline.data.images import decode_image
-from pipeline.data.pickles import Streamed, stream_npy
-from pipeline.data.things_eeg2 import LARGEST_EEG, open_eeg
+from pipeline.datasets.things_eeg2 import LARGEST_EEG, open_eeg
 from pipeline.errors import InputError
 from pipeline.params import read_params
+from pipeline.untrusted.archives import open_zip, read_member
+from pipeline.untrusted.pickles import Streamed, stream_npy
+from pipeline.untrusted.pictures import decode_image
 
 SECONDS_EACH = 20  # of processor time, which others on the machine do not lengthen; coverage makes it five times longer
 GROWTH_MB = 400
 N_TRAIN, N_TEST = 40, 2
 IMAGES = {"train": pd.DataFrame(index=range(N_TRAIN)), "test": pd.DataFrame(index=range(N_TEST))}
 AS_PUBLISHED = read_params(Path("params.yaml")).preprocess
-FORBIDDEN = ("pickle.find_class", "os.system", "os.exec", "os.fork", "os.posix_spawn", "os.putenv", "subprocess.Popen")
-FORBIDDEN += ("exec", "compile", "import", "socket.connect", "os.remove", "os.rename", "os.mkdir", "ctypes.dlopen")
+FORBIDDEN = (
+    "pickle.find_class",
+    "os.system",
+    "os.exec",
+    "os.fork",
+    "os.posix_spawn",
+    "os.putenv",
+    "subprocess.Popen",
+)
+FORBIDDEN += (
+    "exec",
+    "compile",
+    "import",
+    "socket.connect",
+    "os.remove",
+    "os.rename",
+    "os.mkdir",
+    "ctypes.dlopen",
+)
 
 _watching = False
 _seen: list[str] = []
@@ -45,7 +62,11 @@ _seen: list[str] = []
 def _audit(event: str, arguments: tuple) -> None:
     if not _watching:
         return
-    writes = event == "open" and isinstance(arguments[1], str) and any(mode in arguments[1] for mode in "wax+")
+    writes = (
+        event == "open"
+        and isinstance(arguments[1], str)
+        and any(mode in arguments[1] for mode in "wax+")
+    )
     if event in FORBIDDEN or writes:
         _seen.append(f"{event} {arguments!a:.200}")
 
@@ -71,7 +92,9 @@ def nothing_runs() -> Iterator[None]:
     assert not _seen, _seen
 
 
-codecs.lookup("raw_unicode_escape")  # pickletools needs it; imported now, before anybody watches for imports
+codecs.lookup(
+    "raw_unicode_escape"
+)  # pickletools needs it; imported now, before anybody watches for imports
 sys.addaudithook(_audit)
 
 
@@ -97,15 +120,28 @@ def saved(value: object, protocol: int | None = None) -> bytes:
 def recording(shape: tuple[int, ...]) -> dict:
     ch_names = [f"P{i}" for i in range(shape[2])]
     data = np.random.default_rng(0).standard_normal(shape)
-    return {"preprocessed_eeg_data": data, "ch_names": ch_names, "times": np.arange(shape[3]) * 0.01 - 0.2}
+    return {
+        "preprocessed_eeg_data": data,
+        "ch_names": ch_names,
+        "times": np.arange(shape[3]) * 0.01 - 0.2,
+    }
 
 
 def npy_seeds() -> list[bytes]:
-    names = {"train_img_files": np.array(["aardvark_01b.jpg", "é.jpg"]), "objects": np.array(["a", None, 3], object)}
-    mixed = {"number": np.float32(2), "tuple": (1, 2.5, True, b"bytes", 2**70), "nested": {"list": [[], [()]], 7: None}}
+    names = {
+        "train_img_files": np.array(["aardvark_01b.jpg", "é.jpg"]),
+        "objects": np.array(["a", None, 3], object),
+    }
+    mixed = {
+        "number": np.float32(2),
+        "tuple": (1, 2.5, True, b"bytes", 2**70),
+        "nested": {"list": [[], [()]], 7: None},
+    }
     plain = [recording((2, 2, 3, 4)), names, mixed]
     hostile = [{"a": Command("true")}, {"a": np.array([Command("true")], object)}]
-    return [saved(value, protocol) for value in plain + hostile for protocol in (None, 0, 2, 3, 4, 5)]
+    return [
+        saved(value, protocol) for value in plain + hostile for protocol in (None, 0, 2, 3, 4, 5)
+    ]
 
 
 def zip_bytes(members: dict[str, bytes], compression: int) -> bytes:
@@ -124,7 +160,10 @@ def subject_members(train: tuple[int, ...], test: tuple[int, ...]) -> dict[str, 
 def zip_seeds() -> list[bytes]:
     """Archives of which the headers are a large part."""
     members = subject_members((N_TRAIN, 1, 2, 3), (N_TEST, 2, 2, 3))
-    return [zip_bytes(members, compression) for compression in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)]
+    return [
+        zip_bytes(members, compression)
+        for compression in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+    ]
 
 
 def damaged_members(chance: random.Random) -> bytes:
@@ -137,7 +176,13 @@ def damaged_members(chance: random.Random) -> bytes:
 
 def image_seeds() -> list[bytes]:
     seeds = []
-    for mode, kind in (("RGB", "JPEG"), ("L", "JPEG"), ("CMYK", "JPEG"), ("P", "PNG"), ("RGBA", "PNG")):
+    for mode, kind in (
+        ("RGB", "JPEG"),
+        ("L", "JPEG"),
+        ("CMYK", "JPEG"),
+        ("P", "PNG"),
+        ("RGBA", "PNG"),
+    ):
         file = io.BytesIO()
         Image.effect_noise((24, 16), 50).convert(mode).save(file, kind)
         seeds.append(file.getvalue())
@@ -148,7 +193,9 @@ def mutate(data: bytes, other: bytes, chance: random.Random) -> bytes:
     """A few random injuries: bits, lengths, cuts, repeats, opcodes of pickle, pieces of another input."""
     result = bytearray(data)
     for _ in range(chance.choice((1, 1, 1, 2, 4, 16))):
-        near = chance.choice((len(result), 400))  # the values are most of a file, the structure is at both ends
+        near = chance.choice(
+            (len(result), 400)
+        )  # the values are most of a file, the structure is at both ends
         at = chance.choice((chance.randrange(near + 1), len(result) - chance.randrange(near + 1)))
         at = min(max(at, 0), len(result))
         size = chance.choice((1, 2, 4, 8, 30, 300))
@@ -165,7 +212,9 @@ def mutate(data: bytes, other: bytes, chance: random.Random) -> bytes:
                 )
             case 4:
                 result[at:at] = bytes(
-                    chance.choice(b"(.0123FINJKLMQRSTUVX]abcdeghijlopqrstu}\x80\x81\x82\x85\x86\x93\x94\x95")
+                    chance.choice(
+                        b"(.0123FINJKLMQRSTUVX]abcdeghijlopqrstu}\x80\x81\x82\x85\x86\x93\x94\x95"
+                    )
                 )
             case 5:
                 start = chance.randrange(len(other))
@@ -232,7 +281,7 @@ def read_npy_bytes(data: bytes) -> None:
 
 
 def read_zip(path: Path) -> None:
-    """All that is done with a subject's archive, as `eeg.preparation` does it."""
+    """All that is done with a subject's archive, as `preprocess.preparation` does it."""
     with open_zip(path, LARGEST_EEG) as archive:
         for name in archive.namelist():
             read_member(archive, name)
@@ -296,7 +345,9 @@ def main(count: int) -> None:
     growth = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
     for parser, counts in outcomes.items():
         print(f"{parser:6} {counts['refused']:7} refused, {counts['read']:7} read")
-    print(f"{count} inputs in {time.perf_counter() - start:.0f} s; memory grew by {growth:.0f} MB; nothing ran")
+    print(
+        f"{count} inputs in {time.perf_counter() - start:.0f} s; memory grew by {growth:.0f} MB; nothing ran"
+    )
     assert growth < GROWTH_MB
 
 

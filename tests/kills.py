@@ -51,7 +51,10 @@ def main(n_kills: int, seed: int) -> None:
             else:
                 chance.choice(workers).kill()
                 killed["workers"] += 1
-            print(f"killed: {killed}, {len(list(base.glob('cache-killed/study/*.h5')))} runs are whole", flush=True)
+            print(
+                f"killed: {killed}, {len(list(base.glob('cache-killed/study/*.h5')))} runs are whole",
+                flush=True,
+            )
         assert process.wait() == 0
         compare(base)
     print(f"{n_kills} kills: table, summary and page as without them")
@@ -59,7 +62,13 @@ def main(n_kills: int, seed: int) -> None:
 
 def write_params(path: Path) -> None:
     values = yaml.safe_load(Path("params.yaml").read_text())
-    quick = {"epochs": EPOCHS, "batch_size": 12, "projection_size": 16, "validation_concepts": 0.25, "device": "cpu"}
+    quick = {
+        "epochs": EPOCHS,
+        "batch_size": 12,
+        "projection_size": 16,
+        "validation_concepts": 0.25,
+        "device": "cpu",
+    }
     values["train"] |= quick
     values["evaluate"] |= {"resamples": 200}
     values["study"] |= {"backbones": ["synclr_vitb16"]}
@@ -68,8 +77,19 @@ def write_params(path: Path) -> None:
 
 def start(base: Path, name: str) -> subprocess.Popen[bytes]:
     (base / name).mkdir(exist_ok=True)
-    command = [sys.executable, "-m", "stages.study", base / "params.yaml", base / "eeg", base / "embeddings", *OUTS]
-    environment = os.environ | {"ALIGNED_EEG_CACHE": str(base / f"cache-{name}"), "PYTHONPATH": str(Path.cwd())}
+    command = [
+        sys.executable,
+        "-m",
+        "stages.study",
+        base / "params.yaml",
+        base / "eeg",
+        base / "embeddings",
+        *OUTS,
+    ]
+    environment = os.environ | {
+        "ALIGNED_EEG_CACHE": str(base / f"cache-{name}"),
+        "PYTHONPATH": str(Path.cwd()),
+    }
     return subprocess.Popen(command, cwd=base / name, env=environment, stdout=subprocess.DEVNULL)
 
 
@@ -93,13 +113,19 @@ def states(base: Path) -> set[tuple[str, int]]:
 
 def workers_of(pid: int) -> list[psutil.Process]:
     """The processes that run trials: those that Dask's nannies have spawned."""
-    return [child for child in psutil.Process(pid).children() if "spawn_main" in " ".join(child.cmdline())]
+    return [
+        child
+        for child in psutil.Process(pid).children()
+        if "spawn_main" in " ".join(child.cmdline())
+    ]
 
 
 def compare(base: Path) -> None:
     for name in ("study.csv", "study.json", "study.html"):
         assert (base / "killed" / name).read_bytes() == (base / "whole" / name).read_bytes(), name
-    assert not list(base.glob("cache-killed/study/unfinished/*/*.pt")), "no state of an unfinished run is left"
+    assert not list(base.glob("cache-killed/study/unfinished/*/*.pt")), (
+        "no state of an unfinished run is left"
+    )
 
 
 if __name__ == "__main__":

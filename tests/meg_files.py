@@ -12,7 +12,10 @@ import pandas as pd
 from PIL import Image
 
 TMIN, SFREQ, N_PARTS = -0.1, 200.0, 4
-CENTRE, RADIUS = np.array([0.0, -0.002, -0.013]), 0.104  # m, of the sphere nearest to the CTF helmet
+CENTRE, RADIUS = (
+    np.array([0.0, -0.002, -0.013]),
+    0.104,
+)  # m, of the sphere nearest to the CTF helmet
 LOWEST = np.deg2rad(105)  # from its top
 
 
@@ -35,7 +38,9 @@ def make_meg(
         trials = make_trials(subject, n_concepts, n_images, n_test, n_repetitions)
         trials.to_csv(folder / f"sample_attributes_{subject}.csv", index=False)
         save_parts(make_epochs(trials, n_chans, n_times), folder / "eeg" / subject)
-    write_images(folder, sorted({image_id(path) for path in trials["image_path"] if "catch" not in path}))
+    write_images(
+        folder, sorted({image_id(path) for path in trials["image_path"] if "catch" not in path})
+    )
 
 
 def make_trials(
@@ -50,16 +55,30 @@ def make_trials(
     for number, concept in enumerate(concepts, 1):
         for i in range(1, n_images + 1):
             rows.append(
-                ("exp", number, i, np.nan, f"images_meg/{concept}/{concept}_{i:02d}{'b' if i == 1 else 's'}.jpg")
+                (
+                    "exp",
+                    number,
+                    i,
+                    np.nan,
+                    f"images_meg/{concept}/{concept}_{i:02d}{'b' if i == 1 else 's'}.jpg",
+                )
             )
     for test, index in enumerate(tested, 1):
         path = f"images_test_meg/{concepts[index]}_{n_images + 1 + index % 3:02d}s.jpg"
         rows += [("test", index + 1, np.nan, test, path)] * n_repetitions
-    rows += [("catch", 999999, np.nan, np.nan, f"images_catch_meg/catch{i:03d}.jpg") for i in range(len(rows) // 10)]
-    trials = pd.DataFrame(rows, columns=["trial_type", "category_nr", "exemplar_nr", "test_image_nr", "image_path"])
+    rows += [
+        ("catch", 999999, np.nan, np.nan, f"images_catch_meg/catch{i:03d}.jpg")
+        for i in range(len(rows) // 10)
+    ]
+    trials = pd.DataFrame(
+        rows, columns=["trial_type", "category_nr", "exemplar_nr", "test_image_nr", "image_path"]
+    )
     trials = trials.iloc[rng.permutation(len(trials))].reset_index(drop=True)
     shown = trials["trial_type"] != "catch"
-    session, run = np.arange(len(trials)) * 12 // len(trials) + 1, np.arange(len(trials)) * 120 // len(trials) % 10 + 1
+    session, run = (
+        np.arange(len(trials)) * 12 // len(trials) + 1,
+        np.arange(len(trials)) * 120 // len(trials) % 10 + 1,
+    )
     trials = trials.assign(
         image_nr=np.arange(len(trials)) + 1,
         things_category_nr=trials["category_nr"].where(shown),
@@ -75,9 +94,10 @@ def make_trials(
         session_nr=session,
         run_nr=run,
     )
-    published = "trial_type image_nr category_nr exemplar_nr test_image_nr things_category_nr things_image_nr"
-    published += (
-        " things_exemplar_nr image_path onset image_on image_off responded key_id key_time RT session_nr run_nr"
+    published = (
+        "trial_type image_nr category_nr exemplar_nr test_image_nr things_category_nr "
+        "things_image_nr things_exemplar_nr image_path onset image_on image_off responded key_id "
+        "key_time RT session_nr run_nr"
     )
     return trials[published.split()]
 
@@ -120,9 +140,16 @@ def make_info(n_chans: int) -> mne.Info:
 
 
 def make_epochs(trials: pd.DataFrame, n_chans: int = 8, n_times: int = 281) -> mne.EpochsArray:
-    number, before = trials["image_path"].map(numbers(trials)), trials.groupby("image_path").cumcount()
-    data = np.stack([expected(*pair, n_chans, n_times) for pair in zip(number, before, strict=True)])
-    events = np.column_stack([300 * np.arange(len(trials)) + 100, np.zeros(len(trials), int), number + 1])
+    number, before = (
+        trials["image_path"].map(numbers(trials)),
+        trials.groupby("image_path").cumcount(),
+    )
+    data = np.stack(
+        [expected(*pair, n_chans, n_times) for pair in zip(number, before, strict=True)]
+    )
+    events = np.column_stack(
+        [300 * np.arange(len(trials)) + 100, np.zeros(len(trials), int), number + 1]
+    )
     return mne.EpochsArray(data, make_info(n_chans), events, TMIN, metadata=trials, verbose="error")
 
 
@@ -130,7 +157,10 @@ def save_parts(epochs: mne.BaseEpochs, folder: Path) -> None:
     """Save as preprocessed_<subject>-epo.fif and what MNE splits off; the size of a part is sought that gives four."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"preprocessed_{folder.name}-epo.fif"
-    small, large = 1 << 20, (1 << 21) + 2 * epochs.get_data(copy=False).nbytes  # MNE leaves 1 MiB of a part empty
+    small, large = (
+        1 << 20,
+        (1 << 21) + 2 * epochs.get_data(copy=False).nbytes,
+    )  # MNE leaves 1 MiB of a part empty
     while large - small > 1:
         size = (small + large) // 2
         try:

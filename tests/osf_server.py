@@ -100,12 +100,18 @@ def serve(
     folders = {**osf_nodes, **(articles or {}), **({"releases": releases} if releases else {})}
     folders |= {"bucket": bucket} if bucket else {}
     command = [sys.executable, "-m", "tests.osf_server", f"--per-page={per_page}"]
-    command += [f"--folder={name}={folder}" for name, folder in folders.items()] + ["--direct"] * direct
+    command += [f"--folder={name}={folder}" for name, folder in folders.items()] + [
+        "--direct"
+    ] * direct
     root = Path(__file__).parent.parent
-    process = subprocess.Popen(command, cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
     try:
         first = f"http://{HOST}:{int(process.stdout.readline())}"
-        yield Server(f"{first}/v2", f"{first}/figshare", f"{first}/bucket", f"{first}/releases", process)
+        yield Server(
+            f"{first}/v2", f"{first}/figshare", f"{first}/bucket", f"{first}/releases", process
+        )
     finally:
         process.kill()
         process.communicate()
@@ -140,7 +146,12 @@ class State:
     def figshare_files(self) -> dict[int, tuple[str, Path]]:
         """The article and path of each file, by its number."""
         articles = {name: folder for name, folder in self.folders.items() if name.isdecimal()}
-        files = [(name, path) for name in articles for path in sorted(articles[name].iterdir()) if path.is_file()]
+        files = [
+            (name, path)
+            for name in articles
+            for path in sorted(articles[name].iterdir())
+            if path.is_file()
+        ]
         return dict(enumerate(files, 33244238))
 
     def token(self, seconds: float) -> str:
@@ -150,7 +161,18 @@ class State:
 
 
 LINK_FAULTS = {"api_status", "expired"}
-DATA_FAULTS = {"drop", "hang", "truncate", "flip", "trickle", "longer", "length", "no_range", "html", "status"}
+DATA_FAULTS = {
+    "drop",
+    "hang",
+    "truncate",
+    "flip",
+    "trickle",
+    "longer",
+    "length",
+    "no_range",
+    "html",
+    "status",
+}
 LISTING_FAULTS = {"api_status", "html", "text"}
 STANDING_FAULTS = {"no_hashes", "listed", "page_loop"}
 
@@ -240,7 +262,9 @@ class Handler(BaseHTTPRequestHandler):
     def file(self, parts: list[str]) -> Path | None:
         """What /<folder>/... or /download/<folder>/... names."""
         folder, *inside = parts[parts[0] == "download" :]
-        path = self.state.folders[folder].joinpath(*inside) if folder in self.state.folders else None
+        path = (
+            self.state.folders[folder].joinpath(*inside) if folder in self.state.folders else None
+        )
         return path if path and path.is_file() else None
 
     def fails(self, name: str, exists: bool, content_type: str) -> bool:
@@ -265,7 +289,11 @@ class Handler(BaseHTTPRequestHandler):
         return {key: value for key, value in attributes.items() if value is not None}
 
     def list_figshare(self, article: str, page: int, page_size: int) -> None:
-        files = [(number, file) for number, (owner, file) in self.state.figshare_files().items() if owner == article]
+        files = [
+            (number, file)
+            for number, (owner, file) in self.state.figshare_files().items()
+            if owner == article
+        ]
         if self.fails(article, bool(files), "application/json"):
             return
         size = min(page_size, self.state.per_page)
@@ -274,8 +302,17 @@ class Handler(BaseHTTPRequestHandler):
         body = []
         for number, file in files[start : start + size]:
             md5 = "" if hidden else hashes(file, file.stat().st_mtime_ns)["md5"]
-            item = {"id": number, "name": file.name, "size": file.stat().st_size, "is_link_only": False}
-            item |= {"download_url": "http://127.0.0.1:1/not to be used", "supplied_md5": md5, "computed_md5": md5}
+            item = {
+                "id": number,
+                "name": file.name,
+                "size": file.stat().st_size,
+                "is_link_only": False,
+            }
+            item |= {
+                "download_url": "http://127.0.0.1:1/not to be used",
+                "supplied_md5": md5,
+                "computed_md5": md5,
+            }
             body.append(self.listed(article, file, item | {"mimetype": "application/zip"}))
         self.reply(200, json.dumps(body).encode(), "application/json")
 
@@ -294,9 +331,13 @@ class Handler(BaseHTTPRequestHandler):
         text += f"<NextContinuationToken>{following}</NextContinuationToken>" if following else ""
         for key in keys[start:end]:
             file = root / key
-            md5 = hashes(file, file.stat().st_mtime_ns)["md5"] + "-2" * bool(self.state.standing("bucket", "no_hashes"))
+            md5 = hashes(file, file.stat().st_mtime_ns)["md5"] + "-2" * bool(
+                self.state.standing("bucket", "no_hashes")
+            )
             item = {"Key": key, "LastModified": "2022-05-10T12:00:00.000Z", "ETag": f'"{md5}"'}
-            item = self.listed("bucket", file, item | {"Size": file.stat().st_size, "StorageClass": "STANDARD"})
+            item = self.listed(
+                "bucket", file, item | {"Size": file.stat().st_size, "StorageClass": "STANDARD"}
+            )
             fields = (f"<{name}>{escape(str(value))}</{name}>" for name, value in item.items())
             text += f"<Contents>{''.join(fields)}</Contents>"
         start_tag = '<ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/">'
@@ -314,14 +355,19 @@ class Handler(BaseHTTPRequestHandler):
         if self.state.standing(node, "page_loop"):
             following = f"{here}?page={page}"
         body = {
-            "data": [self.item(node, root, path) for path in items[(page - 1) * size : page * size]],
+            "data": [
+                self.item(node, root, path) for path in items[(page - 1) * size : page * size]
+            ],
             "links": {"first": None, "last": None, "prev": None, "next": following},
             "meta": {"total": len(items), "per_page": size, "version": "2.0"},
         }
         self.reply(200, json.dumps(body).encode(), "application/vnd.api+json; charset=utf-8")
 
     def item(self, node: str, root: Path, path: Path) -> dict:
-        first, inside = f"http://{HOST}:{self.server.server_port}", quote(str(path.relative_to(root)))
+        first, inside = (
+            f"http://{HOST}:{self.server.server_port}",
+            quote(str(path.relative_to(root))),
+        )
         attributes = {
             "name": path.name,
             "kind": "folder" if path.is_dir() else "file",
@@ -334,7 +380,11 @@ class Handler(BaseHTTPRequestHandler):
         if path.is_file() and not self.state.standing(node, "no_hashes"):
             attributes["extra"]["hashes"] = hashes(path, path.stat().st_mtime_ns)
         attributes = self.listed(node, path, attributes)
-        links: dict[str, object] = {"self": f"{first}/v2/files/{path.name}/", "delete": None, "upload": None}
+        links: dict[str, object] = {
+            "self": f"{first}/v2/files/{path.name}/",
+            "delete": None,
+            "upload": None,
+        }
         relationships = {}
         if path.is_dir():
             content = f"{first}/v2/nodes/{node}/files/osfstorage/{inside}/"
@@ -355,7 +405,9 @@ class Handler(BaseHTTPRequestHandler):
         else:
             token = self.state.token(-1 if fault else 60)
             first = f"http://{HOST}:{self.server.server_port}"
-            where = f"{first}{path}?direct&" if self.state.direct else f"{self.state.storage}{path}?"
+            where = (
+                f"{first}{path}?direct&" if self.state.direct else f"{self.state.storage}{path}?"
+            )
             self.reply(302, b"", "text/html", {"Location": f"{where}token={token}"})
 
     def data(self, path: Path | None) -> None:
@@ -367,7 +419,13 @@ class Handler(BaseHTTPRequestHandler):
         if kind == "status":
             self.status(fault)
         elif kind == "html":
-            self.reply(200, PAGE, "application/octet-stream" if fault.get("disguised") else "text/html; charset=utf-8")
+            self.reply(
+                200,
+                PAGE,
+                "application/octet-stream"
+                if fault.get("disguised")
+                else "text/html; charset=utf-8",
+            )
         else:
             self.bytes_of(path, fault)
 
@@ -388,7 +446,10 @@ class Handler(BaseHTTPRequestHandler):
                 self.reply(416, b"", "text/plain", {"Content-Range": f"bytes */{size}"})
                 return
             body = body[start : int(last) + 1 if last else None]
-            status, headers = 206, {"Content-Range": f"bytes {start}-{start + len(body) - 1}/{size}"}
+            status, headers = (
+                206,
+                {"Content-Range": f"bytes {start}-{start + len(body) - 1}/{size}"},
+            )
         cuts = kind in ("drop", "hang", "truncate") or (kind == "no_range" and "at" in fault)
         cut = max(0, fault["at"] - start) if cuts else len(body)
         if kind == "truncate":
@@ -422,16 +483,24 @@ class Handler(BaseHTTPRequestHandler):
             headers["Retry-After"] = formatdate(time.time() + fault["retry_date"], usegmt=True)
         self.reply(fault["code"], b"no", "text/plain", headers)
 
-    def reply(self, status: int, body: bytes, content_type: str, headers: Mapping[str, str] | None = None) -> None:
+    def reply(
+        self, status: int, body: bytes, content_type: str, headers: Mapping[str, str] | None = None
+    ) -> None:
         self.start(status, len(body), content_type, headers or {})
         if self.command != "HEAD":
             self.wfile.write(body)
 
-    def start(self, status: int, length: int, content_type: str, headers: Mapping[str, str]) -> None:
+    def start(
+        self, status: int, length: int, content_type: str, headers: Mapping[str, str]
+    ) -> None:
         if hasattr(self, "entry"):
             self.entry["status"] = status
         self.send_response(status)
-        for name, value in (("Content-Type", content_type), ("Content-Length", str(length)), *headers.items()):
+        for name, value in (
+            ("Content-Type", content_type),
+            ("Content-Length", str(length)),
+            *headers.items(),
+        ):
             self.send_header(name, value)
         self.end_headers()
 
@@ -444,11 +513,15 @@ def hashes(path: Path, _modified: int) -> dict[str, str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--folder", action="append", default=[], help="NODE=FOLDER, ARTICLE=, bucket=, releases=")
+    parser.add_argument(
+        "--folder", action="append", default=[], help="NODE=FOLDER, ARTICLE=, bucket=, releases="
+    )
     parser.add_argument("--per-page", type=int, default=3)
     parser.add_argument("--direct", action="store_true")
     options = parser.parse_args()
-    folders = {name: Path(folder) for name, folder in (item.split("=", 1) for item in options.folder)}
+    folders = {
+        name: Path(folder) for name, folder in (item.split("=", 1) for item in options.folder)
+    }
     state = State(folders, options.per_page, options.direct)
     api = ThreadingHTTPServer((HOST, 0), partial(Handler, state, "api"))
     storage = ThreadingHTTPServer((HOST, 0), partial(Handler, state, "storage"))

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from scipy import signal
 
-from pipeline.data.entry import POSTERIOR
-from pipeline.data.raw_files import FILES, REPETITIONS, SESSIONS, TARGET
+from pipeline.datasets.entry import POSTERIOR
+from pipeline.datasets.raw_files import FILES, REPETITIONS, SESSIONS, TARGET
 
 # The channels of the release stand among others, and not in its order.
 CH_NAMES = ("Fp1", "Fz", *sorted(POSTERIOR), "T7")
@@ -41,7 +41,9 @@ def make_raw_subject(
     """
     rng = np.random.default_rng([seed, *subject.encode()])
     mixing = rng.standard_normal((len(ch_names), len(ch_names))) / np.sqrt(len(ch_names))
-    responses = {split: rng.standard_normal((n, len(ch_names), 1)) for split, n in n_conditions.items()}
+    responses = {
+        split: rng.standard_normal((n, len(ch_names), 1)) for split, n in n_conditions.items()
+    }
     pairs = list(itertools.combinations(SESSIONS, 2))
 
     def shown_in(image: int) -> tuple[int, ...]:
@@ -51,12 +53,17 @@ def make_raw_subject(
     path = folder / f"{subject}.zip"
     with zipfile.ZipFile(path, "w", compression) as archive:
         for session, split in itertools.product(SESSIONS, ("train", "test")):
-            images = [i for i in range(n_conditions[split]) if split == "test" or session in shown_in(i)]
+            images = [
+                i for i in range(n_conditions[split]) if split == "test" or session in shown_in(i)
+            ]
             order = np.repeat(images, REPETITIONS[split])
             order = rng.permutation(np.append(order, images[0])) + 1
             order = np.insert(order, rng.choice(len(order), len(order) // 8), TARGET)
             fields = _record(rng, order, responses[split], mixing)
-            fields |= {"ch_names": [*ch_names, "stim"], "ch_types": ["eeg"] * len(ch_names) + ["stim"]}
+            fields |= {
+                "ch_names": [*ch_names, "stim"],
+                "ch_types": ["eeg"] * len(ch_names) + ["stim"],
+            }
             fields |= {"sfreq": SFREQ, "highpass": 0.01, "lowpass": 100}
             if change:
                 change(session, split, fields)
@@ -68,7 +75,9 @@ def make_raw_subject(
     return path
 
 
-def _record(rng: np.random.Generator, order: np.ndarray, responses: np.ndarray, mixing: np.ndarray) -> dict:
+def _record(
+    rng: np.random.Generator, order: np.ndarray, responses: np.ndarray, mixing: np.ndarray
+) -> dict:
     """A recording in which these images (rows from 1, or TARGET) appear, V."""
     onsets = BEFORE + SOA * np.arange(len(order))
     n_samples = onsets[-1] + AFTER

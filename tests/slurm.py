@@ -67,7 +67,9 @@ def slurm() -> Iterator[dict[str, str]]:
         for name in ("munge", "state", "spool"):
             (folder / name).mkdir(mode=0o700)
         folder.chmod(0o755)
-        (folder / "munge").chmod(0o711)  # munged wants it so: others reach its socket and see nothing else
+        (folder / "munge").chmod(
+            0o711
+        )  # munged wants it so: others reach its socket and see nothing else
         (folder / "munge/key").touch(0o600)
         (folder / "munge/key").write_bytes(os.urandom(128))
         ports = []
@@ -98,7 +100,9 @@ def slurm() -> Iterator[dict[str, str]]:
             stack.callback(_stop, process)
             if command[0] == "munged":
                 _wait(lambda: (folder / "munge/socket").exists(), folder)
-        stack.callback(subprocess.run, ["scancel", "--user", values["user"]], env=os.environ | env, check=False)
+        stack.callback(
+            subprocess.run, ["scancel", "--user", values["user"]], env=os.environ | env, check=False
+        )
         _wait(lambda: "idle" in _output(["sinfo", "--noheader", "--format=%t"], env), folder)
         yield env
 

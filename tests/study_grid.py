@@ -5,11 +5,16 @@ from itertools import product
 
 import numpy as np
 
-from pipeline.decoding.runs import plan
 from pipeline.study.results import Answer, Cell, Trial
+from pipeline.train.runs import plan
 
 ENCODERS = ("unaligned", "aligned")
-FACTS = {"dataset": "things-eeg2", "synthetic": False, "selected_on": "validation", "caveats": ["A caveat."]}
+FACTS = {
+    "dataset": "things-eeg2",
+    "synthetic": False,
+    "selected_on": "validation",
+    "caveats": ["A caveat."],
+}
 
 
 def cells(
@@ -19,7 +24,9 @@ def cells(
     blocks: Iterable[str] = ("last",),
 ) -> list[Cell]:
     grid = product(backbones, blocks, eeg_encoders, protocols)
-    return [Cell(backbone, "dreamsim", block, eeg, protocol) for backbone, block, eeg, protocol in grid]
+    return [
+        Cell(backbone, "dreamsim", block, eeg, protocol) for backbone, block, eeg, protocol in grid
+    ]
 
 
 def trials(cell: Cell, subjects: Sequence[str], seeds: Iterable[int]) -> list[Trial]:
@@ -44,14 +51,22 @@ def answer(trial: Trial, subject: str, right: np.ndarray, collapsed: bool = Fals
 
 
 def draw(
-    of: Sequence[Cell], n_subjects: int, seeds: Iterable[int], gains: Sequence[float], n_images: int = 50, rng: int = 0
+    of: Sequence[Cell],
+    n_subjects: int,
+    seeds: Iterable[int],
+    gains: Sequence[float],
+    n_images: int = 50,
+    rng: int = 0,
 ) -> list[Answer]:
     """Random answers of a grid: in cell i the aligned encoder has top-1 higher by about gains[i].
 
     Some people's EEG tells more than others', and some images are easier, for all; each run has some luck.
     """
     random, seeds = np.random.default_rng(rng), list(seeds)
-    people, images = 0.1 * random.standard_normal(n_subjects), 0.15 * random.standard_normal(n_images)
+    people, images = (
+        0.1 * random.standard_normal(n_subjects),
+        0.15 * random.standard_normal(n_images),
+    )
     answers = []
     for cell, gain in zip(of, gains, strict=True):
         for trial in trials(cell, names(n_subjects), seeds):

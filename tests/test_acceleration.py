@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from pipeline.images.acceleration import accelerate
-from pipeline.images.dreamsim import load_encoder
-from pipeline.images.dreamsim_stand_in import make_checkpoint
-from pipeline.images.vit import ImageEncoder
+from pipeline.images.models.dreamsim import load_encoder
+from pipeline.images.models.vit import ImageEncoder
+from pipeline.images.stand_ins.dreamsim import make_checkpoint
 
 CPU = torch.device("cpu")
 IMAGES = torch.rand(2, 3, 224, 224, generator=torch.Generator().manual_seed(0))
@@ -36,7 +36,9 @@ class Plain:
 def plain(request, tmp_path_factory) -> Plain:
     folder = tmp_path_factory.mktemp("weights")
     make_checkpoint(request.param, folder, embed_dim=64)
-    encoder, _ = load_encoder(folder / f"dreamsim_{request.param}_checkpoint.zip", request.param, "aligned")
+    encoder, _ = load_encoder(
+        folder / f"dreamsim_{request.param}_checkpoint.zip", request.param, "aligned"
+    )
     return Plain(encoder, cache(lambda blocks, tokens: run(encoder, blocks, tokens)))
 
 
@@ -52,7 +54,9 @@ def capability(request, monkeypatch) -> None:
 def test_float32_is_the_same(plain, capability, blocks, tokens):
     fast = copy.deepcopy(plain.encoder)
     accelerate(fast, blocks, tokens, "float32", CPU)
-    for expected, got in zip(plain.expected(blocks, tokens), run(fast, blocks, tokens), strict=True):
+    for expected, got in zip(
+        plain.expected(blocks, tokens), run(fast, blocks, tokens), strict=True
+    ):
         assert got.dtype == torch.float32
         torch.testing.assert_close(got, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
 
@@ -62,6 +66,8 @@ def test_bfloat16_is_near(plain, capability, tokens):
     fast = copy.deepcopy(plain.encoder)
     blocks = (6, "last")
     accelerate(fast, blocks, tokens, "bfloat16", CPU)
-    for expected, got in zip(plain.expected(blocks, tokens), run(fast, blocks, tokens), strict=True):
+    for expected, got in zip(
+        plain.expected(blocks, tokens), run(fast, blocks, tokens), strict=True
+    ):
         assert torch.cosine_similarity(expected, got).min() > 0.999
         assert not torch.equal(expected, got)

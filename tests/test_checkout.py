@@ -61,9 +61,13 @@ def follow(folder: Path, told: str, **environment: str) -> None:
 
 def test_an_archive_becomes_a_repository_in_which_dvc_runs_experiments(folder: Path) -> None:
     done = run(folder, "make", "setup", "PYTHON=false")
-    assert done.returncode != 0 and "Installing" not in done.stdout and not (folder / ".venv").exists()
+    assert (
+        done.returncode != 0 and "Installing" not in done.stdout and not (folder / ".venv").exists()
+    )
     status, told = check(folder)
-    assert status == 1 and told.startswith("error: this folder is no git repository (it came as an archive?), and DVC")
+    assert status == 1 and told.startswith(
+        "error: this folder is no git repository (it came as an archive?), and DVC"
+    )
     assert told in done.stderr
 
     follow(folder, told)
@@ -103,7 +107,9 @@ def test_a_damaged_repository_is_cloned_again(folder: Path, damage: Callable[[Pa
     damage(clone / ".git")
     status, told = check(clone)
     assert status == 1 and "cannot read this folder's repository: " in told
-    assert told.endswith("; clone the project again, and copy into the clone what is yours (params.yaml, data)\n")
+    assert told.endswith(
+        "; clone the project again, and copy into the clone what is yours (params.yaml, data)\n"
+    )
 
     shutil.rmtree(clone)
     run(folder, "git", "clone", "-q", str(folder), str(clone))
@@ -162,7 +168,9 @@ def test_a_machine_without_git_is_told(folder: Path) -> None:
     assert status == 1 and told.startswith("error: git is not installed")
 
 
-def test_a_recipe_with_the_line_ends_of_windows_is_told_and_runs_by_what_is_told(repository: Path) -> None:
+def test_a_recipe_with_the_line_ends_of_windows_is_told_and_runs_by_what_is_told(
+    repository: Path,
+) -> None:
     recipe = repository / "params/recipe"
     recipe.write_bytes(RECIPE.replace("\n", "\r\n").encode())
     status, told = check(repository)
@@ -175,7 +183,19 @@ def test_a_recipe_with_the_line_ends_of_windows_is_told_and_runs_by_what_is_told
 
 
 def test_a_checkout_by_the_git_of_windows_has_no_windows_line_ends(repository: Path) -> None:
-    clone = ["clone", "-q", "-c", "core.autocrlf=true", "-c", "core.eol=crlf", str(repository), "../clone"]
+    clone = [
+        "clone",
+        "-q",
+        "-c",
+        "core.autocrlf=true",
+        "-c",
+        "core.eol=crlf",
+        str(repository),
+        "../clone",
+    ]
     assert run(repository, "git", *clone).returncode == 0
-    texts = {name: (repository.parent / "clone" / name).read_bytes() for name in ("params/recipe", "checkout.sh")}
+    texts = {
+        name: (repository.parent / "clone" / name).read_bytes()
+        for name in ("params/recipe", "checkout.sh")
+    }
     assert texts["params/recipe"] == RECIPE.encode() and b"\r" not in texts["checkout.sh"]

@@ -7,9 +7,9 @@ import pytest
 from scipy.stats import t
 
 import stages.compare
-from pipeline.analysis.comparison import compare
-from pipeline.analysis.similarities import Scored, Similarities
+from pipeline.compare.comparison import compare
 from pipeline.errors import InputError
+from pipeline.evaluate.similarities import Scored, Similarities
 from pipeline.params import read_params
 from pipeline.sections import Evaluate
 from stages.results import print_comparison
@@ -20,9 +20,18 @@ N = 20
 @pytest.mark.parametrize(
     ("baseline", "message"),
     [
-        ("encodr=unaligned", "--baseline is encodr=unaligned: params.yaml has no key encodr; is it encoder[?]"),
-        ("train.eeg_encodr=nice", "params.yaml has no key train.eeg_encodr; is it train.eeg_encoder[?]"),
-        ("aligned", "--baseline is aligned: expected a parameter and its value, such as encoder=aligned"),
+        (
+            "encodr=unaligned",
+            "--baseline is encodr=unaligned: params.yaml has no key encodr; is it encoder[?]",
+        ),
+        (
+            "train.eeg_encodr=nice",
+            "params.yaml has no key train.eeg_encodr; is it train.eeg_encoder[?]",
+        ),
+        (
+            "aligned",
+            "--baseline is aligned: expected a parameter and its value, such as encoder=aligned",
+        ),
         ("seed=1", "should set the same parameter, got seed=1 and encoder=aligned"),
     ],
 )
@@ -32,15 +41,22 @@ def test_a_side_that_sets_no_parameter_is_told_before_dvc_runs(baseline: str, me
 
 
 def test_one_evaluation_is_not_enough() -> None:
-    with pytest.raises(InputError, match="give two evaluations, or none to have DVC make them: got 1"):
+    with pytest.raises(
+        InputError, match="give two evaluations, or none to have DVC make them: got 1"
+    ):
         stages.compare.main([Path("a.h5")])
 
 
 def parameters() -> Evaluate:
-    return Evaluate(**read_params(Path("params.yaml")).evaluate.model_dump() | {"resamples": 1000, "top_k": [1, 5]})
+    return Evaluate(
+        **read_params(Path("params.yaml")).evaluate.model_dump()
+        | {"resamples": 1000, "top_k": [1, 5]}
+    )
 
 
-def scored(subject: str, right: np.ndarray, seed: int = 1, collapsed: bool = False, fold: str = "pooled") -> Scored:
+def scored(
+    subject: str, right: np.ndarray, seed: int = 1, collapsed: bool = False, fold: str = "pooled"
+) -> Scored:
     """A run that retrieves these images first and every other one second."""
     similarity = np.full((N, N), 0.1, np.float32)
     np.fill_diagonal(similarity, 0.5)
@@ -52,8 +68,17 @@ def scored(subject: str, right: np.ndarray, seed: int = 1, collapsed: bool = Fal
 
 def evaluation(encoder: str, runs: list[Scored], **changes: object) -> Similarities:
     ids = np.array([f"test_images/{i}.jpg" for i in range(N)], dtype=object)
-    made_with = {"dataset": "things-eeg2", "synthetic": False, "backbone": "synclr_vitb16", "encoder": encoder}
-    made_with |= {"protocol": "pooled", "selected_on": "validation", "settings": {"train": {"epochs": 100}}}
+    made_with = {
+        "dataset": "things-eeg2",
+        "synthetic": False,
+        "backbone": "synclr_vitb16",
+        "encoder": encoder,
+    }
+    made_with |= {
+        "protocol": "pooled",
+        "selected_on": "validation",
+        "settings": {"train": {"epochs": 100}},
+    }
     return Similarities(ids, ids, ids, runs, made_with | changes)
 
 
@@ -62,7 +87,11 @@ def first(n: int) -> np.ndarray:
 
 
 def pair(
-    n_subjects: int, unaligned: int = 8, aligned: int = 14, seeds: tuple[int, ...] = (1, 2, 3), own_models: bool = False
+    n_subjects: int,
+    unaligned: int = 8,
+    aligned: int = 14,
+    seeds: tuple[int, ...] = (1, 2, 3),
+    own_models: bool = False,
 ) -> tuple[list[Scored], list[Scored]]:
     """Of 20 images that many are right in each subject, one more or less from subject to subject and seed to seed."""
     names = [f"sub-{i:02}" for i in range(1, n_subjects + 1)]
@@ -86,23 +115,36 @@ def test_a_difference_by_hand():
     """Ten subjects, four seeds, each with six images more: only images vary, and six of twenty differ."""
     result = compared(*pair(10, seeds=(1, 2, 3, 4)))
     top1 = result["metrics"]["top1_acc"]
-    assert (top1["unaligned"], top1["aligned"], top1["difference"]) == pytest.approx((0.425, 0.725, 0.3))
+    assert (top1["unaligned"], top1["aligned"], top1["difference"]) == pytest.approx(
+        (0.425, 0.725, 0.3)
+    )
     assert result["ci95_over"] == ["seeds", "subjects", "test images"]
-    difference = np.array([0.0] * 8 + [0.5] + [1.0] * 5 + [0.5] + [0.0] * 5)  # by image, of the means over subjects
+    difference = np.array(
+        [0.0] * 8 + [0.5] + [1.0] * 5 + [0.5] + [0.0] * 5
+    )  # by image, of the means over subjects
     error = difference.std() / N**0.5  # of the bootstrap
     assert top1["p"] == pytest.approx(2 * t.sf(0.3 / error, N - 1), rel=0.3)
     assert np.ptp(top1["ci95"]) == pytest.approx(2 * t.ppf(0.975, N - 1) * error, rel=0.1)
     assert np.ptp(top1["ci95_these_models"]) == pytest.approx(2 * 1.96 * error, rel=0.1)
     assert result["verdict"] == "better"
-    assert result["answer"].startswith("The aligned encoder decodes better: top-1 72.5 % against 42.5 %, +30.0 points")
-    assert "over seeds, subjects and test images; 20-way, pooled, 10 subjects, 4 seeds" in result["answer"]
+    assert result["answer"].startswith(
+        "The aligned encoder decodes better: top-1 72.5 % against 42.5 %, +30.0 points"
+    )
+    assert (
+        "over seeds, subjects and test images; 20-way, pooled, 10 subjects, 4 seeds"
+        in result["answer"]
+    )
     assert "synthetic" not in result["answer"]
 
 
 def test_the_parts_add_up():
     result = compared(*pair(4, seeds=(2,)))
     rows = result["per_subject"]
-    assert [row["subject"] for row in rows] == ["sub-01", "sub-02", "sub-03", "sub-04"] == result["subjects"]
+    assert (
+        [row["subject"] for row in rows]
+        == ["sub-01", "sub-02", "sub-03", "sub-04"]
+        == result["subjects"]
+    )
     assert [row["aligned"]["top1_acc"] for row in rows] == [0.7, 0.75, 0.7, 0.75]
     for encoder in ("unaligned", "aligned"):
         mean = result["metrics"]["top1_acc"][encoder]
@@ -111,13 +153,19 @@ def test_the_parts_add_up():
         counts = result["cosines"][encoder]
         assert (sum(counts["matched"]), sum(counts["mismatched"])) == (4 * N, 4 * N * (N - 1))
     assert len(result["cosines"]["edges"]) == len(counts["matched"]) + 1
-    assert np.array(result["per_image"]["aligned"]["top1_acc"])[[0, 14, 19]].tolist() == [1.0, 0.5, 0.0]
+    assert np.array(result["per_image"]["aligned"]["top1_acc"])[[0, 14, 19]].tolist() == [
+        1.0,
+        0.5,
+        0.0,
+    ]
     json.dumps(result)
 
 
 def test_the_other_way_round_changes_the_sign_only():
     there, back = compared(*pair(10)), compared(*pair(10)[::-1])
-    assert back["metrics"]["top1_acc"]["difference"] == pytest.approx(-there["metrics"]["top1_acc"]["difference"])
+    assert back["metrics"]["top1_acc"]["difference"] == pytest.approx(
+        -there["metrics"]["top1_acc"]["difference"]
+    )
     assert back["metrics"]["top1_acc"]["ci95"] == pytest.approx(
         [-end for end in there["metrics"]["top1_acc"]["ci95"]][::-1]
     )
@@ -128,7 +176,9 @@ def test_the_other_way_round_changes_the_sign_only():
 def test_no_difference_is_no_claim():
     result = compared(*pair(10, unaligned=10, aligned=10, seeds=(1, 2)))
     top1 = result["metrics"]["top1_acc"]
-    assert (top1["unaligned"], top1["aligned"], top1["difference"], top1["p"]) == pytest.approx((0.525, 0.525, 0, 1))
+    assert (top1["unaligned"], top1["aligned"], top1["difference"], top1["p"]) == pytest.approx(
+        (0.525, 0.525, 0, 1)
+    )
     assert top1["ci95"] == pytest.approx((0, 0)) and top1["ci95_these_models"] == (0.0, 0.0)
     assert result["verdict"] == "no difference shown"
     assert result["answer"].startswith("No difference between the encoders is shown")
@@ -138,7 +188,11 @@ def test_a_difference_that_subjects_do_not_share_is_not_shown():
     """Five subjects gain and five lose nearly as much: images alone would say that little varies."""
     names = [f"sub-{i:02}" for i in range(1, 11)]
     unaligned = [scored(name, first(10), seed) for name in names for seed in (1, 2)]
-    aligned = [scored(name, first(16 if i < 5 else 5), seed) for i, name in enumerate(names) for seed in (1, 2)]
+    aligned = [
+        scored(name, first(16 if i < 5 else 5), seed)
+        for i, name in enumerate(names)
+        for seed in (1, 2)
+    ]
     result = compared(unaligned, aligned)
     low, high = result["metrics"]["top1_acc"]["ci95"]
     assert low < 0 < high and result["metrics"]["top1_acc"]["p"] > 0.5
@@ -149,7 +203,9 @@ def test_a_difference_that_seeds_do_not_share_is_not_shown():
     """One lucky seed of three moves all ten subjects and all images together, and speaks for no other seed."""
     names = [f"sub-{i:02}" for i in range(1, 11)]
     unaligned = [scored(name, first(8), seed) for name in names for seed in (1, 2, 3)]
-    aligned = [scored(name, first(20 if seed == 1 else 8), seed) for name in names for seed in (1, 2, 3)]
+    aligned = [
+        scored(name, first(20 if seed == 1 else 8), seed) for name in names for seed in (1, 2, 3)
+    ]
     result = compared(unaligned, aligned)
     low, high = result["metrics"]["top1_acc"]["ci95"]
     assert low < 0 < high and result["verdict"] == "no difference shown"
@@ -163,8 +219,13 @@ def test_one_seed_of_a_model_that_subjects_share_is_no_claim():
     assert result["verdict"] == "no claim" and result["ci95_over"] == []
     top1 = result["metrics"]["top1_acc"]
     assert top1["ci95"] is None and top1["p"] is None and top1["ci95_these_models"][0] > 0.5
-    assert result["answer"].startswith("No claim can be made from one seed: top-1 92.5 % against 12.5 %, +80.0 points")
-    assert "over test images, for these models alone; 20-way, pooled, 10 subjects, 1 seed)" in result["answer"]
+    assert result["answer"].startswith(
+        "No claim can be made from one seed: top-1 92.5 % against 12.5 %, +80.0 points"
+    )
+    assert (
+        "over test images, for these models alone; 20-way, pooled, 10 subjects, 1 seed)"
+        in result["answer"]
+    )
     assert "`make compare SEEDS=5` trains five" in result["answer"]
     json.dumps(result)
 
@@ -184,22 +245,31 @@ def test_few_subjects_cannot_speak_for_others():
     assert result["answer"].startswith(
         "In these 2 subjects, too few to speak for others, the aligned encoder decodes better: top-1 "
     )
-    assert compared(*pair(1))["answer"].startswith("In this 1 subject, too few to speak for others, the aligned")
+    assert compared(*pair(1))["answer"].startswith(
+        "In this 1 subject, too few to speak for others, the aligned"
+    )
 
 
 def test_the_spread_of_seeds_is_that_of_their_means():
     """Two subjects with models of their own: the variance of the mean is a quarter of the sum of theirs."""
     unaligned = [scored(name, first(8), seed, fold=name) for name in "ab" for seed in (1, 2)]
-    aligned = [scored(name, first(8 + 4 * seed), seed, fold=name) for name in "ab" for seed in (1, 2)]
+    aligned = [
+        scored(name, first(8 + 4 * seed), seed, fold=name) for name in "ab" for seed in (1, 2)
+    ]
     result = compared(unaligned, aligned)
     top1 = result["metrics"]["top1_acc"]
     assert result["seeds"] == [1, 2] and "2 seeds" in result["answer"]
-    assert top1["difference"] == pytest.approx(0.3) and result["per_image"]["aligned"]["top1_acc"][13] == 0.5
+    assert (
+        top1["difference"] == pytest.approx(0.3)
+        and result["per_image"]["aligned"]["top1_acc"][13] == 0.5
+    )
     of_a_mean = np.var([0.6, 0.8], ddof=1) / 2
     of_images = np.var([0.0] * 8 + [1.0] * 4 + [0.5] * 4 + [0.0] * 4) / N
     seeds, images = 2 * of_a_mean / 4, of_images
     df = (seeds + images) ** 2 / (2 * (seeds / 2) ** 2 + images**2 / (N - 1))
-    assert np.ptp(top1["ci95"]) == pytest.approx(2 * t.ppf(0.975, df) * (seeds + images) ** 0.5, rel=0.1)
+    assert np.ptp(top1["ci95"]) == pytest.approx(
+        2 * t.ppf(0.975, df) * (seeds + images) ** 0.5, rel=0.1
+    )
 
 
 def test_nothing_is_claimed_of_collapsed_runs():
@@ -207,7 +277,9 @@ def test_nothing_is_claimed_of_collapsed_runs():
     broken = [dataclasses.replace(aligned[0], collapsed=True), *aligned[1:]]
     result = compared(unaligned, broken)
     assert result["verdict"] == "no claim"
-    assert result["answer"] == "No claim can be made: of 1 runs of each encoder, 1 aligned collapsed."
+    assert (
+        result["answer"] == "No claim can be made: of 1 runs of each encoder, 1 aligned collapsed."
+    )
     assert [row["subject"] for row in result["per_subject"]] == ["sub-02", "sub-03"]
     nothing = compared([dataclasses.replace(one, collapsed=True) for one in unaligned], aligned)
     assert nothing["verdict"] == "no claim" and "metrics" not in nothing
@@ -224,11 +296,15 @@ def of_another_protocol(side: Similarities) -> Similarities:
 
 
 def of_other_epochs(side: Similarities) -> Similarities:
-    return dataclasses.replace(side, made_with=side.made_with | {"settings": {"train": {"epochs": 50}}})
+    return dataclasses.replace(
+        side, made_with=side.made_with | {"settings": {"train": {"epochs": 50}}}
+    )
 
 
 def of_another_seed(side: Similarities) -> Similarities:
-    return dataclasses.replace(side, scored=[dataclasses.replace(one, seed=7) for one in side.scored])
+    return dataclasses.replace(
+        side, scored=[dataclasses.replace(one, seed=7) for one in side.scored]
+    )
 
 
 def of_fewer_subjects(side: Similarities) -> Similarities:
@@ -257,7 +333,12 @@ def of_the_other_encoder(side: Similarities) -> Similarities:
 def test_runs_that_differ_in_more_than_the_encoder_are_refused(change, message):
     unaligned, aligned = pair(3, seeds=(1,))
     with pytest.raises(InputError, match=message):
-        compare(evaluation("unaligned", unaligned), change(evaluation("aligned", aligned)), parameters(), 0)
+        compare(
+            evaluation("unaligned", unaligned),
+            change(evaluation("aligned", aligned)),
+            parameters(),
+            0,
+        )
     compare(evaluation("unaligned", unaligned), evaluation("aligned", aligned), parameters(), 0)
 
 
@@ -265,7 +346,8 @@ def test_left_out_subjects_are_not_as_many_repetitions():
     """Their models share training subjects, so that the interval is wider than of models of one subject each."""
     names = [f"sub-{i:02}" for i in range(8)]
     runs = [
-        [scored(name, first(n + i * gain), fold=name) for i, name in enumerate(names)] for n, gain in ((8, 0), (9, 1))
+        [scored(name, first(n + i * gain), fold=name) for i, name in enumerate(names)]
+        for n, gain in ((8, 0), (9, 1))
     ]
     widths = []
     for protocol in ("within-subject", "leave-one-subject-out"):
@@ -274,24 +356,49 @@ def test_left_out_subjects_are_not_as_many_repetitions():
     assert widths[1] > 1.05 * widths[0]
 
 
-EMBEDDED = {"backbone": "synclr_vitb16", "checkpoint": "a.zip", "checkpoint_sha256": "1", "preprocessing": "x"}
-RECIPE = {"eeg_encoder": "nice", "block": "last", "views": "original", "views_in_gallery": "original", "epochs": 100}
+EMBEDDED = {
+    "backbone": "synclr_vitb16",
+    "checkpoint": "a.zip",
+    "checkpoint_sha256": "1",
+    "preprocessing": "x",
+}
+RECIPE = {
+    "eeg_encoder": "nice",
+    "block": "last",
+    "views": "original",
+    "views_in_gallery": "original",
+    "epochs": 100,
+}
 SETTINGS = {"train": RECIPE, "embeddings": EMBEDDED}
 SETTINGS |= {f"eeg of sub-{i:02}": {"channels": ["O1", "Oz"], "dtype": "float32"} for i in (1, 2)}
 
 
-def side(n: int, settings: dict | None = None, encoder: str = "unaligned", **changes: object) -> Similarities:
-    runs = [scored(name, first(n + (seed > 1)), seed) for seed in (1, 2, 3) for name in ("sub-01", "sub-02")]
+def side(
+    n: int, settings: dict | None = None, encoder: str = "unaligned", **changes: object
+) -> Similarities:
+    runs = [
+        scored(name, first(n + (seed > 1)), seed)
+        for seed in (1, 2, 3)
+        for name in ("sub-01", "sub-02")
+    ]
     about = {"block": "last", "alignment": "none", "settings": settings or SETTINGS}
     about |= {"views": "original", "views_in_gallery": "original"}
     return evaluation(encoder, runs, **about | changes)
 
 
 def with_settings(**sections: dict) -> dict:
-    return {name: of | sections.get(name.replace(" ", "_").replace("-", "_"), {}) for name, of in SETTINGS.items()}
+    return {
+        name: of | sections.get(name.replace(" ", "_").replace("-", "_"), {})
+        for name, of in SETTINGS.items()
+    }
 
 
-DINO = EMBEDDED | {"backbone": "dino_vitb16", "checkpoint": "b.zip", "checkpoint_sha256": "2", "preprocessing": "y"}
+DINO = EMBEDDED | {
+    "backbone": "dino_vitb16",
+    "checkpoint": "b.zip",
+    "checkpoint_sha256": "2",
+    "preprocessing": "y",
+}
 DRAWN = with_settings(train={"views": "draw"})
 BLURRED = with_settings(train={"views": "blur-8", "views_in_gallery": "blur-8"})
 OCCIPITAL = {"channels": ["O1"]}
@@ -302,17 +409,27 @@ BASELINES = {
 }
 PAIRS = {
     "alignment": (side(14, encoder="aligned", alignment="glocal"), "dreamsim", "glocal"),
-    "backbone": (side(14, with_settings(embeddings=DINO), backbone="dino_vitb16"), "synclr_vitb16", "dino_vitb16"),
+    "backbone": (
+        side(14, with_settings(embeddings=DINO), backbone="dino_vitb16"),
+        "synclr_vitb16",
+        "dino_vitb16",
+    ),
     "block": (side(14, with_settings(train={"block": 6}), block=6), "last", "6"),
     "mixed blocks": (side(14, MIXED, block="mix", mixed_blocks="3, last"), "6, last", "3, last"),
     "views": (side(14, BLURRED, views="blur-8", views_in_gallery="blur-8"), "original", "blur-8"),
     "views in gallery": (
-        side(14, with_settings(train={"views_in_gallery": "mean"}), views_in_gallery="mean of a, b"),
+        side(
+            14, with_settings(train={"views_in_gallery": "mean"}), views_in_gallery="mean of a, b"
+        ),
         "original",
         "mean of a, b",
     ),
     "EEG encoder": (side(14, with_settings(train={"eeg_encoder": "atm-s"})), "nice", "atm-s"),
-    "channels": (side(14, with_settings(eeg_of_sub_01=OCCIPITAL, eeg_of_sub_02=OCCIPITAL)), "O1 Oz", "O1"),
+    "channels": (
+        side(14, with_settings(eeg_of_sub_01=OCCIPITAL, eeg_of_sub_02=OCCIPITAL)),
+        "O1 Oz",
+        "O1",
+    ),
 }
 
 
@@ -337,7 +454,9 @@ def test_a_mix_of_blocks_is_compared_with_a_block():
 
 
 def test_views_that_are_drawn_from_others_are_compared():
-    few, more = (side(n, DRAWN, views=f"draw of original, {views}") for n, views in ((8, "a"), (14, "a, b")))
+    few, more = (
+        side(n, DRAWN, views=f"draw of original, {views}") for n, views in ((8, "a"), (14, "a, b"))
+    )
     result = compare(few, more, parameters(), 0)
     assert (result["differs_in"], result["other"]) == ("views", "draw of original, a, b")
 
@@ -350,11 +469,17 @@ def test_the_unaligned_encoder_is_the_baseline_in_whatever_order():
 
 
 def test_two_things_at_once_are_refused():
-    both = side(14, with_settings(train={"block": 6}), block=6, encoder="aligned", alignment="dreamsim")
-    with pytest.raises(InputError, match="differ in encoder and block: compare one thing at a time"):
+    both = side(
+        14, with_settings(train={"block": 6}), block=6, encoder="aligned", alignment="dreamsim"
+    )
+    with pytest.raises(
+        InputError, match="differ in encoder and block: compare one thing at a time"
+    ):
         compare(side(8), both, parameters(), 0)
     for change in ({"dtype": "float64"}, {"window": [0, 1]}):
-        with pytest.raises(InputError, match="they may differ in one of encoder, alignment, backbone"):
+        with pytest.raises(
+            InputError, match="they may differ in one of encoder, alignment, backbone"
+        ):
             compare(side(8), side(8, with_settings(eeg_of_sub_01=change)), parameters(), 0)
 
 
@@ -363,6 +488,12 @@ def test_published_figures_of_the_dataset_are_printed_beside_it(capsys):
         result = compared(*pair(2), dataset=dataset)
         print_comparison(result)
         printed = capsys.readouterr().out
-        assert "Aligned against unaligned" in printed and result["answer"] in " ".join(printed.split())
-        told = ["Published on THINGS-EEG2, 200-way, mean of 10 subjects", "this run, aligned", "ATM-S"]
+        assert "Aligned against unaligned" in printed and result["answer"] in " ".join(
+            printed.split()
+        )
+        told = [
+            "Published on THINGS-EEG2, 200-way, mean of 10 subjects",
+            "this run, aligned",
+            "ATM-S",
+        ]
         assert [words in printed for words in told] == [beside] * 3

@@ -21,11 +21,15 @@ STAGES = {
     for folder in ("", "study/")
     for name, stage in yaml.safe_load(Path(f"{folder}dvc.yaml").read_text())["stages"].items()
 }
-EACH = {name: stage.get("foreach", {}) for name, stage in STAGES.items()}  # the members of a stage by their keys
+EACH = {
+    name: stage.get("foreach", {}) for name, stage in STAGES.items()
+}  # the members of a stage by their keys
 STAGES = {name: stage.get("do", stage) for name, stage in STAGES.items()}
 VALUES = yaml.safe_load(Path("params.yaml").read_text())
 UNTRACKED_PATHS = {
-    "report": {"data/fetched/images"},  # read if images are to be shown; what changes there changes deps
+    "report": {
+        "data/fetched/images"
+    },  # read if images are to be shown; what changes there changes deps
     # what users leave there is noticed where something is about to be fetched
     "download": {"data/raw"},
     "weights": {"data/weights"},
@@ -33,7 +37,11 @@ UNTRACKED_PATHS = {
 }
 # they only tell when to look again
 RECORDS = ["data/own_files/dataset.json", "data/own_files/weights.json", *STAGES["code"]["outs"]]
-UNTRACKED_KEYS = {"preprocess.workers", "runs.where", "runs.workers"}  # change no byte of the result
+UNTRACKED_KEYS = {
+    "preprocess.workers",
+    "runs.where",
+    "runs.workers",
+}  # change no byte of the result
 
 
 def program(name: str) -> Path:
@@ -57,7 +65,9 @@ def declared(stage: dict) -> set[str]:
 
 
 def flat(values: dict, prefix: str = "") -> set[str]:
-    return set().union(*(flat(v, f"{k}.") if isinstance(v, dict) else {prefix + k} for k, v in values.items()))
+    return set().union(
+        *(flat(v, f"{k}.") if isinstance(v, dict) else {prefix + k} for k, v in values.items())
+    )
 
 
 def test_params_yaml_has_the_typed_keys_and_each_a_comment():
@@ -66,7 +76,9 @@ def test_params_yaml_has_the_typed_keys_and_each_a_comment():
     for before, line in zip(lines, lines[1:], strict=False):
         if re.match(r" *[a-z_]+: *\S|  [a-z_]+:$", line):
             named = f"  # {line.split(':')[0].strip()}: "  # lists stand under one comment
-            assert before.lstrip().startswith("#") or any(other.startswith(named) for other in lines), line
+            assert before.lstrip().startswith("#") or any(
+                other.startswith(named) for other in lines
+            ), line
 
 
 def test_an_experiment_of_dvc_leaves_params_yaml_as_it_is(tmp_path):
@@ -95,7 +107,9 @@ def test_a_table_is_a_dictionary_by_the_names_that_are_chosen(table):
         for node in tree.body
         if isinstance(node, ast.Assign | ast.AnnAssign) and ast.unparse(node).startswith(table)
     ]
-    assert isinstance(values, ast.Dict) and all(isinstance(ast.literal_eval(key), str) for key in values.keys)
+    assert isinstance(values, ast.Dict) and all(
+        isinstance(ast.literal_eval(key), str) for key in values.keys
+    )
 
 
 @pytest.mark.parametrize("name", STAGES)
@@ -107,8 +121,12 @@ def test_a_stage_is_run_by_the_name_that_every_python_has(name):
 @pytest.mark.parametrize("name", STAGES)
 def test_a_stage_declares_the_parameters_it_reads(name):
     own = program(name)
-    others = re.findall(r"\b(\w+)[.]main\(", own.read_text())  # of another stage, which reads params.yaml too
-    read = set().union(*(read_by(path) for path in (own, *(Path(f"stages/{other}.py") for other in others))))
+    others = re.findall(
+        r"\b(\w+)[.]main\(", own.read_text()
+    )  # of another stage, which reads params.yaml too
+    read = set().union(
+        *(read_by(path) for path in (own, *(Path(f"stages/{other}.py") for other in others)))
+    )
     assert declared(STAGES[name]) == read - UNTRACKED_KEYS
 
 
@@ -131,26 +149,38 @@ def test_the_unaligned_cache_depends_on_no_alignment_and_the_aligned_one_on_it()
     assert "alignment" not in str(made["unaligned"]) and "${alignment}" in made["aligned"]["cmd"]
     caches = {key: stage["outs"] for key, stage in made.items()}
     assert caches["unaligned"][0] in made["aligned"]["deps"]
-    assert not {path for paths in caches.values() for path in paths} & set(made["unaligned"]["deps"])
+    assert not {path for paths in caches.values() for path in paths} & set(
+        made["unaligned"]["deps"]
+    )
 
 
 @pytest.mark.parametrize("name", STAGES)
 def test_every_path_in_a_command_is_declared(name):
     """A file that a command names and DVC does not know would be read stale or left behind."""
-    stages = [filled_in(STAGES[name], key, item) for key, item in EACH[name].items()] or [STAGES[name]]
+    stages = [filled_in(STAGES[name], key, item) for key, item in EACH[name].items()] or [
+        STAGES[name]
+    ]
     listed = [
         p if isinstance(p, str) else next(iter(p))
         for stage in stages
         for key in ("deps", "outs", "metrics")
         for p in stage.get(key, ())
     ]
-    commands = [stage["cmd"].replace("${encoder}", encoder) for stage in stages for encoder in ("unaligned", "aligned")]
+    commands = [
+        stage["cmd"].replace("${encoder}", encoder)
+        for stage in stages
+        for encoder in ("unaligned", "aligned")
+    ]
     for word in " ".join(commands).split():
         if "/" in word:
             declared_paths = [*listed, *UNTRACKED_PATHS.get(name, ())]
             assert any(word == path or word.startswith(f"{path}/") for path in declared_paths)
     for path in listed:
-        assert path.endswith(".html") or path in RECORDS or any(path in command for command in commands)
+        assert (
+            path.endswith(".html")
+            or path in RECORDS
+            or any(path in command for command in commands)
+        )
 
 
 @pytest.mark.parametrize("recipe", sorted(Path("params").iterdir()), ids=lambda path: path.name)
@@ -194,7 +224,11 @@ def float_keys() -> dict[str, str]:
 @pytest.mark.parametrize("text", ["1e-5", "5e-05", "0.00001", "1E-5", "2.5e-7"])
 def test_a_small_number_is_read_as_dvc_writes_and_tracks_it(text, tmp_path):
     forms = float_keys()
-    assert {"train.learning_rate", "train.gradient_clip", "train.betas", "evaluate.window"} < set(forms) <= keys(Params)
+    assert (
+        {"train.learning_rate", "train.gradient_clip", "train.betas", "evaluate.window"}
+        < set(forms)
+        <= keys(Params)
+    )
 
     values = written_by_dvc(tmp_path, [f"{key}={form.format(text)}" for key, form in forms.items()])
     for key, form in forms.items():

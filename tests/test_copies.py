@@ -10,19 +10,21 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.data.known_files import KnownFile
-from pipeline.data.sources import THINGS_EEG2, THINGS_MEG, PublishedFiles
+from pipeline.datasets.known_files import KnownFile
+from pipeline.datasets.sources import THINGS_EEG2, THINGS_MEG, PublishedFiles
+from pipeline.download.copies import find_copies, open_copies
+from pipeline.download.download import Addresses, Brought, fetch_dataset, fetch_file
+from pipeline.download.web import Patience
 from pipeline.errors import InputError
-from pipeline.fetch.copies import find_copies, open_copies
-from pipeline.fetch.download import Addresses, Brought, fetch_dataset, fetch_file
-from pipeline.fetch.web import Patience
 from tests.osf_server import Server, serve
 from tests.test_download import make_zip
 
 QUICK = Patience(first_attempts=2, attempts=2, backoff=0.01, longest=0.02)
 NOBODY = Addresses("http://127.0.0.1:9/v2", "http://127.0.0.1:9", "http://127.0.0.1:9")
 NAMES = ["sub-01.zip", "sub-02.zip", "training_images.zip", "test_images.zip", "image_metadata.npy"]
-PLACES = [f"eeg/{name}" for name in NAMES[:2]] + [f"images/{name}" for name in NAMES[2:4]] + ["metadata"]
+PLACES = (
+    [f"eeg/{name}" for name in NAMES[:2]] + [f"images/{name}" for name in NAMES[2:4]] + ["metadata"]
+)
 # A dataset of two subjects, of whose files nothing is known.
 SOURCE = replace(THINGS_EEG2, subjects=("sub-01", "sub-02"), known={})
 
@@ -77,7 +79,9 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def check(target: Path, disk: Path) -> None:
     """All of the dataset is in place, byte for byte."""
-    assert sorted(str(path.relative_to(target)) for path in target.rglob("*") if path.is_file()) == sorted(PLACES)
+    assert sorted(
+        str(path.relative_to(target)) for path in target.rglob("*") if path.is_file()
+    ) == sorted(PLACES)
     expected = contents(disk)
     for place, name in zip(PLACES, NAMES, strict=True):
         assert (target / place).read_bytes() == expected[name]
@@ -85,7 +89,8 @@ def check(target: Path, disk: Path) -> None:
 
 def known(disk: Path) -> dict[str, KnownFile]:
     return {
-        name: KnownFile(len(content), hashlib.sha256(content).hexdigest()) for name, content in contents(disk).items()
+        name: KnownFile(len(content), hashlib.sha256(content).hexdigest())
+        for name, content in contents(disk).items()
     }
 
 
@@ -93,7 +98,9 @@ def test_without_a_network(disk: Path, tmp_path: Path, capfd: pytest.CaptureFixt
     get(tmp_path / "a", disk)
     check(tmp_path / "a", disk)
     assert f"From {disk}: 5 file(s), 0.000 GB, 5 of them as links\n" in capfd.readouterr().out
-    assert os.path.samefile(tmp_path / "a/eeg/sub-01.zip", disk / "THINGS EEG/preprocessed/sub-01.zip")
+    assert os.path.samefile(
+        tmp_path / "a/eeg/sub-01.zip", disk / "THINGS EEG/preprocessed/sub-01.zip"
+    )
 
 
 def test_on_another_disk_they_are_copied(disk: Path, tmp_path: Path) -> None:
@@ -128,7 +135,9 @@ def test_what_they_lack_without_a_network_is_told(disk: Path, tmp_path: Path) ->
     with pytest.raises(InputError) as told:
         get(tmp_path / "a", disk)
     holds = "image_metadata.npy, sub-01.zip, test_images.zip, training_images.zip"
-    assert f"{disk} (download.own_copy) holds {holds}; of the rest: http://127.0.0.1:9/" in str(told.value)
+    assert f"{disk} (download.own_copy) holds {holds}; of the rest: http://127.0.0.1:9/" in str(
+        told.value
+    )
     assert not (tmp_path / "a").exists()
     shutil.copy(brought_later, disk)  # what the sentence says: a folder in which all files lie
     get(tmp_path / "a", disk)
@@ -140,7 +149,10 @@ def test_one_that_is_damaged_is_named_and_stays(disk: Path, server: Server, tmp_
     content = bytearray(damaged.read_bytes())
     content[1000] ^= 1
     damaged.write_bytes(content)
-    with pytest.raises(InputError, match=f"^{damaged}: is not the published file sub-02.zip: .*wrong CRC.*; copy it"):
+    with pytest.raises(
+        InputError,
+        match=f"^{damaged}: is not the published file sub-02.zip: .*wrong CRC.*; copy it",
+    ):
         get(tmp_path / "a", disk)
     assert damaged.read_bytes() == content and not (tmp_path / "a/eeg/sub-02.zip").exists()
     damaged.unlink()  # "or take it away to have it fetched"
@@ -155,7 +167,9 @@ def test_one_that_is_not_the_known_file_needs_a_key(disk: Path, tmp_path: Path) 
         make_zip(tmp_path / "new.zip", size)
         (disk / "THINGS EEG/preprocessed/sub-01.zip").unlink()
         shutil.copy(tmp_path / "new.zip", disk / "THINGS EEG/preprocessed/sub-01.zip")
-        with pytest.raises(InputError, match="sub-01.zip: is not the file that was published.*accept_new_versions"):
+        with pytest.raises(
+            InputError, match="sub-01.zip: is not the file that was published.*accept_new_versions"
+        ):
             get(tmp_path / f"b{size}", disk, source=source)
         get(tmp_path / f"c{size}", disk, source=source, accept=True)
         check(tmp_path / f"c{size}", disk)
@@ -164,9 +178,15 @@ def test_one_that_is_not_the_known_file_needs_a_key(disk: Path, tmp_path: Path) 
 def test_two_of_a_name(disk: Path, server: Server, tmp_path: Path) -> None:
     """The raw and the prepared recordings of a subject are archives of the same name."""
     make_zip(disk / "raw/sub-01.zip", 9000)
-    with pytest.raises(InputError, match=r"own_copy holds 2 files of the same name: .*; leave there only the one"):
+    with pytest.raises(
+        InputError, match=r"own_copy holds 2 files of the same name: .*; leave there only the one"
+    ):
         get(tmp_path / "a", disk)
-    get(tmp_path / "b", disk, source=replace(SOURCE, known={"sub-01.zip": known(disk / "THINGS EEG")["sub-01.zip"]}))
+    get(
+        tmp_path / "b",
+        disk,
+        source=replace(SOURCE, known={"sub-01.zip": known(disk / "THINGS EEG")["sub-01.zip"]}),
+    )
     get(tmp_path / "c", disk / "THINGS EEG", at(server))  # "or name its folder"
     assert "sub-01.zip" not in server.sent()
     (disk / "raw").rename(tmp_path / "raw")
@@ -180,7 +200,9 @@ def test_files_left_where_nobody_asked_for_them(disk: Path, server: Server, tmp_
     before = contents(disk)
     with pytest.raises(InputError) as told:
         get(tmp_path / "a", addresses=at(server), left_in=disk)
-    assert "and 4 more: a file of yours has the name of one that would be fetched" in str(told.value)
+    assert "and 4 more: a file of yours has the name of one that would be fetched" in str(
+        told.value
+    )
     assert f"-S download.own_copy={disk})" in str(told.value)
     assert server.sent() == {} and contents(disk) == before
 
@@ -193,7 +215,9 @@ def test_files_left_where_nobody_asked_for_them(disk: Path, server: Server, tmp_
     get(tmp_path / "c", addresses=at(server), left_in=disk)  # all is in the cache
 
 
-def test_metadata_comes_first_where_it_is_checked(disk: Path, server: Server, tmp_path: Path) -> None:
+def test_metadata_comes_first_where_it_is_checked(
+    disk: Path, server: Server, tmp_path: Path
+) -> None:
     places = (tmp_path / "eeg", tmp_path / "images", tmp_path / "metadata")
 
     def refuse(metadata: Path) -> None:
@@ -214,7 +238,9 @@ def test_meg_in_parts(tmp_path: Path) -> None:
         (disk / f"preprocessed_P1-epo{part}.fif").write_bytes(f"part{part}".encode())
     (disk / "sample_attributes_P1.csv").write_text("trial_type,image_path\n")
     get(tmp_path / "a", disk, source=replace(THINGS_MEG, subjects=("P1",), known={}))
-    assert {path.name for path in (tmp_path / "a/eeg/P1").iterdir()} == {path.name for path in disk.glob("*.fif")}
+    assert {path.name for path in (tmp_path / "a/eeg/P1").iterdir()} == {
+        path.name for path in disk.glob("*.fif")
+    }
 
 
 def test_checkpoints_by_their_name_or_by_where_they_are_published(tmp_path: Path) -> None:
@@ -222,22 +248,46 @@ def test_checkpoints_by_their_name_or_by_where_they_are_published(tmp_path: Path
     make_zip(tmp_path / "disk/gLocal/transforms/clip/visual/transform.npz", 2000)
     make_zip(tmp_path / "disk/gLocal/transforms/dino/visual/transform.npz", 3000)
     own = Brought(find_copies(tmp_path / "disk"))
-    fetch_file(url, tmp_path / "a", "glocal_clip.npz", None, QUICK, "clip/visual/transform.npz", own)
+    fetch_file(
+        url, tmp_path / "a", "glocal_clip.npz", None, QUICK, "clip/visual/transform.npz", own
+    )
     whole = (tmp_path / "disk/gLocal/transforms/clip/visual/transform.npz").read_bytes()
     assert (tmp_path / "a/glocal_clip.npz").read_bytes() == whole
 
     digest = hashlib.sha256(whole).hexdigest()
     shutil.copytree(tmp_path / "a", tmp_path / "other")
-    fetch_file(url, tmp_path / "b", "glocal_clip.npz", digest, QUICK, "", Brought(find_copies(tmp_path / "other")))
-    with pytest.raises(InputError, match="glocal_clip.npz: is not the published file .*expected sha256 0000"):
-        fetch_file(url, tmp_path / "c", "glocal_clip.npz", "0000", QUICK, "", Brought(find_copies(tmp_path / "other")))
+    fetch_file(
+        url,
+        tmp_path / "b",
+        "glocal_clip.npz",
+        digest,
+        QUICK,
+        "",
+        Brought(find_copies(tmp_path / "other")),
+    )
+    with pytest.raises(
+        InputError, match="glocal_clip.npz: is not the published file .*expected sha256 0000"
+    ):
+        fetch_file(
+            url,
+            tmp_path / "c",
+            "glocal_clip.npz",
+            "0000",
+            QUICK,
+            "",
+            Brought(find_copies(tmp_path / "other")),
+        )
 
     left = Brought(left_in=tmp_path / "other")
-    with pytest.raises(InputError, match="a file of yours has the name of one that would be fetched"):
+    with pytest.raises(
+        InputError, match="a file of yours has the name of one that would be fetched"
+    ):
         fetch_file(url, tmp_path / "d", "glocal_clip.npz", None, QUICK, "", left)
 
 
 @pytest.mark.parametrize("setting", ["here", "/nowhere", __file__])
 def test_no_folder(setting: str) -> None:
-    with pytest.raises(InputError, match=f"download.own_copy is '{setting}': expected the full path of a folder"):
+    with pytest.raises(
+        InputError, match=f"download.own_copy is '{setting}': expected the full path of a folder"
+    ):
         open_copies(setting)

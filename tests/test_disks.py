@@ -28,17 +28,16 @@ import torch
 from matplotlib.figure import Figure
 
 import stages
-from pipeline.analysis.similarities import read_similarities
-from pipeline.data.archives import open_zip
-from pipeline.data.image_table import read_image_table, write_image_table
-from pipeline.data.scratch import Scratch
-from pipeline.data.things_eeg2 import read_metadata
-from pipeline.data.things_meg import read_metadata as read_meg_metadata
-from pipeline.eeg.recordings import read_shape
+from pipeline.compute.unfinished import unfinished
+from pipeline.datasets.image_table import read_image_table, write_image_table
+from pipeline.datasets.scratch import Scratch
+from pipeline.datasets.things_eeg2 import read_metadata
+from pipeline.datasets.things_meg import read_metadata as read_meg_metadata
+from pipeline.download.own_copy import collect_images
+from pipeline.download.transfer import Remote, fetch
+from pipeline.download.web import Patience
 from pipeline.errors import InputError
-from pipeline.fetch.own_copy import collect_images
-from pipeline.fetch.transfer import Remote, fetch
-from pipeline.fetch.web import Patience
+from pipeline.evaluate.similarities import read_similarities
 from pipeline.files import (
     cache_folder,
     check_folders,
@@ -51,7 +50,8 @@ from pipeline.files import (
 )
 from pipeline.images.embeddings import read_embeddings, write_embeddings
 from pipeline.params import read_params
-from pipeline.unfinished import unfinished
+from pipeline.preprocess.recordings import read_shape
+from pipeline.untrusted.archives import open_zip
 
 LARGE = np.random.default_rng(0).standard_normal(60_000)  # 0.5 MB
 NOBODY = 65534
@@ -65,12 +65,19 @@ def small_disk(tmp_path: Path) -> Iterator[tuple[Path, Mount]]:
     """A disk of 4 MB, nearly full of a file `mine`, and what mounts it again with other options."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", folder], capture_output=True)
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", folder], capture_output=True
+    )
     if done.returncode:
         pytest.skip(f"no disk can be mounted here: {done.stderr.decode().strip()}")
     try:
         (folder / "mine").write_bytes(bytes(4_150_000))
-        yield folder, lambda options: subprocess.run(["mount", "-o", f"remount,{options}", folder], check=True) and None
+        yield (
+            folder,
+            lambda options: (
+                subprocess.run(["mount", "-o", f"remount,{options}", folder], check=True) and None
+            ),
+        )
     finally:
         subprocess.run(["umount", "-l", folder], check=True)
 
@@ -121,8 +128,12 @@ def write_pieces(path: Path) -> None:
 
 WRITERS = {
     "torch": write_state,
-    "safetensors": lambda path: path.write_bytes(safetensors.torch.save({"a": torch.from_numpy(LARGE)})),
-    "safetensors, by itself": lambda path: safetensors.torch.save_file({"a": torch.from_numpy(LARGE)}, path),
+    "safetensors": lambda path: path.write_bytes(
+        safetensors.torch.save({"a": torch.from_numpy(LARGE)})
+    ),
+    "safetensors, by itself": lambda path: safetensors.torch.save_file(
+        {"a": torch.from_numpy(LARGE)}, path
+    ),
     "pandas": lambda path: pd.DataFrame({"a": LARGE}).to_csv(path),
     "numpy": write_pieces,
     "matplotlib": write_picture,
@@ -136,8 +147,12 @@ def test_a_full_disk_is_told_alike_whatever_writes(small_disk, name):
     folder, _ = small_disk
     with pytest.raises(InputError) as caught, replacing(folder / "data/a.out") as temporary:
         WRITERS[name](temporary)
-    assert str(caught.value).startswith(f"{folder}/data/a.out: the disk is full, 0.000 GB are free in {folder}/data")
-    assert str(caught.value).endswith("(No space left on device): make room there; then run it again")
+    assert str(caught.value).startswith(
+        f"{folder}/data/a.out: the disk is full, 0.000 GB are free in {folder}/data"
+    )
+    assert str(caught.value).endswith(
+        "(No space left on device): make room there; then run it again"
+    )
     assert not any((folder / "data").iterdir())
 
     (folder / "mine").unlink()
@@ -159,7 +174,9 @@ def test_a_disk_without_inodes(small_disk):
     (folder / "mine").unlink()
     remount("nr_inodes=2")
     (folder / "a").touch()
-    with pytest.raises(InputError, match="takes no more files .all its inodes are used.*: delete files there;"):
+    with pytest.raises(
+        InputError, match="takes no more files .all its inodes are used.*: delete files there;"
+    ):
         check_folders({folder: 0})
     (folder / "a").unlink()
     check_folders({folder: 0})
@@ -170,7 +187,10 @@ def test_a_disk_that_is_read_only(small_disk):
     (folder / "mine").unlink()
     remount("ro")
     for ask in (lambda: check_folders({folder / "data": 0}), lambda: write(folder / "a")):
-        with pytest.raises(InputError, match=f"the disk of {folder} is read-only .*mount it so that it can be written"):
+        with pytest.raises(
+            InputError,
+            match=f"the disk of {folder} is read-only .*mount it so that it can be written",
+        ):
             ask()
     remount("rw")
     write(folder / "a")
@@ -186,7 +206,9 @@ def test_a_limit_of_the_size_of_files(tmp_path):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
     try:
-        with pytest.raises(InputError, match="File too large.: raise the limit .`ulimit -f unlimited`"):
+        with pytest.raises(
+            InputError, match="File too large.: raise the limit .`ulimit -f unlimited`"
+        ):
             write(tmp_path / "a")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -221,12 +243,20 @@ def test_a_file_of_many_groups_that_does_not_fit_ends_in_one_sentence(tmp_path):
     command = [sys.executable, "-c", GROUPS, str(tmp_path / "a.h5")]
     done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
-    assert len(done.stdout.splitlines()) == 4 and done.stdout.count("a.h5: a file may not be as large as") == 4
+    assert (
+        len(done.stdout.splitlines()) == 4
+        and done.stdout.count("a.h5: a file may not be as large as") == 4
+    )
     assert not any(tmp_path.iterdir())
 
 
 def test_no_right_to_write_or_to_read(open_folder):
-    with as_nobody(), pytest.raises(InputError, match="no right to write into .*it is root's, drwxr-xr-x") as caught:
+    with (
+        as_nobody(),
+        pytest.raises(
+            InputError, match="no right to write into .*it is root's, drwxr-xr-x"
+        ) as caught,
+    ):
         write(open_folder / "a.h5")
     assert "give yourself the right with chmod, or ask root for it" in str(caught.value)
     open_folder.chmod(0o777)
@@ -243,10 +273,16 @@ def test_a_file_that_may_not_be_read_is_not_told_to_be_made_again(open_folder):
     path = open_folder / "a.h5"
     write(path)
     path.chmod(0)
-    with as_nobody(), pytest.raises(InputError, match="you have no right to read .*or ask root for it"):
+    with (
+        as_nobody(),
+        pytest.raises(InputError, match="you have no right to read .*or ask root for it"),
+    ):
         read_similarities(path)
     path.chmod(0o644)
-    with as_nobody(), pytest.raises(InputError, match="holds no similarities of the evaluate stage"):
+    with (
+        as_nobody(),
+        pytest.raises(InputError, match="holds no similarities of the evaluate stage"),
+    ):
         read_similarities(path)
 
 
@@ -257,7 +293,10 @@ def test_a_prepared_subject_or_parameters_that_may_not_be_read(open_folder):
     params.chmod(0)
     subject.chmod(0)
     for read in (lambda: read_shape(subject, "train", average=True), lambda: read_params(params)):
-        with as_nobody(), pytest.raises(InputError, match="you have no right to read .*ask root for it"):
+        with (
+            as_nobody(),
+            pytest.raises(InputError, match="you have no right to read .*ask root for it"),
+        ):
             read()
     params.chmod(0o644)
     with as_nobody():
@@ -267,7 +306,12 @@ def test_a_prepared_subject_or_parameters_that_may_not_be_read(open_folder):
 def test_a_folder_that_cannot_be_listed(open_folder):
     (open_folder / "inner").mkdir(mode=0o700)
     (open_folder / "inner/a").touch()
-    with as_nobody(), pytest.raises(InputError, match="inner: cannot be listed .*give yourself the right with chmod"):
+    with (
+        as_nobody(),
+        pytest.raises(
+            InputError, match="inner: cannot be listed .*give yourself the right with chmod"
+        ),
+    ):
         list(files_below(open_folder))
     (open_folder / "inner").chmod(0o755)
     with as_nobody():
@@ -296,7 +340,9 @@ READERS = {
     ),
 }
 METADATA = {
-    f"{split}_img_{name}": [split] for split in ("train", "test") for name in ("concepts", "files", "concepts_THINGS")
+    f"{split}_img_{name}": [split]
+    for split in ("train", "test")
+    for name in ("concepts", "files", "concepts_THINGS")
 }
 MEG_TABLE = "trial_type,image_path\nexp,images_meg/a/a_01b.jpg\nexp,images_meg/b/b_01b.jpg\n"
 MEG_TABLE += "test,images_test_meg/a_13s.jpg\n"
@@ -309,7 +355,12 @@ def test_a_file_without_the_right_to_read_is_not_to_be_fetched_again(open_folder
     write_file(path)
     codecs.lookup("cp437")  # of zips: nobody may not read where Python has it
     path.chmod(0)
-    with as_nobody(), pytest.raises(InputError, match="^[^;]*you have no right to read .*chmod.*; then run it again$"):
+    with (
+        as_nobody(),
+        pytest.raises(
+            InputError, match="^[^;]*you have no right to read .*chmod.*; then run it again$"
+        ),
+    ):
         read_file(path)
     path.chmod(0o644)
     with as_nobody():
@@ -333,7 +384,9 @@ def test_a_picture_of_the_user_without_the_right_to_read(open_folder, tmp_path):
 def test_too_little_room_for_epochs_and_another_folder_for_them(small_disk, tmp_path, monkeypatch):
     monkeypatch.setenv("TMPDIR", str(small_disk[0]))
     monkeypatch.setattr(tempfile, "tempdir", None)
-    with pytest.raises(InputError, match="the epochs need about 0.0 GB there .*TMPDIR name a folder with more room"):
+    with pytest.raises(
+        InputError, match="the epochs need about 0.0 GB there .*TMPDIR name a folder with more room"
+    ):
         Scratch(10**6, "the epochs")
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr(tempfile, "tempdir", None)
@@ -343,15 +396,22 @@ def test_too_little_room_for_epochs_and_another_folder_for_them(small_disk, tmp_
 
 def test_a_link_to_nothing_and_a_file_in_the_way(tmp_path):
     (tmp_path / "data").symlink_to(tmp_path / "gone")
-    for ask in (lambda: check_folders({tmp_path / "data/eeg": 0}), lambda: write(tmp_path / "data/eeg/a")):
-        with pytest.raises(InputError, match=f"data is a link to {tmp_path}/gone, which is not there"):
+    for ask in (
+        lambda: check_folders({tmp_path / "data/eeg": 0}),
+        lambda: write(tmp_path / "data/eeg/a"),
+    ):
+        with pytest.raises(
+            InputError, match=f"data is a link to {tmp_path}/gone, which is not there"
+        ):
             ask()
     (tmp_path / "gone").mkdir()
     write(tmp_path / "data/eeg/a")
 
     (tmp_path / "eeg").write_text("mine")
     for ask in (lambda: check_folders({tmp_path / "eeg": 0}), lambda: write(tmp_path / "eeg/a")):
-        with pytest.raises(InputError, match="eeg.* is a file and should be a folder .*: move it away"):
+        with pytest.raises(
+            InputError, match="eeg.* is a file and should be a folder .*: move it away"
+        ):
             ask()
     (tmp_path / "eeg").rename(tmp_path / "mine")
     write(tmp_path / "eeg/a")
@@ -364,7 +424,9 @@ def test_a_link_to_nothing_and_a_file_in_the_way(tmp_path):
 
 
 def test_a_name_that_is_too_long(tmp_path):
-    with pytest.raises(InputError, match="its name is too long for this disk .*: give it a shorter one"):
+    with pytest.raises(
+        InputError, match="its name is too long for this disk .*: give it a shorter one"
+    ):
         write(tmp_path / f"{'a' * 300}.h5")
     write(tmp_path / "a.h5")
 
@@ -376,7 +438,10 @@ def test_a_link_out_of_the_project_is_told_before_dvc_refuses_it(tmp_path, monke
     monkeypatch.chdir(tmp_path / "project")
     monkeypatch.setenv("DVC_ROOT", str(tmp_path / "project"))
     Path("data").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(InputError, match=f"data lies in {tmp_path}/elsewhere by a link.*clone the project onto that"):
+    with pytest.raises(
+        InputError,
+        match=f"data lies in {tmp_path}/elsewhere by a link.*clone the project onto that",
+    ):
         stages.check_links([Path("params.yaml"), Path("data/eeg")])
     monkeypatch.delenv("DVC_ROOT")
     stages.check_links([Path("data/eeg")])
@@ -384,8 +449,12 @@ def test_a_link_out_of_the_project_is_told_before_dvc_refuses_it(tmp_path, monke
     monkeypatch.setenv("DVC_ROOT", str(tmp_path / "project"))
     Path("data").unlink()
     Path("data").mkdir()
-    Path("data/evaluation.h5").symlink_to(tmp_path / "elsewhere/file")  # as DVC's own links into its cache
-    stages.check_links([Path("data/eeg"), Path("data/evaluation.h5"), "a", tmp_path / "elsewhere/eeg"])
+    Path("data/evaluation.h5").symlink_to(
+        tmp_path / "elsewhere/file"
+    )  # as DVC's own links into its cache
+    stages.check_links(
+        [Path("data/eeg"), Path("data/evaluation.h5"), "a", tmp_path / "elsewhere/eeg"]
+    )
 
 
 def test_other_errors_pass_as_they_are(tmp_path):
@@ -399,7 +468,9 @@ def test_room_is_counted_by_disk(small_disk, tmp_path):
     folder, _ = small_disk
     (folder / "mine").unlink()
     check_folders({folder / "a": 400_000, folder / "b": 400_000, tmp_path: 400_000})
-    with pytest.raises(InputError, match=f"{folder}/a: the files need 0.005 GB more and only 0.004 GB are free"):
+    with pytest.raises(
+        InputError, match=f"{folder}/a: the files need 0.005 GB more and only 0.004 GB are free"
+    ):
         check_folders({folder / "a": 2_600_000, folder / "b": 2_600_000})
     assert not any(folder.iterdir())
 
@@ -421,7 +492,9 @@ with replacing(Path(sys.argv[1])) as temporary:
 
 
 def test_what_a_killed_process_was_writing_is_removed_by_the_next(tmp_path):
-    subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "sub-01.h5")], cwd=Path(__file__).parents[1])
+    subprocess.run(
+        [sys.executable, "-c", KILLED, str(tmp_path / "sub-01.h5")], cwd=Path(__file__).parents[1]
+    )
     [left] = tmp_path.iterdir()
     machine = left.name.split(".")[-2].split("-")[0]
     others = {
@@ -436,7 +509,8 @@ def test_what_a_killed_process_was_writing_is_removed_by_the_next(tmp_path):
         (tmp_path / name).touch()
         if name[1] in "cdeg":
             os.utime(tmp_path / name, (1e9, 1e9))
-    link = tmp_path / f".h.zip.{machine}-{os.getpid()}.tmp"  # what another thread is placing, of an old cache
+    # What another thread is placing, of an old cache
+    link = tmp_path / f".h.zip.{machine}-{os.getpid()}.tmp"
     os.utime(tmp_path / ".e.tmp", (1e9, 1e9))
     os.link(tmp_path / ".e.tmp", link)
     write(tmp_path / "sub-02.h5")
@@ -452,7 +526,9 @@ def test_a_file_system_without_locks(tmp_path, monkeypatch, number):
     monkeypatch.setattr(fcntl, "flock", refuse)
     lock = try_lock(tmp_path / "a.lock")
     assert lock is not None and try_lock(tmp_path / "a.lock") is None
-    assert waiting_note(tmp_path / "a.lock").endswith(f"if there is none, delete {tmp_path}/a.lock.held")
+    assert waiting_note(tmp_path / "a.lock").endswith(
+        f"if there is none, delete {tmp_path}/a.lock.held"
+    )
     lock.release()
     again = try_lock(tmp_path / "a.lock")
     assert again is not None
@@ -493,7 +569,9 @@ def test_another_users_cache(open_folder, monkeypatch):
         assert (folder / "batch").read_text() == "done"
     with (
         as_nobody(),
-        pytest.raises(InputError, match="or let ALIGNED_EEG_CACHE name a folder that you can write"),
+        pytest.raises(
+            InputError, match="or let ALIGNED_EEG_CACHE name a folder that you can write"
+        ),
         unfinished("training", __file__, [], {}, "a"),
     ):
         pass
@@ -532,12 +610,20 @@ def test_downloads_in_a_cache_of_others_are_used_where_they_are(open_folder, mon
     content = bytearray(zipped(LARGE))
     content[1000] ^= 1
     (cache / "key-a.zip").write_bytes(content)
-    with as_nobody(), pytest.raises(InputError, match="or let ALIGNED_EEG_CACHE name a folder that you can write"):
+    with (
+        as_nobody(),
+        pytest.raises(
+            InputError, match="or let ALIGNED_EEG_CACHE name a folder that you can write"
+        ),
+    ):
         fetch(remotes)
     shutil.copytree(cache, mine / "cache")
     monkeypatch.setenv("ALIGNED_EEG_CACHE", str(mine / "cache"))
     subprocess.run(["chown", "-R", str(NOBODY), mine], check=True)
-    with as_nobody(), pytest.raises(InputError, match="127.0.0.1"):  # it goes on: by fetching the damaged one
+    with (
+        as_nobody(),
+        pytest.raises(InputError, match="127.0.0.1"),
+    ):  # it goes on: by fetching the damaged one
         fetch(remotes, Patience(attempts=1, first_attempts=1))
     (mine / "cache/key-a.zip").write_bytes(zipped(LARGE))
     with as_nobody():

@@ -23,13 +23,16 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
 from pipeline.params import read_params
-from pipeline.tables import check_names
+from stages.names import check_names
 
 PAGES = [Path("README.md"), Path("CONTRIBUTING.md"), *sorted(Path("docs").glob("*.md"))]
 MAKEFILE = Path("Makefile").read_text()
 PARAMS = yaml.safe_load(Path("params.yaml").read_text())
 STAGES = set(yaml.safe_load(Path("dvc.yaml").read_text())["stages"]) | {"study/dvc.yaml"}
-STAGES |= {f"study/dvc.yaml:{stage}" for stage in yaml.safe_load(Path("study/dvc.yaml").read_text())["stages"]}
+STAGES |= {
+    f"study/dvc.yaml:{stage}"
+    for stage in yaml.safe_load(Path("study/dvc.yaml").read_text())["stages"]
+}
 FOLDERS = "pipeline|stages|tests|benchmarks|params|reference|docs"
 SECTIONS = "|".join(key for key, value in PARAMS.items() if isinstance(value, dict))
 
@@ -56,7 +59,9 @@ def commands(tokens: list[Token]) -> Iterator[str]:
             yield from filter(None, token.content.replace("\\\n", " ").splitlines())
         elif token.type == "code_inline" and token.content.startswith("-S "):
             yield f"dvc exp run {token.content}"
-        elif token.type == "code_inline" and re.match("(make|dvc|python|pip|source) ", token.content):
+        elif token.type == "code_inline" and re.match(
+            "(make|dvc|python|pip|source) ", token.content
+        ):
             yield token.content
 
 
@@ -73,7 +78,11 @@ def check_command(command: str, folder: Path) -> None:
         case ["make", *words]:
             for word in words:
                 name, is_variable, value = word.partition("=")
-                known = f"$({name})" in MAKEFILE if is_variable else re.search(rf"^{name}:.*## ", MAKEFILE, re.M)
+                known = (
+                    f"$({name})" in MAKEFILE
+                    if is_variable
+                    else re.search(rf"^{name}:.*## ", MAKEFILE, re.M)
+                )
                 require(known, f"the Makefile knows no {name}")
                 if is_variable:
                     check_values([f"train.seeds={value}" if name == "SEEDS" else value], folder)
@@ -87,7 +96,9 @@ def check_command(command: str, folder: Path) -> None:
                     check_values([value] if "=" in str(value) else [], folder)
         case ["pip", "install", "-e", project, "-c", constraints]:
             extras = set(re.findall(r"\w+", project))
-            there = tomllib.loads(Path("pyproject.toml").read_text())["project"]["optional-dependencies"]
+            there = tomllib.loads(Path("pyproject.toml").read_text())["project"][
+                "optional-dependencies"
+            ]
             require(extras <= set(there), f"pyproject.toml lacks one of the extras {extras}")
             require(Path(constraints).is_file(), f"there is no {constraints}")
         case ["source", ".venv/bin/activate"]:
@@ -115,12 +126,16 @@ def check_name(code: str) -> None:
 def check_block(token: Token) -> None:
     """Python compiles, and a part of a file that is included is there."""
     require(
-        token.info in ("sh", "python", "text", "yaml"), f"this test knows no blocks of {token.info or 'no language'}"
+        token.info in ("sh", "python", "text", "yaml"),
+        f"this test knows no blocks of {token.info or 'no language'}",
     )
     included = re.findall(r"^--8<--\n(.+):(.+)\n--8<--$", token.content, re.M)
     for path, part in included:
         text = Path(path).read_text()
-        require(f"# --8<-- [start:{part}]" in text and f"# --8<-- [end:{part}]" in text, f"{path} has no part {part}")
+        require(
+            f"# --8<-- [start:{part}]" in text and f"# --8<-- [end:{part}]" in text,
+            f"{path} has no part {part}",
+        )
     if token.info == "yaml":
         yaml.safe_load(token.content)
     if token.info == "python" and not included:
@@ -134,12 +149,18 @@ def check_link(link: str, page: Path) -> None:
         return
     target = page.parent / path if path else page
     require(target.exists(), f"there is no {target}")
-    require(not anchor or anchor in anchors(target.read_text()), f"{target} has no heading {anchor}")
+    require(
+        not anchor or anchor in anchors(target.read_text()), f"{target} has no heading {anchor}"
+    )
 
 
 def anchors(text: str) -> set[str]:
     tokens = parse(text)
-    titles = [after.content for token, after in zip(tokens, tokens[1:], strict=False) if token.type == "heading_open"]
+    titles = [
+        after.content
+        for token, after in zip(tokens, tokens[1:], strict=False)
+        if token.type == "heading_open"
+    ]
     return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
@@ -162,7 +183,9 @@ def check_page(text: str, page: Path, folder: Path) -> None:
 
 def files_of_tree(text: str) -> set[Path]:
     """The files that the tree names; a line is indented more than its folder's."""
-    [tree] = [token.content for token in parse(text) if token.type == "fence" and token.info == "text"]
+    [tree] = [
+        token.content for token in parse(text) if token.type == "fence" and token.info == "text"
+    ]
     files, folders = set(), {}
     for line in tree.splitlines():
         indent = len(line) - len(line.lstrip())
@@ -177,7 +200,12 @@ def files_of_tree(text: str) -> set[Path]:
 
 
 def code_files(*folders: str) -> set[Path]:
-    found = (path for folder in folders for path in Path(folder).rglob("*") if path.suffix in (".py", ".html"))
+    found = (
+        path
+        for folder in folders
+        for path in Path(folder).rglob("*")
+        if path.suffix in (".py", ".html")
+    )
     return {path for path in found if path.name != "__init__.py"}
 
 
@@ -212,10 +240,13 @@ def test_the_commands_are_found() -> None:
         ("`pip install -e '.[brain]' -c constraints.txt`", "lacks one of the extras {'brain'}"),
         ("    rm -rf data\n", "knows no command such as rm"),
         ("`train.epoch`", "params.yaml has no train.epoch"),
-        ("`pipeline/eeg/nise.py`", "there is no pipeline/eeg/nise.py"),
+        ("`pipeline/eeg_encoders/nise.py`", "there is no pipeline/eeg_encoders/nise.py"),
         ("```\nmake test\n```", "knows no blocks of no language"),
         ("```python\nimport =\n```", "invalid syntax"),
-        ("```python\n--8<--\ntests/test_recipes.py:model\n--8<--\n```", "test_recipes.py has no part model"),
+        (
+            "```python\n--8<--\ntests/test_recipes.py:model\n--8<--\n```",
+            "test_recipes.py has no part model",
+        ),
         ("[seeds](docs/protocol.md)", "there is no docs/protocol.md"),
         ("[seeds](docs/protocols.md#seed)", "docs/protocols.md has no heading seed"),
     ],
@@ -226,8 +257,11 @@ def test_what_is_misspelt_is_found(text: str, problem: str, tmp_path: Path) -> N
 
 
 def test_the_tree_names_every_file_of_the_library_and_the_stages() -> None:
-    text, there = Path("README.md").read_text(), code_files("pipeline", "stages")
-    assert {path for path in files_of_tree(text) if path.parts[0] in ("pipeline", "stages")} == there
+    text = Path("docs/architecture.md").read_text()
+    there = code_files("pipeline", "stages")
+    assert {
+        path for path in files_of_tree(text) if path.parts[0] in ("pipeline", "stages")
+    } == there
     assert files_of_tree(text.replace("charts.py", "chart.py")) ^ files_of_tree(text) == {
         Path("pipeline/report/charts.py"),
         Path("pipeline/report/chart.py"),
@@ -235,7 +269,10 @@ def test_the_tree_names_every_file_of_the_library_and_the_stages() -> None:
 
 
 def test_the_code_points_at_pages_and_headings_that_there_are() -> None:
-    texts = [path.read_text() for path in (*code_files("pipeline", "stages", "benchmarks"), Path("params.yaml"))]
+    texts = [
+        path.read_text()
+        for path in (*code_files("pipeline", "stages", "benchmarks"), Path("params.yaml"))
+    ]
     pointers = re.findall(r"(docs/[\w-]+\.md)(?:, ([A-Z][a-z]+))?", "\n".join(texts))
     assert pointers
     for page, heading in pointers:
@@ -243,10 +280,24 @@ def test_the_code_points_at_pages_and_headings_that_there_are() -> None:
 
 
 def test_the_site_builds_and_its_pages_load_nothing_from_elsewhere(tmp_path: Path) -> None:
-    build = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)]
+    build = [
+        sys.executable,
+        "-m",
+        "mkdocs",
+        "build",
+        "--strict",
+        "--quiet",
+        "--site-dir",
+        str(tmp_path),
+    ]
     subprocess.run(build, check=True, capture_output=True)
     pages = {path.name: path.read_text() for path in tmp_path.glob("*.html")}
-    assert pages.keys() == {"404.html", *(path.with_suffix(".html").name for path in Path("docs").glob("*.md"))}
-    loaded = re.compile(r"""<(?:script|link|img|iframe|source)\b[^>]*?\b(?:src|href)=["']?((?:https?:)?//[^"' >]+)""")
+    assert pages.keys() == {
+        "404.html",
+        *(path.with_suffix(".html").name for path in Path("docs").glob("*.md")),
+    }
+    loaded = re.compile(
+        r"""<(?:script|link|img|iframe|source)\b[^>]*?\b(?:src|href)=["']?((?:https?:)?//[^"' >]+)"""
+    )
     assert {name: loaded.findall(text) for name, text in pages.items() if loaded.search(text)} == {}
     assert "def load_aligned" in re.sub("<[^>]+>", "", pages["adding.html"])

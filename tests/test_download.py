@@ -18,17 +18,30 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.data.known_files import KnownFile
-from pipeline.data.sources import THINGS_EEG2, THINGS_EEG2_RAW, THINGS_MEG, Bucket, PublishedFiles
+from pipeline.datasets.known_files import KnownFile
+from pipeline.datasets.sources import (
+    THINGS_EEG2,
+    THINGS_EEG2_RAW,
+    THINGS_MEG,
+    Bucket,
+    PublishedFiles,
+)
+from pipeline.download.copies import open_copies
+from pipeline.download.download import Addresses, Brought, fetch_dataset, fetch_file
+from pipeline.download.transfer import Remote, fetch
+from pipeline.download.web import Patience
 from pipeline.errors import InputError
-from pipeline.fetch.copies import open_copies
-from pipeline.fetch.download import Addresses, Brought, fetch_dataset, fetch_file
-from pipeline.fetch.transfer import Remote, fetch
-from pipeline.fetch.web import Patience
 from tests.osf_server import Server, fault, serve
 
 QUICK = Patience(
-    first_attempts=3, attempts=4, progress=20_000, backoff=0.02, longest=0.05, total=4, silence=5, slowest=100_000
+    first_attempts=3,
+    attempts=4,
+    progress=20_000,
+    backoff=0.02,
+    longest=0.05,
+    total=4,
+    silence=5,
+    slowest=100_000,
 )
 HASTY = replace(QUICK, silence=0.25)
 SIZE = 400_000
@@ -47,10 +60,10 @@ LISTED_AS = {"osf": "anp5v", "figshare": "18470912", "bucket": "bucket"}
 CLIENT = """
 import resource, sys
 from pathlib import Path
-from pipeline.data.sources import *
-from pipeline.fetch.download import Addresses, fetch_dataset
+from pipeline.datasets.sources import *
+from pipeline.download.download import Addresses, fetch_dataset
 from pipeline.errors import InputError
-from pipeline.fetch.web import Patience
+from pipeline.download.web import Patience
 source, addresses, subjects, where, patience, largest_file = eval(sys.argv[1])
 if largest_file:
     resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
@@ -83,7 +96,16 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "y63gw/image_metadata.npy").write_bytes(b"\x93NUMPY" + random.Random(1).randbytes(1000))
     (root / "y63gw/LICENSE.txt").write_text("licence")
     make_zip(root / "two words+/sub-77.zip", SIZE // 4)
-    for part in ("P1-epo", "P1-epo-1", "P1-epo-2", "P1-epo-3", "P2-epo", "P2-epo-1", "P2-epo-2", "P2-epo-3"):
+    for part in (
+        "P1-epo",
+        "P1-epo-1",
+        "P1-epo-2",
+        "P1-epo-3",
+        "P2-epo",
+        "P2-epo-1",
+        "P2-epo-2",
+        "P2-epo-3",
+    ):
         path = root / f"ds004212/derivatives/preprocessed/preprocessed_{part}.fif"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(random.Random(part).randbytes(SIZE // 4))
@@ -141,14 +163,18 @@ def originals(published: Path) -> dict[str, Path]:
     return {path.name: path for path in published.rglob("*") if path.is_file()}
 
 
-def check(published: Path, where: Path, subjects: list[str] | tuple[str, ...] = ("sub-01",)) -> None:
+def check(
+    published: Path, where: Path, subjects: list[str] | tuple[str, ...] = ("sub-01",)
+) -> None:
     """Just the files that were asked for are in place, byte for byte."""
     expected = {f"eeg/{subject}.zip" for subject in subjects}
     expected |= {"images/training_images.zip", "images/test_images.zip", "image_metadata.npy"}
     got = {str(path.relative_to(where)) for path in where.rglob("*") if path.is_file()}
     assert got == expected
     for name in got:
-        assert (where / name).read_bytes() == originals(published)[Path(name).name].read_bytes(), name
+        assert (where / name).read_bytes() == originals(published)[Path(name).name].read_bytes(), (
+            name
+        )
 
 
 def sizes(published: Path, *names: str) -> dict[str, int]:
@@ -172,7 +198,10 @@ def test_fetches_what_is_asked_for_and_nothing_twice(
     get(server, tmp_path / "b", ["sub-02", "sub-05"])  # another clone
     check(published, tmp_path / "b", ["sub-02", "sub-05"])
     assert server.log() == []
-    assert os.stat(tmp_path / "a/eeg/sub-02.zip").st_ino == os.stat(tmp_path / "b/eeg/sub-02.zip").st_ino
+    assert (
+        os.stat(tmp_path / "a/eeg/sub-02.zip").st_ino
+        == os.stat(tmp_path / "b/eeg/sub-02.zip").st_ino
+    )
 
     get(server, tmp_path / "c", ["sub-02", "sub-03"])  # another list of subjects
     check(published, tmp_path / "c", ["sub-02", "sub-03"])
@@ -188,7 +217,9 @@ def test_all_subjects_then_offline(published: Path, tmp_path: Path) -> None:
     get(server, tmp_path / "b", "all")  # the server is gone
     check(published, tmp_path / "b", everyone)
     fetch_file(f"{server.releases}/{SYNCLR}", tmp_path / "again", CHECKPOINT, patience=QUICK)
-    assert (tmp_path / "again" / CHECKPOINT).read_bytes() == originals(published)[CHECKPOINT].read_bytes()
+    assert (tmp_path / "again" / CHECKPOINT).read_bytes() == originals(published)[
+        CHECKPOINT
+    ].read_bytes()
     with pytest.raises(InputError, match="no good connection to 127.0.0.1"):
         get(server, tmp_path / "c", ["sub-06"])
 
@@ -231,7 +262,9 @@ def with_kinds(names: Iterable[str]) -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize(("kind", "name"), with_kinds(FAULTS))
-def test_fault_that_passes(kind: str, name: str, server: Server, published: Path, tmp_path: Path) -> None:
+def test_fault_that_passes(
+    kind: str, name: str, server: Server, published: Path, tmp_path: Path
+) -> None:
     faults, times_sent = FAULTS[name]
     hidden = [fault("no_hashes", times=-1)] if "no hashes" in name else []
     server.set_faults({"sub-01.zip": faults, LISTED_AS[kind]: hidden, "y63gw": hidden})
@@ -243,7 +276,9 @@ def test_fault_that_passes(kind: str, name: str, server: Server, published: Path
     met = [request["fault"] for request in server.log() if request["fault"]]
     assert met == [item["kind"] for item in faults]
     if times_sent:
-        assert server.sent()["sub-01.zip"] == times_sent * sizes(published, "sub-01.zip")["sub-01.zip"]
+        assert (
+            server.sent()["sub-01.zip"] == times_sent * sizes(published, "sub-01.zip")["sub-01.zip"]
+        )
     server.clear_log()
     get(server, tmp_path / "b", source=KINDS[kind])
     check(published, tmp_path / "b")
@@ -251,8 +286,16 @@ def test_fault_that_passes(kind: str, name: str, server: Server, published: Path
 
 
 LASTING = {
-    "connection dropped at one place": (fault("drop", -1, at=150_000), "no good connection.*150000 of", 150_000),
-    "truncated body": (fault("truncate", -1, at=150_000), "stopped before the end.*150000 of", 150_000),
+    "connection dropped at one place": (
+        fault("drop", -1, at=150_000),
+        "no good connection.*150000 of",
+        150_000,
+    ),
+    "truncated body": (
+        fault("truncate", -1, at=150_000),
+        "stopped before the end.*150000 of",
+        150_000,
+    ),
     "one flipped byte": (fault("flip", -1, at=200_000), "expected (sha256|md5) .*, got .*", 0),
     "flipped byte, no hashes": (fault("flip", -1, at=200_000), "wrong CRC in its member", 0),
     "a longer body": (
@@ -260,7 +303,11 @@ LASTING = {
         "the listing says that it has 400.* bytes, and 127.0.0.1 has a file of 401",
         0,
     ),
-    "429, patience ends": (fault("status", -1, code=429, retry_after="3600"), "429 .*Retry-After 3600", 0),
+    "429, patience ends": (
+        fault("status", -1, code=429, retry_after="3600"),
+        "429 .*Retry-After 3600",
+        0,
+    ),
     "503 at the link": (fault("api_status", -1, code=503), "127.0.0.1 answered 503", 0),
     "403 at the link": (fault("api_status", -1, code=403), "answered 403.*check the address", 0),
     "links always expired": (fault("expired", -1), "403.*as for a link that has expired", 0),
@@ -270,12 +317,20 @@ LASTING = {
 
 
 @pytest.mark.parametrize(("kind", "name"), with_kinds(LASTING))
-def test_fault_that_lasts(kind: str, name: str, server: Server, published: Path, tmp_path: Path, cache: Path) -> None:
+def test_fault_that_lasts(
+    kind: str, name: str, server: Server, published: Path, tmp_path: Path, cache: Path
+) -> None:
     lasting, message, kept = LASTING[name]
     hidden = [fault("no_hashes", times=-1)] if "no hashes" in name else []
     server.set_faults({"sub-01.zip": [lasting], LISTED_AS[kind]: hidden})
     with pytest.raises(InputError, match=f"(?s)^[^\n]*sub-01.zip: [^\n]*{message}[^\n]*$"):
-        get(server, tmp_path / "a", ["sub-01", "sub-02"], HASTY if name == "silence" else QUICK, KINDS[kind])
+        get(
+            server,
+            tmp_path / "a",
+            ["sub-01", "sub-02"],
+            HASTY if name == "silence" else QUICK,
+            KINDS[kind],
+        )
     assert not (tmp_path / "a/eeg/sub-01.zip").exists()
     assert sum(path.stat().st_size for path in cache.glob("*.part")) == kept
     server.set_faults({LISTED_AS[kind]: hidden})
@@ -297,7 +352,8 @@ def test_a_listing_that_promises_more_bytes_than_the_file_has(
     size = sizes(published, "sub-01.zip")["sub-01.zip"]
     server.set_faults({"anp5v": [*hidden, relisted(size=size + 1000)]})
     told = (
-        f"the listing says that it has {size + 1000} bytes, and 127.0.0.1 has a file of {size}; {size} bytes are kept"
+        f"the listing says that it has {size + 1000} bytes, "
+        f"and 127.0.0.1 has a file of {size}; {size} bytes are kept"
     )
     with pytest.raises(InputError, match=f"^sub-01.zip: {told}"):
         get(server, tmp_path / "a")
@@ -311,7 +367,9 @@ def test_a_listing_that_promises_more_bytes_than_the_file_has(
     for file in ("sub-01.zip", *REST):
         shutil.copy(originals(published)[file], tmp_path / "own")
     brought = Brought(open_copies(str(tmp_path / "own")))
-    fetch_dataset(EEG2, addresses(server), ["sub-01"], *places, QUICK, brought)  # a folder in which all files lie
+    fetch_dataset(
+        EEG2, addresses(server), ["sub-01"], *places, QUICK, brought
+    )  # a folder in which all files lie
     check(published, tmp_path / "b")
     if not hidden:  # the hash says that it is the same file
         server.set_faults({})
@@ -320,12 +378,23 @@ def test_a_listing_that_promises_more_bytes_than_the_file_has(
         assert server.sent().get("sub-01.zip", 0) == 0
 
 
-def test_a_server_that_drops_each_time_and_begins_anew(server: Server, published: Path, tmp_path: Path) -> None:
+def test_a_server_that_drops_each_time_and_begins_anew(
+    server: Server, published: Path, tmp_path: Path
+) -> None:
     """Later and later: each try brings bytes."""
-    server.set_faults({"sub-01.zip": [fault("no_range", at=at) for at in range(50_000, 400_000, 30_000)]})
-    with pytest.raises(InputError, match="127.0.0.1 breaks off, and begins with the first byte each time.*4 restarts"):
+    server.set_faults(
+        {"sub-01.zip": [fault("no_range", at=at) for at in range(50_000, 400_000, 30_000)]}
+    )
+    with pytest.raises(
+        InputError,
+        match="127.0.0.1 breaks off, and begins with the first byte each time.*4 restarts",
+    ):
         get(server, tmp_path / "a")
-    requests = [request for request in server.log() if request["name"] == "sub-01.zip" and request["port"] == "storage"]
+    requests = [
+        request
+        for request in server.log()
+        if request["name"] == "sub-01.zip" and request["port"] == "storage"
+    ]
     assert len(requests) == 1 + 4 + 1
     (tmp_path / "own").mkdir()
     shutil.copy(originals(published)["sub-01.zip"], tmp_path / "own")  # what the sentence says
@@ -339,7 +408,10 @@ def test_a_mirror_or_the_file_helps_where_a_server_sends_another_one(
     server: Server, published: Path, tmp_path: Path
 ) -> None:
     server.set_faults({"sub-01.zip": [fault("flip", -1, at=200_000)]})
-    with pytest.raises(InputError, match="twice not the published file: .* name a mirror, or put the file into a fol"):
+    with pytest.raises(
+        InputError,
+        match="twice not the published file: .* name a mirror, or put the file into a fol",
+    ):
         get(server, tmp_path / "a")
     (tmp_path / "own").mkdir()
     shutil.copy(originals(published)["sub-01.zip"], tmp_path / "own")
@@ -356,16 +428,28 @@ LISTINGS_THAT_LACK = {
     "no size": ("osf", {"size": None}, "has no size"),
     "a link to elsewhere": ("figshare", {"is_link_only": True}, "a link to elsewhere"),
     "no such subject": ("osf", {"name": "other.zip"}, "no subject sub-01; there are sub-02"),
-    "no metadata": ("osf", {"name": "other.npy"}, "expected one file image_metadata.npy, got 0 by that name; it lists"),
+    "no metadata": (
+        "osf",
+        {"name": "other.npy"},
+        "expected one file image_metadata.npy, got 0 by that name; it lists",
+    ),
 }
 
 
 @pytest.mark.parametrize("name", LISTINGS_THAT_LACK)
-def test_what_a_listing_lacks_is_brought_as_told(name: str, server: Server, published: Path, tmp_path: Path) -> None:
+def test_what_a_listing_lacks_is_brought_as_told(
+    name: str, server: Server, published: Path, tmp_path: Path
+) -> None:
     kind, attributes, message = LISTINGS_THAT_LACK[name]
     lacks = "image_metadata.npy" if name == "no metadata" else "sub-01.zip"
-    server.set_faults({"y63gw" if name == "no metadata" else LISTED_AS[kind]: [relisted(lacks, **attributes)]})
-    remedy = "choose of these" if name == "no such subject" else "name a mirror, or let download.own_copy name a folder"
+    server.set_faults(
+        {"y63gw" if name == "no metadata" else LISTED_AS[kind]: [relisted(lacks, **attributes)]}
+    )
+    remedy = (
+        "choose of these"
+        if name == "no such subject"
+        else "name a mirror, or let download.own_copy name a folder"
+    )
     with pytest.raises(InputError, match=f"{message}.*{remedy}"):
         get(server, tmp_path / "a", source=KINDS[kind])
     (tmp_path / "own").mkdir()
@@ -379,10 +463,15 @@ def test_what_a_listing_lacks_is_brought_as_told(name: str, server: Server, publ
 
 def known_meg(published: Path) -> dict[str, KnownFile]:
     whole = {name: originals(published)[name].read_bytes() for name in map(os.path.basename, MEG)}
-    return {name: KnownFile(len(content), hashlib.sha256(content).hexdigest()) for name, content in whole.items()}
+    return {
+        name: KnownFile(len(content), hashlib.sha256(content).hexdigest())
+        for name, content in whole.items()
+    }
 
 
-def test_a_known_hash_checks_what_no_server_hashes(server: Server, published: Path, tmp_path: Path) -> None:
+def test_a_known_hash_checks_what_no_server_hashes(
+    server: Server, published: Path, tmp_path: Path
+) -> None:
     """One flipped bit in a file that was stored in parts."""
     name = "preprocessed_P1-epo-2.fif"
     source = replace(MEG_FILES, known=known_meg(published))
@@ -392,13 +481,16 @@ def test_a_known_hash_checks_what_no_server_hashes(server: Server, published: Pa
     assert server.sent()[name] == 2 * SIZE // 4
 
 
-def test_a_file_that_was_published_anew_needs_a_key(server: Server, published: Path, tmp_path: Path) -> None:
+def test_a_file_that_was_published_anew_needs_a_key(
+    server: Server, published: Path, tmp_path: Path
+) -> None:
     """The same twice is no damage; it is kept, and taken when the user says so, without another download."""
     name = "preprocessed_P1-epo-2.fif"
     source = replace(MEG_FILES, known=known_meg(published))
     server.set_faults({"bucket": [fault("no_hashes", -1)], name: [fault("flip", 2, at=60_000)]})
     refused = (
-        f"^{name}: is not the file that was published .*expected sha256 .*, set download.accept_new_versions to true"
+        f"^{name}: is not the file that was published .*expected sha256 .*, "
+        "set download.accept_new_versions to true"
     )
     with pytest.raises(InputError, match=refused):
         get(server, tmp_path / "a", ["P1"], source=source)
@@ -406,8 +498,12 @@ def test_a_file_that_was_published_anew_needs_a_key(server: Server, published: P
     with pytest.raises(InputError, match=refused):
         get(server, tmp_path / "a", ["P1"], source=source)
     places = (tmp_path / "a/eeg", tmp_path / "a/images", tmp_path / "a/image_metadata.npy")
-    fetch_dataset(source, addresses(server), ["P1"], *places, QUICK, Brought(accept_new_versions=True))
-    assert (tmp_path / "a/eeg/P1" / name).read_bytes()[60_000] == originals(published)[name].read_bytes()[60_000] ^ 1
+    fetch_dataset(
+        source, addresses(server), ["P1"], *places, QUICK, Brought(accept_new_versions=True)
+    )
+    assert (tmp_path / "a/eeg/P1" / name).read_bytes()[60_000] == originals(published)[
+        name
+    ].read_bytes()[60_000] ^ 1
     assert server.sent() == {}
 
 
@@ -416,11 +512,15 @@ def test_a_size_that_is_not_the_known_one_is_told_before_the_download(
 ) -> None:
     server.set_faults({"anp5v": [fault("no_hashes", -1)]})
     source = replace(EEG2, known={"sub-01.zip": KnownFile(7, "0" * 64)})
-    with pytest.raises(InputError, match="^sub-01.zip: is not the file .*expected 7 bytes, got 400"):
+    with pytest.raises(
+        InputError, match="^sub-01.zip: is not the file .*expected 7 bytes, got 400"
+    ):
         get(server, tmp_path / "a", source=source)
     assert server.sent() == {}
     places = (tmp_path / "a/eeg", tmp_path / "a/images", tmp_path / "a/image_metadata.npy")
-    fetch_dataset(source, addresses(server), ["sub-01"], *places, QUICK, Brought(accept_new_versions=True))
+    fetch_dataset(
+        source, addresses(server), ["sub-01"], *places, QUICK, Brought(accept_new_versions=True)
+    )
     check(published, tmp_path / "a")
 
 
@@ -429,9 +529,13 @@ def test_the_known_files_are_those_of_the_sources() -> None:
     for source, n_files in ((THINGS_EEG2, 13), (THINGS_EEG2_RAW, 3), (THINGS_MEG, 17)):
         assert len(source.known) == n_files
         named = {source.metadata_file, *source.image_files}
-        subjects = {match[1] for name in source.known if (match := re.fullmatch(source.subject_file, name))}
+        subjects = {
+            match[1] for name in source.known if (match := re.fullmatch(source.subject_file, name))
+        }
         assert subjects in (set(source.subjects), set())
-        assert all(name in named or re.fullmatch(source.subject_file, name) for name in source.known)
+        assert all(
+            name in named or re.fullmatch(source.subject_file, name) for name in source.known
+        )
         assert all(re.fullmatch("[0-9a-f]{64}", file.sha256) for file in source.known.values())
         assert len({file.sha256 for file in source.known.values()}) == n_files
 
@@ -441,11 +545,21 @@ def test_slow_but_steady_is_left_alone(server: Server, published: Path, tmp_path
     server.set_faults({"sub-01.zip": [fault("trickle", rate=200_000)]})
     get(server, tmp_path / "a", patience=replace(QUICK, silence=1))
     check(published, tmp_path / "a")
-    assert sum(request["port"] == "storage" and request["name"] == "sub-01.zip" for request in server.log()) == 1
+    assert (
+        sum(
+            request["port"] == "storage" and request["name"] == "sub-01.zip"
+            for request in server.log()
+        )
+        == 1
+    )
 
 
-def test_many_drops_that_bring_bytes_are_no_reason_to_give_up(server: Server, published: Path, tmp_path: Path) -> None:
-    server.set_faults({"sub-01.zip": [fault("drop", at=at) for at in range(40_000, 400_000, 40_000)]})
+def test_many_drops_that_bring_bytes_are_no_reason_to_give_up(
+    server: Server, published: Path, tmp_path: Path
+) -> None:
+    server.set_faults(
+        {"sub-01.zip": [fault("drop", at=at) for at in range(40_000, 400_000, 40_000)]}
+    )
     get(server, tmp_path / "a")
     check(published, tmp_path / "a")
     assert server.sent()["sub-01.zip"] == sizes(published, "sub-01.zip")["sub-01.zip"]
@@ -462,7 +576,11 @@ def client(
     arguments = repr((source, addresses(server), subjects, str(where), patience, largest_file))
     root = Path(__file__).parent.parent
     return subprocess.Popen(
-        [sys.executable, "-c", CLIENT, arguments], cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", CLIENT, arguments],
+        cwd=root,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
 
 
@@ -477,7 +595,11 @@ def cached(cache: Path) -> int:
     """Bytes of data in the cache; a file that gets its final name while they are counted is looked for again."""
     while True:
         try:
-            return sum(path.stat().st_size for path in cache.glob("[!.]*") if path.suffix not in (".json", ".lock"))
+            return sum(
+                path.stat().st_size
+                for path in cache.glob("[!.]*")
+                if path.suffix not in (".json", ".lock")
+            )
         except FileNotFoundError:
             continue
 
@@ -487,7 +609,14 @@ SUBJECTS = ["sub-01", "sub-02", "sub-03"]
 
 @pytest.mark.parametrize(
     ("kind", "point"),
-    [("osf", 0), ("osf", 50_000), ("osf", 1_100_000), ("osf", 1_500_000), ("figshare", 600_000), ("bucket", 600_000)],
+    [
+        ("osf", 0),
+        ("osf", 50_000),
+        ("osf", 1_100_000),
+        ("osf", 1_500_000),
+        ("figshare", 600_000),
+        ("bucket", 600_000),
+    ],
 )
 def test_killed_midway_only_the_rest_is_fetched(
     kind: str, point: int, server: Server, published: Path, tmp_path: Path, cache: Path
@@ -511,11 +640,15 @@ def test_killed_midway_only_the_rest_is_fetched(
     assert sum(server.sent().values()) == sum(sizes(published, *names).values()) - kept
 
 
-def test_interrupted_while_the_server_is_silent(server: Server, published: Path, tmp_path: Path, cache: Path) -> None:
+def test_interrupted_while_the_server_is_silent(
+    server: Server, published: Path, tmp_path: Path, cache: Path
+) -> None:
     silent = fault("hang", -1, at=150_000, seconds=20)
     server.set_faults({"sub-01.zip": [silent], "training_images.zip": [silent]})
     process = client(server, tmp_path / "a", ["sub-01"], replace(QUICK, silence=60))
-    wait_until(lambda: cache.exists() and len(list(cache.glob("*.part"))) == 2 and cached(cache) > 400_000)
+    wait_until(
+        lambda: cache.exists() and len(list(cache.glob("*.part"))) == 2 and cached(cache) > 400_000
+    )
     process.send_signal(signal.SIGINT)
     start = time.monotonic()
     process.communicate()
@@ -541,7 +674,9 @@ def test_killed_between_the_last_byte_and_the_name(
     assert server.sent() == {}
 
 
-def test_two_runs_at_once_fetch_each_file_once(server: Server, published: Path, tmp_path: Path) -> None:
+def test_two_runs_at_once_fetch_each_file_once(
+    server: Server, published: Path, tmp_path: Path
+) -> None:
     names = [f"{subject}.zip" for subject in SUBJECTS] + list(REST)
     server.set_faults({name: [fault("trickle", -1, rate=1_000_000)] for name in names})
     processes = [client(server, tmp_path / where, SUBJECTS) for where in ("a", "b")]
@@ -553,7 +688,9 @@ def test_two_runs_at_once_fetch_each_file_once(server: Server, published: Path, 
     assert server.sent() == sizes(published, *names)
 
 
-def test_a_file_that_cannot_grow_is_kept_and_finished_later(server: Server, published: Path, tmp_path: Path) -> None:
+def test_a_file_that_cannot_grow_is_kept_and_finished_later(
+    server: Server, published: Path, tmp_path: Path
+) -> None:
     process = client(server, tmp_path / "a", ["sub-01"], largest_file=250_000)
     error = process.communicate()[1]
     assert process.returncode == 1 and error.count("InputError") == 1, error
@@ -562,7 +699,10 @@ def test_a_file_that_cannot_grow_is_kept_and_finished_later(server: Server, publ
     server.clear_log()
     get(server, tmp_path / "a")
     check(published, tmp_path / "a")
-    expected = {name: size - 250_000 for name, size in sizes(published, "sub-01.zip", "training_images.zip").items()}
+    expected = {
+        name: size - 250_000
+        for name, size in sizes(published, "sub-01.zip", "training_images.zip").items()
+    }
     assert server.sent() == expected
 
 
@@ -572,11 +712,18 @@ def test_what_is_missing_is_said_and_must_fit(
     get(server, tmp_path / "a", source=KINDS["figshare"])
     server.log()
     server.clear_log()
-    server.set_faults({"18470912": [relisted(f"sub-0{number}.zip", size=10**16) for number in range(2, 6)]})
-    started = cache / f"md5-{hashlib.md5(originals(published)['sub-02.zip'].read_bytes()).hexdigest()}.part"
+    server.set_faults(
+        {"18470912": [relisted(f"sub-0{number}.zip", size=10**16) for number in range(2, 6)]}
+    )
+    started = (
+        cache
+        / f"md5-{hashlib.md5(originals(published)['sub-02.zip'].read_bytes()).hexdigest()}.part"
+    )
     started.touch()
     os.truncate(started, 10**10)  # takes no room
-    with pytest.raises(InputError, match=r"cache: the files need 39999990.000 GB more and only .* GB are free"):
+    with pytest.raises(
+        InputError, match=r"cache: the files need 39999990.000 GB more and only .* GB are free"
+    ):
         get(server, tmp_path / "b", "all", source=KINDS["figshare"])
     said = r"4 file\(s\), 40000000.000 GB, 10.000 GB of it came earlier; 4 more are there whole; [0-9.]+ GB are free"
     assert re.search(said, capfd.readouterr().out)
@@ -590,9 +737,12 @@ def test_damaged_cache_is_noticed(
 ) -> None:
     server.set_faults({node: [fault("no_hashes", -1)] for node in ("anp5v", "y63gw")})
     get(server, tmp_path / "a")
-    metadata = tmp_path / "a/image_metadata.npy"  # a hard link into the cache, as DVC holds one, read-only
+    # A hard link into the cache, as DVC holds one, read-only
+    metadata = tmp_path / "a/image_metadata.npy"
     data = metadata.read_bytes()
-    metadata.write_bytes({"flip": data[:50] + b"\x00\x01" + data[52:], "cut": data[:50], "empty": b""}[damage])
+    metadata.write_bytes(
+        {"flip": data[:50] + b"\x00\x01" + data[52:], "cut": data[:50], "empty": b""}[damage]
+    )
     for path in (tmp_path / "a").rglob("*.*"):
         path.chmod(0o444)
     server.clear_log()
@@ -602,7 +752,9 @@ def test_damaged_cache_is_noticed(
     assert "the copy in the cache is damaged (expected" in capfd.readouterr().err
 
 
-def test_damaged_partial_and_lost_records(server: Server, published: Path, tmp_path: Path, cache: Path) -> None:
+def test_damaged_partial_and_lost_records(
+    server: Server, published: Path, tmp_path: Path, cache: Path
+) -> None:
     server.set_faults({"sub-01.zip": [fault("drop", -1, at=150_000)]})
     with pytest.raises(InputError):
         get(server, tmp_path / "a")
@@ -630,7 +782,9 @@ def other_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path
         yield Path(name)
 
 
-def test_copies_where_hard_links_cannot_be(server: Server, published: Path, tmp_path: Path, other_disk: Path) -> None:
+def test_copies_where_hard_links_cannot_be(
+    server: Server, published: Path, tmp_path: Path, other_disk: Path
+) -> None:
     get(server, tmp_path / "a")
     check(published, tmp_path / "a")
     assert os.stat(tmp_path / "a/eeg/sub-01.zip").st_nlink == 1
@@ -660,22 +814,40 @@ def answer(body: str, encoding: str = "utf-8") -> dict[str, object]:
 
 LISTINGS = {
     ("osf", "an HTML page"): (fault("html", -1), "HTML page"),
-    ("osf", "no JSON"): (answer("{"), "expected the file listing of OSF node anp5v, got .*Invalid JSON"),
+    ("osf", "no JSON"): (
+        answer("{"),
+        "expected the file listing of OSF node anp5v, got .*Invalid JSON",
+    ),
     ("osf", "other JSON"): (
         answer('{"data": [{"id": 1}]}'),
         "got something else .data.0.attributes.kind Field required",
     ),
-    ("osf", "nothing"): (answer('{"data": [], "links": {"next": null}}'), "no subject sub-01; there are none"),
+    ("osf", "nothing"): (
+        answer('{"data": [], "links": {"next": null}}'),
+        "no subject sub-01; there are none",
+    ),
     ("osf", "5xx"): (fault("api_status", -1, code=502), "answered 502"),
     ("osf", "404"): (fault("api_status", -1, code=404), "answered 404"),
     ("osf", "no size"): (relisted(size=None), "sub-01.zip has no size"),
-    ("osf", "a strange hash"): (relisted(extra={"hashes": {"sha256": "../../x"}}), "sha256 String should match"),
-    ("osf", "two of a name"): (relisted("sub-02.zip", name="sub-01.zip"), "sub-01: expected 1 file such as .*got 2: "),
+    ("osf", "a strange hash"): (
+        relisted(extra={"hashes": {"sha256": "../../x"}}),
+        "sha256 String should match",
+    ),
+    ("osf", "two of a name"): (
+        relisted("sub-02.zip", name="sub-01.zip"),
+        "sub-01: expected 1 file such as .*got 2: ",
+    ),
     ("figshare", "an HTML page"): (fault("html", -1), "HTML page"),
     ("figshare", "a firewall"): (fault("api_status", -1, code=202), "answered 202"),
     ("figshare", "404"): (fault("api_status", -1, code=404), "answered 404"),
-    ("figshare", "no JSON"): (answer("[}"), "expected the file listing of Figshare article 18470912, .*Invalid JSON"),
-    ("figshare", "other JSON"): (answer('{"message": "gone"}'), "got something else .Input should be a valid array"),
+    ("figshare", "no JSON"): (
+        answer("[}"),
+        "expected the file listing of Figshare article 18470912, .*Invalid JSON",
+    ),
+    ("figshare", "other JSON"): (
+        answer('{"message": "gone"}'),
+        "got something else .Input should be a valid array",
+    ),
     ("figshare", "nothing"): (answer("[]"), "no subject sub-01; there are none"),
     ("figshare", "no size"): (relisted(size=None), "got something else .0.size Field required"),
     ("figshare", "a size below 0"): (relisted(size=-1), "0.size .*greater than or equal to 0"),
@@ -684,24 +856,48 @@ LISTINGS = {
         relisted(is_link_only=True),
         "sub-01.zip has no address .*a link to elsewhere",
     ),
-    ("figshare", "two of a name"): (relisted("sub-02.zip", name="sub-01.zip"), "expected 1 file such as .*got 2: "),
+    ("figshare", "two of a name"): (
+        relisted("sub-02.zip", name="sub-01.zip"),
+        "expected 1 file such as .*got 2: ",
+    ),
     ("bucket", "an HTML page"): (fault("html", -1), "HTML page"),
     ("bucket", "403"): (fault("api_status", -1, code=403), "answered 403.*still public"),
-    ("bucket", "no XML"): (answer("{}"), "expected the file listing of bucket folder anp5v/, got .*not well-formed"),
-    ("bucket", "cut XML"): (answer("<ListBucketResult><Contents>"), "got something else .no element found"),
+    ("bucket", "no XML"): (
+        answer("{}"),
+        "expected the file listing of bucket folder anp5v/, got .*not well-formed",
+    ),
+    ("bucket", "cut XML"): (
+        answer("<ListBucketResult><Contents>"),
+        "got something else .no element found",
+    ),
     ("bucket", "other XML"): (
         answer("<Error><Code>NoSuchBucket</Code></Error>"),
         "got something else .it begins with Error",
     ),
-    ("bucket", "XML that grows, hidden"): (answer(BOMB, "utf-16"), "got something else .*can't decode"),
+    ("bucket", "XML that grows, hidden"): (
+        answer(BOMB, "utf-16"),
+        "got something else .*can't decode",
+    ),
     ("bucket", "XML that grows"): (answer(BOMB), "got something else .it declares something"),
-    ("bucket", "XML that reads files"): (answer(READS), "got something else .it declares something"),
-    ("bucket", "cut off without a token"): (answer(CUT), "cut off and does not say where it goes on"),
+    ("bucket", "XML that reads files"): (
+        answer(READS),
+        "got something else .it declares something",
+    ),
+    ("bucket", "cut off without a token"): (
+        answer(CUT),
+        "cut off and does not say where it goes on",
+    ),
     ("bucket", "nothing"): (answer("<ListBucketResult/>"), "no subject sub-01; there are none"),
     ("bucket", "no key"): (relisted(Key=None), "Key Field required"),
     ("bucket", "no size"): (relisted(Size=None), "Size Field required"),
-    ("bucket", "a size that is none"): (relisted(Size="many"), "Size Input should be a valid integer"),
-    ("bucket", "two of a name"): (relisted("sub-02.zip", Key="anp5v/more/sub-01.zip"), "expected 1 file .*got 2: "),
+    ("bucket", "a size that is none"): (
+        relisted(Size="many"),
+        "Size Input should be a valid integer",
+    ),
+    ("bucket", "two of a name"): (
+        relisted("sub-02.zip", Key="anp5v/more/sub-01.zip"),
+        "expected 1 file .*got 2: ",
+    ),
 }
 
 
@@ -719,7 +915,11 @@ def test_listing_that_is_none(kind: str, name: str, server: Server, tmp_path: Pa
 def test_listing_faults_that_pass_and_a_page_that_names_itself(
     kind: str, server: Server, published: Path, tmp_path: Path
 ) -> None:
-    passing = [fault("api_status", code=429, retry_after="0"), fault("html"), fault("api_status", code=503)]
+    passing = [
+        fault("api_status", code=429, retry_after="0"),
+        fault("html"),
+        fault("api_status", code=503),
+    ]
     server.set_faults({LISTED_AS[kind]: passing[:2], "y63gw": passing[2:]})
     get(server, tmp_path / "a", source=KINDS[kind])
     check(published, tmp_path / "a")
@@ -728,14 +928,18 @@ def test_listing_faults_that_pass_and_a_page_that_names_itself(
         get(server, tmp_path / "a", ["sub-05"], source=KINDS[kind])
 
 
-def test_meg_in_parts_each_subject_in_a_folder(server: Server, published: Path, tmp_path: Path) -> None:
+def test_meg_in_parts_each_subject_in_a_folder(
+    server: Server, published: Path, tmp_path: Path
+) -> None:
     get(server, tmp_path / "a", "all", source=MEG_FILES)
     names = [*MEG, *(name.replace("P1", "P2") for name in MEG)]
-    assert sorted(str(path.relative_to(tmp_path / "a/eeg")) for path in (tmp_path / "a/eeg").rglob("*.*")) == sorted(
-        names
-    )
+    assert sorted(
+        str(path.relative_to(tmp_path / "a/eeg")) for path in (tmp_path / "a/eeg").rglob("*.*")
+    ) == sorted(names)
     for name in names:
-        assert (tmp_path / "a/eeg" / name).read_bytes() == originals(published)[Path(name).name].read_bytes()
+        assert (tmp_path / "a/eeg" / name).read_bytes() == originals(published)[
+            Path(name).name
+        ].read_bytes()
     assert (tmp_path / "a/image_metadata.npy").read_text() == "trial_type,image_path\n"
     assert not (tmp_path / "a/images").exists()
     server.clear_log()
@@ -745,9 +949,16 @@ def test_meg_in_parts_each_subject_in_a_folder(server: Server, published: Path, 
 
 def test_meg_without_a_part(server: Server, tmp_path: Path) -> None:
     server.set_faults(
-        {"bucket": [relisted("preprocessed_P2-epo-2.fif", Key="ds004212/derivatives/preprocessed/x.fif")]}
+        {
+            "bucket": [
+                relisted("preprocessed_P2-epo-2.fif", Key="ds004212/derivatives/preprocessed/x.fif")
+            ]
+        }
     )
-    with pytest.raises(InputError, match="P2: expected 4 files such as preprocessed_P2-epo-1.fif, each once, got 3: "):
+    with pytest.raises(
+        InputError,
+        match="P2: expected 4 files such as preprocessed_P2-epo-1.fif, each once, got 3: ",
+    ):
         get(server, tmp_path / "a", "all", source=MEG_FILES)
     twice = "ds004212/derivatives/preprocessed/old/preprocessed_P2-epo.fif"
     server.set_faults({"bucket": [relisted("preprocessed_P2-epo-2.fif", Key=twice)]})
@@ -768,14 +979,18 @@ def test_meg_that_was_stored_in_parts_has_no_hash(
         get(server, tmp_path / "a", ["P1"], source=MEG_FILES)
     assert f"{name}  (no hash is published: checked by its size alone)" in capfd.readouterr().out
     server.clear_log()
-    changed = relisted(name, ETag=f'"{"0" * 32}-2"')  # another content of that size: what has come is no part of it
+    changed = relisted(
+        name, ETag=f'"{"0" * 32}-2"'
+    )  # another content of that size: what has come is no part of it
     server.set_faults({"bucket": [fault("no_hashes", -1), changed]})
     get(server, tmp_path / "a", ["P1"], source=MEG_FILES)
     assert server.sent() == {name: SIZE // 4}
     assert (tmp_path / "a/eeg" / MEG[0]).read_bytes() == originals(published)[name].read_bytes()
 
 
-def test_a_key_with_signs_that_addresses_have_a_meaning_for(server: Server, published: Path, tmp_path: Path) -> None:
+def test_a_key_with_signs_that_addresses_have_a_meaning_for(
+    server: Server, published: Path, tmp_path: Path
+) -> None:
     get(server, tmp_path / "a", ["sub-77"], source=replace(EEG2, eeg=Bucket("two words+/")))
     check(published, tmp_path / "a", ["sub-77"])
 
@@ -794,16 +1009,22 @@ def test_subjects_that_are_not_there(server: Server, tmp_path: Path) -> None:
     message = "no subject sub-17, ../x; there are sub-01, sub-02, sub-03, sub-04, sub-05"
     with pytest.raises(InputError, match=message):
         get(server, tmp_path / "a", ["sub-01", "sub-17", "../x"])
-    with pytest.raises(InputError, match="no subject sub-1; there are sub-01, .*; is it sub-01[?]$"):
+    with pytest.raises(
+        InputError, match="no subject sub-1; there are sub-01, .*; is it sub-01[?]$"
+    ):
         get(server, tmp_path / "a", ["sub-1"])
     with pytest.raises(InputError, match="no subject was chosen"):
         get(server, tmp_path / "a", [])
     get(server, tmp_path / "a", ["sub-01"])  # "choose of these"
 
 
-def test_addresses_and_folders_that_cannot_be(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_addresses_and_folders_that_cannot_be(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for api in ("api.osf.io/v2", "ftp://127.0.0.1/v2", "http://[", "", "http://127.0.0.1:1/v2"):
-        with pytest.raises(InputError, match="correct it under `download` in params.yaml|no good connection"):
+        with pytest.raises(
+            InputError, match="correct it under `download` in params.yaml|no good connection"
+        ):
             get(replace(server, api=api), tmp_path / "a")
     (tmp_path / "file").write_text("")
     for folder in ("here", str(tmp_path / "file"), str(tmp_path / "file/below")):
@@ -814,7 +1035,9 @@ def test_addresses_and_folders_that_cannot_be(server: Server, tmp_path: Path, mo
 
 def test_dreamsim(server: Server, published: Path, tmp_path: Path) -> None:
     whole = originals(published)[CHECKPOINT]
-    server.set_faults({CHECKPOINT: [fault("html"), fault("expired"), DROP, DROP, fault("flip", at=200_000)]})
+    server.set_faults(
+        {CHECKPOINT: [fault("html"), fault("expired"), DROP, DROP, fault("flip", at=200_000)]}
+    )
     fetch_file(f"{server.releases}/{SYNCLR}", tmp_path / "a", CHECKPOINT, patience=QUICK)
     assert (tmp_path / "a" / CHECKPOINT).read_bytes() == whole.read_bytes()
     server.clear_log()
@@ -824,13 +1047,28 @@ def test_dreamsim(server: Server, published: Path, tmp_path: Path) -> None:
     (tmp_path / "own").mkdir()
     shutil.copy(whole, tmp_path / "own/vgg.zip")
     with pytest.raises(InputError, match="answered 404.*check the address"):
-        fetch_file(f"{server.releases}/v0.2.1-checkpoints/vgg.zip", tmp_path / "a", "vgg.zip", patience=QUICK)
+        fetch_file(
+            f"{server.releases}/v0.2.1-checkpoints/vgg.zip",
+            tmp_path / "a",
+            "vgg.zip",
+            patience=QUICK,
+        )
     brought = Brought(open_copies(str(tmp_path / "own")))  # as told
-    fetch_file(f"{server.releases}/v0.2.1-checkpoints/vgg.zip", tmp_path / "a", "vgg.zip", None, QUICK, "", brought)
+    fetch_file(
+        f"{server.releases}/v0.2.1-checkpoints/vgg.zip",
+        tmp_path / "a",
+        "vgg.zip",
+        None,
+        QUICK,
+        "",
+        brought,
+    )
     assert (tmp_path / "a/vgg.zip").read_bytes() == whole.read_bytes()
 
 
-def test_the_first_digits_of_a_hash_are_enough(server: Server, published: Path, tmp_path: Path) -> None:
+def test_the_first_digits_of_a_hash_are_enough(
+    server: Server, published: Path, tmp_path: Path
+) -> None:
     url = f"{server.releases}/{SYNCLR}"
     digits = hashlib.sha256(originals(published)[CHECKPOINT].read_bytes()).hexdigest()[:8]
     fetch_file(url, tmp_path / "a", "a.pt", digits, QUICK)
@@ -857,4 +1095,6 @@ def test_dreamsim_resumes(server: Server, published: Path, tmp_path: Path) -> No
     server.clear_log()
     fetch_file(f"{server.releases}/{SYNCLR}", tmp_path / "a", CHECKPOINT, patience=QUICK)
     assert server.sent() == {CHECKPOINT: 64 + size - 150_000}
-    assert (tmp_path / "a" / CHECKPOINT).read_bytes() == originals(published)[CHECKPOINT].read_bytes()
+    assert (tmp_path / "a" / CHECKPOINT).read_bytes() == originals(published)[
+        CHECKPOINT
+    ].read_bytes()

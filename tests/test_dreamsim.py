@@ -16,13 +16,13 @@ from dreamsim.config import dreamsim_args, dreamsim_weights
 from PIL import Image
 from torch import Tensor, nn
 
-from pipeline.data.images import decode_image
 from pipeline.errors import InputError
-from pipeline.images import dreamsim_stand_in
-from pipeline.images.dreamsim import BACKBONES, load_encoder
-from pipeline.images.dreamsim_stand_in import make_checkpoint
-from pipeline.images.models import IMAGE_MODELS
-from pipeline.images.vit import Framing, ImageEncoder
+from pipeline.images.models.dreamsim import BACKBONES, load_encoder
+from pipeline.images.models.table import IMAGE_MODELS
+from pipeline.images.models.vit import Framing, ImageEncoder
+from pipeline.images.stand_ins import dreamsim as dreamsim_stand_in
+from pipeline.images.stand_ins.dreamsim import make_checkpoint
+from pipeline.untrusted.pictures import decode_image
 from tests.dreamsim_offline import load_dreamsim, offline
 
 WIDTH = 192  # of the ViTs that are compared
@@ -52,12 +52,19 @@ def archives(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 def images() -> Tensor:
     """(3, 3, 224, 224): noise, and something smooth."""
     rng = np.random.default_rng(0)
-    pictures = [Image.fromarray(rng.integers(0, 256, size, dtype=np.uint8)) for size in [(500, 480, 3), (31, 640, 3)]]
-    pictures.append(Image.fromarray(rng.integers(0, 256, (3, 4, 3), dtype=np.uint8)).resize((400, 300)))
+    pictures = [
+        Image.fromarray(rng.integers(0, 256, size, dtype=np.uint8))
+        for size in [(500, 480, 3), (31, 640, 3)]
+    ]
+    pictures.append(
+        Image.fromarray(rng.integers(0, 256, (3, 4, 3), dtype=np.uint8)).resize((400, 300))
+    )
     return torch.stack([Framing()(picture) for picture in pictures]).float() / 255
 
 
-def rewritten(archive: Path, folder: Path, changes: dict[str, bytes | Callable[[dict], object] | None]) -> Path:
+def rewritten(
+    archive: Path, folder: Path, changes: dict[str, bytes | Callable[[dict], object] | None]
+) -> Path:
     """The archive with some members replaced, left out (None) or, a file of weights, changed by a function."""
     target = folder / archive.name
     with zipfile.ZipFile(archive) as old, zipfile.ZipFile(target, "w") as new:
@@ -90,7 +97,9 @@ def disturb(saved: dict) -> None:
         if isinstance(value, dict):
             disturb(value)
         elif value.ndim == 1:
-            value += 0.1 * torch.randn(value.shape, generator=torch.Generator().manual_seed(len(value)))
+            value += 0.1 * torch.randn(
+                value.shape, generator=torch.Generator().manual_seed(len(value))
+            )
 
 
 def unpacked(archive: Path) -> Path:
@@ -112,13 +121,17 @@ def disturbed(archives, tmp_path_factory: pytest.TempPathFactory) -> Callable[[s
     @functools.cache
     def archive(backbone: str) -> Path:
         changes = {source.member: disturb for source in BACKBONES[backbone][1]}
-        return unpacked(rewritten(archives(backbone, WIDTH), tmp_path_factory.mktemp("pair"), changes))
+        return unpacked(
+            rewritten(archives(backbone, WIDTH), tmp_path_factory.mktemp("pair"), changes)
+        )
 
     return archive
 
 
 @pytest.fixture(
-    scope="module", params=[(backbone, variant) for backbone in BACKBONES for variant in VARIANTS], ids="-".join
+    scope="module",
+    params=[(backbone, variant) for backbone in BACKBONES for variant in VARIANTS],
+    ids="-".join,
 )
 def pair(request: pytest.FixtureRequest, disturbed) -> Pair:
     backbone, variant = request.param
@@ -137,7 +150,9 @@ def test_the_last_is_what_dreamsim_returns(pair: Pair, images: Tensor) -> None:
         theirs = pair.theirs.embed(images)
         if theirs.ndim == 3:  # of the patch variants all tokens: dreamsim's distance pools them
             similarity = torch.nn.functional.cosine_similarity(ours[:1], ours[1:])
-            torch.testing.assert_close(1 - similarity, pair.theirs(images[:1].expand(2, -1, -1, -1), images[1:]))
+            torch.testing.assert_close(
+                1 - similarity, pair.theirs(images[:1].expand(2, -1, -1, -1), images[1:])
+            )
             theirs = torch.cat([theirs[:, 0], theirs[:, 1:].mean(1)], dim=1)
         assert_equal(ours, theirs)
 
@@ -145,22 +160,35 @@ def test_the_last_is_what_dreamsim_returns(pair: Pair, images: Tensor) -> None:
 def test_every_layer_norm_has_dreamsims_eps(pair: Pair) -> None:
     """Random tokens vary too much for it to show in the result; trained ones may not."""
     for ours, theirs in zip(pair.ours.vits, pair.theirs.extractor_list, strict=True):
-        eps = [{m.eps for m in model.modules() if isinstance(m, nn.LayerNorm)} for model in (ours.vit, theirs.model)]
+        eps = [
+            {m.eps for m in model.modules() if isinstance(m, nn.LayerNorm)}
+            for model in (ours.vit, theirs.model)
+        ]
         assert eps[0] == eps[1]
 
 
 @pytest.mark.parametrize("tokens", ["cls", "mean"])
-def test_blocks_and_tokens_are_those_of_dreamsims_vits(pair: Pair, images: Tensor, tokens: str) -> None:
+def test_blocks_and_tokens_are_those_of_dreamsims_vits(
+    pair: Pair, images: Tensor, tokens: str
+) -> None:
     vits = []
     with torch.inference_mode():
         for vit, name in zip(pair.theirs.extractor_list, pair.theirs.model_list, strict=True):
-            after = vit._extract_features(pair.theirs._preprocess(images, name), [0, 6, 11])  # (B, 1 + patches, width)
+            after = vit._extract_features(
+                pair.theirs._preprocess(images, name), [0, 6, 11]
+            )  # (B, 1 + patches, width)
             after.append(vit.model.norm(after[-1]) @ vit.proj if "clip" in name else after[-1])
             of_patches = pair.theirs.is_patch and tokens == "cls"
             vits.append([x[:, 0] if tokens == "cls" else x[:, 1:].mean(1) for x in after])
             if of_patches:
                 vits[-1] = [torch.cat([x[:, 0], x[:, 1:].mean(1)], dim=1) for x in after]
-        theirs = dict(zip((1, 7, 12, "last"), (torch.cat(parts, -1) for parts in zip(*vits, strict=True)), strict=True))
+        theirs = dict(
+            zip(
+                (1, 7, 12, "last"),
+                (torch.cat(parts, -1) for parts in zip(*vits, strict=True)),
+                strict=True,
+            )
+        )
         blocks = (7, "last", 1, 12, 7)
         for block, ours in zip(blocks, pair.ours(images, blocks, tokens), strict=True):
             assert_equal(ours, theirs[block])
@@ -195,7 +223,10 @@ def test_the_backbones_are_everywhere_the_same() -> None:
 def test_the_archives_are_where_dreamsim_gets_them() -> None:
     for name, address in dreamsim_weights.items():
         [file] = IMAGE_MODELS[name].published
-        assert (file.root, f"https://github.com/ssundaram21/dreamsim/releases/download/{file.path}") == (
+        assert (
+            file.root,
+            f"https://github.com/ssundaram21/dreamsim/releases/download/{file.path}",
+        ) == (
             "dreamsim_releases",
             address,
         )
@@ -213,7 +244,9 @@ def test_a_block_that_is_not_there_is_refused(archives, images: Tensor) -> None:
 
 def encoded(mode: str, size: tuple[int, int], kind: str) -> bytes:
     """A picture of colours that pass into each other. Of 16-bit grey and see-through ones: tests/test_images.py."""
-    rgba = Image.fromarray(np.random.default_rng(0).integers(0, 256, (4, 5, 4), dtype=np.uint8), "RGBA").resize(size)
+    rgba = Image.fromarray(
+        np.random.default_rng(0).integers(0, 256, (4, 5, 4), dtype=np.uint8), "RGBA"
+    ).resize(size)
     options = {"transparency": 3} if mode == "P" else {}
     file = io.BytesIO()
     rgba.convert("RGB").convert(mode).save(file, kind, **options)
@@ -228,7 +261,9 @@ def encoded(mode: str, size: tuple[int, int], kind: str) -> bytes:
         *[(mode, (300, 200), "PNG") for mode in ("1", "L", "LA", "P", "RGB")],
     ],
 )
-def test_a_picture_becomes_what_dreamsim_makes_of_it(mode: str, size, kind: str, dreamsims_own: Callable) -> None:
+def test_a_picture_becomes_what_dreamsim_makes_of_it(
+    mode: str, size, kind: str, dreamsims_own: Callable
+) -> None:
     data = encoded(mode, size, kind)
     ours = Framing()(decode_image(data, "a.jpg")).float() / 255
     assert torch.equal(ours[None], dreamsims_own(Image.open(io.BytesIO(data))))
@@ -243,13 +278,17 @@ def test_a_picture_of_20000_by_20000_is_refused_before_it_is_unpacked() -> None:
 
 
 @pytest.fixture(scope="module")
-def dreamsims_own(archives, tmp_path_factory: pytest.TempPathFactory) -> Callable[[Image.Image], Tensor]:
+def dreamsims_own(
+    archives, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[Image.Image], Tensor]:
     """The function that dreamsim gives beside its model, for the pictures that go into it."""
     folder = tmp_path_factory.mktemp("dreamsim")
     with zipfile.ZipFile(archives("synclr_vitb16")) as archive:
         archive.extractall(folder)
     with offline(folder, NARROW):
-        return dreamsim.dreamsim(dreamsim_type="synclr_vitb16", cache_dir=str(folder), device="cpu")[1]
+        return dreamsim.dreamsim(
+            dreamsim_type="synclr_vitb16", cache_dir=str(folder), device="cpu"
+        )[1]
 
 
 # Faults
@@ -284,12 +323,24 @@ def drop_last_block(saved: dict) -> None:
             lambda saved: lose(saved, "blocks.2.attn.qkv.bias"),
             r"blocks.2.attn.qkv.bias: expected \(192,\), got nothing",
         ),
-        (lambda saved: lose(saved, "pos_embed"), r"pos_embed: expected \(1, \d+, 64\), got nothing"),
-        (lambda saved: widen(saved, "blocks.3.mlp.fc1.weight"), r"fc1.weight: expected \(256, 64\), got \(5, 5\)"),
-        (lambda saved: widen(saved, "cls_token"), r"cls_token: expected \(1, 1, a multiple of 64\), got \(5, 5\)"),
+        (
+            lambda saved: lose(saved, "pos_embed"),
+            r"pos_embed: expected \(1, \d+, 64\), got nothing",
+        ),
+        (
+            lambda saved: widen(saved, "blocks.3.mlp.fc1.weight"),
+            r"fc1.weight: expected \(256, 64\), got \(5, 5\)",
+        ),
+        (
+            lambda saved: widen(saved, "cls_token"),
+            r"cls_token: expected \(1, 1, a multiple of 64\), got \(5, 5\)",
+        ),
         (drop_last_block, r"blocks.11.attn.proj.bias: expected \(64,\), got nothing"),
         (lambda saved: weights_of(saved).update({"extra": torch.zeros(3)}), "extra"),
-        (lambda saved: saved.clear(), "should hold tensors by name under the key|cls_token: .* got nothing"),
+        (
+            lambda saved: saved.clear(),
+            "should hold tensors by name under the key|cls_token: .* got nothing",
+        ),
         (
             lambda saved: saved.update(model={}, teacher=[], state_dict={"a": 1}),
             "should hold tensors by name|got nothing",
@@ -297,7 +348,9 @@ def drop_last_block(saved: dict) -> None:
     ],
 )
 @pytest.mark.parametrize(("backbone", "member"), FILES)
-def test_weights_that_are_not_all_there_are_refused(backbone, member, change, message, archives, tmp_path) -> None:
+def test_weights_that_are_not_all_there_are_refused(
+    backbone, member, change, message, archives, tmp_path
+) -> None:
     damaged = rewritten(archives(backbone), tmp_path, {member: change})
     with pytest.raises(InputError, match=f"{member}.*{message}"):
         load_encoder(damaged, backbone, "unaligned")
@@ -310,16 +363,30 @@ def test_weights_that_are_not_all_there_are_refused(backbone, member, change, me
         ("dino_vitb16", "dino_vitb16_pretrain.pth", "synclr_vitb16", SYNCLR),
         ("dinov2_vitb14", "dinov2_vitb14_pretrain.pth", "synclr_vitb16", SYNCLR),
         ("dinov2_vitb14", "dinov2_vitb14_pretrain.pth", "dino_vitb16", "dino_vitb16_pretrain.pth"),
-        ("clip_vitb32", "clip_vitb32_pretrain.pth.tar", "dinov2_vitb14", "dinov2_vitb14_pretrain.pth"),
+        (
+            "clip_vitb32",
+            "clip_vitb32_pretrain.pth.tar",
+            "dinov2_vitb14",
+            "dinov2_vitb14_pretrain.pth",
+        ),
         ("clip_vitb32", "clip_vitb32_pretrain.pth.tar", "ensemble", "clip_vitb16_pretrain.pth.tar"),
-        ("ensemble", "open_clip_vitb16_pretrain.pth.tar", "open_clip_vitb32", "open_clip_vitb32_pretrain.pth.tar"),
+        (
+            "ensemble",
+            "open_clip_vitb16_pretrain.pth.tar",
+            "open_clip_vitb32",
+            "open_clip_vitb32_pretrain.pth.tar",
+        ),
     ],
 )
-def test_another_models_file_is_refused(backbone, member, other, foreign, archives, tmp_path) -> None:
+def test_another_models_file_is_refused(
+    backbone, member, other, foreign, archives, tmp_path
+) -> None:
     with zipfile.ZipFile(archives(other)) as archive:
         content = archive.read(foreign)
     with pytest.raises(InputError, match=f"{member}.*another model's"):
-        load_encoder(rewritten(archives(backbone), tmp_path, {member: content}), backbone, "unaligned")
+        load_encoder(
+            rewritten(archives(backbone), tmp_path, {member: content}), backbone, "unaligned"
+        )
 
 
 def test_clips_of_another_patch_size_or_without_projection_are_refused(archives, tmp_path) -> None:
@@ -329,7 +396,9 @@ def test_clips_of_another_patch_size_or_without_projection_are_refused(archives,
         ("pos_drop.bias", "the weight norm_pre.bias: expected .64,., got nothing"),
     ):
         damaged = rewritten(
-            archives("clip_vitb32"), tmp_path, {member: lambda saved, name=name: saved["state_dict"].pop(name)}
+            archives("clip_vitb32"),
+            tmp_path,
+            {member: lambda saved, name=name: saved["state_dict"].pop(name)},
         )
         with pytest.raises(InputError, match=message):
             load_encoder(damaged, "clip_vitb32", "aligned")
@@ -351,13 +420,16 @@ def test_another_backbones_archive_is_refused(backbone, other, message, variant,
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize(("backbone", "other"), [("dino_vitb16", "ensemble"), ("ensemble", "dino_vitb16")])
+@pytest.mark.parametrize(
+    ("backbone", "other"), [("dino_vitb16", "ensemble"), ("ensemble", "dino_vitb16")]
+)
 def test_an_adapter_of_other_vits_is_refused(backbone, other, variant, archives, tmp_path) -> None:
     lora, others = (f"{BACKBONES[name][0]}/adapter_model.safetensors" for name in (backbone, other))
     with zipfile.ZipFile(archives(other)) as archive:
         mixed = rewritten(archives(backbone), tmp_path, {lora: archive.read(others)})
     with pytest.raises(
-        InputError, match=r"should adapt the \d+ layers .* they differ at extractor_list.1.model.blocks.0"
+        InputError,
+        match=r"should adapt the \d+ layers .* they differ at extractor_list.1.model.blocks.0",
     ):
         load_encoder(mixed, backbone, variant)
 
@@ -373,13 +445,25 @@ class Marker:
 @pytest.mark.parametrize(("backbone", "member"), FILES)
 def test_a_hostile_checkpoint_runs_nothing(backbone, member, archives, tmp_path) -> None:
     file = io.BytesIO()
-    torch.save({key: Marker(tmp_path / "marker") for key in ("model", "teacher", "state_dict")}, file)
+    torch.save(
+        {key: Marker(tmp_path / "marker") for key in ("model", "teacher", "state_dict")}, file
+    )
     with pytest.raises(InputError, match=f"{member} is not a torch file of weights"):
-        load_encoder(rewritten(archives(backbone), tmp_path, {member: file.getvalue()}), backbone, "unaligned")
+        load_encoder(
+            rewritten(archives(backbone), tmp_path, {member: file.getvalue()}),
+            backbone,
+            "unaligned",
+        )
     assert not (tmp_path / "marker").exists()
 
 
-CONFIG = {"r": 16, "lora_alpha": 0.5, "lora_dropout": 0.1, "bias": "none", "target_modules": ["qkv"]}
+CONFIG = {
+    "r": 16,
+    "lora_alpha": 0.5,
+    "lora_dropout": 0.1,
+    "bias": "none",
+    "target_modules": ["qkv"],
+}
 
 
 def config(**changes: object) -> dict[str, bytes]:
@@ -409,9 +493,13 @@ def config(**changes: object) -> dict[str, bytes]:
     ],
 )
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_a_damaged_archive_is_told_in_one_sentence(archives, tmp_path, changes, message, variant) -> None:
+def test_a_damaged_archive_is_told_in_one_sentence(
+    archives, tmp_path, changes, message, variant
+) -> None:
     with pytest.raises(InputError, match=message) as error:
-        load_encoder(rewritten(archives("synclr_vitb16"), tmp_path, changes), "synclr_vitb16", variant)
+        load_encoder(
+            rewritten(archives("synclr_vitb16"), tmp_path, changes), "synclr_vitb16", variant
+        )
     assert "\n" not in str(error.value)
 
 
@@ -425,4 +513,8 @@ def test_a_truncated_archive_or_file_is_refused(backbone, archives, tmp_path) ->
     with zipfile.ZipFile(archive) as whole:
         content = whole.read(member)
     with pytest.raises(InputError, match=f"{member} is not a torch file of weights"):
-        load_encoder(rewritten(archive, tmp_path, {member: content[: len(content) // 2]}), backbone, "unaligned")
+        load_encoder(
+            rewritten(archive, tmp_path, {member: content[: len(content) // 2]}),
+            backbone,
+            "unaligned",
+        )

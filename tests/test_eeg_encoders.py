@@ -9,20 +9,24 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.decoding.model import Projector
-from pipeline.decoding.retrieval import symmetric_cross_entropy
-from pipeline.eeg.atm import AtmS, sinusoids
-from pipeline.eeg.braindecode_networks import LEAST_SAMPLES
-from pipeline.eeg.encoder import Dropout
-from pipeline.eeg.encoders import EEG_ENCODERS, make_eeg_encoder
-from pipeline.eeg.nice import _Convolutions, _Elu
+from pipeline.eeg_encoders.atm import AtmS, sinusoids
+from pipeline.eeg_encoders.braindecode_networks import LEAST_SAMPLES
+from pipeline.eeg_encoders.encoder import Dropout
+from pipeline.eeg_encoders.nice import _Convolutions, _Elu
+from pipeline.eeg_encoders.table import EEG_ENCODERS, make_eeg_encoder
 from pipeline.errors import InputError
+from pipeline.retrieval import symmetric_cross_entropy
+from pipeline.train.model import Projector
 
 OWN = ("nice-recipe", "nice", "atm-s")
-SHAPES = st.tuples(st.integers(8, 40), st.integers(1, 4), st.integers(75, 100))  # batch (chunks are of 16), C, T
+SHAPES = st.tuples(
+    st.integers(8, 40), st.integers(1, 4), st.integers(75, 100)
+)  # batch (chunks are of 16), C, T
 
 
-def make(name: str, n_chans: int, n_times: int, sfreq: float = 100.0, dropout: float = 0.5) -> nn.Module:
+def make(
+    name: str, n_chans: int, n_times: int, sfreq: float = 100.0, dropout: float = 0.5
+) -> nn.Module:
     if name in LEAST_SAMPLES:
         pytest.importorskip("braindecode")
     return make_eeg_encoder(name, n_chans=n_chans, n_times=n_times, sfreq=sfreq, dropout=dropout)
@@ -59,7 +63,10 @@ def test_the_composed_encoder_equals_the_plain_layers(name, dtype, tolerance, sh
         fast.train(training), plain.train(training)
         got, expected = fast(eeg), plain.plain(eeg.double())
         torch.testing.assert_close(got.double(), expected, rtol=tolerance, atol=tolerance)
-        loss, expected_loss = contrastive_loss(got, targets.to(dtype)), contrastive_loss(expected, targets.double())
+        loss, expected_loss = (
+            contrastive_loss(got, targets.to(dtype)),
+            contrastive_loss(expected, targets.double()),
+        )
         torch.testing.assert_close(loss.double(), expected_loss, rtol=tolerance, atol=tolerance)
         if training:
             loss.backward(), expected_loss.backward()
@@ -67,7 +74,9 @@ def test_the_composed_encoder_equals_the_plain_layers(name, dtype, tolerance, sh
         # The second term is for those that a BatchNorm takes out: their true gradient is zero.
         assert (p.grad - q.grad).norm() <= tolerance * (q.grad.norm() + 0.01), parameter
     for buffer, value in fast.named_buffers():
-        torch.testing.assert_close(value.double(), plain.get_buffer(buffer).double(), rtol=tolerance, atol=tolerance)
+        torch.testing.assert_close(
+            value.double(), plain.get_buffer(buffer).double(), rtol=tolerance, atol=tolerance
+        )
 
 
 @pytest.mark.parametrize("name", OWN)
@@ -112,7 +121,9 @@ def test_every_encoder_takes_any_channels_and_samples(name, shape):
     assert all(p.grad is not None and p.grad.isfinite().all() for p in encoder.parameters())
 
 
-@pytest.mark.parametrize("name", [name for name in EEG_ENCODERS if name not in ("shallow", "deep4")])
+@pytest.mark.parametrize(
+    "name", [name for name in EEG_ENCODERS if name not in ("shallow", "deep4")]
+)
 def test_one_channel_is_enough(name):
     encoder = make(name, 1, 100)
     assert encoder(torch.randn(3, 1, 100)).shape == (3, encoder.output_size)
@@ -123,7 +134,9 @@ def test_the_least_number_of_samples_works_and_one_less_is_refused(name):
     least = {"nice-recipe": 65, "nice": 75, "atm-s": 75, **LEAST_SAMPLES}[name]
     encoder = make(name, 4, least)
     assert encoder(torch.randn(2, 4, least)).shape == (2, encoder.output_size)
-    with pytest.raises(InputError, match=f"{name} needs at least {least} samples, not {least - 1}: widen"):
+    with pytest.raises(
+        InputError, match=f"{name} needs at least {least} samples, not {least - 1}: widen"
+    ):
         make(name, 4, least - 1)
 
 
@@ -170,7 +183,9 @@ def test_half_precision_changes_the_gradients_little_and_keeps_their_type(name):
         with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
             features = one(eeg)
         contrastive_loss(features.float(), targets).backward()
-    for (parameter, p), q in zip(encoders[0].named_parameters(), encoders[1].parameters(), strict=True):
+    for (parameter, p), q in zip(
+        encoders[0].named_parameters(), encoders[1].parameters(), strict=True
+    ):
         assert q.grad.dtype == torch.float32, parameter
         assert (q.grad - p.grad).norm() <= 0.03 * (p.grad.norm() + 0.01), parameter
 
@@ -263,7 +278,9 @@ def test_atm_s_knows_which_channel_is_which():
     swapped = encoder.attended(eeg.flip(1)).flip(1)
     assert not torch.allclose(encoder.attended(eeg), swapped, atol=1e-2)
     encoder.positions.zero_()
-    torch.testing.assert_close(encoder.attended(eeg), encoder.attended(eeg.flip(1)).flip(1), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        encoder.attended(eeg), encoder.attended(eeg.flip(1)).flip(1), rtol=1e-4, atol=1e-5
+    )
 
 
 def test_positions_are_sines_and_cosines():
@@ -289,14 +306,19 @@ def test_what_cannot_take_one_channel_says_so(name):
 @pytest.mark.parametrize("name", LEAST_SAMPLES)
 def test_without_braindecode_the_command_that_installs_it_is_named(name, monkeypatch):
     monkeypatch.setitem(sys.modules, "braindecode", None)
-    with pytest.raises(InputError, match="""pip install -e '.\\[braindecode\\]' -c constraints.txt"""):
+    with pytest.raises(
+        InputError, match="""pip install -e '.\\[braindecode\\]' -c constraints.txt"""
+    ):
         make_eeg_encoder(name, n_chans=17, n_times=100, sfreq=100.0, dropout=0.5)
 
 
 @pytest.mark.parametrize("p", [0.0, 0.25, 0.5, 0.9])
 def test_dropout_drops_the_share_asked_for_and_keeps_the_mean(p):
     torch.manual_seed(0)
-    dropout, x = Dropout(p, 333), torch.ones(101, 333, requires_grad=True)  # 4 does not divide the number of elements
+    dropout, x = (
+        Dropout(p, 333),
+        torch.ones(101, 333, requires_grad=True),
+    )  # 4 does not divide the number of elements
     dropped = dropout(x)
     assert {round(value, 4) for value in dropped.unique().tolist()} <= {0.0, round(1 / (1 - p), 4)}
     assert (dropped == 0).float().mean().item() == pytest.approx(p, abs=0.01)

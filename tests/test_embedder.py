@@ -18,24 +18,30 @@ import torch
 import yaml
 from PIL import Image
 
-from pipeline.data.datasets import SAMPLE
-from pipeline.data.image_table import read_image_table, write_image_table
-from pipeline.data.images import Images
-from pipeline.data.sample import Size, make_raw
+from pipeline.datasets.image_table import read_image_table, write_image_table
+from pipeline.datasets.sample import Size, make_raw
+from pipeline.datasets.table import SAMPLE
 from pipeline.errors import InputError
 from pipeline.files import sha256
 from pipeline.images import embedder
-from pipeline.images.dreamsim import load_encoder
-from pipeline.images.dreamsim_stand_in import make_checkpoint
 from pipeline.images.embedder import RECOMPUTED, embed_images
 from pipeline.images.embeddings import read_embeddings, read_health
-from pipeline.images.models import IMAGE_MODELS, Load
+from pipeline.images.models.dreamsim import load_encoder
+from pipeline.images.models.table import IMAGE_MODELS, Load
+from pipeline.images.models.vit import Framing
+from pipeline.images.stand_ins.dreamsim import make_checkpoint
 from pipeline.images.views import degrade
-from pipeline.images.vit import Framing
 from pipeline.params import read_params
 from pipeline.sections import Embed
+from pipeline.untrusted.pictures import Images
 
-TINY = Size(train_concepts=12, images_per_concept=2, test_concepts=6, train_repetitions=2, test_repetitions=3)
+TINY = Size(
+    train_concepts=12,
+    images_per_concept=2,
+    test_concepts=6,
+    train_repetitions=2,
+    test_repetitions=3,
+)
 N = 12 * 2 + 6
 CHECKPOINT = "dreamsim_synclr_vitb16_checkpoint.zip"
 VIEWS = ["original", "blur-2.6", "low-resolution-22", "noise-0.098"]
@@ -60,17 +66,27 @@ def cache(tmp_path, monkeypatch) -> Path:
 
 
 def parameters(**changes: object) -> Embed:
-    return Embed(**read_params(Path("params.yaml")).embed.model_dump() | {"batch_size": 4, "device": "cpu"} | changes)
+    return Embed(
+        **read_params(Path("params.yaml")).embed.model_dump()
+        | {"batch_size": 4, "device": "cpu"}
+        | changes
+    )
 
 
-def embed(data: Path, target: Path, images: Path | None = None, load: Load = ALIGNED, **changes: object) -> Path:
+def embed(
+    data: Path, target: Path, images: Path | None = None, load: Load = ALIGNED, **changes: object
+) -> Path:
     inputs = data / "images.csv", images or data / "images", load, data / CHECKPOINT
     embed_images(*inputs, target, NAMES, parameters(**changes), torch.device("cpu"))
     return target
 
 
 def ids(data: Path) -> list[str]:
-    return [name for split in read_image_table(data / "images.csv").values() for name in split["image_ids"]]
+    return [
+        name
+        for split in read_image_table(data / "images.csv").values()
+        for name in split["image_ids"]
+    ]
 
 
 def side_files(cache: Path) -> list[Path]:
@@ -115,7 +131,9 @@ def test_each_row_is_its_image_embedded_alone(data, tmp_path):
             picture = Image.open(io.BytesIO(archives[name.split("/")[0]].read(name))).convert("RGB")
             with torch.inference_mode():
                 [expected] = encoder(Framing()(picture)[None].float() / 255, [block])
-            np.testing.assert_allclose(cached.values[row], expected[0], rtol=0, atol=1e-5 * float(expected.abs().max()))
+            np.testing.assert_allclose(
+                cached.values[row], expected[0], rtol=0, atol=1e-5 * float(expected.abs().max())
+            )
 
 
 def test_each_view_is_the_degraded_picture_embedded_alone(data, tmp_path):
@@ -123,15 +141,21 @@ def test_each_view_is_the_degraded_picture_embedded_alone(data, tmp_path):
     encoder, _ = load_encoder(data / CHECKPOINT, "synclr_vitb16", "aligned")
     archives = {p.stem: zipfile.ZipFile(p) for p in (data / "images").glob("*.zip")}
     for block in (6, "last"):
-        cached = np.stack([read_embeddings(path, block, view, view).values for view in VIEWS], axis=1)
+        cached = np.stack(
+            [read_embeddings(path, block, view, view).values for view in VIEWS], axis=1
+        )
         assert cached.shape == (N, 4, 64)
         for row in (0, 4, N - 1):
             name = ids(data)[row]
-            picture = Framing()(Image.open(io.BytesIO(archives[name.split("/")[0]].read(name))).convert("RGB"))
+            picture = Framing()(
+                Image.open(io.BytesIO(archives[name.split("/")[0]].read(name))).convert("RGB")
+            )
             views = torch.stack([degrade(picture, view, name) for view in VIEWS])
             with torch.inference_mode():
                 [expected] = encoder(views.float() / 255, [block])
-            np.testing.assert_allclose(cached[row], expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
+            np.testing.assert_allclose(
+                cached[row], expected, rtol=0, atol=1e-5 * float(expected.abs().max())
+            )
     assert all(np.linalg.norm(cached[:, 0] - cached[:, v], axis=1).min() > 0.01 for v in (1, 2, 3))
 
 
@@ -146,7 +170,10 @@ def test_the_original_is_the_same_with_views_and_without(data, tmp_path):
             (before["embeddings/last"], after["embeddings/last"]),
             (other[f"views/{VIEWS[3]}/last"], after[f"views/{VIEWS[3]}/last"]),
         ):
-            assert np.array_equal(a[:], b[:]) and a.attrs["reference_cosine"] == b.attrs["reference_cosine"]
+            assert (
+                np.array_equal(a[:], b[:])
+                and a.attrs["reference_cosine"] == b.attrs["reference_cosine"]
+            )
 
 
 def test_how_much_it_is_is_told_in_one_line(data, tmp_path, capsys):
@@ -169,15 +196,35 @@ def test_the_cache_says_what_it_is(data, tmp_path):
     path = embed(data, tmp_path / "aligned.h5", blocks=["last", 12], precision="bfloat16")
     with h5py.File(path) as file:
         notes = dict(file.attrs)
-        features = {block: dataset.attrs["feature"] for block, dataset in file["embeddings"].items()}
-    assert notes["checkpoint"] == CHECKPOINT and notes["checkpoint_sha256"] == sha256(data / CHECKPOINT)
-    assert (notes["backbone"], notes["encoder"], notes["tokens"]) == ("synclr_vitb16", "aligned", "cls")
-    assert (notes["precision"], notes["batch_size"]) == ("bfloat16", 4) and notes["device"].startswith("cpu (")
-    assert json.loads(notes["aligned_by"])["lora_alpha"] == 0.5 and "bicubic" in notes["preprocessing"]
+        features = {
+            block: dataset.attrs["feature"] for block, dataset in file["embeddings"].items()
+        }
+    assert notes["checkpoint"] == CHECKPOINT and notes["checkpoint_sha256"] == sha256(
+        data / CHECKPOINT
+    )
+    assert (notes["backbone"], notes["encoder"], notes["tokens"]) == (
+        "synclr_vitb16",
+        "aligned",
+        "cls",
+    )
+    assert (notes["precision"], notes["batch_size"]) == ("bfloat16", 4) and notes[
+        "device"
+    ].startswith("cpu (")
+    assert (
+        json.loads(notes["aligned_by"])["lora_alpha"] == 0.5 and "bicubic" in notes["preprocessing"]
+    )
     assert all(name in notes["versions"] for name in ("torch ", "torchvision ", "timm ", "pillow "))
-    assert "before the last LayerNorm" in features["last"] and features["12"] == "CLS token after block 12"
+    assert (
+        "before the last LayerNorm" in features["last"]
+        and features["12"] == "CLS token after block 12"
+    )
     health = read_health(path)["last"]
-    assert (health["rows"], health["dimensions"], health["non_finite"], health["duplicates"]) == (N, 64, 0, 0)
+    assert (health["rows"], health["dimensions"], health["non_finite"], health["duplicates"]) == (
+        N,
+        64,
+        0,
+        0,
+    )
     assert 0.999 < health["reference_cosine"] < 1 and health["median_cosine"] < 0.9
 
 
@@ -196,7 +243,9 @@ def test_a_corrupt_image_is_named_and_the_work_so_far_kept(data, tmp_path, cache
     damaged = with_member(data, tmp_path / "images", name, cut)
     with pytest.raises(InputError, match=f"{name}: cannot be decoded"):
         embed(data, tmp_path / "x.h5", damaged)
-    assert not (tmp_path / "x.h5").exists() and len(side_files(cache)) == 4  # the batches of 4 before the 17th
+    assert (
+        not (tmp_path / "x.h5").exists() and len(side_files(cache)) == 4
+    )  # the batches of 4 before the 17th
     decoded.clear()
     embed(data, tmp_path / "x.h5")
     assert len(decoded) == RECOMPUTED + N - 16 and set(ids(data)[16:]) <= set(decoded)
@@ -213,13 +262,20 @@ def test_what_decides_the_numbers_decides_what_is_reused(data, tmp_path, cache, 
         damaged = with_member(data, tmp_path / "images", name, archive.read(name)[:5000])
     with pytest.raises(InputError):
         embed(data, tmp_path / "x.h5", damaged)
-    for changes in ({"precision": "bfloat16"}, {"tokens": "mean"}, {"blocks": [3]}, {"views": VIEWS}):
+    for changes in (
+        {"precision": "bfloat16"},
+        {"tokens": "mean"},
+        {"blocks": [3]},
+        {"views": VIEWS},
+    ):
         decoded.clear()
         embed(data, tmp_path / "x.h5", **changes)
         assert len(decoded) == RECOMPUTED + N
 
 
-def test_damaged_batches_in_the_cache_are_told_and_computed_again(data, tmp_path, cache, decoded, capsys):
+def test_damaged_batches_in_the_cache_are_told_and_computed_again(
+    data, tmp_path, cache, decoded, capsys
+):
     whole = embed(data, tmp_path / "x.h5").read_bytes()
     cut, empty, not_finite, *_ = sorted(side_files(cache))
     values = np.load(not_finite)
@@ -244,14 +300,23 @@ def command(data: Path, tmp_path: Path, target: Path) -> list[str]:
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(values))
     paths = [data / "images", data / "images.csv", data, tmp_path / "unaligned.h5", target]
     model = ["synclr_vitb16", "dreamsim"]
-    return [sys.executable, "-m", "stages.embed", str(tmp_path / "params.yaml"), *model, *map(str, paths)]
+    return [
+        sys.executable,
+        "-m",
+        "stages.embed",
+        str(tmp_path / "params.yaml"),
+        *model,
+        *map(str, paths),
+    ]
 
 
 def test_a_killed_stage_goes_on_where_it_was(data, tmp_path, cache, decoded):
     """SIGKILL in the middle; then the same call ends with the very bytes of an undisturbed run."""
     target = tmp_path / "killed.h5"
     process = subprocess.Popen(
-        command(data, tmp_path, target), stdout=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"}
+        command(data, tmp_path, target),
+        stdout=subprocess.DEVNULL,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     while process.poll() is None and len(side_files(cache)) < 5:
         time.sleep(0.005)
@@ -266,7 +331,9 @@ def test_a_killed_stage_goes_on_where_it_was(data, tmp_path, cache, decoded):
 
 
 def test_two_runs_at_once_take_turns(data, tmp_path, capsys):
-    threads = [threading.Thread(target=embed, args=(data, tmp_path / f"{name}.h5")) for name in "ab"]
+    threads = [
+        threading.Thread(target=embed, args=(data, tmp_path / f"{name}.h5")) for name in "ab"
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -285,7 +352,9 @@ def test_embeddings_that_are_all_alike_are_not_written(data, tmp_path, cache):
             for name in ids(data):
                 if name.startswith(split):
                     archive.writestr(name, picture.getvalue())
-    with pytest.raises(InputError, match="block last: the embeddings of different images are nearly the same"):
+    with pytest.raises(
+        InputError, match="block last: the embeddings of different images are nearly the same"
+    ):
         embed(data, tmp_path / "out" / "x.h5", tmp_path / "images", blocks=[3, "last"])
     assert not list((tmp_path / "out").iterdir())
 
@@ -298,19 +367,32 @@ def test_a_view_whose_embeddings_are_all_alike_is_told_and_kept(data, tmp_path, 
         with zipfile.ZipFile(tmp_path / "images" / f"{split}.zip", "w") as archive:
             for name in ids(data):
                 if name.startswith(split):
-                    pixels = 255 * generator.integers(2, size=(16, 16, 1), dtype=np.uint8).repeat(3, axis=2)
+                    pixels = 255 * generator.integers(2, size=(16, 16, 1), dtype=np.uint8).repeat(
+                        3, axis=2
+                    )
                     pixels[8:] = 255 - pixels[7::-1]
                     picture = io.BytesIO()
-                    Image.fromarray(pixels).resize((224, 224), Image.Resampling.NEAREST).save(picture, "PNG")
+                    Image.fromarray(pixels).resize((224, 224), Image.Resampling.NEAREST).save(
+                        picture, "PNG"
+                    )
                     archive.writestr(name, picture.getvalue())
     views = ["original", "blur-64", "blur-2.6"]
-    path = embed(data, tmp_path / "x.h5", tmp_path / "images", views=views, blocks=[3, "last"], precision="bfloat16")
+    path = embed(
+        data,
+        tmp_path / "x.h5",
+        tmp_path / "images",
+        views=views,
+        blocks=[3, "last"],
+        precision="bfloat16",
+    )
     health = read_health(path)
     # How low the blurred one is depends on the processor's bfloat16: 0.9 to 0.996.
     centred = {name: block["reference_cosine_centred"] for name, block in health.items()}
     assert centred["last"] > max(0.99, centred["blur-64/last"])
     told = capsys.readouterr().out.splitlines()[1:]
-    assert told and all("blur-64/" in line and "kept, as this is a degraded view" in line for line in told)
+    assert told and all(
+        "blur-64/" in line and "kept, as this is a degraded view" in line for line in told
+    )
 
 
 def test_a_degraded_view_that_is_computed_wrong_is_not_written(data, tmp_path):
@@ -326,7 +408,9 @@ def test_a_degraded_view_that_is_computed_wrong_is_not_written(data, tmp_path):
         encoder.register_forward_hook(turn)
         return encoder, adapter
 
-    with pytest.raises(InputError, match="block blur-64/last: the embeddings differ from a float32 recomputation"):
+    with pytest.raises(
+        InputError, match="block blur-64/last: the embeddings differ from a float32 recomputation"
+    ):
         embed(data, tmp_path / "out" / "x.h5", load=wrong, views=["original", "blur-64"])
     assert not list((tmp_path / "out").iterdir())
     embed(data, tmp_path / "out" / "x.h5", load=wrong)
@@ -339,12 +423,16 @@ def test_embeddings_that_bfloat16_spoils_are_sound_in_float32_as_told(data, tmp_
         encoder, adapter = ALIGNED(checkpoint)
 
         def spoil(encoder: torch.nn.Module, _: tuple, outputs: list) -> list:
-            return [-values for values in outputs] if encoder.arithmetic == torch.bfloat16 else outputs
+            return (
+                [-values for values in outputs] if encoder.arithmetic == torch.bfloat16 else outputs
+            )
 
         encoder.register_forward_hook(spoil)
         return encoder, adapter
 
-    with pytest.raises(InputError, match="set embed.precision to float32, or, if it is that, embed.device to cpu"):
+    with pytest.raises(
+        InputError, match="set embed.precision to float32, or, if it is that, embed.device to cpu"
+    ):
         embed(data, tmp_path / "x.h5", load=coarse, precision="bfloat16")
     assert embed(data, tmp_path / "x.h5", load=coarse, precision="float32").exists()
 
@@ -355,7 +443,9 @@ def test_a_checkpoint_of_nan_is_told_before_any_work(data, tmp_path, cache):
         encoder.vits[0].vit.blocks[5].mlp.fc1.bias.fill_(torch.nan)
         return encoder, adapter
 
-    with pytest.raises(InputError, match=f"{CHECKPOINT}: the aligned encoder gives values that are not finite"):
+    with pytest.raises(
+        InputError, match=f"{CHECKPOINT}: the aligned encoder gives values that are not finite"
+    ):
         embed(data, tmp_path / "x.h5", load=broken)
     assert not side_files(cache)
 
@@ -384,7 +474,9 @@ def test_the_batch_halves_until_it_fits(capsys):
         embedder.embed_batch(Small(0), images, parameters(), device, 1)
 
 
-def test_a_device_with_memory_for_two_images_gives_the_same_embeddings(data, tmp_path, capsys, monkeypatch):
+def test_a_device_with_memory_for_two_images_gives_the_same_embeddings(
+    data, tmp_path, capsys, monkeypatch
+):
     def small(checkpoint: Path) -> tuple:
         encoder, adapter = ALIGNED(checkpoint)
 
@@ -398,7 +490,9 @@ def test_a_device_with_memory_for_two_images_gives_the_same_embeddings(data, tmp
     views = ["original", "blur-2.6"]
     path = embed(data, tmp_path / "small.h5", load=small, views=views)
     assert "going on with 2 images at once" in capsys.readouterr().out
-    monkeypatch.setenv("ALIGNED_EEG_CACHE", str(tmp_path / "another"))  # else the same batches are taken again
+    monkeypatch.setenv(
+        "ALIGNED_EEG_CACHE", str(tmp_path / "another")
+    )  # else the same batches are taken again
     plain = embed(data, tmp_path / "plain.h5", views=views)
     for view in views:
         got, expected = (read_embeddings(file, "last", view, view).values for file in (path, plain))

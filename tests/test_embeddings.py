@@ -30,34 +30,52 @@ def test_each_block_is_read_as_written(cache):
 
 def written(path: Path, **blocks: np.ndarray) -> Path:
     """A cache of the blocks given, such as `b6` or `last`."""
-    write_embeddings(path, IDS, ((name.lstrip("b"), values, {}) for name, values in blocks.items()), {})
+    write_embeddings(
+        path, IDS, ((name.lstrip("b"), values, {}) for name, values in blocks.items()), {}
+    )
     return path
 
 
 def test_a_mix_is_all_blocks_in_their_order_of_depth(tmp_path):
     path = written(tmp_path / "x.h5", last=LAST, b12=LAST + 12, b6=LAST + 6)
     read = read_embeddings(path, "mix")
-    assert read.blocks == ("6", "12", "last") and read.values.dtype == np.float32 and list(read.image_ids) == IDS
+    assert (
+        read.blocks == ("6", "12", "last")
+        and read.values.dtype == np.float32
+        and list(read.image_ids) == IDS
+    )
     assert np.array_equal(read.values, np.stack([LAST + 6, LAST + 12, LAST], axis=1))
     assert read_embeddings(path, 12).blocks == ()
 
 
 def test_a_mix_of_views(tmp_path):
     b6, last, blurred6, blurred = (LAST + n for n in range(4))
-    blocks = [("6", b6, {}), ("last", last, {}), ("blur-8/6", blurred6, {}), ("blur-8/last", blurred, {})]
+    blocks = [
+        ("6", b6, {}),
+        ("last", last, {}),
+        ("blur-8/6", blurred6, {}),
+        ("blur-8/last", blurred, {}),
+    ]
     write_embeddings(tmp_path / "x.h5", IDS, blocks, {})
     read = read_embeddings(tmp_path / "x.h5", "mix", "draw")
     assert np.array_equal(read.values, np.stack([b6, last], axis=1))
-    assert np.array_equal(read.learned, np.stack([np.stack([b6, last], 1), np.stack([blurred6, blurred], 1)], axis=1))
+    assert np.array_equal(
+        read.learned, np.stack([np.stack([b6, last], 1), np.stack([blurred6, blurred], 1)], axis=1)
+    )
     mean = read_embeddings(tmp_path / "x.h5", "mix", "mean", "blur-8")
     assert np.array_equal(mean.learned[:, 0], np.stack([LAST + 1, LAST + 2], axis=1))
     assert np.array_equal(mean.values, np.stack([blurred6, blurred], axis=1))
 
 
 def test_what_cannot_be_mixed_is_told(cache, tmp_path):
-    with pytest.raises(InputError, match="needs blocks of one size, and of the dimensions 6 has 2, last has 4: name"):
+    with pytest.raises(
+        InputError,
+        match="needs blocks of one size, and of the dimensions 6 has 2, last has 4: name",
+    ):
         read_embeddings(cache, "mix")
-    with pytest.raises(InputError, match="train.block is mix and the only block there is last: add to embed.blocks"):
+    with pytest.raises(
+        InputError, match="train.block is mix and the only block there is last: add to embed.blocks"
+    ):
         read_embeddings(written(tmp_path / "x.h5", last=LAST), "mix")
 
 
@@ -70,7 +88,9 @@ def with_views(tmp_path) -> Path:
         ("noise-0.1/last", -LAST, {"rows": 3}),
         ("blur-2.6/last", 2 * LAST, {}),
     ]
-    write_embeddings(path, IDS, [*blocks, ("noise-0.1/6", SIXTH, {}), ("blur-2.6/6", -SIXTH, {})], {})
+    write_embeddings(
+        path, IDS, [*blocks, ("noise-0.1/6", SIXTH, {}), ("blur-2.6/6", -SIXTH, {})], {}
+    )
     return path
 
 
@@ -79,7 +99,9 @@ def test_a_cache_without_views_is_byte_for_byte_what_it_was(cache, tmp_path):
     with (tmp_path / "before.h5").open("w+b") as stream, h5py.File(stream, "w") as file:
         file.attrs["backbone"] = "synclr_vitb16"
         file.create_group("embeddings")
-        file.create_dataset("image_ids", data=np.array(IDS, dtype=object), dtype=h5py.string_dtype())
+        file.create_dataset(
+            "image_ids", data=np.array(IDS, dtype=object), dtype=h5py.string_dtype()
+        )
         for name, values, notes in (
             ("6", SIXTH, {"feature": "words", "rows": 3}),
             ("last", LAST, {"median_cosine": 0.5}),
@@ -119,7 +141,10 @@ def test_a_gallery_has_a_view_or_the_mean_of_all(with_views):
     assert read.views == read.views_in_gallery == f"mean of {ALL}"
     read = read_embeddings(with_views, 6, "original", "blur-2.6")
     assert np.array_equal(read.values, -SIXTH) and np.array_equal(read.learned[:, 0], SIXTH)
-    with pytest.raises(InputError, match="train.views_in_gallery is draw: set it to mean or one of original, blur-2.6"):
+    with pytest.raises(
+        InputError,
+        match="train.views_in_gallery is draw: set it to mean or one of original, blur-2.6",
+    ):
         read_embeddings(with_views, 6, "draw", "draw")
 
 
@@ -131,14 +156,25 @@ def test_views_have_a_health_of_their_own(with_views):
 
 
 def test_a_view_that_was_not_kept_is_told_with_those_that_were(cache, with_views):
-    with pytest.raises(InputError, match=f"train.views is blur-8; set it to one that is there, {ALL}, or add it to"):
+    with pytest.raises(
+        InputError, match=f"train.views is blur-8; set it to one that is there, {ALL}, or add it to"
+    ):
         read_embeddings(with_views, "last", "blur-8")
-    with pytest.raises(InputError, match="train.views_in_gallery is blur-8; set it to one that is there, original, or"):
+    with pytest.raises(
+        InputError,
+        match="train.views_in_gallery is blur-8; set it to one that is there, original, or",
+    ):
         read_embeddings(cache, "last", "original", "blur-8")
-    with pytest.raises(InputError, match=f"train.views is blur2.6; .*{ALL}, or add it to embed.views; is it blur-2.6"):
+    with pytest.raises(
+        InputError,
+        match=f"train.views is blur2.6; .*{ALL}, or add it to embed.views; is it blur-2.6",
+    ):
         read_embeddings(with_views, "last", "blur2.6")
     for views in (("mean", "original"), ("draw", "original"), ("original", "mean")):
-        with pytest.raises(InputError, match="is (mean|draw) and the only view there is original: add to embed.views"):
+        with pytest.raises(
+            InputError,
+            match="is (mean|draw) and the only view there is original: add to embed.views",
+        ):
             read_embeddings(cache, "last", *views)
 
 
@@ -176,7 +212,8 @@ def test_rows_are_found_by_id(cache):
     read = read_embeddings(cache, "last")
     assert read.rows(np.array([IDS[2], IDS[0]])).tolist() == [2, 0]
     with pytest.raises(
-        InputError, match="unaligned.h5: 1 of the 1 images seen have no embedding, first elsewhere.jpg;"
+        InputError,
+        match="unaligned.h5: 1 of the 1 images seen have no embedding, first elsewhere.jpg;",
     ):
         read.rows(np.array(["elsewhere.jpg"]))
 
@@ -191,7 +228,9 @@ def test_ids_without_their_folder_are_told_with_both_names(tmp_path):
     ) in str(error.value)
 
 
-def own_cache(path: Path, values: np.ndarray, image_ids: list[str] = IDS, view: str = "embeddings") -> Path:
+def own_cache(
+    path: Path, values: np.ndarray, image_ids: list[str] = IDS, view: str = "embeddings"
+) -> Path:
     """By h5py alone and with no attribute, as a colleague writes it."""
     with h5py.File(path, "w") as file:
         file["image_ids"], file["embeddings/last"] = image_ids, LAST + 1
@@ -217,17 +256,33 @@ def changed(row: int, value: float, dtype: str = "f4") -> np.ndarray:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        (changed(1, np.nan), f"1 of 3 images have values that are not finite, the first is {IDS[1]} in row 1;"),
-        (changed(2, -np.inf, "f2"), f"1 of 3 images have values that are not finite, the first is {IDS[2]} in row 2;"),
-        (changed(1, 1e39, "f8"), f"1 of 3 images have values that are not finite, the first is {IDS[1]} in row 1;"),
-        (np.zeros((3, 4)), f"3 of 3 images have values that are all zero, the first is {IDS[0]} in row 0;"),
+        (
+            changed(1, np.nan),
+            f"1 of 3 images have values that are not finite, the first is {IDS[1]} in row 1;",
+        ),
+        (
+            changed(2, -np.inf, "f2"),
+            f"1 of 3 images have values that are not finite, the first is {IDS[2]} in row 2;",
+        ),
+        (
+            changed(1, 1e39, "f8"),
+            f"1 of 3 images have values that are not finite, the first is {IDS[1]} in row 1;",
+        ),
+        (
+            np.zeros((3, 4)),
+            f"3 of 3 images have values that are all zero, the first is {IDS[0]} in row 0;",
+        ),
     ],
 )
 @pytest.mark.parametrize("view", ["embeddings", "views/blur-8"])
-def test_values_that_are_no_embedding_are_told_with_block_row_and_image(values, message, view, tmp_path):
+def test_values_that_are_no_embedding_are_told_with_block_row_and_image(
+    values, message, view, tmp_path
+):
     path = own_cache(tmp_path / "own.h5", values, view=view)
     views = "original" if view == "embeddings" else "draw"
-    with pytest.raises(InputError, match=f"^{path}: /{view}/last: {message} make it again") as error:
+    with pytest.raises(
+        InputError, match=f"^{path}: /{view}/last: {message} make it again"
+    ) as error:
         read_embeddings(path, "last", views)
     assert "\n" not in str(error.value)
 
@@ -236,7 +291,11 @@ def test_values_that_are_no_embedding_are_told_with_block_row_and_image(values, 
     ("values", "image_ids", "message"),
     [
         (LAST, [IDS[0], IDS[1], IDS[0]], f"/image_ids has {IDS[0]} twice, in the rows 0 and 2"),
-        (LAST[None], IDS, r"expected a row of numbers an image id, got float32 \(1, 3, 4\) of /embeddings/last for 3"),
+        (
+            LAST[None],
+            IDS,
+            r"expected a row of numbers an image id, got float32 \(1, 3, 4\) of /embeddings/last for 3",
+        ),
         (LAST.astype(int), IDS, "expected a row of numbers an image id, got int64"),
         (LAST[:2], IDS, r"got float32 \(2, 4\) of /embeddings/last for 3 ids"),
     ],
@@ -248,7 +307,8 @@ def test_rows_that_do_not_fit_the_images_are_told(values, image_ids, message, tm
 
 def test_a_block_that_was_not_kept_is_told_with_those_that_were(cache):
     with pytest.raises(
-        InputError, match="train.block is 9; set it to one that is there, 6, last, or add it to embed.blocks"
+        InputError,
+        match="train.block is 9; set it to one that is there, 6, last, or add it to embed.blocks",
     ):
         read_embeddings(cache, 9)
 

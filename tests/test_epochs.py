@@ -4,7 +4,7 @@ import mne
 import numpy as np
 import pytest
 
-from pipeline.data.epochs import cut_epochs, plan_epochs
+from pipeline.datasets.epochs import cut_epochs, plan_epochs
 
 
 @pytest.mark.parametrize(
@@ -35,7 +35,9 @@ def test_the_instants_of_the_samples(sfreq: float, window: tuple, late: tuple) -
 
 def test_epochs_in_any_order() -> None:
     raw = mne.io.RawArray(
-        np.random.default_rng(0).standard_normal((3, 5000)), mne.create_info(3, 1000, "eeg"), verbose=False
+        np.random.default_rng(0).standard_normal((3, 5000)),
+        mne.create_info(3, 1000, "eeg"),
+        verbose=False,
     )
     plan = plan_epochs(100.0, (0.0, 0.5), "none", 1000, "raw")
     events = np.array([[3000, 0, 1], [1000, 0, 2], [2000, 0, 3]])

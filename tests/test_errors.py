@@ -1,6 +1,6 @@
 import pytest
 
-from pipeline.data.entry import POSTERIOR
+from pipeline.datasets.entry import POSTERIOR
 from pipeline.errors import suggestion
 
 SUBJECTS = [f"sub-{i:02}" for i in range(1, 11)]
@@ -21,13 +21,22 @@ DATASETS = ["sample", "things-eeg2", "things-eeg2-raw", "things-meg"]
         ("things-eeg", DATASETS, "things-eeg2"),
     ],
 )
-def test_a_misspelt_name_gets_the_name_that_was_meant(name: str, names: list[str], near: str) -> None:
+def test_a_misspelt_name_gets_the_name_that_was_meant(
+    name: str, names: list[str], near: str
+) -> None:
     assert suggestion(name, names) == f"; is it {near}?"
 
 
 @pytest.mark.parametrize(
     ("name", "names"),
-    [("resnet", ENCODERS), ("sub-17", SUBJECTS), ("P9", POSTERIOR), ("Cz", POSTERIOR), ("", ENCODERS), ("nice", [])],
+    [
+        ("resnet", ENCODERS),
+        ("sub-17", SUBJECTS),
+        ("P9", POSTERIOR),
+        ("Cz", POSTERIOR),
+        ("", ENCODERS),
+        ("nice", []),
+    ],
 )
 def test_a_name_that_is_like_none_gets_no_guess(name: str, names: list[str]) -> None:
     assert suggestion(name, names) == ""

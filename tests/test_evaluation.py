@@ -5,15 +5,22 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pipeline.analysis.evaluation import summarise, summarise_block_weights, tabulate
-from pipeline.analysis.scoring import Axes, Outcome
-from pipeline.analysis.similarities import Scored
+from pipeline.evaluate.evaluation import summarise, summarise_block_weights, tabulate
+from pipeline.evaluate.scoring import Axes, Outcome
+from pipeline.evaluate.similarities import Scored
 from pipeline.params import read_params
 from pipeline.sections import Evaluate
 
 N = 8
 POOLED = {"protocol": "pooled", "encoder": "aligned"}
-NAMES = ["nice_loss", "rank", "image_to_eeg_rank", "matched_cosine", "mismatched_cosine", "mismatched_square"]
+NAMES = [
+    "nice_loss",
+    "rank",
+    "image_to_eeg_rank",
+    "matched_cosine",
+    "mismatched_cosine",
+    "mismatched_square",
+]
 
 
 def parameters(**changes: object) -> Evaluate:
@@ -27,7 +34,12 @@ def axes() -> Axes:
 
 
 def outcome(
-    subject: str, seed: int, ranks: list[int], collapsed: bool = False, fold: str = "pooled", epoch: int = 1
+    subject: str,
+    seed: int,
+    ranks: list[int],
+    collapsed: bool = False,
+    fold: str = "pooled",
+    epoch: int = 1,
 ) -> Outcome:
     """A run of which only the ranks are known; half of the images are second best where the EEG is masked."""
     sides = (np.zeros((N, k), np.float32) for k in (2, 2, N))
@@ -50,7 +62,10 @@ def two() -> list[Outcome]:
 
 def test_the_weights_of_mixed_blocks_by_hand():
     """Mean and spread over the runs, collapsed ones left out unless all are; nothing where no blocks were mixed."""
-    notes = [{"collapsed": weight == 0.9, "block_weights": {"6": weight, "last": 1 - weight}} for weight in (0.9, 0.2)]
+    notes = [
+        {"collapsed": weight == 0.9, "block_weights": {"6": weight, "last": 1 - weight}}
+        for weight in (0.9, 0.2)
+    ]
     assert summarise_block_weights(notes) == {"block_weights": {"6": 0.2, "last": 0.8}}
     both = summarise_block_weights([one | {"collapsed": True} for one in notes])
     assert both["block_weights"] == pytest.approx({"6": 0.55, "last": 0.45})
@@ -60,12 +75,19 @@ def test_the_weights_of_mixed_blocks_by_hand():
 
 def test_the_curves_by_hand(two):
     summary, tables = tabulate(two, axes(), POOLED, parameters(), 0)
-    assert (summary["top1_acc"], summary["mean_rank"], summary["median_rank"], summary["mrr"]) == (0.5, 1.5, 1.5, 0.75)
+    assert (summary["top1_acc"], summary["mean_rank"], summary["median_rank"], summary["mrr"]) == (
+        0.5,
+        1.5,
+        1.5,
+        0.75,
+    )
     assert tables["top_k"]["top_k_acc"].tolist() == [0.5] + [1.0] * (N - 1)
     assert tables["top_k"]["chance"].tolist() == [k / N for k in range(1, N + 1)]
     # Second best of 8: in a gallery of two the better one is the distractor with chance 1 / 7, of four with 3 / 7.
     assert tables["n_way"]["n_way"].tolist() == [2, 4, N]
-    assert tables["n_way"]["top1_acc"].tolist() == pytest.approx([(1 + 6 / 7) / 2, (1 + 4 / 7) / 2, 0.5])
+    assert tables["n_way"]["top1_acc"].tolist() == pytest.approx(
+        [(1 + 6 / 7) / 2, (1 + 4 / 7) / 2, 0.5]
+    )
     assert tables["n_way"]["top3_acc"].isna().tolist() == [True, False, False]
     assert tables["n_way"]["chance"].tolist() == [1 / 2, 1 / 4, 1 / N]
     # Of subject a half of the images are lost in the second variant, of b all in both.
@@ -77,7 +99,9 @@ def test_the_curves_by_hand(two):
     assert tables["repetitions"]["n_repetitions"].tolist() == [1, 2, 4]
     assert tables["repetitions"]["top1_acc"].tolist() == [0.375, 0.375, 0.5]
     sd = np.std([0.5, 0.25], ddof=1)
-    assert tables["repetitions"]["top1_acc_sd_over_draws"].tolist() == pytest.approx([sd, sd, np.nan], nan_ok=True)
+    assert tables["repetitions"]["top1_acc_sd_over_draws"].tolist() == pytest.approx(
+        [sd, sd, np.nan], nan_ok=True
+    )
 
 
 def test_the_curves_meet_the_metrics(two):
@@ -89,7 +113,9 @@ def test_the_curves_meet_the_metrics(two):
         assert last["top1_acc"] == summary["top1_acc"]
         assert (last["top1_acc_low"], last["top1_acc_high"]) == pytest.approx(ends)
     first = tables["top_k"].iloc[0]
-    assert first[["top_k_acc", "top_k_acc_low", "top_k_acc_high"]].tolist() == pytest.approx([0.5, *ends])
+    assert first[["top_k_acc", "top_k_acc_low", "top_k_acc_high"]].tolist() == pytest.approx(
+        [0.5, *ends]
+    )
     assert ends == (0, 1)  # of two subjects, one at 1 and one at 0, each may be drawn twice
 
 
@@ -97,13 +123,19 @@ def test_seeds_are_averaged_before_anything_else():
     """Two seeds of one subject, top-1 of 1 and 0: each image is worth 0.5, and nothing is left to vary."""
     runs = [outcome("a", 1, ALL_FIRST), outcome("a", 2, ALL_SECOND)]
     summary, tables = tabulate(runs, axes(), POOLED, parameters(), 0)
-    assert (summary["top1_acc"], summary["ci95_low"]["top1_acc"], summary["ci95_high"]["top1_acc"]) == (0.5, 0.5, 0.5)
+    assert (
+        summary["top1_acc"],
+        summary["ci95_low"]["top1_acc"],
+        summary["ci95_high"]["top1_acc"],
+    ) == (0.5, 0.5, 0.5)
     assert summary["sd_over_seeds"]["top1_acc"] == pytest.approx(0.5**0.5)
     assert tables["top_k"]["top_k_acc"][0] == 0.5
 
 
 def test_one_subject_has_no_spread_and_an_interval_over_images():
-    summary, tables = tabulate([outcome("a", 1, [1, 2] * (N // 2))], axes(), POOLED, parameters(), 0)
+    summary, tables = tabulate(
+        [outcome("a", 1, [1, 2] * (N // 2))], axes(), POOLED, parameters(), 0
+    )
     assert summary["ci95_over"] == "test images" and "sd_over_subjects" not in summary
     assert 0 < summary["ci95_low"]["top1_acc"] < 0.5 < summary["ci95_high"]["top1_acc"] < 1
     assert tables["top_k"]["top_k_acc_sd_over_subjects"].isna().all()
@@ -124,7 +156,12 @@ def test_the_summary_is_json_and_says_what_it_is_of(two):
     summary = tabulate(two, axes(), POOLED, parameters(), 3)[0]
     json.dumps(summary)
     assert POOLED.items() <= summary.items()
-    assert (summary["n_way"], summary["chance_top1"], summary["seed"], summary["n_seeds"]) == (N, 1 / N, 3, 1)
+    assert (summary["n_way"], summary["chance_top1"], summary["seed"], summary["n_seeds"]) == (
+        N,
+        1 / N,
+        3,
+        1,
+    )
 
 
 def test_what_is_no_metric_is_not_averaged():
@@ -132,7 +169,9 @@ def test_what_is_no_metric_is_not_averaged():
     runs = [outcome("a", 1, ALL_FIRST, epoch=5), outcome("a", 2, ALL_SECOND, epoch=7)]
     summary, tables = tabulate(runs, axes(), POOLED, parameters(), 0)
     assert tables["per_subject"]["selected_epoch"].tolist() == [5, 7]
-    assert summary["sd_over_seeds"].keys() == summary["ci95_low"].keys() == summary["ci95_high"].keys()
+    assert (
+        summary["sd_over_seeds"].keys() == summary["ci95_low"].keys() == summary["ci95_high"].keys()
+    )
     assert not {"selected_epoch", "top1_acc_low"} & summary["ci95_low"].keys()
 
 
@@ -144,7 +183,9 @@ def test_what_is_no_metric_is_not_averaged():
     ],
 )
 def test_folds_that_share_training_subjects_are_told(protocol, not_over):
-    folds = [outcome(name, 1, ranks, fold=name) for name, ranks in (("a", ALL_FIRST), ("b", ALL_SECOND))]
+    folds = [
+        outcome(name, 1, ranks, fold=name) for name, ranks in (("a", ALL_FIRST), ("b", ALL_SECOND))
+    ]
     summary = tabulate(folds, axes(), {"protocol": protocol}, parameters(), 0)[0]
     assert summary["ci95_over"] == "subjects, each with models of its own, and test images"
     assert summary["ci95_not_over"] == not_over

@@ -9,21 +9,27 @@ import numpy as np
 import pytest
 import yaml
 
-from pipeline.analysis.similarities import settings_of
-from pipeline.data.datasets import SAMPLE
-from pipeline.data.image_table import write_image_table
-from pipeline.data.sample import Size, make_raw
+from pipeline.datasets.image_table import write_image_table
+from pipeline.datasets.sample import Size, make_raw
+from pipeline.datasets.table import SAMPLE
 from pipeline.errors import InputError
+from pipeline.evaluate.similarities import settings_of
 from pipeline.files import sha256
 from pipeline.images.embeddings import read_about, read_embeddings, read_health, write_embeddings
-from pipeline.images.glocal import read_transform, write_aligned
-from pipeline.images.models import IMAGE_MODELS
-from pipeline.images.published_vits_stand_in import MEAN, STD
+from pipeline.images.models.glocal import read_transform, write_aligned
+from pipeline.images.models.table import IMAGE_MODELS
+from pipeline.images.stand_ins.published_vits import MEAN, STD
 from stages import embed, weights
 
 N, D = 60, 24
 RNG = np.random.default_rng(0)
-ABOUT = {"backbone": "clip_vitl14", "encoder": "unaligned", "alignment": "none", "tokens": "cls", "aligned_by": "none"}
+ABOUT = {
+    "backbone": "clip_vitl14",
+    "encoder": "unaligned",
+    "alignment": "none",
+    "tokens": "cls",
+    "aligned_by": "none",
+}
 ABOUT |= {"preprocessing": "words", "checkpoint": "model.safetensors", "batch_size": 32}
 IDS = [f"training_images/{i}.jpg" for i in range(N)]
 LAST = RNG.standard_normal((N, D)).astype(np.float32)
@@ -34,7 +40,10 @@ NUMBERS = {"weights": WEIGHTS, "mean": np.float32(0.3), "std": np.float32(0.5)}
 @pytest.fixture
 def unaligned(tmp_path: Path) -> Path:
     path = tmp_path / "unaligned.h5"
-    blocks = [("last", LAST, {"feature": "CLS token, projected", "rows": N}), (6, -LAST, {"feature": "sixth"})]
+    blocks = [
+        ("last", LAST, {"feature": "CLS token, projected", "rows": N}),
+        (6, -LAST, {"feature": "sixth"}),
+    ]
     write_embeddings(path, IDS, blocks, ABOUT)
     return path
 
@@ -50,11 +59,15 @@ def transform_file(folder: Path, **changes: object) -> Path:
 def thingsvisions(features: np.ndarray, transform: dict[str, np.ndarray]) -> np.ndarray:
     """What thingsvision 2.7.3 computes, in float64."""
     moved = (features - transform["mean"]) / transform["std"]
-    return np.einsum("nd,de->ne", moved, transform["weights"], dtype=np.float64) + transform.get("bias", 0)
+    return np.einsum("nd,de->ne", moved, transform["weights"], dtype=np.float64) + transform.get(
+        "bias", 0
+    )
 
 
 @pytest.mark.parametrize("bias", [None, RNG.standard_normal(D)])
-def test_a_transform_does_what_thingsvision_does_with_it(bias: np.ndarray | None, tmp_path: Path) -> None:
+def test_a_transform_does_what_thingsvision_does_with_it(
+    bias: np.ndarray | None, tmp_path: Path
+) -> None:
     path = transform_file(tmp_path, bias=bias)
     with np.load(path) as theirs:
         expected = thingsvisions(LAST, dict(theirs))
@@ -68,7 +81,9 @@ def test_a_transform_that_changes_nothing_changes_nothing(tmp_path: Path) -> Non
     assert np.array_equal(read_transform(transform_file(tmp_path, **numbers))(LAST), LAST)
 
 
-def test_the_aligned_cache_is_the_transformed_unaligned_one_and_says_so(unaligned: Path, tmp_path: Path) -> None:
+def test_the_aligned_cache_is_the_transformed_unaligned_one_and_says_so(
+    unaligned: Path, tmp_path: Path
+) -> None:
     path, target = transform_file(tmp_path), tmp_path / "aligned.h5"
     write_aligned(unaligned, path, target)
     aligned = read_embeddings(target, "last")
@@ -77,14 +92,24 @@ def test_the_aligned_cache_is_the_transformed_unaligned_one_and_says_so(unaligne
     about, blocks = read_about(target)
     assert (
         about.items()
-        >= (ABOUT | {"encoder": "aligned", "alignment": "glocal", "aligned_by": about["aligned_by"]}).items()
+        >= (
+            ABOUT | {"encoder": "aligned", "alignment": "glocal", "aligned_by": about["aligned_by"]}
+        ).items()
     )
     assert json.loads(about["aligned_by"]) == {"transform": "transform.npz", "sha256": sha256(path)}
     assert "concepts of THINGS" in about["caveat"]
-    assert blocks.keys() == {"last"} and blocks["last"]["feature"] == "CLS token, projected, transformed by gLocal"
+    assert (
+        blocks.keys() == {"last"}
+        and blocks["last"]["feature"] == "CLS token, projected, transformed by gLocal"
+    )
     assert read_health(target)["last"]["reference_cosine"] > 0.99999
-    assert settings_of({}, [], target) == settings_of({}, [], unaligned)  # so that the two can be compared
-    with pytest.raises(InputError, match="train.block is 6; .* there, last: gLocal transforms the last block alone$"):
+    assert settings_of({}, [], target) == settings_of(
+        {}, [], unaligned
+    )  # so that the two can be compared
+    with pytest.raises(
+        InputError,
+        match="train.block is 6; .* there, last: gLocal transforms the last block alone$",
+    ):
         read_embeddings(target, 6)
 
 
@@ -95,7 +120,9 @@ def test_the_aligned_cache_is_the_transformed_unaligned_one_and_says_so(unaligne
         (ABOUT, [6], "needs last among embed.blocks"),
     ],
 )
-def test_where_it_has_no_meaning_the_cache_is_empty_and_says_why(about, blocks, message, tmp_path: Path) -> None:
+def test_where_it_has_no_meaning_the_cache_is_empty_and_says_why(
+    about, blocks, message, tmp_path: Path
+) -> None:
     write_embeddings(tmp_path / "unaligned.h5", IDS, [(block, LAST, {}) for block in blocks], about)
     write_aligned(tmp_path / "unaligned.h5", transform_file(tmp_path), tmp_path / "aligned.h5")
     with pytest.raises(InputError, match=message):
@@ -118,13 +145,20 @@ def test_where_it_has_no_meaning_the_cache_is_empty_and_says_why(about, blocks, 
             "mean has 1 values that are not finite; if it is your own file, put a whole one",
         ),
         ({"extra": np.float32(1)}, "extra"),
-        ({"weights": WEIGHTS[:9, :9]}, "transforms embeddings of 9 numbers, and those of .* have 24"),
+        (
+            {"weights": WEIGHTS[:9, :9]},
+            "transforms embeddings of 9 numbers, and those of .* have 24",
+        ),
         ({"mean": np.array(["a"])}, "expected numbers"),
     ],
 )
-def test_another_transform_is_told_in_one_sentence(changes, message, unaligned: Path, tmp_path: Path) -> None:
+def test_another_transform_is_told_in_one_sentence(
+    changes, message, unaligned: Path, tmp_path: Path
+) -> None:
     path = tmp_path / "transform.npz"
-    np.savez(path, **{name: value for name, value in (NUMBERS | changes).items() if value is not None})
+    np.savez(
+        path, **{name: value for name, value in (NUMBERS | changes).items() if value is not None}
+    )
     with pytest.raises(InputError, match=message.replace(", allow_pickle", "")) as error:
         write_aligned(unaligned, path, tmp_path / "aligned.h5")
     assert "\n" not in str(error.value) and not (tmp_path / "aligned.h5").exists()
@@ -145,7 +179,9 @@ def test_a_hostile_or_damaged_file_runs_nothing(unaligned: Path, tmp_path: Path)
     damaged.write_bytes(damaged.read_bytes()[:-200])
     with zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as archive:
         header = io.BytesIO()
-        np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": (2**24, 2**24)})
+        np.lib.format.write_array_header_1_0(
+            header, {"descr": "<f4", "fortran_order": False, "shape": (2**24, 2**24)}
+        )
         archive.writestr("weights.npy", header.getvalue() + bytes(2**27))
     for path, message in (
         (hostile, "mean.npy is not an array of numbers|mean is not an array of numbers"),
@@ -160,31 +196,57 @@ def test_a_hostile_or_damaged_file_runs_nothing(unaligned: Path, tmp_path: Path)
 def test_nothing_is_embedded_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Through the stages: with no image left, the aligned cache is made all the same."""
     monkeypatch.setenv("ALIGNED_EEG_CACHE", str(tmp_path / "cache"))
-    size = Size(train_concepts=4, images_per_concept=2, test_concepts=3, train_repetitions=1, test_repetitions=1)
+    size = Size(
+        train_concepts=4,
+        images_per_concept=2,
+        test_concepts=3,
+        train_repetitions=1,
+        test_repetitions=1,
+    )
     make_raw([], tmp_path / "eeg", tmp_path / "images", tmp_path / "metadata", size)
     write_image_table(tmp_path / "images.csv", SAMPLE.read_metadata(tmp_path / "metadata"))
     params = tmp_path / "params.yaml"
-    params.write_text(yaml.safe_dump(yaml.safe_load(Path("params.yaml").read_text()) | {"backbone": "clip_vitl14"}))
+    params.write_text(
+        yaml.safe_dump(
+            yaml.safe_load(Path("params.yaml").read_text()) | {"backbone": "clip_vitl14"}
+        )
+    )
     model = IMAGE_MODELS["clip_vitl14"]
-    both = replace(model, aligned=model.aligned | {"other": lambda file: (model.unaligned(file)[0], {"kind": "other"})})
+    both = replace(
+        model,
+        aligned=model.aligned
+        | {"other": lambda file: (model.unaligned(file)[0], {"kind": "other"})},
+    )
     monkeypatch.setitem(IMAGE_MODELS, "both", both)
     weights.main(params, "clip_vitl14", tmp_path / "weights")
     caches = {name: tmp_path / f"{name}.h5" for name in ("unaligned", "glocal", "dreamsim")}
     inputs = tmp_path / "images.csv", tmp_path / "weights", caches["unaligned"]
     embed.main(params, "clip_vitl14", "none", tmp_path / "images", *inputs, caches["unaligned"])
     for alignment in ("glocal", "dreamsim"):
-        embed.main(params, "clip_vitl14", alignment, tmp_path / "no images", *inputs, caches[alignment])
-    values = {name: read_embeddings(caches[name], "last").values for name in ("unaligned", "glocal")}
+        embed.main(
+            params, "clip_vitl14", alignment, tmp_path / "no images", *inputs, caches[alignment]
+        )
+    values = {
+        name: read_embeddings(caches[name], "last").values for name in ("unaligned", "glocal")
+    }
     with np.load(tmp_path / "weights" / "glocal_clip_vitl14.npz") as transform:
         assert (transform["mean"], transform["std"]) == (np.float32(MEAN), np.float32(STD))
         expected = thingsvisions(values["unaligned"], dict(transform))
     np.testing.assert_allclose(values["glocal"], expected, rtol=0, atol=1e-5)
-    with pytest.raises(InputError, match="clip_vitl14 is aligned by glocal alone; set alignment to glocal"):
+    with pytest.raises(
+        InputError, match="clip_vitl14 is aligned by glocal alone; set alignment to glocal"
+    ):
         read_embeddings(caches["dreamsim"], "last")
     of_both = tmp_path / "both_glocal.h5", tmp_path / "both_other.h5"
-    with pytest.raises(InputError, match="unaligned.h5: is the cache of clip_vitl14, and that of both is needed"):
+    with pytest.raises(
+        InputError, match="unaligned.h5: is the cache of clip_vitl14, and that of both is needed"
+    ):
         embed.main(params, "both", "glocal", tmp_path / "images", *inputs, of_both[0])
-    for alignment, cache in (("none", caches["unaligned"]), ("glocal", of_both[0]), ("other", of_both[1])):
+    for alignment, cache in (
+        ("none", caches["unaligned"]),
+        ("glocal", of_both[0]),
+        ("other", of_both[1]),
+    ):
         embed.main(params, "both", alignment, tmp_path / "images", *inputs, cache)
     assert read_about(of_both[1])[0]["alignment"] == "other"
     # So that two alignments of one backbone can be compared:
@@ -195,7 +257,11 @@ def test_nothing_is_embedded_again(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_the_transforms_are_where_thingsvision_gets_them() -> None:
     """Its model and module names, read from thingsvision 2.7.3."""
-    published = {name: model.published[1] for name, model in IMAGE_MODELS.items() if "glocal" in model.aligned}
+    published = {
+        name: model.published[1]
+        for name, model in IMAGE_MODELS.items()
+        if "glocal" in model.aligned
+    }
     assert {name: (file.root, file.path) for name, file in published.items()} == {
         name: ("glocal", f"{path}/transform.npz")
         for name, path in (

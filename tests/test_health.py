@@ -11,7 +11,12 @@ ROWS = np.array([0, 7, 199])
 
 def test_known_answers():
     health = measure(SOUND, ROWS, SOUND[ROWS])
-    assert (health["rows"], health["dimensions"], health["non_finite"], health["duplicates"]) == (200, 16, 0, 0)
+    assert (health["rows"], health["dimensions"], health["non_finite"], health["duplicates"]) == (
+        200,
+        16,
+        0,
+        0,
+    )
     assert abs(health["median_cosine"]) < 0.02 and health["reference_cosine"] == 1
     check(health, "x", tells_images_apart=True)
     at_right_angles = np.eye(4, dtype=np.float32)
@@ -61,7 +66,9 @@ def blank(values: np.ndarray) -> None:
 def test_what_is_out_of_bounds_is_told(change, message):
     with pytest.raises(InputError, match=message) as error:
         check(broken(change), "unaligned.h5: block last", tells_images_apart=True)
-    assert str(error.value).startswith("unaligned.h5: block last: ") and "\n" not in str(error.value)
+    assert str(error.value).startswith("unaligned.h5: block last: ") and "\n" not in str(
+        error.value
+    )
 
 
 def test_a_recomputation_that_differs_is_told():

@@ -11,9 +11,9 @@ import pandas as pd
 import pytest
 from PIL import ExifTags, Image, ImageCms
 
-from pipeline.data.image_table import read_image_table, write_image_table
-from pipeline.data.images import decode_image, open_images
+from pipeline.datasets.image_table import read_image_table, write_image_table
 from pipeline.errors import InputError
+from pipeline.untrusted.pictures import decode_image, open_images
 from tests.fuzz import zip_bytes
 
 
@@ -25,14 +25,19 @@ def encode(image: Image.Image, kind: str) -> bytes:
 
 def test_names_the_first_missing_image(tmp_path: Path) -> None:
     path = tmp_path / "test_images.zip"
-    path.write_bytes(zip_bytes({"test_images/a/1.jpg": b"", "test_images/b/2.jpg": b""}, zipfile.ZIP_STORED))
+    path.write_bytes(
+        zip_bytes({"test_images/a/1.jpg": b"", "test_images/b/2.jpg": b""}, zipfile.ZIP_STORED)
+    )
     with open_images(tmp_path, ["test_images/b/2.jpg", "test_images/a/1.jpg"]) as images:
         assert images.fingerprint("test_images/b/2.jpg") == ("test_images/b/2.jpg", 0, 0)
     with (
         pytest.raises(
-            InputError, match="images.zip: 2 of 3 images are missing, the first is test_images/c/3.jpg; fetch it again"
+            InputError,
+            match="images.zip: 2 of 3 images are missing, the first is test_images/c/3.jpg; fetch it again",
         ),
-        open_images(tmp_path, ["test_images/a/1.jpg", "test_images/c/3.jpg", "test_images/d/4.jpg"]),
+        open_images(
+            tmp_path, ["test_images/a/1.jpg", "test_images/c/3.jpg", "test_images/d/4.jpg"]
+        ),
     ):
         pass
 
@@ -58,13 +63,17 @@ def png(bits: int, colour: int, rows: np.ndarray, **chunks: bytes) -> bytes:
     """A PNG of its chunks; rows (height, width, channels) in its own number of bits."""
 
     def chunk(name: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        return (
+            struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        )
 
     header = struct.pack(">IIBBBBB", rows.shape[1], rows.shape[0], bits, colour, 0, 0, 0)
     packed = rows.astype(">u2" if bits == 16 else ">u1")
     lines = b"".join(b"\0" + row.tobytes() for row in packed)
     parts = [chunk(b"IHDR", header), *(chunk(name.encode(), data) for name, data in chunks.items())]
-    return b"\x89PNG\r\n\x1a\n" + b"".join([*parts, chunk(b"IDAT", zlib.compress(lines)), chunk(b"IEND", b"")])
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        [*parts, chunk(b"IDAT", zlib.compress(lines)), chunk(b"IEND", b"")]
+    )
 
 
 LEVELS = np.array([[[0], [255], [256], [32768], [65535]]])  # of 16 bits
@@ -73,7 +82,11 @@ LEVELS = np.array([[[0], [255], [256], [32768], [65535]]])  # of 16 bits
 @pytest.mark.parametrize("colour", [0, 2, 4, 6])  # grey, RGB, and both with alpha
 def test_of_16_bits_the_upper_half_is_kept(colour: int) -> None:
     colours = LEVELS if colour in (0, 4) else LEVELS.repeat(3, axis=2)
-    rows = colours if colour in (0, 2) else np.concatenate([colours, np.full_like(LEVELS, 65535)], axis=2)
+    rows = (
+        colours
+        if colour in (0, 2)
+        else np.concatenate([colours, np.full_like(LEVELS, 65535)], axis=2)
+    )
     image = np.asarray(decode_image(png(16, colour, rows), "a.png"))
     assert image[0].tolist() == [[value] * 3 for value in (0, 0, 1, 128, 255)]
 
@@ -88,10 +101,15 @@ def test_what_was_seen_behind_a_picture_is_not_guessed() -> None:
         encode(see_through, "PNG"),
         encode(see_through.convert("LA"), "PNG"),
         encode(see_through.quantize(), "PNG"),  # a palette with transparency
-        png(8, 2, np.full((1, 2, 3), 7), tRNS=struct.pack(">HHH", 7, 7, 7)),  # one colour is transparent
+        png(
+            8, 2, np.full((1, 2, 3), 7), tRNS=struct.pack(">HHH", 7, 7, 7)
+        ),  # one colour is transparent
         png(16, 0, LEVELS, tRNS=struct.pack(">H", 256)),
     ):
-        with pytest.raises(InputError, match="a.png: is see-through in part, .* put an RGB picture of what was seen"):
+        with pytest.raises(
+            InputError,
+            match="a.png: is see-through in part, .* put an RGB picture of what was seen",
+        ):
             decode_image(picture, "a.png")
 
 
@@ -147,7 +165,9 @@ def test_refuses_what_is_no_picture() -> None:
 def test_the_table_of_images_comes_back_as_it_was(tmp_path: Path) -> None:
     names = ["a/None.jpg", 'a/"1",2.jpg', "a/é.jpg", "a/007.jpg"]
     images = {
-        split: pd.DataFrame({"image_ids": [f"{split}_{n}" for n in names], "concept": "NA", "things_concept": "01"})
+        split: pd.DataFrame(
+            {"image_ids": [f"{split}_{n}" for n in names], "concept": "NA", "things_concept": "01"}
+        )
         for split in ("train", "test")
     }
     write_image_table(tmp_path / "images.csv", images)

@@ -14,7 +14,9 @@ ROOT = Path(__file__).parent.parent
 ANOTHER_PYTHON = [sys.executable, "-S"]  # without site-packages
 
 
-def run(command: list[str], folder: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
+def run(
+    command: list[str], folder: Path = ROOT, **environment: str
+) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": "", **environment}
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
 
@@ -31,25 +33,41 @@ def project(tmp_path: Path) -> Path:
     """The project's files with a `.venv` of their own, which has the packages that this Python has."""
     for name in ("stages", "pipeline"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("Makefile", "checkout.sh", "pyproject.toml", "constraints.txt", "dvc.yaml", ".gitignore"):
+    for name in (
+        "Makefile",
+        "checkout.sh",
+        "pyproject.toml",
+        "constraints.txt",
+        "dvc.yaml",
+        ".gitignore",
+    ):
         shutil.copy(ROOT / name, tmp_path)
     identity = ["-c", "user.name=a", "-c", "user.email=a@localhost"]
     for command in (["init", "-q"], ["add", "-A"], [*identity, "commit", "-qm", "all"]):
         subprocess.run(["git", *command], cwd=tmp_path, check=True)
 
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", ".venv"], cwd=tmp_path, check=True)
+    subprocess.run(
+        [sys.executable, "-m", "venv", "--without-pip", ".venv"], cwd=tmp_path, check=True
+    )
     [packages] = (tmp_path / ".venv/lib").glob("*/site-packages")
     (packages / "packages.pth").write_text(sysconfig.get_path("purelib"))
     (tmp_path / ".venv/installed").touch()
     return tmp_path
 
 
-def test_a_python_without_the_packages_is_told_to_activate_the_one_that_has_them(project: Path) -> None:
+def test_a_python_without_the_packages_is_told_to_activate_the_one_that_has_them(
+    project: Path,
+) -> None:
     told = sentence(run([*ANOTHER_PYTHON, "-m", "stages.health", "--help"], project))
-    assert f"error: {sys.executable} (Python 3." in told and " has no package typer; type in the project's" in told
+    assert (
+        f"error: {sys.executable} (Python 3." in told
+        and " has no package typer; type in the project's" in told
+    )
 
     remedy = told.partition("folder: ")[2]
-    assert run(["bash", "-c", f"{remedy} && python -m stages.health --help"], project).returncode == 0
+    assert (
+        run(["bash", "-c", f"{remedy} && python -m stages.health --help"], project).returncode == 0
+    )
 
 
 def test_the_python_of_the_project_is_told_to_install_what_it_lacks(project: Path) -> None:
@@ -59,7 +77,9 @@ def test_the_python_of_the_project_is_told_to_install_what_it_lacks(project: Pat
     assert told.endswith(" has no package typer; type in the project's folder: make -B setup")
 
     plan = run(["make", "-n", "-B", "setup"], project).stdout  # without -B make takes it for done
-    assert "pip install" in plan and "pip install" not in run(["make", "-n", "setup"], project).stdout
+    assert (
+        "pip install" in plan and "pip install" not in run(["make", "-n", "setup"], project).stdout
+    )
 
 
 @pytest.mark.parametrize("stage", sorted(path.stem for path in Path("stages").glob("[a-z]*.py")))
@@ -81,13 +101,18 @@ def test_a_package_that_a_stage_imports_late_is_told_too() -> None:
 
 def test_a_module_of_the_project_that_is_missing_shows_where() -> None:
     done = run([sys.executable, "-c", as_stage("health", "sys.modules['pipeline.files'] = None")])
-    assert done.returncode == 1 and "Traceback" in done.stderr and "stages/__init__.py" in done.stderr
+    assert (
+        done.returncode == 1 and "Traceback" in done.stderr and "stages/__init__.py" in done.stderr
+    )
 
 
 def test_an_old_python_is_told_which_is_needed() -> None:
     done = run([*ANOTHER_PYTHON, "-c", as_stage("train", "sys.version_info = (3, 10, 13)")])
     told = sentence(done)
-    assert "(Python 3.10) runs this stage, which needs Python 3.11 or newer; type in the project's folder: " in told
+    assert (
+        "(Python 3.10) runs this stage, which needs Python 3.11 or newer; type in the project's folder: "
+        in told
+    )
 
 
 @pytest.mark.parametrize("name", ["__init__", "interpreter"])

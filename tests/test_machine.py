@@ -8,7 +8,7 @@ import pytest
 from dask.system import CPU_COUNT
 from distributed.system import MEMORY_LIMIT
 
-from pipeline.machine import free_memory, memory_limit, n_cores
+from pipeline.compute.machine import free_memory, memory_limit, n_cores
 
 MIB = 1 << 20
 
@@ -37,13 +37,33 @@ def test_without_limits_it_is_the_machine(nothing: Path) -> None:
     ("cgroup", "file", "text"),
     [
         # version 2: SLURM's, of the process, of a step above it, of the root as in a container
-        ("0::/system.slice/job_7/step_0", "sys/fs/cgroup/system.slice/job_7/step_0/memory.max", "300000000"),
-        ("0::/system.slice/job_7/step_0", "sys/fs/cgroup/system.slice/job_7/memory.max", "300000000"),
-        ("0::/system.slice/job_7/step_0", "sys/fs/cgroup/system.slice/job_7/memory.high", "300000000"),
+        (
+            "0::/system.slice/job_7/step_0",
+            "sys/fs/cgroup/system.slice/job_7/step_0/memory.max",
+            "300000000",
+        ),
+        (
+            "0::/system.slice/job_7/step_0",
+            "sys/fs/cgroup/system.slice/job_7/memory.max",
+            "300000000",
+        ),
+        (
+            "0::/system.slice/job_7/step_0",
+            "sys/fs/cgroup/system.slice/job_7/memory.high",
+            "300000000",
+        ),
         ("0::/", "sys/fs/cgroup/memory.max", "300000000"),
         # version 1, and both at once
-        ("4:memory:/slurm/job_7", "sys/fs/cgroup/memory/slurm/job_7/memory.limit_in_bytes", "300000000"),
-        ("4:cpu,memory:/slurm/job_7", "sys/fs/cgroup/cpu,memory/slurm/memory.limit_in_bytes", "300000000"),
+        (
+            "4:memory:/slurm/job_7",
+            "sys/fs/cgroup/memory/slurm/job_7/memory.limit_in_bytes",
+            "300000000",
+        ),
+        (
+            "4:cpu,memory:/slurm/job_7",
+            "sys/fs/cgroup/cpu,memory/slurm/memory.limit_in_bytes",
+            "300000000",
+        ),
         ("4:memory:/docker/a\n0::/a", "sys/fs/cgroup/memory/memory.limit_in_bytes", "300000000"),
         ("1:name=systemd:/\n0::/a", "sys/fs/cgroup/unified/a/memory.max", "300000000"),
     ],
@@ -85,7 +105,8 @@ def test_the_memory_of_a_slurm_job(environ: dict, expected: int | None, nothing:
 
 
 @pytest.mark.parametrize(
-    "environ", [{"SLURM_CPUS_PER_TASK": "1", "SLURM_CPUS_ON_NODE": "2"}, {"SLURM_CPUS_ON_NODE": "1"}]
+    "environ",
+    [{"SLURM_CPUS_PER_TASK": "1", "SLURM_CPUS_ON_NODE": "2"}, {"SLURM_CPUS_ON_NODE": "1"}],
 )
 def test_the_cores_of_a_slurm_job(environ: dict, nothing: Path) -> None:
     assert n_cores(nothing, environ) == 1
@@ -112,10 +133,12 @@ def test_the_cores_of_a_control_group(cgroup: str, files: dict, tmp_path: Path) 
 
 def test_the_memory_of_ulimit() -> None:
     script = (
-        "import resource; from pipeline.machine import memory_limit\n"
+        "import resource; from pipeline.compute.machine import memory_limit\n"
         "import distributed.system\n"
         "resource.setrlimit(resource.RLIMIT_AS, (4 << 30, resource.RLIM_INFINITY))\n"
         "print(memory_limit())"
     )
-    out = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True).stdout
+    out = subprocess.run(
+        [sys.executable, "-c", script], check=True, capture_output=True, text=True
+    ).stdout
     assert int(out) <= 4 << 30

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from pipeline.eeg.masking import average_some, keep_window, mask_channel, windows
+from pipeline.evaluate.masking import average_some, keep_window, mask_channel, windows
 
 
 @pytest.fixture

@@ -8,10 +8,10 @@ from scipy.ndimage import gaussian_filter1d
 from scipy.stats import ks_2samp
 
 from benchmarks.plain import PlainModel
-from pipeline.decoding.model import ContrastiveModel, ModelSizes, load_model, save_model
 from pipeline.errors import InputError
 from pipeline.params import read_params
 from pipeline.sections import Train
+from pipeline.train.model import ContrastiveModel, ModelSizes, load_model, save_model
 
 RECIPE = read_params(Path("params.yaml")).train
 SIZES = ModelSizes(n_chans=5, n_times=80, sfreq=100.0, embedding_size=12)
@@ -20,7 +20,9 @@ AT_RANDOM = {"channel_dropout": 0.3, "time_shift": 0.05}
 
 
 def make_model(sizes: ModelSizes = SIZES, **changes: object) -> ContrastiveModel:
-    return ContrastiveModel(sizes, Train(**RECIPE.model_dump() | {"projection_size": 8} | changes)).eval()
+    return ContrastiveModel(
+        sizes, Train(**RECIPE.model_dump() | {"projection_size": 8} | changes)
+    ).eval()
 
 
 def test_the_recipe_has_794_thousand_parameters():
@@ -56,10 +58,14 @@ def test_the_recipe_starts_as_published():
         expected = theirs[twin]
         seen.add(twin)
         assert value.numel() == expected.numel(), name
-        if expected.std() == 0:  # biases of convolutions, BatchNorm and LayerNorm, weights of LayerNorm
+        if (
+            expected.std() == 0
+        ):  # biases of convolutions, BatchNorm and LayerNorm, weights of LayerNorm
             assert torch.equal(value, expected), name
         else:
-            assert ks_2samp(value.detach().flatten(), expected.detach().flatten()).pvalue > 1e-4, name
+            assert ks_2samp(value.detach().flatten(), expected.detach().flatten()).pvalue > 1e-4, (
+                name
+            )
     assert seen == theirs.keys()
     assert model.eeg_projector.project.weight.std().item() == pytest.approx(0.02, rel=0.02)
     assert model.log_scale.item() == plain.log_scale.item()
@@ -69,10 +75,15 @@ def test_other_encoders_start_as_theirs_do():
     """NICE keeps torch's biases of convolutions; ATM-S, and the paper's NICE, keep all that torch draws."""
     nice = make_model(eeg_encoder="nice").eeg_encoder
     assert nice.temporal.bias.abs().max() > 0.05 and nice.temporal.weight.std() < 0.03
-    for model in (make_model(eeg_encoder="atm-s"), make_model(eeg_encoder="nice", first_weights="torch")):
+    for model in (
+        make_model(eeg_encoder="atm-s"),
+        make_model(eeg_encoder="nice", first_weights="torch"),
+    ):
         bound = 1 / model.eeg_encoder.output_size**0.5  # of torch's uniform weights
         assert 0.9 * bound < model.eeg_projector.project.weight.abs().max() <= bound
-    assert model.eeg_encoder.temporal.weight.abs().max() > 0.15  # a fifth is torch's bound, N(0, 0.02) reaches 0.08
+    assert (
+        model.eeg_encoder.temporal.weight.abs().max() > 0.15
+    )  # a fifth is torch's bound, N(0, 0.02) reaches 0.08
 
 
 def test_a_saved_model_comes_back(tmp_path):
@@ -96,7 +107,10 @@ def test_a_saved_model_comes_back(tmp_path):
 
 def test_standardised_eeg_has_no_mean_and_channels_of_one_spread():
     """Of the rows named, however they are cut into parts; the buffers are saved with the model."""
-    eeg = torch.randn(9000, 5, 80) * torch.tensor([1.0, 2, 3, 40, 0])[:, None] + torch.randn(5, 80) * 100
+    eeg = (
+        torch.randn(9000, 5, 80) * torch.tensor([1.0, 2, 3, 40, 0])[:, None]
+        + torch.randn(5, 80) * 100
+    )
     rows = torch.arange(0, 9000, 2)
     model = make_model()
     model.standardise(eeg, rows)
@@ -120,7 +134,9 @@ def test_blocks_are_mixed_before_all_else():
         standard = centred / centred.square().mean((0, 2)).sqrt()[:, None]
         mixed = 0.7 * standard[:, 0] + 0.2 * standard[:, 1]
         plain = make_model(**changes)
-        plain.load_state_dict({name: value for name, value in model.state_dict().items() if "block_mix" not in name})
+        plain.load_state_dict(
+            {name: value for name, value in model.state_dict().items() if "block_mix" not in name}
+        )
         torch.testing.assert_close(model.embed_image(embeddings), plain.embed_image(mixed))
         assert model.block_weights() == pytest.approx({"2": 0.1, "5": 0.7, "last": 0.2})
 
@@ -133,10 +149,14 @@ def test_window_smoothing_and_mean_are_what_numpy_and_scipy_make_of_them(tmp_pat
     seen = gaussian_filter1d(eeg[..., 7:78].double().numpy(), 2, axis=-1, mode="nearest")
     seen -= seen.mean(-1, keepdims=True)
     mean = seen[::2].mean(0)
-    expected = torch.from_numpy((seen - mean) / np.sqrt(((seen[::2] - mean) ** 2).mean((0, 2))[:, None])).float()
+    expected = torch.from_numpy(
+        (seen - mean) / np.sqrt(((seen[::2] - mean) ** 2).mean((0, 2))[:, None])
+    ).float()
     plain = make_model(sizes=dataclasses.replace(SIZES, n_times=71))
     plain.load_state_dict(model.state_dict() | {"eeg_mean": plain.eeg_mean, "eeg_sd": plain.eeg_sd})
-    torch.testing.assert_close(model.embed_eeg(eeg), plain.embed_eeg(expected), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        model.embed_eeg(eeg), plain.embed_eeg(expected), atol=1e-5, rtol=1e-4
+    )
     save_model(model, tmp_path, {})
     elsewhere = eeg.clone()
     elsewhere[..., :7] = elsewhere[..., 78:] = 1e3
@@ -172,7 +192,9 @@ def test_without_them_training_is_the_plain_composition():
 
 
 def test_a_window_too_short_for_the_encoder_is_told():
-    with pytest.raises(InputError, match="needs at least 65 samples, not 21: widen train.eeg_window or preprocess"):
+    with pytest.raises(
+        InputError, match="needs at least 65 samples, not 21: widen train.eeg_window or preprocess"
+    ):
         make_model(eeg_window=[0.1, 0.3])
 
 
@@ -186,7 +208,11 @@ def test_both_sides_are_unit_vectors_in_one_space():
 def test_in_bfloat16_the_logits_keep_float32():
     model, eeg, embeddings = make_model(), torch.randn(9, 5, 80), torch.randn(9, 12)
     with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
-        logits, eeg_side, image_side = model(eeg, embeddings), model.embed_eeg(eeg), model.embed_image(embeddings)
+        logits, eeg_side, image_side = (
+            model(eeg, embeddings),
+            model.embed_eeg(eeg),
+            model.embed_image(embeddings),
+        )
     assert not torch.equal(eeg_side, model.embed_eeg(eeg)), "bfloat16 was used"
     assert logits.dtype == torch.float32
     torch.testing.assert_close(logits, model.logit_scale * eeg_side.float() @ image_side.float().T)
@@ -196,7 +222,9 @@ def test_without_image_projector_the_eeg_is_projected_onto_the_normalised_embedd
     model = make_model(image_projector=False, normalise_embeddings=True)
     embeddings = torch.randn(3, 12) + 5
     expected = embeddings - embeddings.mean(1, keepdim=True)  # dreamsim's normalize_embeds
-    torch.testing.assert_close(model.embed_image(embeddings), expected / expected.norm(dim=1, keepdim=True))
+    torch.testing.assert_close(
+        model.embed_image(embeddings), expected / expected.norm(dim=1, keepdim=True)
+    )
     eeg_side = model.embed_eeg(torch.randn(3, 5, 80))
     assert eeg_side.shape == (3, 12)
     torch.testing.assert_close(eeg_side.mean(1), torch.zeros(3), atol=1e-6, rtol=0)
@@ -205,4 +233,7 @@ def test_without_image_projector_the_eeg_is_projected_onto_the_normalised_embedd
 def test_a_fixed_temperature_is_not_learned():
     fixed, learned = make_model(temperature=0.04), make_model()
     assert fixed.logit_scale.item() == pytest.approx(25) and not fixed.log_scale.requires_grad
-    assert learned.logit_scale.item() == pytest.approx(1 / RECIPE.start_temperature) and learned.log_scale.requires_grad
+    assert (
+        learned.logit_scale.item() == pytest.approx(1 / RECIPE.start_temperature)
+        and learned.log_scale.requires_grad
+    )

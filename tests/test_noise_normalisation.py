@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.discriminant_analysis import _cov
 
-from pipeline.data.noise_normalisation import mean_covariance, observations, whitening
+from pipeline.datasets.noise_normalisation import mean_covariance, observations, whitening
 
 
 def plain(x: np.ndarray) -> np.ndarray:
@@ -22,7 +22,9 @@ def plain(x: np.ndarray) -> np.ndarray:
     scale=st.sampled_from([1e-6, 1.0, 1e3]),
     offset=st.sampled_from([0.0, 1.0, 10.0]),
 )
-def test_equals_sklearn(seed: int, n_sets: int, n: int, n_chans: int, scale: float, offset: float) -> None:
+def test_equals_sklearn(
+    seed: int, n_sets: int, n: int, n_chans: int, scale: float, offset: float
+) -> None:
     rng = np.random.default_rng(seed)
     x = rng.standard_normal((n_sets, n, n_chans)) @ rng.standard_normal((n_chans, n_chans))
     x = scale * (x * np.exp(rng.standard_normal(n_chans)) + offset)

@@ -84,7 +84,8 @@ class Project:
     def set(self, key: str, value: object) -> None:
         path = self.folder / "params.yaml"
         lines = [
-            f"  {key}: {value}" if line.startswith(f"  {key}: ") else line for line in path.read_text().splitlines()
+            f"  {key}: {value}" if line.startswith(f"  {key}: ") else line
+            for line in path.read_text().splitlines()
         ]
         path.write_text("\n".join(lines) + "\n")
 
@@ -112,7 +113,9 @@ def test_a_file_of_the_user_in_an_output_ends_the_run(
     assert not project.repro()
 
     time.sleep(SLACK)  # what is written sooner after a stage counts as its own
-    shutil.copy(project.folder / "sub-03.h5", own)  # beside what the stage has made, or in its place
+    shutil.copy(
+        project.folder / "sub-03.h5", own
+    )  # beside what the stage has made, or in its place
     assert "data/eeg/sub-03.h5: no stage" in project.refusal(capfd)
     own.unlink()
     made = project.folder / "data/eeg/sub-01.h5"
@@ -126,7 +129,9 @@ def test_a_file_of_the_user_in_an_output_ends_the_run(
 
 
 @pytest.mark.parametrize("how", ["killed", "fails"])
-def test_what_a_stage_leaves_half_made_is_its_own(tmp_path: Path, how: str, capfd: pytest.CaptureFixture[str]) -> None:
+def test_what_a_stage_leaves_half_made_is_its_own(
+    tmp_path: Path, how: str, capfd: pytest.CaptureFixture[str]
+) -> None:
     project = Project(tmp_path / "project")
     (project.folder / "how").write_text(how)
     project.refusal(capfd)

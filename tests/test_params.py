@@ -8,7 +8,7 @@ from dvc.utils.serialize import load_yaml
 
 from pipeline.errors import InputError
 from pipeline.params import read_params
-from pipeline.tables import check_image_model, check_names, check_study
+from stages.names import check_image_model, check_names, check_study
 
 SHIPPED = Path("params.yaml")
 
@@ -37,22 +37,42 @@ def test_the_shipped_file_is_valid():
     ("key", "value", "message"),
     [
         ("encoder", "align", "encoder is 'align': input should be 'unaligned' or 'aligned'"),
-        ("subjects", "sub-01", "subjects is 'sub-01': input should be 'all', or input should be a valid list"),
+        (
+            "subjects",
+            "sub-01",
+            "subjects is 'sub-01': input should be 'all', or input should be a valid list",
+        ),
         ("subjects", [], "subjects is []"),
         ("seed", "42", "seed is '42': input should be a valid integer"),
         ("train.epochs", 0, "train.epochs is 0: input should be greater than 0"),
-        ("train.learning_rate", float("nan"), "train.learning_rate is nan: input should be a finite number"),
+        (
+            "train.learning_rate",
+            float("nan"),
+            "train.learning_rate is nan: input should be a finite number",
+        ),
         ("train.epocs", 10, "unknown key train.epocs; is it train.epochs?"),
         ("learning_rate", 0.1, "unknown key learning_rate; is it train.learning_rate?"),
         ("trian", {"epochs": 1}, "unknown key trian; is it train?"),
         ("zzz", 1, "unknown key zzz; is it misspelt?"),
-        ("train.block", "las", "input should be 'last', or input should be a valid integer; is it last?"),
+        (
+            "train.block",
+            "las",
+            "input should be 'last', or input should be a valid integer; is it last?",
+        ),
         ("preprocess.mvnn", "epoch", "'time' or 'epochs'; is it epochs?"),
         ("study.protocols", ["poled"], "or 'leave-one-subject-out'; is it pooled?"),
         ("train.remove_dc", "no", "train.remove_dc is 'no': input should be true or false"),
-        ("train", [1], "train is [1]: input should be keys, each with its value on a line of its own"),
+        (
+            "train",
+            [1],
+            "train is [1]: input should be keys, each with its value on a line of its own",
+        ),
         ("runs.where", "locla", "with its port, such as tcp://node1:8786; is it local?"),
-        ("train.eeg_encoder", "nice-seed", "train.eeg_encoder is 'nice-seed': is now called nice-recipe"),
+        (
+            "train.eeg_encoder",
+            "nice-seed",
+            "train.eeg_encoder is 'nice-seed': is now called nice-recipe",
+        ),
         (
             "train.warmup_epochs_encoder",
             4,
@@ -73,9 +93,15 @@ def test_a_wrong_value_is_told_in_one_sentence(tmp_path, key, value, message):
     ("key", "message"),
     [
         ("dataset", "params.yaml: dataset is 'resnet50': should be one of sample, things-eeg2"),
-        ("backbone", "params.yaml: backbone is 'resnet50': should be one of synclr_vitb16, dinov2_vitb14"),
+        (
+            "backbone",
+            "params.yaml: backbone is 'resnet50': should be one of synclr_vitb16, dinov2_vitb14",
+        ),
         ("alignment", "params.yaml: alignment is 'resnet50': should be one of dreamsim, glocal"),
-        ("train.eeg_encoder", "params.yaml: train.eeg_encoder is 'resnet50': should be one of nice-recipe, nice"),
+        (
+            "train.eeg_encoder",
+            "params.yaml: train.eeg_encoder is 'resnet50': should be one of nice-recipe, nice",
+        ),
     ],
 )
 def test_a_name_that_no_table_has_is_told_in_one_sentence(tmp_path, key, message):
@@ -113,18 +139,40 @@ def test_an_encoder_whose_package_is_missing_is_told_before_any_work(tmp_path, m
 
 
 def test_a_view_that_there_is_not_is_told_before_any_work(tmp_path):
-    with pytest.raises(InputError, match="embed.views has 'blur': should be original, blur-<sd in pixels"):
+    with pytest.raises(
+        InputError, match="embed.views has 'blur': should be original, blur-<sd in pixels"
+    ):
         check_names(read_params(changed(tmp_path, "embed.views", ["original", "blur"])))
 
 
 @pytest.mark.parametrize(
     ("backbone", "encoder", "alignment", "message"),
     [
-        ("clip_vitl14", "aligned", "dreamsim", "clip_vitl14 is aligned by glocal alone; set alignment to glocal"),
-        ("synclr_vitb16", "aligned", "glocal", "synclr_vitb16 is aligned by dreamsim alone; set alignment to dreamsim"),
-        ("dino_vitb16", "aligned", "glocal", "are one and the same file, so that at least one is another model's"),
+        (
+            "clip_vitl14",
+            "aligned",
+            "dreamsim",
+            "clip_vitl14 is aligned by glocal alone; set alignment to glocal",
+        ),
+        (
+            "synclr_vitb16",
+            "aligned",
+            "glocal",
+            "synclr_vitb16 is aligned by dreamsim alone; set alignment to dreamsim",
+        ),
+        (
+            "dino_vitb16",
+            "aligned",
+            "glocal",
+            "are one and the same file, so that at least one is another model's",
+        ),
         ("dinov2_vitb14", "aligned", "glocal", "and both are refused; set alignment to dreamsim"),
-        ("timm/vit_tiny_patch16_224", "aligned", "glocal", "has only the unaligned encoder; set encoder to unaligned"),
+        (
+            "timm/vit_tiny_patch16_224",
+            "aligned",
+            "glocal",
+            "has only the unaligned encoder; set encoder to unaligned",
+        ),
         ("timm/vit_tiny", "unaligned", "glocal", "has no model vit_tiny"),
     ],
 )
@@ -165,7 +213,15 @@ def test_a_damaged_file_is_told_in_one_sentence(tmp_path, text):
 
 @pytest.mark.parametrize(
     ("text", "value"),
-    [("5e-05", 5e-05), ("1e-5", 1e-5), ("1E-5", 1e-5), (".5", 0.5), ("1.", 1.0), ("+1", 1.0), ("1e0", 1.0)],
+    [
+        ("5e-05", 5e-05),
+        ("1e-5", 1e-5),
+        ("1E-5", 1e-5),
+        (".5", 0.5),
+        ("1.", 1.0),
+        ("+1", 1.0),
+        ("1e0", 1.0),
+    ],
 )
 def test_a_number_is_one_in_each_way_that_yaml_1_2_writes_it(tmp_path, text, value):
     path = tmp_path / "params.yaml"
@@ -173,7 +229,9 @@ def test_a_number_is_one_in_each_way_that_yaml_1_2_writes_it(tmp_path, text, val
     assert read_params(path).train.weight_decay == load_yaml(path)["train"]["weight_decay"] == value
 
 
-@pytest.mark.parametrize(("text", "value"), [("010", 10), ("0o10", 8), ("0x10", 16), ("1_000", 1000)])
+@pytest.mark.parametrize(
+    ("text", "value"), [("010", 10), ("0o10", 8), ("0x10", 16), ("1_000", 1000)]
+)
 def test_a_whole_number_is_what_dvc_tracks(tmp_path, text, value):
     path = tmp_path / "params.yaml"
     path.write_text(re.sub("^seed: .*", f"seed: {text}", SHIPPED.read_text(), flags=re.M))
@@ -188,7 +246,9 @@ def test_what_is_no_whole_number_is_refused(tmp_path, text):
         read_params(path)
 
 
-@pytest.mark.parametrize("saved", [b"\xef\xbb\xbf%s", b"%s"], ids=["with a byte order mark", "without"])
+@pytest.mark.parametrize(
+    "saved", [b"\xef\xbb\xbf%s", b"%s"], ids=["with a byte order mark", "without"]
+)
 def test_a_file_that_a_windows_editor_saved_is_read(tmp_path, saved):
     path = tmp_path / "params.yaml"
     path.write_bytes(saved % SHIPPED.read_bytes().replace(b"\n", b"\r\n"))
@@ -216,13 +276,19 @@ def test_a_missing_file_is_told(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"eeg_encoders": ["nise"]}, "study.eeg_encoders has 'nise': should be of nice-recipe, .*; is it nice[?]"),
+        (
+            {"eeg_encoders": ["nise"]},
+            "study.eeg_encoders has 'nise': should be of nice-recipe, .*; is it nice[?]",
+        ),
         (
             {"alignments": ["dreamsin"]},
             "study.alignments has 'dreamsin': should be of dreamsim, glocal; is it dreamsim[?]",
         ),
         ({"blocks": [6, "last", 6]}, "study.blocks names one twice: 6, last, 6"),
-        ({"backbones": ["clip_vitl14"], "alignments": ["glocal"], "blocks": [6]}, "of clip_vitl14 only the block last"),
+        (
+            {"backbones": ["clip_vitl14"], "alignments": ["glocal"], "blocks": [6]},
+            "of clip_vitl14 only the block last",
+        ),
         ({"backbones": ["resnet"]}, "backbone is 'resnet': should be one of"),
     ],
 )

@@ -16,9 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from pipeline.data.archives import open_member, open_zip, read_member
-from pipeline.data.pickles import read_npy, stream_npy
 from pipeline.errors import InputError
+from pipeline.untrusted.archives import open_member, open_zip, read_member
+from pipeline.untrusted.pickles import read_npy, stream_npy
 from tests import fuzz
 
 PROTOCOLS = (2, 3, 4, 5)
@@ -39,22 +39,37 @@ def same(ours: object, numpys: object) -> bool:
         return (
             isinstance(ours, np.ndarray)
             and (ours.dtype, ours.shape) == (numpys.dtype.newbyteorder("="), numpys.shape)
-            and (ours.tolist() == numpys.tolist() if numpys.dtype == object else same_numbers(ours, numpys))
+            and (
+                ours.tolist() == numpys.tolist()
+                if numpys.dtype == object
+                else same_numbers(ours, numpys)
+            )
         )
     if isinstance(numpys, dict):
         return list(ours) == list(numpys) and all(same(ours[key], numpys[key]) for key in numpys)
     if isinstance(numpys, list | tuple):
-        return type(ours) is type(numpys) and len(ours) == len(numpys) and all(map(same, ours, numpys))
+        return (
+            type(ours) is type(numpys) and len(ours) == len(numpys) and all(map(same, ours, numpys))
+        )
     return type(ours) is type(numpys) and (ours == numpys or (ours != ours and numpys != numpys))
 
 
-numbers = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.binary(max_size=300)
+numbers = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=5)
+    | st.binary(max_size=300)
+)
 kinds = (
     npst.boolean_dtypes()
     | npst.integer_dtypes(endianness="?")
     | npst.floating_dtypes(endianness="?", sizes=(16, 32, 64))
 )
-kinds |= npst.unicode_string_dtypes(endianness="?", max_len=5) | npst.complex_number_dtypes(sizes=(64, 128))
+kinds |= npst.unicode_string_dtypes(endianness="?", max_len=5) | npst.complex_number_dtypes(
+    sizes=(64, 128)
+)
 arrays = npst.arrays(kinds, npst.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=4))
 values = st.recursive(
     numbers
@@ -62,7 +77,11 @@ values = st.recursive(
     | arrays.map(np.asfortranarray)
     | npst.from_dtype(np.dtype("f4"))
     | npst.from_dtype(np.dtype("U3")),
-    lambda inner: st.lists(inner, max_size=4) | st.tuples(inner, inner) | st.dictionaries(st.text(max_size=3), inner),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.tuples(inner, inner)
+        | st.dictionaries(st.text(max_size=3), inner)
+    ),
     max_leaves=8,
 )
 
@@ -75,7 +94,9 @@ def test_reads_what_numpy_reads(value: dict) -> None:
     peer = np.load(io.BytesIO(file.getvalue()), allow_pickle=True).item()
     assert same(read(file.getvalue()), peer)
     for protocol in PROTOCOLS:
-        assert same(read(pickle.dumps(value, protocol)), pickle.loads(pickle.dumps(value, protocol)))
+        assert same(
+            read(pickle.dumps(value, protocol)), pickle.loads(pickle.dumps(value, protocol))
+        )
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
@@ -110,7 +131,11 @@ def test_streams_a_large_array_block_by_block(protocol: int) -> None:
     (result,) = items
     assert len(blocks) > 1
     assert same(np.concatenate(blocks), large)
-    assert (result["before"], result["large"], result["after"].tolist()) == ([1], streamed, [0, 1, 2])
+    assert (result["before"], result["large"], result["after"].tolist()) == (
+        [1],
+        streamed,
+        [0, 1, 2],
+    )
     items = stream_npy(io.BytesIO(data), "some.npy")
     next(next(items).blocks)
     (untouched,) = items
@@ -156,7 +181,9 @@ def test_runs_nothing(attack: str, tmp_path: Path) -> None:
     data = attacks(f"touch {marker}")[attack]
     with (
         fuzz.nothing_runs(),
-        pytest.raises(InputError, match="some.npy: tries to load '.*', which could run code") as refused,
+        pytest.raises(
+            InputError, match="some.npy: tries to load '.*', which could run code"
+        ) as refused,
     ):
         list(stream_npy(io.BytesIO(data), "some.npy"))
     assert not marker.exists()
@@ -182,7 +209,17 @@ ARRAY = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(I0\ntC\x01btR
 
 def array(shape: bytes, dtype: bytes, data: bytes) -> bytes:
     """A pickle {"a": array} whose state says what it is told to."""
-    return b"\x80\x04}Va\n" + ARRAY + b"(I1\n(" + shape + b"t" + DTYPE % dtype + b"I00\n" + data + b"tbs."
+    return (
+        b"\x80\x04}Va\n"
+        + ARRAY
+        + b"(I1\n("
+        + shape
+        + b"t"
+        + DTYPE % dtype
+        + b"I00\n"
+        + data
+        + b"tbs."
+    )
 
 
 def test_the_hostile_states_below_are_read_where_they_are_honest() -> None:
@@ -314,7 +351,8 @@ def test_refuses_damage_anywhere_in_a_zip(tmp_path: Path) -> None:
         (tmp_path / "cut.zip").unlink(missing_ok=True)
         (tmp_path / "cut.zip").write_bytes(whole[:end])
         with pytest.raises(
-            InputError, match=r"cut.zip: is not a whole zip archive \(.*\); fetch it again with `dvc repro"
+            InputError,
+            match=r"cut.zip: is not a whole zip archive \(.*\); fetch it again with `dvc repro",
         ):
             open_zip(tmp_path / "cut.zip", MIB)
     flipped = bytearray(whole)

@@ -9,7 +9,6 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from PIL import Image
 
-from pipeline.decoding.retrieval import rank_of_match
 from pipeline.report.pictures import (
     RIGHT,
     embedding_map,
@@ -22,6 +21,7 @@ from pipeline.report.pictures import (
     sort_concepts,
     typical_queries,
 )
+from pipeline.retrieval import rank_of_match
 
 
 def random_pairs(n: int) -> tuple[np.ndarray, np.ndarray]:
@@ -49,9 +49,19 @@ def test_the_order_shown_has_the_match_where_its_rank_is():
 
 def test_best_median_and_worst_queries_by_hand():
     similarity = np.eye(6) * [[0.9], [0.5], [0.7], [0.3], [0.8], [0.1]] - 0.2
-    similarity[5, :5], similarity[3, 0] = 0.5, 0.4  # query 5 is last of six, 3 is second, the others differ in lead
+    similarity[5, :5], similarity[3, 0] = (
+        0.5,
+        0.4,
+    )  # query 5 is last of six, 3 is second, the others differ in lead
     queries = typical_queries(similarity, nearest(similarity))
-    assert queries == [("best", 0), ("best", 4), ("median", 2), ("median", 1), ("worst", 3), ("worst", 5)]
+    assert queries == [
+        ("best", 0),
+        ("best", 4),
+        ("median", 2),
+        ("median", 1),
+        ("worst", 3),
+        ("worst", 5),
+    ]
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 5])
@@ -82,7 +92,14 @@ def test_the_grid_frames_the_image_that_was_seen():
 def test_names_are_text_and_no_formula(tmp_path):
     """`$` starts a formula in matplotlib, and a wrong one is an error."""
     eeg, images = random_pairs(6)
-    concepts = [r"00001_$\frac$", "00002_<b>&amp;", "no number", "00004_" + "long " * 30, "5", "00006_ünïcode"]
+    concepts = [
+        r"00001_$\frac$",
+        "00002_<b>&amp;",
+        "no number",
+        "00004_" + "long " * 30,
+        "5",
+        "00006_ünïcode",
+    ]
     picture = Image.new("RGB", (8, 8))
     for figure in (
         retrieval_grid(eeg @ images.T, concepts, None, "title"),
@@ -94,7 +111,12 @@ def test_names_are_text_and_no_formula(tmp_path):
 
 
 def test_short_names():
-    names = {"00001_aircraft_carrier": "aircraft carrier", "pattern_0012": "pattern 0012", "00001_": "00001 ", "x": "x"}
+    names = {
+        "00001_aircraft_carrier": "aircraft carrier",
+        "pattern_0012": "pattern 0012",
+        "00001_": "00001 ",
+        "x": "x",
+    }
     assert {name: short_name(name) for name in names} == names
 
 
@@ -106,7 +128,9 @@ def test_concepts_stay_together_and_like_ones_meet():
     shuffled = rng.permutation(12)
     order = shuffled[sort_concepts(concepts[shuffled], images[shuffled])]
     for values in (concepts[order], group[order]):
-        assert len([i for i in range(12) if i == 0 or values[i] != values[i - 1]]) == len(set(values))
+        assert len([i for i in range(12) if i == 0 or values[i] != values[i - 1]]) == len(
+            set(values)
+        )
 
 
 def test_the_map_joins_pairs_on_principal_components():
@@ -117,7 +141,9 @@ def test_the_map_joins_pairs_on_principal_components():
     values, vectors = np.linalg.eigh(np.cov(both.T))
     for component in (0, 1):
         expected = (both - both.mean(0)) @ vectors[:, -1 - component]
-        drawn = np.concatenate([[line.get_xydata()[end, component] for line in lines] for end in (0, 1)])
+        drawn = np.concatenate(
+            [[line.get_xydata()[end, component] for line in lines] for end in (0, 1)]
+        )
         assert abs(np.corrcoef(drawn, expected)[0, 1]) == pytest.approx(1)
         assert np.var(drawn, ddof=1) == pytest.approx(values[-1 - component])
     assert [line.get_linestyle() for line in lines] == ["-"] * 4 + [":"] * 5
@@ -127,7 +153,9 @@ def test_channels_lie_where_they_lie_on_a_head():
     names = ["Oz", "Fpz", "T7", "T8", "Cz", "o1"]
     figure = scalp_map(names, {"lost": np.arange(6.0)}, "title")
     x, y = np.array(figure.axes[0].collections[-1].get_offsets()).T
-    assert np.abs(x[[0, 1, 4]]).max() < 0.005 and x[2] < -0.05 and x[3] > 0.05  # m; the left ear is on the left
+    assert (
+        np.abs(x[[0, 1, 4]]).max() < 0.005 and x[2] < -0.05 and x[3] > 0.05
+    )  # m; the left ear is on the left
     assert y[0] < -0.05 and y[1] > 0.05 and abs(y[4]) < 0.02
     assert x[5] < 0 and y[5] < -0.05  # whatever the case of its letters
     assert np.hypot(x, y).max() < 0.095
@@ -138,11 +166,14 @@ def test_channels_lie_where_the_data_say():
     places = np.linspace(0.1, 0.9, 100)[:, None] * np.stack([np.sin(angle), np.cos(angle)], 1)
     figure = scalp_map([f"MLC{i}" for i in range(100)], {"lost": np.arange(100.0)}, "title", places)
     np.testing.assert_allclose(figure.axes[0].collections[-1].get_offsets(), 0.095 * places)
-    assert not figure.axes[0].texts and figure.axes[0].get_title() == ""  # so many names would hide the map
+    assert (
+        not figure.axes[0].texts and figure.axes[0].get_title() == ""
+    )  # so many names would hide the map
 
 
 @pytest.mark.parametrize(
-    "names", [["EXG1"], ["O1"], ["O1", "A", "B", "C", "D"], ["Fz", "Cz", "Pz", "Oz"], ["O1", "O2", "Oz"]]
+    "names",
+    [["EXG1"], ["O1"], ["O1", "A", "B", "C", "D"], ["Fz", "Cz", "Pz", "Oz"], ["O1", "O2", "Oz"]],
 )
 def test_a_head_is_drawn_for_any_channels(names, tmp_path):
     figure = scalp_map(names, {"lost": np.arange(len(names)) / 10}, "title")

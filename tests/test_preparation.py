@@ -17,16 +17,24 @@ import h5py
 import numpy as np
 import pytest
 
-from pipeline.data.datasets import THINGS_EEG2
-from pipeline.data.entry import POSTERIOR, Layout, RawEeg
-from pipeline.data.image_table import write_image_table
-from pipeline.eeg.preparation import pick_channels, pick_samples, prepare_subjects
-from pipeline.eeg.recordings import check_recordings, find_recordings, read_shape, read_split
+from pipeline.datasets.entry import POSTERIOR, Layout, RawEeg
+from pipeline.datasets.image_table import write_image_table
+from pipeline.datasets.table import THINGS_EEG2
 from pipeline.errors import InputError
 from pipeline.files import replacing
 from pipeline.params import read_params
+from pipeline.preprocess.preparation import pick_channels, pick_samples, prepare_subjects
+from pipeline.preprocess.recordings import check_recordings, find_recordings, read_shape, read_split
 from stages import preprocess
-from tests.test_things_eeg2 import CH_NAMES, SHAPES, TIMES, make_metadata, make_recording, write_eeg, write_metadata
+from tests.test_things_eeg2 import (
+    CH_NAMES,
+    SHAPES,
+    TIMES,
+    make_metadata,
+    make_recording,
+    write_eeg,
+    write_metadata,
+)
 
 REFERENCE = read_params(Path("params.yaml")).preprocess
 
@@ -56,7 +64,9 @@ def prepared(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(raw: Path, out: Path, **changes: object) -> Path:
-    prepare_subjects(THINGS_EEG2, raw, raw / "images.csv", out, REFERENCE.model_copy(update=changes))
+    prepare_subjects(
+        THINGS_EEG2, raw, raw / "images.csv", out, REFERENCE.model_copy(update=changes)
+    )
     return out
 
 
@@ -76,13 +86,26 @@ def test_values_names_and_ids(raw: Path, prepared: Path) -> None:
     for subject in ("sub-01", "sub-02"):
         train = read_split(prepared / f"{subject}.h5", "train", average=True)
         test = read_split(prepared / f"{subject}.h5", "test", average=False)
-        assert np.array_equal(train.eeg, released(raw, subject, "train").mean(axis=1).astype(np.float32))
+        assert np.array_equal(
+            train.eeg, released(raw, subject, "train").mean(axis=1).astype(np.float32)
+        )
         assert np.array_equal(test.eeg, released(raw, subject, "test").astype(np.float32))
-        for recording, split, folder in ((train, "train", "training_images"), (test, "test", "test_images")):
-            assert (recording.subject, recording.ch_names, recording.sfreq) == (subject, tuple(CH_NAMES), 100.0)
+        for recording, split, folder in (
+            (train, "train", "training_images"),
+            (test, "test", "test_images"),
+        ):
+            assert (recording.subject, recording.ch_names, recording.sfreq) == (
+                subject,
+                tuple(CH_NAMES),
+                100.0,
+            )
             assert np.array_equal(recording.times, TIMES)
-            names = zip(metadata[f"{split}_img_concepts"], metadata[f"{split}_img_files"], strict=True)
-            assert list(recording.image_ids) == [f"{folder}/{concept}/{file}" for concept, file in names]
+            names = zip(
+                metadata[f"{split}_img_concepts"], metadata[f"{split}_img_files"], strict=True
+            )
+            assert list(recording.image_ids) == [
+                f"{folder}/{concept}/{file}" for concept, file in names
+            ]
             assert list(recording.concept_in_split) == metadata[f"{split}_img_concepts"]
             assert list(recording.things_concept) == metadata[f"{split}_img_concepts_THINGS"]
 
@@ -97,15 +120,32 @@ def test_average_of_stored_repetitions(prepared: Path) -> None:
 def test_a_neuroscientist_opens_it_without_us(prepared: Path) -> None:
     with h5py.File(prepared / "sub-01.h5") as file:
         assert [axis.label for axis in file["train/eeg"].dims] == ["condition", "channel", "time"]
-        assert [axis.label for axis in file["test/eeg"].dims] == ["condition", "repetition", "channel", "time"]
+        assert [axis.label for axis in file["test/eeg"].dims] == [
+            "condition",
+            "repetition",
+            "channel",
+            "time",
+        ]
         for split in SHAPES:
             condition, *_, channel, moment = file[split]["eeg"].dims
             scales = [condition[0], channel[0], moment[0]]
-            assert [scale.name for scale in scales] == [f"/{split}/image_ids", "/ch_names", "/times"]
+            assert [scale.name for scale in scales] == [
+                f"/{split}/image_ids",
+                "/ch_names",
+                "/times",
+            ]
         assert file["times"].attrs["units"] == "s"
         assert "no physical unit" in file["train/eeg"].attrs["units"]
         attributes = dict(file.attrs)
-    for name in ("average_repetitions", "channels", "window", "baseline", "mvnn", "normalise", "dtype"):
+    for name in (
+        "average_repetitions",
+        "channels",
+        "window",
+        "baseline",
+        "mvnn",
+        "normalise",
+        "dtype",
+    ):
         assert attributes[name] == getattr(REFERENCE, name)
     assert (attributes["source"], len(attributes["source_sha256"])) == ("sub-01.zip", 64)
     assert attributes["h5py_version"] == h5py.__version__
@@ -137,10 +177,19 @@ def test_same_bytes_each_time(raw: Path, prepared: Path, tmp_path: Path) -> None
 
 
 def test_channels_window_and_repetitions(raw: Path, tmp_path: Path) -> None:
-    run(raw, tmp_path, channels=["Oz", "Pz"], window=[0.1, 0.3], average_repetitions=False, dtype="float64")
+    run(
+        raw,
+        tmp_path,
+        channels=["Oz", "Pz"],
+        window=[0.1, 0.3],
+        average_repetitions=False,
+        dtype="float64",
+    )
     for split in SHAPES:
         recording = read_split(tmp_path / "sub-02.h5", split, average=False)
-        expected = released(raw, "sub-02", split)[:, :, [CH_NAMES.index("Oz"), CH_NAMES.index("Pz")], 30:51]
+        expected = released(raw, "sub-02", split)[
+            :, :, [CH_NAMES.index("Oz"), CH_NAMES.index("Pz")], 30:51
+        ]
         assert recording.eeg.dtype == np.float64
         assert np.array_equal(recording.eeg, expected)
         assert recording.ch_names == ("Oz", "Pz")
@@ -162,8 +211,13 @@ def test_trial_normalisation(raw: Path, tmp_path: Path) -> None:
     np.testing.assert_allclose(eeg, by_hand.mean(axis=1), atol=1e-12)
 
 
-def test_half_precision_is_standardised_by_the_training_eeg(raw: Path, prepared: Path, tmp_path: Path) -> None:
-    for unit, folder in ((1, raw), (1e-6, tmp_path / "volts")):  # whitened, or volts, which half precision cannot hold
+def test_half_precision_is_standardised_by_the_training_eeg(
+    raw: Path, prepared: Path, tmp_path: Path
+) -> None:
+    for unit, folder in (
+        (1, raw),
+        (1e-6, tmp_path / "volts"),
+    ):  # whitened, or volts, which half precision cannot hold
         if unit != 1:
             folder.mkdir()
             recordings = {split: make_recording(split) for split in SHAPES}
@@ -172,16 +226,24 @@ def test_half_precision_is_standardised_by_the_training_eeg(raw: Path, prepared:
             write_eeg(folder / "sub-01.zip", recordings)
             write_images(folder)
         out = run(folder, tmp_path / f"out {unit}", dtype="float16")
-        train, test = released(folder, "sub-01", "train").mean(axis=1), released(folder, "sub-01", "test")
+        train, test = (
+            released(folder, "sub-01", "train").mean(axis=1),
+            released(folder, "sub-01", "test"),
+        )
         mean, sd = train.mean((0, 2))[:, None], train.std((0, 2))[:, None]
         for split, expected in (("train", (train - mean) / sd), ("test", (test - mean) / sd)):
             found = read_split(out / "sub-01.h5", split, average=False)
-            assert read_shape(out / "sub-01.h5", split, average=False) == (expected.shape, np.float16)
+            assert read_shape(out / "sub-01.h5", split, average=False) == (
+                expected.shape,
+                np.float16,
+            )
             assert found.eeg.dtype == np.float32
             np.testing.assert_allclose(found.eeg, expected, rtol=2**-11, atol=2**-14)
         with h5py.File(out / "sub-01.h5") as file:
             mean, sd = (file[name][:][:, None] for name in ("mean", "sd"))
-            np.testing.assert_allclose(file["train/eeg"][:] * sd + mean, train, rtol=0, atol=2e-3 * sd.max())
+            np.testing.assert_allclose(
+                file["train/eeg"][:] * sd + mean, train, rtol=0, atol=2e-3 * sd.max()
+            )
             assert file.attrs["units"] == "standard deviations of the channel over the training EEG"
         assert [path.name for path in out.iterdir() if path.stem == "sub-01"] == ["sub-01.h5"]
 
@@ -206,7 +268,9 @@ def test_the_posterior_channels_are_those_released() -> None:
 def test_refuses_a_channel_that_is_not_there(raw: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="sub-0[12].zip: has no channel 'Cz' .*it has Pz O1 Oz"):
         run(raw, tmp_path, channels=["Pz", "Cz"])
-    with pytest.raises(InputError, match="sub-0[12].zip: has no channel 'oz' .*it has Pz O1 Oz; is it Oz[?]$"):
+    with pytest.raises(
+        InputError, match="sub-0[12].zip: has no channel 'oz' .*it has Pz O1 Oz; is it Oz[?]$"
+    ):
         run(raw, tmp_path, channels=["Pz", "oz"])
     assert not list(tmp_path.iterdir()), "something half-written is left"
 
@@ -216,7 +280,11 @@ def test_refuses_a_channel_that_is_not_there(raw: Path, tmp_path: Path) -> None:
     [
         (pick_channels, ["Pz", "Pz"], "name each wanted channel once"),
         (pick_channels, [], "is empty"),
-        (pick_samples, [-0.5, 0.79], "window -0.5 .. 0.79 s is no part of the recorded -0.2 .. 0.79 s: set a first"),
+        (
+            pick_samples,
+            [-0.5, 0.79],
+            "window -0.5 .. 0.79 s is no part of the recorded -0.2 .. 0.79 s: set a first",
+        ),
         (pick_samples, [0.3, 0.1], "is no part .* set a first and a later last time within it"),
         (pick_samples, [0.104, 0.106], "no sample lies in .*: widen it"),
     ],
@@ -228,9 +296,13 @@ def test_refuses_parameters_that_do_not_fit(choose: Callable, wanted: list, mess
 
 @pytest.mark.parametrize("window", ([-0.2, 0.79], [-0.1999999, 0.7900001], [0.0, 0.0], [0.1, 0.3]))
 def test_window_includes_both_ends(window: list[float]) -> None:
-    times = np.arange(-20, 80) * 0.01 + 1e-9 * (-1) ** np.arange(100)  # steps of 0.01 with the noise of arithmetic
+    times = np.arange(-20, 80) * 0.01 + 1e-9 * (-1) ** np.arange(
+        100
+    )  # steps of 0.01 with the noise of arithmetic
     kept = times[pick_samples(Layout(("Pz",), times), window, Path("sub-01.zip"))]
-    assert np.array_equal(np.round(kept, 2), np.arange(round(window[0] * 100), round(window[1] * 100) + 1) / 100)
+    assert np.array_equal(
+        np.round(kept, 2), np.arange(round(window[0] * 100), round(window[1] * 100) + 1) / 100
+    )
 
 
 def test_leaves_nothing_half_written(tmp_path: Path) -> None:
@@ -239,7 +311,10 @@ def test_leaves_nothing_half_written(tmp_path: Path) -> None:
     recordings["test"]["preprocessed_eeg_data"][-1, -1, -1, -1] = 1e300
     write_eeg(tmp_path / "raw" / "sub-01.zip", recordings)
     write_images(tmp_path / "raw")
-    with pytest.raises(InputError, match="sub-01.zip: EEG values near condition 0 are too large for float32; fetch it"):
+    with pytest.raises(
+        InputError,
+        match="sub-01.zip: EEG values near condition 0 are too large for float32; fetch it",
+    ):
         run(tmp_path / "raw", tmp_path / "eeg")
     assert not list((tmp_path / "eeg").iterdir())
 
@@ -267,7 +342,10 @@ def test_refuses_foreign_and_damaged_files(prepared: Path, tmp_path: Path) -> No
         (lambda file: file.pop("times"), "is not a whole EEG file"),
         (lambda file: file.pop("train"), "is not a whole EEG file"),
         (lambda file: file.attrs.pop("sfreq"), "is not a whole EEG file"),
-        (lambda file: file["train"]["image_ids"].__setitem__(0, file["train"]["image_ids"][1]), "are not unique"),
+        (
+            lambda file: file["train"]["image_ids"].__setitem__(0, file["train"]["image_ids"][1]),
+            "are not unique",
+        ),
         (
             lambda file: (file.pop("ch_names"), file.create_dataset("ch_names", data=["Pz"])),
             "expected floating point with",
@@ -303,11 +381,22 @@ def test_memory_does_not_grow_with_the_data(tmp_path: Path) -> None:
         "    print(peak_mb(resource.RUSAGE_CHILDREN))\n"
     )
     (tmp_path / "script.py").write_text(script)
-    command = [sys.executable, str(tmp_path / "script.py"), str(tmp_path / "raw"), str(tmp_path / "eeg")]
+    command = [
+        sys.executable,
+        str(tmp_path / "script.py"),
+        str(tmp_path / "raw"),
+        str(tmp_path / "eeg"),
+    ]
     root = Path(__file__).parents[1]
-    out = subprocess.run(command, check=True, capture_output=True, text=True, env={"PYTHONPATH": str(root)}).stdout
+    out = subprocess.run(
+        command, check=True, capture_output=True, text=True, env={"PYTHONPATH": str(root)}
+    ).stdout
     assert float(out) < 220
-    assert read_split(tmp_path / "eeg" / "sub-01.h5", "train", average=True).eeg.shape == (5000, 17, 100)
+    assert read_split(tmp_path / "eeg" / "sub-01.h5", "train", average=True).eeg.shape == (
+        5000,
+        17,
+        100,
+    )
 
 
 def peak_mb(who: int) -> float:
@@ -320,7 +409,9 @@ def peak_mb(who: int) -> float:
 def test_workers_that_do_not_fit_into_memory_are_fewer_and_it_is_told(
     raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("SLURM_MEM_PER_NODE", "300")  # MiB, as in a job: of two workers of 0.18 GB there is room for one
+    monkeypatch.setenv(
+        "SLURM_MEM_PER_NODE", "300"
+    )  # MiB, as in a job: of two workers of 0.18 GB there is room for one
     run(raw, tmp_path, workers=2)
     assert re.fullmatch(
         r"preprocess: 2 workers \(preprocess.workers\) need about 0.4 GB of memory, and 0.3 GB are free for this "
@@ -345,12 +436,19 @@ def greedy(path: Path, *_: object) -> Iterator[RawEeg]:
 
 @pytest.mark.parametrize(
     ("open_eeg", "workers", "remedy"),
-    [(killed, 2, "lower preprocess.workers"), (killed, 1, "run this where"), (greedy, 2, "lower preprocess.workers")],
+    [
+        (killed, 2, "lower preprocess.workers"),
+        (killed, 1, "run this where"),
+        (greedy, 2, "lower preprocess.workers"),
+    ],
 )
 def test_a_worker_that_was_killed_is_told(
     open_eeg: Callable, workers: int, remedy: str, raw: Path, tmp_path: Path
 ) -> None:
-    dataset, parameters = replace(THINGS_EEG2, open_eeg=open_eeg), REFERENCE.model_copy(update={"workers": workers})
+    dataset, parameters = (
+        replace(THINGS_EEG2, open_eeg=open_eeg),
+        REFERENCE.model_copy(update={"workers": workers}),
+    )
     message = rf"want of memory: {workers} of them need about 0.\d GB, and .* GB are free for this process; {remedy}"
     with pytest.raises(InputError, match=message):
         prepare_subjects(dataset, raw, raw / "images.csv", tmp_path, parameters)
@@ -372,7 +470,10 @@ def test_what_a_killed_run_left_is_removed_or_passed_over(raw: Path, tmp_path: P
     assert (tmp_path / left).exists()
 
     preprocess.main(Path("params.yaml"), raw, raw / "images.csv", tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir() if path.name[0] != ".") == ["sub-01.h5", "sub-02.h5"]
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name[0] != ".") == [
+        "sub-01.h5",
+        "sub-02.h5",
+    ]
     assert not (tmp_path / left).exists()
     assert list(find_recordings(tmp_path)) == ["sub-01", "sub-02"]
     check_recordings(list(find_recordings(tmp_path).values()))
@@ -400,10 +501,13 @@ def test_a_full_disk_is_told(raw: Path, tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text(script)
     command = [sys.executable, str(tmp_path / "script.py"), str(raw), str(tmp_path / "eeg")]
     root = Path(__file__).parents[1]
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(root)})
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(root)}
+    )
     last = done.stderr.splitlines()[-1]
     assert re.search(
-        r"InputError: .*/eeg/sub-01.h5: a file may not be as large as this one here \(File too large\)", last
+        r"InputError: .*/eeg/sub-01.h5: a file may not be as large as this one here \(File too large\)",
+        last,
     )
     assert not list((tmp_path / "eeg").iterdir())
 
@@ -462,7 +566,9 @@ def test_a_subject_that_does_not_fit_is_named_and_can_be_mended(
         check_recordings(list(find_recordings(tmp_path).values()))
 
     if "name it" in str(error.value):
-        (tmp_path / "sub-02.h5").rename(tmp_path / re.findall(r"name it (\S+),", str(error.value))[0])
+        (tmp_path / "sub-02.h5").rename(
+            tmp_path / re.findall(r"name it (\S+),", str(error.value))[0]
+        )
     else:
         assert "make it again with `dvc repro --force preprocess`" in str(error.value)
         (tmp_path / "sub-02.h5").rename(tmp_path / "away")
@@ -471,11 +577,15 @@ def test_a_subject_that_does_not_fit_is_named_and_can_be_mended(
     check_recordings(list(find_recordings(tmp_path).values()))
 
 
-def test_a_value_that_is_not_finite_is_told_where_a_file_is_read(prepared: Path, tmp_path: Path) -> None:
+def test_a_value_that_is_not_finite_is_told_where_a_file_is_read(
+    prepared: Path, tmp_path: Path
+) -> None:
     path = tmp_path / "sub-01.h5"
     path.write_bytes((prepared / "sub-01.h5").read_bytes())
     change(path, spoil("test", 1, 2, 0, 7))
     for average in (True, False):
-        with pytest.raises(InputError, match=rf"the test EEG of condition 1 .* in channel {CH_NAMES[0]}"):
+        with pytest.raises(
+            InputError, match=rf"the test EEG of condition 1 .* in channel {CH_NAMES[0]}"
+        ):
             read_split(path, "test", average)
     assert read_split(path, "train", average=False).eeg.any()

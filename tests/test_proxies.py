@@ -9,13 +9,22 @@ from pathlib import Path
 import httpx
 import pytest
 
+from pipeline.download.proxies import find_proxy
+from pipeline.download.transfer import Remote, fetch
+from pipeline.download.web import Patience, read
 from pipeline.errors import InputError
-from pipeline.fetch.proxies import find_proxy
-from pipeline.fetch.transfer import Remote, fetch
-from pipeline.fetch.web import Patience, read
 
 IMPATIENT = Patience(first_attempts=2, backoff=0.01, longest=0.02, silence=5)
-VARIABLES = ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY", "no_proxy", "NO_PROXY")
+VARIABLES = (
+    "http_proxy",
+    "HTTP_PROXY",
+    "https_proxy",
+    "HTTPS_PROXY",
+    "all_proxy",
+    "ALL_PROXY",
+    "no_proxy",
+    "NO_PROXY",
+)
 PAGE = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 2\r\n\r\nhi"
 
 
@@ -48,7 +57,11 @@ def listening(answers: list[bytes]) -> Iterator[tuple[int, list[bytes]]]:
         server.shutdown(socket.SHUT_RDWR)
 
 
-SOCKS = [b"\x05\x00", b"\x05\x00\x00\x01\x7f\x00\x00\x01\x00\x50", PAGE]  # no password; connected; the page
+SOCKS = [
+    b"\x05\x00",
+    b"\x05\x00\x00\x01\x7f\x00\x00\x01\x00\x50",
+    PAGE,
+]  # no password; connected; the page
 
 
 @pytest.mark.parametrize("scheme", ["socks5", "socks5h", "socks"])
@@ -57,10 +70,14 @@ def test_a_socks_proxy_is_used(scheme: str, variable: str, monkeypatch: pytest.M
     with listening(SOCKS) as (port, heard):
         monkeypatch.setenv(variable, f"{scheme}://127.0.0.1:{port}/")
         assert read("http://published.example/file", IMPATIENT) == b"hi"
-    assert b"published.example" in heard[1]  # the proxy finds the host, which this machine may not know
+    assert (
+        b"published.example" in heard[1]
+    )  # the proxy finds the host, which this machine may not know
 
 
-def test_an_http_proxy_is_used_but_not_for_hosts_of_no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_http_proxy_is_used_but_not_for_hosts_of_no_proxy(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     with listening([PAGE]) as (port, heard):
         monkeypatch.setenv("http_proxy", f"127.0.0.1:{port}")
         assert read("http://published.example/file", IMPATIENT) == b"hi"
@@ -77,11 +94,15 @@ CANNOT_BE = {
 
 
 @pytest.mark.parametrize("setting", CANNOT_BE)
-def test_a_proxy_that_cannot_be_is_named_with_its_variable(setting: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_proxy_that_cannot_be_is_named_with_its_variable(
+    setting: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HTTPS_PROXY", setting)
     with pytest.raises(InputError) as told:
         read("https://published.example/file", IMPATIENT)
-    expected = f"HTTPS_PROXY names the proxy {setting!r}, which cannot be one ({CANNOT_BE[setting]})"
+    expected = (
+        f"HTTPS_PROXY names the proxy {setting!r}, which cannot be one ({CANNOT_BE[setting]})"
+    )
     assert str(told.value).startswith(expected)
     assert "`unset HTTPS_PROXY`" in str(told.value)
     monkeypatch.delenv("HTTPS_PROXY")
@@ -103,7 +124,9 @@ def test_a_proxy_that_fails_is_named_without_its_password(
     assert "secret" not in str(told.value)
 
 
-def test_a_file_of_the_cache_needs_no_proxy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_of_the_cache_needs_no_proxy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache/key").write_bytes(b"content")
     monkeypatch.setenv("ALL_PROXY", "http://proxy:port")

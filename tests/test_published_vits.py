@@ -16,9 +16,9 @@ from torchvision import transforms
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from pipeline.errors import InputError
-from pipeline.images.checkpoints import read_weights
-from pipeline.images.models import IMAGE_MODELS
-from pipeline.images.published_vits import VITS, load_encoder
+from pipeline.images.models.checkpoints import read_weights
+from pipeline.images.models.published_vits import VITS, load_encoder
+from pipeline.images.models.table import IMAGE_MODELS
 from tests.dreamsim_offline import make_dino
 
 WIDTH, PROJECTED = 64, 48
@@ -42,7 +42,9 @@ def file(name: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def rewrite(path: Path, change: Callable[[dict[str, Tensor]], None]) -> None:
     saved = read_weights(path)
-    saved = {key: value.clone() if isinstance(value, Tensor) else value for key, value in saved.items()}
+    saved = {
+        key: value.clone() if isinstance(value, Tensor) else value for key, value in saved.items()
+    }
     change(saved.get("state_dict", saved))
     if path.suffix == ".safetensors":
         safetensors.torch.save_file(saved, path)
@@ -70,18 +72,35 @@ def peer_of(name: str, path: Path) -> Callable[[Tensor], Tensor]:
     saved = read_weights(path)
     if name == "clip_vitl14":
         sizes = {"hidden_size": WIDTH, "intermediate_size": 4 * WIDTH, "projection_dim": PROJECTED}
-        config = CLIPVisionConfig(**sizes, num_hidden_layers=24, num_attention_heads=1, patch_size=14)
+        config = CLIPVisionConfig(
+            **sizes, num_hidden_layers=24, num_attention_heads=1, patch_size=14
+        )
         assert config.hidden_act == "quick_gelu" and config.image_size == 224
         model = CLIPVisionModelWithProjection(config)
-        own = {key: value for key, value in saved.items() if key.startswith("vis") and "position_ids" not in key}
+        own = {
+            key: value
+            for key, value in saved.items()
+            if key.startswith("vis") and "position_ids" not in key
+        }
         model.load_state_dict(own)
         return lambda pixels: model.eval()(pixels).image_embeds
     if name.startswith("open_clip"):
-        state = {key.removeprefix("module."): value for key, value in saved.get("state_dict", saved).items()}
-        model = VisionTransformer(224, 14, WIDTH, 24, 1, 4.0, output_dim=PROJECTED, act_layer=nn.GELU)
-        model.load_state_dict({key[7:]: value for key, value in state.items() if key.startswith("visual.")})
+        state = {
+            key.removeprefix("module."): value
+            for key, value in saved.get("state_dict", saved).items()
+        }
+        model = VisionTransformer(
+            224, 14, WIDTH, 24, 1, 4.0, output_dim=PROJECTED, act_layer=nn.GELU
+        )
+        model.load_state_dict(
+            {key[7:]: value for key, value in state.items() if key.startswith("visual.")}
+        )
     else:
-        model = make_dino(WIDTH, 8) if name == "dino_vitb8" else make_dino(WIDTH, 14, depth=24, dinov2=True)
+        model = (
+            make_dino(WIDTH, 8)
+            if name == "dino_vitb8"
+            else make_dino(WIDTH, 14, depth=24, dinov2=True)
+        )
         model.load_state_dict(saved)
     return model.eval()
 
@@ -93,8 +112,15 @@ def transform_of(name: str) -> Callable[[Image.Image], Tensor]:
     }
     if name in tag:
         config = open_clip.get_pretrained_cfg("ViT-L-14", tag[name])
-        return open_clip.image_transform(224, is_train=False, mean=config["mean"], std=config["std"])
-    steps = [transforms.Resize(256), transforms.CenterCrop(224), transforms.ToTensor(), transforms.Normalize(*IMAGENET)]
+        return open_clip.image_transform(
+            224, is_train=False, mean=config["mean"], std=config["std"]
+        )
+    steps = [
+        transforms.Resize(256),
+        transforms.CenterCrop(224),
+        transforms.ToTensor(),
+        transforms.Normalize(*IMAGENET),
+    ]
     return transforms.Compose(steps)
 
 
@@ -115,8 +141,14 @@ def test_pictures_and_embeddings_are_the_authors_own(name: str, file: Path) -> N
 def test_the_architecture_is_what_open_clip_has_for_that_name() -> None:
     config = open_clip.get_model_config("ViT-L-14")
     for name, tag in (("clip_vitl14", "openai"), ("open_clip_vitl14_laion2b", "laion2b_s32b_b82k")):
-        ours, quick = VITS[name].architecture, open_clip.get_pretrained_cfg("ViT-L-14", tag).get("quick_gelu", False)
-        assert (ours.n_blocks, ours.patch_size) == (config["vision_cfg"]["layers"], config["vision_cfg"]["patch_size"])
+        ours, quick = (
+            VITS[name].architecture,
+            open_clip.get_pretrained_cfg("ViT-L-14", tag).get("quick_gelu", False),
+        )
+        assert (ours.n_blocks, ours.patch_size) == (
+            config["vision_cfg"]["layers"],
+            config["vision_cfg"]["patch_size"],
+        )
         assert quick == (ours.activation is not nn.GELU) == (name == "clip_vitl14")
     assert not open_clip.get_pretrained_cfg("ViT-L-14", "laion400m_e32").get("quick_gelu", False)
 
@@ -124,9 +156,13 @@ def test_the_architecture_is_what_open_clip_has_for_that_name() -> None:
 def test_the_files_are_where_open_clip_gets_them() -> None:
     of_laion400m = IMAGE_MODELS["open_clip_vitl14_laion400m"].published[0]
     url = open_clip.get_pretrained_cfg("ViT-L-14", "laion400m_e32")["url"]
-    assert url == f"https://github.com/mlfoundations/open_clip/releases/download/{of_laion400m.path}"
+    assert (
+        url == f"https://github.com/mlfoundations/open_clip/releases/download/{of_laion400m.path}"
+    )
     of_laion2b = IMAGE_MODELS["open_clip_vitl14_laion2b"].published[0]
-    assert of_laion2b.path.startswith(open_clip.get_pretrained_cfg("ViT-L-14", "laion2b_s32b_b82k")["hf_hub"])
+    assert of_laion2b.path.startswith(
+        open_clip.get_pretrained_cfg("ViT-L-14", "laion2b_s32b_b82k")["hf_hub"]
+    )
 
 
 def test_the_stand_in_has_the_same_bytes_each_time(name: str, tmp_path: Path) -> None:
@@ -144,7 +180,11 @@ def lose_a_bias(weights: dict) -> None:
 
 
 def add_one(weights: dict) -> None:
-    prefix = {"cls_token": "", "visual.class_embedding": "visual.", "module.visual.class_embedding": "module.visual."}
+    prefix = {
+        "cls_token": "",
+        "visual.class_embedding": "visual.",
+        "module.visual.class_embedding": "module.visual.",
+    }
     found = [start for key, start in prefix.items() if key in weights] or ["vision_model."]
     weights[f"{found[0]}extra"] = torch.zeros(3)
 
@@ -168,7 +208,9 @@ def empty(weights: dict) -> None:
         (empty, "should hold the weights of|got nothing"),
     ],
 )
-def test_weights_that_are_not_all_there_are_refused(name: str, file: Path, change, message, tmp_path: Path) -> None:
+def test_weights_that_are_not_all_there_are_refused(
+    name: str, file: Path, change, message, tmp_path: Path
+) -> None:
     damaged = tmp_path / file.name
     damaged.write_bytes(file.read_bytes())
     rewrite(damaged, change)
@@ -193,7 +235,9 @@ class Marker:
         return Path.touch, (self.path,)
 
 
-def test_what_is_no_file_of_weights_is_told_and_runs_nothing(name: str, file: Path, tmp_path: Path) -> None:
+def test_what_is_no_file_of_weights_is_told_and_runs_nothing(
+    name: str, file: Path, tmp_path: Path
+) -> None:
     program = torch.jit.script(nn.Linear(2, 2))
     whole = file.read_bytes()
     for number, write in enumerate(
@@ -208,7 +252,9 @@ def test_what_is_no_file_of_weights_is_told_and_runs_nothing(name: str, file: Pa
     ):
         path = tmp_path / f"{number}{file.suffix}"
         write(path)
-        with pytest.raises(InputError, match="is not a (torch|safetensors) file|should hold a dict") as error:
+        with pytest.raises(
+            InputError, match="is not a (torch|safetensors) file|should hold a dict"
+        ) as error:
             load_encoder(path, name)
         assert "\n" not in str(error.value)
     assert not (tmp_path / "marker").exists()

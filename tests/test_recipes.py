@@ -18,13 +18,13 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from pipeline.data.datasets import DATASETS
-from pipeline.eeg.encoder import EegEncoder
-from pipeline.eeg.encoders import EEG_ENCODERS
+from pipeline.datasets.table import DATASETS
+from pipeline.eeg_encoders.encoder import EegEncoder
+from pipeline.eeg_encoders.table import EEG_ENCODERS
 from pipeline.errors import InputError
 from pipeline.images.embeddings import read_embeddings
-from pipeline.images.models import IMAGE_MODELS, ImageModel
-from pipeline.images.vit import ImageEncoder, ViT
+from pipeline.images.models.table import IMAGE_MODELS, ImageModel
+from pipeline.images.models.vit import ImageEncoder, ViT
 from stages import download, embed, evaluate, health, preprocess, report, train, weights
 from tests.test_recipes_dataset import TINY
 
@@ -71,7 +71,9 @@ class Linear(EegEncoder):
     def __init__(self, n_chans: int, n_times: int, sfreq: float, dropout: float) -> None:
         super().__init__()
         self.output_size = 16
-        self.layers = nn.Sequential(nn.Flatten(), nn.Linear(n_chans * n_times, self.output_size), nn.Dropout(dropout))
+        self.layers = nn.Sequential(
+            nn.Flatten(), nn.Linear(n_chans * n_times, self.output_size), nn.Dropout(dropout)
+        )
 
     def forward(self, eeg: Tensor) -> Tensor:
         return self.layers(eeg)
@@ -82,19 +84,30 @@ class Linear(EegEncoder):
 SETTINGS = {
     "preprocess": {"window": [0.0, 0.9], "channels": "all"},
     "embed": {"blocks": [1, "last"], "device": "cpu"},
-    "train": {"eeg_encoder": "linear", "epochs": 2, "batch_size": 4, "validation_concepts": 0.2, "device": "cpu"},
+    "train": {
+        "eeg_encoder": "linear",
+        "epochs": 2,
+        "batch_size": 4,
+        "validation_concepts": 0.2,
+        "device": "cpu",
+    },
     "evaluate": {"resamples": 100, "top_k": [1, 3], "n_way": [2], "repetitions": [1]},
 }
 
 
 def tiny_values() -> dict[str, Any]:
-    values = yaml.safe_load(Path("params.yaml").read_text()) | {"dataset": "tiny", "backbone": "tiny-vit"}
+    values = yaml.safe_load(Path("params.yaml").read_text()) | {
+        "dataset": "tiny",
+        "backbone": "tiny-vit",
+    }
     for section, changes in SETTINGS.items():
         values[section] |= changes
     return values
 
 
-def test_all_stages_take_entries_from_outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_stages_take_entries_from_outside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("ALIGNED_EEG_CACHE", str(tmp_path / "cache"))
     synthetic = replace(TINY, synthetic=True)
     for table, name, entry in (
@@ -106,7 +119,12 @@ def test_all_stages_take_entries_from_outside(tmp_path: Path, monkeypatch: pytes
     values = tiny_values()
     params, raw, metrics = tmp_path / "params.yaml", tmp_path / "raw", tmp_path / "metrics"
     params.write_text(yaml.safe_dump(values))
-    images, table, eeg, model = raw / "images", raw / "images.csv", tmp_path / "eeg", tmp_path / "model"
+    images, table, eeg, model = (
+        raw / "images",
+        raw / "images.csv",
+        tmp_path / "eeg",
+        tmp_path / "model",
+    )
     caches = {encoder: tmp_path / f"{encoder}.h5" for encoder in ("unaligned", "aligned")}
     names = ("per_subject", "top_k", "n_way", "repetitions", "time_course", "channels")
     tables = [metrics / f"{name}.csv" for name in names]

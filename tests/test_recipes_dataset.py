@@ -11,11 +11,11 @@ import pytest
 import yaml
 from PIL import Image
 
-from pipeline.data.datasets import DATASETS
-from pipeline.data.entry import Dataset, Layout, RawEeg
-from pipeline.data.image_table import SPLITS, Split
-from pipeline.eeg.recordings import read_split
+from pipeline.datasets.entry import Dataset, Layout, RawEeg
+from pipeline.datasets.image_table import SPLITS, Split
+from pipeline.datasets.table import DATASETS
 from pipeline.errors import InputError
+from pipeline.preprocess.recordings import read_split
 from pipeline.sections import Preprocess
 from stages import preprocess
 
@@ -26,7 +26,10 @@ from stages import preprocess
 
 def make(subjects: list[str] | str, eeg_dir: Path, images_dir: Path, metadata: Path) -> None:
     table = pd.DataFrame(
-        {"image_ids": [f"pictures/{i}.png" for i in range(16)], "split": ["train"] * 10 + ["test"] * 6}
+        {
+            "image_ids": [f"pictures/{i}.png" for i in range(16)],
+            "split": ["train"] * 10 + ["test"] * 6,
+        }
     )
     table["concept"] = table["things_concept"] = [f"thing {i}" for i in range(16)]
     for folder in (eeg_dir, images_dir):
@@ -38,17 +41,27 @@ def make(subjects: list[str] | str, eeg_dir: Path, images_dir: Path, metadata: P
             with archive.open(name, "w") as file:
                 Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8)).save(file, "PNG")
     eeg = {"train": rng.random((10, 2, 4, 10)), "test": rng.random((6, 5, 4, 10))}
-    np.savez(eeg_dir / "anna.npz", ch_names=["O1", "Oz", "O2", "Pz"], times=np.arange(10) / 10, **eeg)
+    np.savez(
+        eeg_dir / "anna.npz", ch_names=["O1", "Oz", "O2", "Pz"], times=np.arange(10) / 10, **eeg
+    )
 
 
 def read_metadata(path: Path) -> dict[str, pd.DataFrame]:
-    return {split: rows.drop(columns="split") for split, rows in pd.read_csv(path).groupby("split", sort=False)}
+    return {
+        split: rows.drop(columns="split")
+        for split, rows in pd.read_csv(path).groupby("split", sort=False)
+    }
 
 
 @contextmanager
-def open_eeg(path: Path, images: Mapping[Split, pd.DataFrame], preprocess: Preprocess) -> Iterator[RawEeg]:
+def open_eeg(
+    path: Path, images: Mapping[Split, pd.DataFrame], preprocess: Preprocess
+) -> Iterator[RawEeg]:
     with np.load(path) as file:
-        yield RawEeg(Layout(tuple(file["ch_names"]), file["times"]), {split: iter([file[split]]) for split in SPLITS})
+        yield RawEeg(
+            Layout(tuple(file["ch_names"]), file["times"]),
+            {split: iter([file[split]]) for split in SPLITS},
+        )
 
 
 def find_subjects(folder: Path) -> dict[str, Path]:
@@ -71,7 +84,9 @@ def params(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def raw(params: Path, tmp_path: Path) -> Path:
     """A folder with eeg/, images/ and images.csv, as downloaded."""
-    from stages import download  # not above: it takes seconds, and preprocess's worker imports this file for the recipe
+    from stages import (
+        download,  # not above: it takes seconds, and preprocess's worker imports this file for the recipe
+    )
 
     raw = tmp_path / "raw"
     download.main(params, raw / "eeg", raw / "images", raw / "metadata", raw / "images.csv")

@@ -14,16 +14,21 @@ from PIL import Image
 from playwright.sync_api import Page
 from web_pages import CONTRAST, PAPER, TEXT, opened, words
 
-from pipeline.analysis.comparison import compare
-from pipeline.analysis.evaluation import tabulate
-from pipeline.analysis.scoring import Axes, Outcome
-from pipeline.analysis.similarities import Scored, Similarities, read_similarities, write_similarities
-from pipeline.data.datasets import DATASETS, THINGS_EEG2
-from pipeline.data.published import Published
-from pipeline.decoding.retrieval import score_queries
+from pipeline.compare.comparison import compare
+from pipeline.datasets.published import Published
+from pipeline.datasets.table import DATASETS, THINGS_EEG2
+from pipeline.evaluate.evaluation import tabulate
+from pipeline.evaluate.scoring import Axes, Outcome
+from pipeline.evaluate.similarities import (
+    Scored,
+    Similarities,
+    read_similarities,
+    write_similarities,
+)
 from pipeline.files import sha256
 from pipeline.params import read_params
 from pipeline.report.page import chance_levels, learning_curves, write_report
+from pipeline.retrieval import score_queries
 from pipeline.sections import Evaluate
 from stages.report import main
 
@@ -49,13 +54,18 @@ def evaluate(
     ids = np.array([f"test_images/{i:05}_concept/{i}.jpg" for i in range(n_images)], dtype=object)
     concept = np.array([f"{i:05}_{HOSTILE}" for i in range(n_images)], dtype=object)
     windows = [slice(start, start + 4) for start in range(0, 16, 2)]
-    axes = Axes(ids, concept, concept, ("O1", "Oz", "O2", "Pz", "POz"), np.arange(-4, 16) / 20, 4, windows)
+    axes = Axes(
+        ids, concept, concept, ("O1", "Oz", "O2", "Pz", "POz"), np.arange(-4, 16) / 20, 4, windows
+    )
     outcomes = []
     for seed in range(42, 42 + seeds):
         images = _unit(rng.standard_normal((n_images, 16)))
 
         def queries(eeg: np.ndarray, images: np.ndarray = images) -> dict[str, np.ndarray]:
-            return {name: value.numpy() for name, value in score_queries(torch.from_numpy(eeg @ images.T), 10).items()}
+            return {
+                name: value.numpy()
+                for name, value in score_queries(torch.from_numpy(eeg @ images.T), 10).items()
+            }
 
         def noisy(noise: float, *many: int, images: np.ndarray = images) -> np.ndarray:
             return _unit(images + noise * rng.standard_normal((*many, *images.shape)))
@@ -63,7 +73,15 @@ def evaluate(
         for subject in range(1, subjects + 1):
             eeg = noisy(0.3) if seed not in collapsed else np.full_like(images, 0.25)
             scored = Scored(
-                "pooled", seed, f"sub-{subject:02}", 7, seed in collapsed, 10.0, images, eeg, eeg @ images.T
+                "pooled",
+                seed,
+                f"sub-{subject:02}",
+                7,
+                seed in collapsed,
+                10.0,
+                images,
+                eeg,
+                eeg @ images.T,
             )
             outcome = Outcome(
                 scored,
@@ -73,20 +91,37 @@ def evaluate(
                 repetitions={n: queries(noisy(0.8 / n, 3)) for n in (1, 2)},
             )
             outcomes.append(outcome)
-    about = {"dataset": "sample", "synthetic": True, "backbone": "synclr_vitb16", "encoder": "aligned"}
-    about |= {"protocol": "pooled", "selected_on": "validation", "views": "original", "views_in_gallery": "original"}
+    about = {
+        "dataset": "sample",
+        "synthetic": True,
+        "backbone": "synclr_vitb16",
+        "encoder": "aligned",
+    }
+    about |= {
+        "protocol": "pooled",
+        "selected_on": "validation",
+        "views": "original",
+        "views_in_gallery": "original",
+    }
     about |= made_with
     summary, tables = tabulate(outcomes, axes, about, PARAMETERS, 42)
     folder.mkdir()
     summary["caveats"] = list(DATASETS[about["dataset"]].caveats)
     (folder / "evaluation.json").write_text(json.dumps(summary))
     settings = {"settings": {"train": {"epochs": 3, "eeg_encoder": HOSTILE}}}
-    everything = Similarities(ids, concept, concept, [outcome.scored for outcome in outcomes], about | settings)
+    everything = Similarities(
+        ids, concept, concept, [outcome.scored for outcome in outcomes], about | settings
+    )
     write_similarities(folder / "evaluation.h5", everything)
     for name, table in tables.items():
         table.to_csv(folder / f"{name}.csv", index=False)
     epoch = np.arange(1, 11)
-    history = {"epoch": epoch, "train_loss": 5 / epoch, "selection_loss": 4 / epoch, "selection_top1": epoch / 20}
+    history = {
+        "epoch": epoch,
+        "train_loss": 5 / epoch,
+        "selection_loss": 4 / epoch,
+        "selection_top1": epoch / 20,
+    }
     pd.DataFrame(history).to_csv(folder / "history.csv", index=False)
     (folder / "images").mkdir()
     with zipfile.ZipFile(folder / "images/test_images.zip", "w") as archive:
@@ -104,7 +139,9 @@ def evaluate_both(base: Path, **options: object) -> tuple[Path, dict]:
     folders = {encoder: base / encoder for encoder in ENCODERS}
     for draw, (encoder, folder) in enumerate(folders.items()):
         evaluate(folder, encoder=encoder, draw=draw, **options)
-    comparison = compare(*(read_similarities(folder / "evaluation.h5") for folder in folders.values()), PARAMETERS, 0)
+    comparison = compare(
+        *(read_similarities(folder / "evaluation.h5") for folder in folders.values()), PARAMETERS, 0
+    )
     comparison["sha256"] = [sha256(folder / "evaluation.h5") for folder in folders.values()]
     return folders["aligned"], json.loads(json.dumps(comparison))
 
@@ -115,7 +152,14 @@ def report(folder: Path, comparison: dict | None = None, embed_images: bool = Fa
     params["evaluate"]["embed_images"] = embed_images
     (folder / "params.yaml").write_text(yaml.safe_dump(params))
     (folder / "comparison.json").write_text(json.dumps(comparison or {"sha256": []}))
-    names = ("params.yaml", "images", "evaluation.h5", "history.csv", "evaluation.json", "comparison.json")
+    names = (
+        "params.yaml",
+        "images",
+        "evaluation.h5",
+        "history.csv",
+        "evaluation.json",
+        "comparison.json",
+    )
     outputs = [folder / name for name in ("learning_curves.csv", "pictures", "report.html")]
     tables = [folder / f"{name}.csv" for name in TABLES]
     main(*(folder / name for name in names), Path("reference/learning_curve.csv"), *outputs, tables)
@@ -175,7 +219,10 @@ def test_the_figures_are_those_of_the_files(full, browser):
         "run-metrics": {
             name: [
                 run[name],
-                *(run[key][name] for key in ("ci95_low", "ci95_high", "sd_over_subjects", "sd_over_seeds")),
+                *(
+                    run[key][name]
+                    for key in ("ci95_low", "ci95_high", "sd_over_subjects", "sd_over_seeds")
+                ),
             ]
             for name in run["ci95_low"]
         },
@@ -196,10 +243,16 @@ def test_the_figures_are_those_of_the_files(full, browser):
             for name, values in rows.items():
                 assert shown[name][: len(values)] == [(value, f"{value:.3f}") for value in values]
         assert page.inner_text("#answer") == comparison["answer"]
-        top1 = page.eval_on_selector_all("#runs [data-key=top1_acc] data", "cells => cells.map(cell => +cell.value)")
+        top1 = page.eval_on_selector_all(
+            "#runs [data-key=top1_acc] data", "cells => cells.map(cell => +cell.value)"
+        )
         assert top1 == pd.read_csv(folder / "per_subject.csv")["top1_acc"].tolist()
-        pairs = page.eval_on_selector_all("#pairs tbody data", "cells => cells.map(cell => +cell.value)")
-        by_hand = [[row[encoder]["top1_acc"] for encoder in ENCODERS] for row in comparison["per_subject"]]
+        pairs = page.eval_on_selector_all(
+            "#pairs tbody data", "cells => cells.map(cell => +cell.value)"
+        )
+        by_hand = [
+            [row[encoder]["top1_acc"] for encoder in ENCODERS] for row in comparison["per_subject"]
+        ]
         assert pairs == [value for one, other in by_hand for value in (one, other, other - one)]
 
 
@@ -208,15 +261,22 @@ def test_the_charts_show_the_tables(full, browser):
     folder, _ = full
     curve = pd.read_csv(folder / "repetitions.csv")
     with opened(browser, folder / "report.html", charts=CHARTS) as page:
-        labels = page.eval_on_selector_all("#chart-repetitions path[aria-roledescription=point]", LABELS)
+        labels = page.eval_on_selector_all(
+            "#chart-repetitions path[aria-roledescription=point]", LABELS
+        )
         expected = [f"repetitions averaged: {n}" for n in curve["n_repetitions"]]
         assert [label.split(";")[0] for label in labels] == expected
         bars = page.eval_on_selector_all("#chart-subjects path[aria-roledescription=bar]", LABELS)
         assert len(bars) == 3 * 2 and HOSTILE in bars[0]
         told = page.eval_on_selector_all(".chart [role=graphics-document]", LABELS)
-        assert len(told) == CHARTS and all("top-1" in label or "loss" in label or "accuracy" in label for label in told)
+        assert len(told) == CHARTS and all(
+            "top-1" in label or "loss" in label or "accuracy" in label for label in told
+        )
         for image in page.query_selector_all("img"):
-            assert len(image.get_attribute("alt")) > 50 and image.evaluate("image => image.naturalWidth") > 500
+            assert (
+                len(image.get_attribute("alt")) > 50
+                and image.evaluate("image => image.naturalWidth") > 500
+            )
 
 
 LABELS = "marks => marks.map(mark => mark.getAttribute('aria-label'))"
@@ -233,7 +293,9 @@ def test_a_heading_sorts_and_sorts_back(full, browser):
             after = page.eval_on_selector_all("#runs [data-key=nice_loss] data", cells)
             assert after == sorted(before, reverse=reverse) and after != before
         page.locator("#runs th button", has_text="subject").click()
-        names = page.eval_on_selector_all("#runs [data-key=subject]", "cells => cells.map(cell => cell.innerText)")
+        names = page.eval_on_selector_all(
+            "#runs [data-key=subject]", "cells => cells.map(cell => cell.innerText)"
+        )
         assert names == sorted(names) and heading.get_attribute("aria-sort") is None
 
 
@@ -262,7 +324,9 @@ def test_it_fits_and_can_be_read(full, browser, width, theme):
     with opened(browser, full[0] / "report.html", width, theme, charts=CHARTS) as page:
         assert page.evaluate("document.documentElement.scrollWidth") <= width
         assert page.evaluate("getComputedStyle(document.body).backgroundColor") == PAPER[theme]
-        wide = page.eval_on_selector_all(".chart svg.marks", "all => all.map(svg => svg.getBoundingClientRect().right)")
+        wide = page.eval_on_selector_all(
+            ".chart svg.marks", "all => all.map(svg => svg.getBoundingClientRect().right)"
+        )
         assert max(wide) <= width
         ratios = page.evaluate(CONTRAST, TEXT)
         assert len(ratios) > 200 and min(ratios) >= 4.5
@@ -274,24 +338,37 @@ def test_the_weights_of_mixed_blocks_are_in_a_table(tmp_path):
     assert "Blocks of the image model" not in words(report_without_pictures(tmp_path / "x"))
     summary = json.loads((tmp_path / "x/evaluation.json").read_text())
     summary["block_weights"] = {"6": 0.75, "last": 0.25}
-    for spread, row in ({}, "60.750 last0.250"), ({"6": 0.125, "last": 0.0625}, "60.7500.125 last0.2500.062"):
+    for spread, row in (
+        ({}, "60.750 last0.250"),
+        ({"6": 0.125, "last": 0.0625}, "60.7500.125 last0.2500.062"),
+    ):
         if spread:
             summary["sd_of_block_weights"] = spread
         (tmp_path / "x/evaluation.json").write_text(json.dumps(summary))
         text = words(report_without_pictures(tmp_path / "x"))
-        assert "equal weights would be 0.500" in text and row in text and ("SD over runs" in text) == bool(spread)
+        assert (
+            "equal weights would be 0.500" in text
+            and row in text
+            and ("SD over runs" in text) == bool(spread)
+        )
 
 
 def test_views_are_named_where_they_are_not_the_original(tmp_path):
     evaluate(tmp_path / "x")
     assert "EEG learned from" not in words(report_without_pictures(tmp_path / "x"))
     evaluate(tmp_path / "y", views="draw of original, blur-8")
-    assert "EEG learned from draw of original, blur-8" in words(report_without_pictures(tmp_path / "y"))
+    assert "EEG learned from draw of original, blur-8" in words(
+        report_without_pictures(tmp_path / "y")
+    )
 
 
 def test_the_same_inputs_give_the_same_bytes(full):
     folder, comparison = full
-    files = [folder / "report.html", *sorted((folder / "pictures").iterdir()), folder / "learning_curves.csv"]
+    files = [
+        folder / "report.html",
+        *sorted((folder / "pictures").iterdir()),
+        folder / "learning_curves.csv",
+    ]
     before = [sha256(path) for path in files]
     report(folder, comparison)
     assert [sha256(path) for path in files] == before
@@ -303,7 +380,10 @@ def test_without_a_comparison_it_says_what_this_run_can_say(tmp_path):
     run = json.loads((tmp_path / "one/evaluation.json").read_text())
     assert f"is the nearest of 12 for {100 * run['top1_acc']:.1f} % of the EEG responses" in page
     assert "this run alone cannot say: make compare evaluates both" in page
-    assert "over test images, not over seeds, subjects and training images; guessing gives 8.3 %" in page
+    assert (
+        "over test images, not over seeds, subjects and training images; guessing gives 8.3 %"
+        in page
+    )
     assert "Synthetic data" in page and "One subject" in page and "One seed" in page
     assert "Aligned against unaligned" not in page
 
@@ -325,7 +405,9 @@ def test_what_flatters_is_said_first(tmp_path):
 def test_images_of_things_need_to_be_asked_for(tmp_path):
     evaluate(tmp_path / "run", dataset="things-eeg2", synthetic=False)
     shutil.move(tmp_path / "run/images", tmp_path / "images")  # they are not even opened
-    page = words(report(tmp_path / "run", comparison={"sha256": ["of other files"], "answer": "Yes."}))
+    page = words(
+        report(tmp_path / "run", comparison={"sha256": ["of other files"], "answer": "Yes."})
+    )
     assert "Yes." not in page and "this run alone cannot say" in page
     assert "concept names stand for them" in page and THINGS_EEG2.caveats[0] in page
     assert reds(tmp_path / "run") == 0
@@ -337,11 +419,15 @@ def test_images_of_things_need_to_be_asked_for(tmp_path):
 def test_caveats_and_published_figures_are_those_it_is_given(tmp_path):
     evaluate(tmp_path / "run", subjects=1)
     path = tmp_path / "run/evaluation.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"caveats": ["A caveat of the data."]}))
+    path.write_text(
+        json.dumps(json.loads(path.read_text()) | {"caveats": ["A caveat of the data."]})
+    )
     page = words(report_without_pictures(tmp_path / "run"))
     assert "A caveat of the data." in page and "Published figures" not in page
     tasks = ("One task", "Another", "One task")
-    rows = tuple(Published(task, "A method", "a paper", "pooled", 12.3, None, "a note") for task in tasks)
+    rows = tuple(
+        Published(task, "A method", "a paper", "pooled", 12.3, None, "a note") for task in tasks
+    )
     page = words(report_without_pictures(tmp_path / "run", published=rows))
     assert "Published figures One task; Another, in percent." in page
     assert page.count("A method (a paper)") == 3
@@ -356,10 +442,20 @@ def reds(folder: Path) -> int:
 def test_the_published_curve_is_shown_where_it_compares():
     history = pd.DataFrame({"epoch": [1, 2], "train_loss": [3.0, 2.0]})
     published = pd.read_csv("reference/learning_curve.csv")
-    run = {"dataset": "things-eeg2", "protocol": "pooled", "encoder": "aligned", "selected_on": "last"}
+    run = {
+        "dataset": "things-eeg2",
+        "protocol": "pooled",
+        "encoder": "aligned",
+        "selected_on": "last",
+    }
     curves = learning_curves(history, published, run)
-    assert curves["curve"].value_counts().to_dict() == {"published run, on its test images": 59, "training": 2}
-    assert curves["epoch"].max() == 59 and curves["loss"].min() < 1.2  # its best epoch of nice_loss 1.164
+    assert curves["curve"].value_counts().to_dict() == {
+        "published run, on its test images": 59,
+        "training": 2,
+    }
+    assert (
+        curves["epoch"].max() == 59 and curves["loss"].min() < 1.2
+    )  # its best epoch of nice_loss 1.164
     for other in ({"dataset": "sample"}, {"protocol": "within-subject"}, {"encoder": "another"}):
         assert set(learning_curves(history, published, run | other)["curve"]) == {"training"}
 
@@ -367,7 +463,11 @@ def test_the_published_curve_is_shown_where_it_compares():
 def test_chance_by_simulation():
     rank = np.random.default_rng(0).integers(1, 11, 200_000)
     levels = chance_levels(10)
-    simulated = {"top3_acc": (rank <= 3).mean(), "mean_rank": rank.mean(), "median_rank": np.median(rank) + 0.5}
+    simulated = {
+        "top3_acc": (rank <= 3).mean(),
+        "mean_rank": rank.mean(),
+        "median_rank": np.median(rank) + 0.5,
+    }
     assert levels["mrr"] == pytest.approx((1 / rank).mean(), rel=0.01)
     assert {name: levels[name] for name in simulated} == pytest.approx(simulated, rel=0.1)
     assert levels["nice_loss"] == pytest.approx(np.log(10))

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 from torchmetrics.retrieval import RetrievalHitRate, RetrievalMRR
 
-from pipeline.decoding.retrieval import (
+from pipeline.retrieval import (
     rank_of_match,
     retrieval_metrics,
     score_queries,
@@ -24,16 +24,22 @@ def test_loss_by_hand():
 
 
 def test_loss_of_equal_logits_is_that_of_chance():
-    assert symmetric_cross_entropy(torch.zeros(200, 200)).item() == pytest.approx(math.log(200), abs=1e-5)
+    assert symmetric_cross_entropy(torch.zeros(200, 200)).item() == pytest.approx(
+        math.log(200), abs=1e-5
+    )
 
 
 def test_the_loss_and_its_gradient_are_torchs_cross_entropy():
     logits = torch.randn(3, 20, 20, dtype=torch.float64, requires_grad=True)
     targets = torch.arange(20)
-    expected = [(F.cross_entropy(one, targets) + F.cross_entropy(one.T, targets)) / 2 for one in logits]
+    expected = [
+        (F.cross_entropy(one, targets) + F.cross_entropy(one.T, targets)) / 2 for one in logits
+    ]
     losses = symmetric_cross_entropy(logits)
     torch.testing.assert_close(losses, torch.stack(expected))
-    gradient = (torch.autograd.grad(each.sum(), logits)[0] for each in (losses, torch.stack(expected)))
+    gradient = (
+        torch.autograd.grad(each.sum(), logits)[0] for each in (losses, torch.stack(expected))
+    )
     torch.testing.assert_close(*gradient)
 
 
@@ -50,15 +56,20 @@ def test_a_constant_embedding_scores_nothing():
 
 def test_chance_is_k_of_n():
     generator = torch.Generator().manual_seed(0)
-    scores = [retrieval_metrics(torch.randn(40, 40, generator=generator), 1.0, [1, 5]) for _ in range(300)]
+    scores = [
+        retrieval_metrics(torch.randn(40, 40, generator=generator), 1.0, [1, 5]) for _ in range(300)
+    ]
     assert sum(score["top1_acc"] for score in scores) / 300 == pytest.approx(1 / 40, abs=0.005)
     assert sum(score["top5_acc"] for score in scores) / 300 == pytest.approx(5 / 40, abs=0.01)
 
 
 def test_ranks_equal_a_naive_loop():
-    similarity = torch.randn(30, 30, generator=torch.Generator().manual_seed(1)).round(decimals=1)  # with ties
+    similarity = torch.randn(30, 30, generator=torch.Generator().manual_seed(1)).round(
+        decimals=1
+    )  # with ties
     naive = [
-        1 + sum(1 for j in range(30) if j != i and similarity[i, j] >= similarity[i, i]) for i in range(len(similarity))
+        1 + sum(1 for j in range(30) if j != i and similarity[i, j] >= similarity[i, i])
+        for i in range(len(similarity))
     ]
     assert rank_of_match(similarity).tolist() == naive
 
@@ -67,13 +78,18 @@ def test_the_order_of_the_gallery_changes_nothing():
     generator = torch.Generator().manual_seed(2)
     similarity = torch.randn(25, 25, generator=generator, dtype=torch.float64)
     order = torch.randperm(25, generator=generator)
-    before, after = (retrieval_metrics(s, 10.0, [1, 3, 5]) for s in (similarity, similarity[order][:, order]))
+    before, after = (
+        retrieval_metrics(s, 10.0, [1, 3, 5]) for s in (similarity, similarity[order][:, order])
+    )
     assert before == pytest.approx(after, abs=1e-12)
 
 
 def random_similarity(n: int, seed: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
-    sides = (torch.nn.functional.normalize(torch.randn(n, 8, generator=generator), dim=1) for _ in range(2))
+    sides = (
+        torch.nn.functional.normalize(torch.randn(n, 8, generator=generator), dim=1)
+        for _ in range(2)
+    )
     return next(sides) @ next(sides).T + 0.3 * torch.eye(n)
 
 
@@ -82,16 +98,23 @@ def naive_metrics(similarity: torch.Tensor, scale: float, top_k: list[int]) -> d
     s = similarity.double().tolist()
     n = len(s)
     metrics = {}
-    for direction, table in (("", s), ("image_to_eeg_", [list(column) for column in zip(*s, strict=True)])):
+    for direction, table in (
+        ("", s),
+        ("image_to_eeg_", [list(column) for column in zip(*s, strict=True)]),
+    ):
         ranks = [sum(table[i][j] >= table[i][i] for j in range(n)) for i in range(n)]
         metrics |= {f"{direction}top{k}_acc": sum(rank <= k for rank in ranks) / n for k in top_k}
         metrics[f"{direction}mean_rank"] = sum(ranks) / n
         metrics[f"{direction}median_rank"] = statistics.median(ranks)
         metrics[f"{direction}mrr"] = sum(1 / rank for rank in ranks) / n
-    losses = [math.log(sum(math.exp(scale * value) for value in row)) - scale * row[i] for i, row in enumerate(s)]
+    losses = [
+        math.log(sum(math.exp(scale * value) for value in row)) - scale * row[i]
+        for i, row in enumerate(s)
+    ]
     columns = zip(*s, strict=True)
     losses += [
-        math.log(sum(math.exp(scale * v) for v in column)) - scale * column[i] for i, column in enumerate(columns)
+        math.log(sum(math.exp(scale * v) for v in column)) - scale * column[i]
+        for i, column in enumerate(columns)
     ]
     matched = [s[i][i] for i in range(n)]
     mismatched = [s[i][j] for i in range(n) for j in range(n) if i != j]
@@ -109,7 +132,9 @@ def naive_metrics(similarity: torch.Tensor, scale: float, top_k: list[int]) -> d
 @pytest.mark.parametrize("n", [2, 9, 40])
 def test_all_metrics_equal_naive_loops(n):
     similarity = random_similarity(n, n)
-    assert retrieval_metrics(similarity, 5.0, [1, 3]) == pytest.approx(naive_metrics(similarity, 5.0, [1, 3]), abs=1e-9)
+    assert retrieval_metrics(similarity, 5.0, [1, 3]) == pytest.approx(
+        naive_metrics(similarity, 5.0, [1, 3]), abs=1e-9
+    )
 
 
 def test_ranks_and_accuracies_equal_torchmetrics():
@@ -141,7 +166,10 @@ def test_the_mean_loss_of_the_queries_is_the_symmetric_cross_entropy():
 
 
 def test_counting_images_is_repeating_them():
-    queries = {name: values.numpy() for name, values in score_queries(random_similarity(11, 5), 3.0).items()}
+    queries = {
+        name: values.numpy()
+        for name, values in score_queries(random_similarity(11, 5), 3.0).items()
+    }
     counts = np.random.default_rng(0).multinomial(11, np.full(11, 1 / 11), size=20).astype(float)
     weighed = weigh_queries(queries, counts, [1, 3])
     for b, count in enumerate(counts.astype(int)):

@@ -13,13 +13,13 @@ import pytest
 import torch
 import yaml
 
-from pipeline.analysis.similarities import read_similarities
-from pipeline.decoding.model import load_model
-from pipeline.decoding.runs import Run, how_many, plan, seeds_of, sources, train_all
-from pipeline.decoding.training import train_stack
 from pipeline.errors import InputError
+from pipeline.evaluate.similarities import read_similarities
 from pipeline.images.embeddings import read_embeddings, write_embeddings
 from pipeline.sections import Runs
+from pipeline.train.model import load_model
+from pipeline.train.runs import Run, how_many, plan, seeds_of, sources, train_all
+from pipeline.train.training import train_stack
 from stages import evaluate
 from tests.tiny import make_embeddings, make_prepared, quick_recipe
 
@@ -65,7 +65,9 @@ def test_the_runs_of_each_protocol():
     ]
     for run in plan("leave-one-subject-out", three, [5]):
         assert not set(run.trained_on) & set(run.tested_on) and len(run.trained_on) == 2
-    with pytest.raises(InputError, match="needs two subjects or more and has 1: name more in `subjects`, or choose"):
+    with pytest.raises(
+        InputError, match="needs two subjects or more and has 1: name more in `subjects`, or choose"
+    ):
         plan("leave-one-subject-out", ["a"], [1])
     assert plan("within-subject", ["a"], [1])
 
@@ -111,7 +113,10 @@ def test_nothing_of_the_left_out_subject_is_used(data, tmp_path):
 
 def test_side_by_side_gives_the_same_models(data, tmp_path):
     """But for the last bits, which depend on the number of threads a run gets."""
-    parameters, two = quick_recipe(protocol="within-subject", seeds=[3, 9]), HERE.model_copy(update={"workers": 2})
+    parameters, two = (
+        quick_recipe(protocol="within-subject", seeds=[3, 9]),
+        HERE.model_copy(update={"workers": 2}),
+    )
     notes = train_all(data / "eeg", data / "embeddings.h5", tmp_path / "b", parameters, 1, two)
     names = [(one["fold"], one["seed"]) for one in notes]
     train_all(data / "eeg", data / "embeddings.h5", tmp_path / "a", parameters, 1, HERE)
@@ -122,7 +127,9 @@ def test_side_by_side_gives_the_same_models(data, tmp_path):
 
 @pytest.mark.parametrize("protocol", ["within-subject", "leave-one-subject-out"])
 @pytest.mark.parametrize("fit", [4, 1])
-def test_runs_that_are_trained_together_give_the_same_models(data, tmp_path, monkeypatch, protocol, fit):
+def test_runs_that_are_trained_together_give_the_same_models(
+    data, tmp_path, monkeypatch, protocol, fit
+):
     """As on a GPU, of which memory holds four or one; but for the last bits, as above."""
     parameters = quick_recipe(protocol=protocol, seeds=[3, 9])
     notes = train_all(data / "eeg", data / "embeddings.h5", tmp_path / "a", parameters, 1, HERE)
@@ -134,8 +141,8 @@ def test_runs_that_are_trained_together_give_the_same_models(data, tmp_path, mon
         at_once.append(len(splits))
         return train_stack(samples, splits, *others)
 
-    monkeypatch.setattr("pipeline.decoding.training.train_stack", stack)
-    monkeypatch.setattr("pipeline.decoding.runs.on_gpus", lambda *_: True)
+    monkeypatch.setattr("pipeline.train.training.train_stack", stack)
+    monkeypatch.setattr("pipeline.train.runs.on_gpus", lambda *_: True)
     together = train_all(data / "eeg", data / "embeddings.h5", tmp_path / "b", parameters, 1, HERE)
     assert at_once == [fit] * (4 // fit)
     for one, other in zip(notes, together, strict=True):
@@ -148,8 +155,10 @@ def test_too_little_memory_for_one_model_is_told(data, tmp_path, monkeypatch):
     def stack(*_: object) -> list:
         raise torch.OutOfMemoryError
 
-    monkeypatch.setattr("pipeline.decoding.training.train_stack", stack)
-    with pytest.raises(InputError, match="cpu has too little memory for one model: lower train.batch_size"):
+    monkeypatch.setattr("pipeline.train.training.train_stack", stack)
+    with pytest.raises(
+        InputError, match="cpu has too little memory for one model: lower train.batch_size"
+    ):
         train_all(data / "eeg", data / "embeddings.h5", tmp_path / "a", quick_recipe(), 1, HERE)
 
 
@@ -161,7 +170,14 @@ def test_a_killed_stage_goes_on_where_it_was(data, tmp_path, cache):
         "runs": HERE.model_dump(),
     }
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(values))
-    command = [sys.executable, "-m", "stages.train", tmp_path / "params.yaml", *inputs, tmp_path / "killed"]
+    command = [
+        sys.executable,
+        "-m",
+        "stages.train",
+        tmp_path / "params.yaml",
+        *inputs,
+        tmp_path / "killed",
+    ]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     while process.poll() is None and not list(cache.glob("training/*/pooled-seed-43/*.pt")):
         time.sleep(0.01)
@@ -170,7 +186,9 @@ def test_a_killed_stage_goes_on_where_it_was(data, tmp_path, cache):
     assert list(cache.glob("training/*/pooled-seed-42/*.pt"))
     shutil.rmtree(tmp_path / "killed")  # as DVC does before it runs a stage again
     train_all(*inputs, tmp_path / "killed", parameters, values["seed"], HERE)
-    assert not list(cache.glob("training/*/")), "the states are kept until all runs are done, and no longer"
+    assert not list(cache.glob("training/*/")), (
+        "the states are kept until all runs are done, and no longer"
+    )
     train_all(*inputs, tmp_path / "whole", parameters, values["seed"], HERE)
     assert weights(tmp_path / "killed") == weights(tmp_path / "whole")
 
@@ -179,9 +197,14 @@ def test_the_weights_of_mixed_blocks_are_noted(data, tmp_path):
     """In model.json those of the selected epoch, in the history those of every epoch, by the blocks of the cache."""
     ids = read_embeddings(data / "embeddings.h5", "last").image_ids
     rng = np.random.default_rng(1)
-    blocks = [(name, rng.standard_normal((len(ids), 20)).astype(np.float32), {}) for name in ("last", 11, 2)]
+    blocks = [
+        (name, rng.standard_normal((len(ids), 20)).astype(np.float32), {})
+        for name in ("last", 11, 2)
+    ]
     write_embeddings(tmp_path / "blocks.h5", ids, blocks, {})
-    [notes] = train_all(data / "eeg", tmp_path / "blocks.h5", tmp_path / "out", quick_recipe(block="mix"), 1, HERE)
+    [notes] = train_all(
+        data / "eeg", tmp_path / "blocks.h5", tmp_path / "out", quick_recipe(block="mix"), 1, HERE
+    )
     history = pd.read_csv(tmp_path / "out/history.csv").set_index("epoch")
     _, saved = load_model(tmp_path / "out/pooled-seed-1")
     assert list(saved["block_weights"]) == ["2", "11", "last"]
@@ -208,8 +231,17 @@ def test_the_views_are_those_of_the_parameters_and_noted(data, tmp_path):
     assert (gallery["selection_loss"] != original["selection_loss"]).all()
     cached = read_embeddings(data / "embeddings.h5", "last")
     write_embeddings(tmp_path / "plain.h5", cached.image_ids, [("last", cached.values, {})], {})
-    train_all(data / "eeg", tmp_path / "plain.h5", tmp_path / "plain", quick_recipe(select_on="test"), 1, HERE)
-    assert weights(tmp_path / "plain") == weights(tmp_path / "original"), "views that are not used change nothing"
+    train_all(
+        data / "eeg",
+        tmp_path / "plain.h5",
+        tmp_path / "plain",
+        quick_recipe(select_on="test"),
+        1,
+        HERE,
+    )
+    assert weights(tmp_path / "plain") == weights(tmp_path / "original"), (
+        "views that are not used change nothing"
+    )
     similarities = tmp_path / "evaluation.h5"
     evaluate.main(
         Path("params.yaml"),
@@ -220,14 +252,19 @@ def test_the_views_are_those_of_the_parameters_and_noted(data, tmp_path):
         similarities,
         [],
     )
-    summary, kept = json.loads((tmp_path / "evaluation.json").read_text()), read_similarities(similarities).made_with
+    summary, kept = (
+        json.loads((tmp_path / "evaluation.json").read_text()),
+        read_similarities(similarities).made_with,
+    )
     for told in (summary, kept):
         assert (told["views"], told["views_in_gallery"]) == ("draw of original, blur-8", "original")
 
 
 def test_slurm_needs_a_number_of_jobs(data):
     eeg, runs = sources(data / "eeg"), plan("within-subject", SUBJECTS, [1])
-    with pytest.raises(InputError, match="runs.workers is auto and runs.where slurm: set runs.workers to the most"):
+    with pytest.raises(
+        InputError, match="runs.workers is auto and runs.where slurm: set runs.workers to the most"
+    ):
         how_many(Runs(where="slurm", workers="auto"), runs, eeg, gpus=False)
     assert how_many(Runs(where="slurm", workers=8), runs, eeg, gpus=False) == 2
 
@@ -235,10 +272,17 @@ def test_slurm_needs_a_number_of_jobs(data):
 def test_a_folder_without_models_is_told(data, tmp_path):
     outs = tmp_path / "evaluation.json", tmp_path / "evaluation.h5", []
     (tmp_path / "model").mkdir()
-    with pytest.raises(InputError, match="model: holds no trained model; train it again with `dvc repro --single-item"):
-        evaluate.main(Path("params.yaml"), data / "eeg", data / "embeddings.h5", tmp_path / "model", *outs)
+    with pytest.raises(
+        InputError,
+        match="model: holds no trained model; train it again with `dvc repro --single-item",
+    ):
+        evaluate.main(
+            Path("params.yaml"), data / "eeg", data / "embeddings.h5", tmp_path / "model", *outs
+        )
     train_all(data / "eeg", data / "embeddings.h5", tmp_path / "model", quick_recipe(), 1, HERE)
-    evaluate.main(Path("params.yaml"), data / "eeg", data / "embeddings.h5", tmp_path / "model", *outs)
+    evaluate.main(
+        Path("params.yaml"), data / "eeg", data / "embeddings.h5", tmp_path / "model", *outs
+    )
 
 
 def test_an_empty_folder_is_told(data, tmp_path):
@@ -253,10 +297,14 @@ def test_a_subject_that_does_not_fit_is_told_before_anything_is_trained(data, tm
     with h5py.File(tmp_path / "eeg/sub-02.h5", "r+") as file:
         file["test/eeg"][3, 0, 1, 5] = np.nan
     parameters = quick_recipe(protocol="within-subject")
-    with pytest.raises(InputError, match="sub-02.h5: the test EEG of condition 3 .* is not finite in channel Oz"):
+    with pytest.raises(
+        InputError, match="sub-02.h5: the test EEG of condition 3 .* is not finite in channel Oz"
+    ):
         train_all(tmp_path / "eeg", data / "embeddings.h5", tmp_path / "out", parameters, 1, HERE)
     assert not (tmp_path / "out").exists()
 
     (tmp_path / "eeg/sub-02.h5").unlink()
-    [notes] = train_all(tmp_path / "eeg", data / "embeddings.h5", tmp_path / "out", parameters, 1, HERE)
+    [notes] = train_all(
+        tmp_path / "eeg", data / "embeddings.h5", tmp_path / "out", parameters, 1, HERE
+    )
     assert notes["trained_on"] == ["sub-01"]

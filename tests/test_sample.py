@@ -8,19 +8,27 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.data import sample
+from pipeline.datasets import sample
 from pipeline.errors import InputError
 
-TINY = sample.Size(train_concepts=6, images_per_concept=2, test_concepts=3, train_repetitions=2, test_repetitions=3)
+TINY = sample.Size(
+    train_concepts=6, images_per_concept=2, test_concepts=3, train_repetitions=2, test_repetitions=3
+)
 
 
 def make(directory: Path, subjects: list[str] | str = "all") -> Path:
-    sample.make_raw(subjects, directory / "eeg", directory / "images", directory / "image_metadata.npy", TINY)
+    sample.make_raw(
+        subjects, directory / "eeg", directory / "images", directory / "image_metadata.npy", TINY
+    )
     return directory
 
 
 def contents(directory: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+    return {
+        str(path.relative_to(directory)): path.read_bytes()
+        for path in directory.rglob("*")
+        if path.is_file()
+    }
 
 
 def unpickled(file: Path | io.BytesIO) -> dict:
@@ -38,14 +46,24 @@ def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_metadata_is_as_published(raw: Path) -> None:
     metadata = unpickled(raw / "image_metadata.npy")
     columns = ("img_concepts", "img_files", "img_concepts_THINGS")
-    assert set(metadata) == {f"{split}_{column}" for split in ("train", "test") for column in columns}
+    assert set(metadata) == {
+        f"{split}_{column}" for split in ("train", "test") for column in columns
+    }
     for split, n_concepts, n_images in (("train", 6, 12), ("test", 3, 3)):
         concepts, files, things = (metadata[f"{split}_{column}"] for column in columns)
         assert len(concepts) == len(files) == len(things) == n_images
         assert sorted(set(concepts)) == list(dict.fromkeys(concepts))
-        assert sorted({int(name[:5]) for name in concepts}) == list(range(1, n_concepts + 1))  # restarts in each split
-        assert [name[6:] for name in concepts] == [name[6:] for name in things] == [name[:12] for name in files]
-    assert not set(metadata["train_img_concepts_THINGS"]) & set(metadata["test_img_concepts_THINGS"])
+        assert sorted({int(name[:5]) for name in concepts}) == list(
+            range(1, n_concepts + 1)
+        )  # restarts in each split
+        assert (
+            [name[6:] for name in concepts]
+            == [name[6:] for name in things]
+            == [name[:12] for name in files]
+        )
+    assert not set(metadata["train_img_concepts_THINGS"]) & set(
+        metadata["test_img_concepts_THINGS"]
+    )
     both = metadata["train_img_concepts_THINGS"] + metadata["test_img_concepts_THINGS"]
     assert sorted({int(name[:5]) for name in both}) == list(range(1, 10))
 
@@ -68,12 +86,17 @@ def test_image_archives_hold_a_picture_for_each_row(raw: Path) -> None:
 @pytest.mark.parametrize("subject", sample.SUBJECTS)
 def test_eeg_archive_is_as_published(raw: Path, subject: str) -> None:
     with zipfile.ZipFile(raw / "eeg" / f"{subject}.zip") as archive:
-        assert archive.namelist() == [f"{subject}/preprocessed_eeg_{split}.npy" for split in ("training", "test")]
+        assert archive.namelist() == [
+            f"{subject}/preprocessed_eeg_{split}.npy" for split in ("training", "test")
+        ]
         assert {entry.compress_type for entry in archive.infolist()} == {zipfile.ZIP_DEFLATED}
         for split, shape in (("training", (12, 2, 17, 100)), ("test", (3, 3, 17, 100))):
             arrays = unpickled(io.BytesIO(archive.read(f"{subject}/preprocessed_eeg_{split}.npy")))
             assert list(arrays) == ["preprocessed_eeg_data", "ch_names", "times"]
-            assert " ".join(arrays["ch_names"]) == "Pz P3 P7 O1 Oz O2 P4 P8 P1 P5 PO7 PO3 POz PO4 PO8 P6 P2"
+            assert (
+                " ".join(arrays["ch_names"])
+                == "Pz P3 P7 O1 Oz O2 P4 P8 P1 P5 PO7 PO3 POz PO4 PO8 P6 P2"
+            )
             assert type(arrays["ch_names"]) is list
             assert arrays["times"].dtype == arrays["preprocessed_eeg_data"].dtype == np.float64
             np.testing.assert_allclose(arrays["times"], np.linspace(-0.20, 0.79, 100), atol=1e-12)
@@ -94,19 +117,28 @@ def test_responses_follow_the_stimulus_and_differ_between_images() -> None:
 
 
 def test_noise_is_pink() -> None:
-    eeg = sample.simulate_eeg(np.zeros((20, 60)), np.zeros((60, 17, 100)), 20, np.random.default_rng(0))
+    eeg = sample.simulate_eeg(
+        np.zeros((20, 60)), np.zeros((60, 17, 100)), 20, np.random.default_rng(0)
+    )
     power = (np.abs(np.fft.rfft(eeg)) ** 2).mean(axis=(0, 1, 2))
     slope = np.polyfit(np.log(np.arange(1, 50)), np.log(power[1:50]), 1)[0]
     assert slope == pytest.approx(-1, abs=0.05)
     assert eeg.mean(axis=-1).std() < 1e-3
 
 
-def test_bytes_are_the_same_in_another_process_with_another_number_of_threads(raw: Path, tmp_path: Path) -> None:
+def test_bytes_are_the_same_in_another_process_with_another_number_of_threads(
+    raw: Path, tmp_path: Path
+) -> None:
     program = (
-        "import sys; from pathlib import Path; from pipeline.data import sample; d = Path(sys.argv[1])\n"
+        "import sys; from pathlib import Path; from pipeline.datasets import sample; d = Path(sys.argv[1])\n"
         f"sample.make_raw('all', d / 'eeg', d / 'images', d / 'image_metadata.npy', sample.{TINY!r})\n"
     )
-    environment = {"PYTHONPATH": ".", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONHASHSEED": "7"}
+    environment = {
+        "PYTHONPATH": ".",
+        "OMP_NUM_THREADS": "1",
+        "OPENBLAS_NUM_THREADS": "1",
+        "PYTHONHASHSEED": "7",
+    }
     subprocess.run([sys.executable, "-c", program, tmp_path], check=True, env=environment)
     assert contents(tmp_path) == contents(raw)
 

@@ -5,25 +5,37 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.analysis.evaluation import tabulate
-from pipeline.analysis.scoring import score
-from pipeline.decoding.model import ContrastiveModel, ModelSizes
-from pipeline.decoding.retrieval import rank_of_match
-from pipeline.decoding.training import project
-from pipeline.eeg.masking import average_some, keep_window, mask_channel
-from pipeline.eeg.recordings import Recording
 from pipeline.errors import InputError
+from pipeline.evaluate.evaluation import tabulate
+from pipeline.evaluate.masking import average_some, keep_window, mask_channel
+from pipeline.evaluate.scoring import score
 from pipeline.images.embeddings import Embeddings
 from pipeline.params import read_params
+from pipeline.preprocess.recordings import Recording
+from pipeline.retrieval import rank_of_match
 from pipeline.sections import Evaluate
+from pipeline.train.model import ContrastiveModel, ModelSizes
+from pipeline.train.training import project
 
 SUBJECTS = ["sub-01", "sub-02"]
-NOTES = {"fold": "pooled", "seed": 1, "selected_epoch": 2, "collapsed": False, "tested_on": SUBJECTS}
+NOTES = {
+    "fold": "pooled",
+    "seed": 1,
+    "selected_epoch": 2,
+    "collapsed": False,
+    "tested_on": SUBJECTS,
+}
 Scene = tuple[list[Recording], list[tuple[ContrastiveModel, dict]], Embeddings]
 
 
 def parameters(**changes: object) -> Evaluate:
-    small = {"window": 0.2, "window_step": 0.1, "draws": 2, "repetitions": [1, 2, 9], "resamples": 200}
+    small = {
+        "window": 0.2,
+        "window_step": 0.1,
+        "draws": 2,
+        "repetitions": [1, 2, 9],
+        "resamples": 200,
+    }
     return Evaluate(**read_params(Path("params.yaml")).evaluate.model_dump() | small | changes)
 
 
@@ -35,16 +47,30 @@ def scene() -> Scene:
     ids = np.array([f"test_images/{i:05}/{i}.jpg" for i in range(12)], dtype=object)
     axes = (("O1", "O2", "Oz"), None, np.arange(70) / 100, 100.0)
     recordings = [
-        Recording(subject, *axes, (), rng.standard_normal((12, 4, 3, 70)).astype(np.float32), ids, ids, ids)
+        Recording(
+            subject,
+            *axes,
+            (),
+            rng.standard_normal((12, 4, 3, 70)).astype(np.float32),
+            ids,
+            ids,
+            ids,
+        )
         for subject in SUBJECTS
     ]
     embeddings = Embeddings(rng.standard_normal((12, 6)).astype(np.float32), ids)
     recipe = read_params(Path("params.yaml")).train
-    return recordings, [(ContrastiveModel(ModelSizes(3, 70, 100.0, 6), recipe).eval(), NOTES)], embeddings
+    return (
+        recordings,
+        [(ContrastiveModel(ModelSizes(3, 70, 100.0, 6), recipe).eval(), NOTES)],
+        embeddings,
+    )
 
 
 def shuffled(recording: Recording, order: np.ndarray) -> Recording:
-    return dataclasses.replace(recording, eeg=recording.eeg[order], image_ids=recording.image_ids[order])
+    return dataclasses.replace(
+        recording, eeg=recording.eeg[order], image_ids=recording.image_ids[order]
+    )
 
 
 def test_the_order_of_rows_changes_nothing(scene):
@@ -53,7 +79,9 @@ def test_the_order_of_rows_changes_nothing(scene):
     order = np.random.default_rng(1).permutation(12)
     outcomes, axes = score(recordings, models, embeddings, parameters(), 0)
     reversed_rows = Embeddings(embeddings.values[::-1].copy(), embeddings.image_ids[::-1])
-    again, axes_again = score([recordings[0], shuffled(recordings[1], order)], models, reversed_rows, parameters(), 0)
+    again, axes_again = score(
+        [recordings[0], shuffled(recordings[1], order)], models, reversed_rows, parameters(), 0
+    )
     assert (axes.image_ids == axes_again.image_ids).all()
     for one, other in zip(outcomes, again, strict=True):
         assert one.scored.similarity == pytest.approx(other.scored.similarity, abs=1e-6)
@@ -68,7 +96,9 @@ def test_every_variant_is_scored_as_if_it_were_the_eeg(scene):
     outcomes, axes = score(recordings, models, embeddings, parameters(), 7)
 
     def ranks(eeg: np.ndarray) -> list[int]:
-        eeg_side, image_side = project(models[0][0], torch.from_numpy(eeg), torch.from_numpy(embeddings.values))
+        eeg_side, image_side = project(
+            models[0][0], torch.from_numpy(eeg), torch.from_numpy(embeddings.values)
+        )
         return rank_of_match((eeg_side.double() @ image_side.double().T).float()).tolist()
 
     for recording, one in zip(recordings, outcomes, strict=True):
@@ -76,17 +106,23 @@ def test_every_variant_is_scored_as_if_it_were_the_eeg(scene):
         assert one.whole["rank"].tolist() == ranks(whole)
         parts = [keep_window(whole, slice(start, start + 20)) for start in range(0, 51, 10)]
         assert one.windows["rank"].tolist() == [ranks(part) for part in parts]
-        assert one.channels["rank"].tolist() == [ranks(mask_channel(whole, channel)) for channel in range(3)]
+        assert one.channels["rank"].tolist() == [
+            ranks(mask_channel(whole, channel)) for channel in range(3)
+        ]
         rng = np.random.default_rng([7, *recording.subject.encode()])
         assert list(one.repetitions) == [1, 2]
         for n, queries in one.repetitions.items():
-            assert queries["rank"].tolist() == [ranks(some) for some in average_some(recording.eeg, n, 2, rng)]
+            assert queries["rank"].tolist() == [
+                ranks(some) for some in average_some(recording.eeg, n, 2, rng)
+            ]
     assert [(window.start, window.stop) for window in axes.windows][-1] == (50, 70)
 
 
 def test_each_model_is_tested_on_its_own_subjects(scene):
     recordings, models, embeddings = scene
-    folds = [(models[0][0], NOTES | {"fold": subject, "tested_on": [subject]}) for subject in SUBJECTS]
+    folds = [
+        (models[0][0], NOTES | {"fold": subject, "tested_on": [subject]}) for subject in SUBJECTS
+    ]
     outcomes, _ = score(iter(recordings), folds, embeddings, parameters(), 0)
     assert [(one.scored.fold, one.scored.subject) for one in outcomes] == [(s, s) for s in SUBJECTS]
 
@@ -102,10 +138,13 @@ def test_mixed_blocks_are_scored_as_the_mix(scene):
     expected = mixing.embed_image(torch.from_numpy(values)).detach().numpy()
     assert [one.scored.images for one in outcomes] == [pytest.approx(expected, abs=1e-6)] * 2
     for other in (dataclasses.replace(cache, blocks=("5", "last")), embeddings):
-        with pytest.raises(InputError, match="trained on a mix of the blocks 4, last and these embeddings are of"):
+        with pytest.raises(
+            InputError, match="trained on a mix of the blocks 4, last and these embeddings are of"
+        ):
             score(recordings, [(mixing, notes)], other, parameters(), 0)
     with pytest.raises(
-        InputError, match="trained on one block and these embeddings are of a mix of the blocks 4, last"
+        InputError,
+        match="trained on one block and these embeddings are of a mix of the blocks 4, last",
     ):
         score(recordings, [(plain, notes)], cache, parameters(), 0)
 
@@ -117,7 +156,9 @@ def test_the_time_course_of_a_model_that_sees_a_window(scene):
     times, eeg = np.arange(120) / 100 - 0.2, rng.standard_normal((12, 4, 3, 120)).astype(np.float32)
     whole = dataclasses.replace(recordings[0], times=times, eeg=eeg)
     cut = dataclasses.replace(whole, times=times[50:], eeg=eeg[..., 50:])
-    recipe = plain.recipe.model_copy(update={"eeg_window": [0.3, 0.99], "smoothing": 0.02, "remove_dc": True})
+    recipe = plain.recipe.model_copy(
+        update={"eeg_window": [0.3, 0.99], "smoothing": 0.02, "remove_dc": True}
+    )
     of_cut = ContrastiveModel(ModelSizes(3, 70, 100.0, 6, start=0.3), recipe).eval()
     of_whole = ContrastiveModel(ModelSizes(3, 120, 100.0, 6, start=-0.2), recipe).eval()
     of_whole.load_state_dict(of_cut.state_dict())
@@ -130,9 +171,16 @@ def test_the_time_course_of_a_model_that_sees_a_window(scene):
     assert np.array_equal(one.windows["rank"][inside], expected.windows["rank"])
     assert np.array_equal(one.whole["rank"], expected.whole["rank"])
     with pytest.raises(
-        InputError, match="trained on EEG from -0.2 s on and the test EEG starts at 0 s; train it again"
+        InputError,
+        match="trained on EEG from -0.2 s on and the test EEG starts at 0 s; train it again",
     ):
-        score([dataclasses.replace(whole, times=times + 0.2)], [(of_whole, notes)], embeddings, parameters(), 0)
+        score(
+            [dataclasses.replace(whole, times=times + 0.2)],
+            [(of_whole, notes)],
+            embeddings,
+            parameters(),
+            0,
+        )
 
 
 def test_one_repetition_and_one_subject(scene):
@@ -157,7 +205,9 @@ def test_equal_embeddings_of_two_images_count_against_the_match(scene):
     recordings, models, embeddings = scene
     values = embeddings.values.copy()
     values[5] = values[9]
-    outcomes, _ = score(recordings, models, Embeddings(values, embeddings.image_ids), parameters(), 0)
+    outcomes, _ = score(
+        recordings, models, Embeddings(values, embeddings.image_ids), parameters(), 0
+    )
     for one in outcomes:
         assert (one.whole["rank"][[5, 9]] >= 2).all()
 
@@ -176,7 +226,9 @@ def with_eeg(recording: Recording, eeg: np.ndarray) -> Recording:
 def test_a_model_of_other_channels_is_refused(scene):
     (first, _), models, embeddings = scene
     other = dataclasses.replace(first, eeg=first.eeg[:, :, :2], ch_names=("O1", "O2"))
-    with pytest.raises(InputError, match="sub-01: the model was trained on 3 channels x 70 samples .* has 2 x 70"):
+    with pytest.raises(
+        InputError, match="sub-01: the model was trained on 3 channels x 70 samples .* has 2 x 70"
+    ):
         score([other], models, embeddings, parameters(), 0)
 
 
@@ -196,7 +248,9 @@ def test_no_eeg_is_refused(scene):
 def test_ids_without_embedding_are_named(scene):
     recordings, models, embeddings = scene
     short = Embeddings(embeddings.values[1:], embeddings.image_ids[1:])
-    with pytest.raises(InputError, match="1 of the 12 images seen have no embedding, first test_images/00000/0.jpg"):
+    with pytest.raises(
+        InputError, match="1 of the 12 images seen have no embedding, first test_images/00000/0.jpg"
+    ):
         score(recordings, models, short, parameters(), 0)
 
 
@@ -208,14 +262,18 @@ def test_values_that_are_not_finite_are_refused(scene):
         score([recordings[0], with_eeg(recordings[1], broken)], models, embeddings, parameters(), 0)
     values = embeddings.values.copy()
     values[0, 0] = np.inf
-    with pytest.raises(InputError, match="embeddings of the test images hold values that are not finite"):
+    with pytest.raises(
+        InputError, match="embeddings of the test images hold values that are not finite"
+    ):
         score(recordings, models, Embeddings(values, embeddings.image_ids), parameters(), 0)
 
 
 def test_subjects_who_saw_other_images_are_refused(scene):
     (first, second), models, embeddings = scene
     other = shuffled(second, np.arange(11))
-    with pytest.raises(InputError, match="sub-02: the test images are not those of the first .*set `subjects` to"):
+    with pytest.raises(
+        InputError, match="sub-02: the test images are not those of the first .*set `subjects` to"
+    ):
         score([first, other], models, embeddings, parameters(), 0)
     for subjects in ([first], [other]):
         assert score(subjects, models, embeddings, parameters(), 0)

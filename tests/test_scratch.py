@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.data.scratch import Scratch
+from pipeline.datasets.scratch import Scratch
 from pipeline.errors import InputError
 
 KILLED = """
 import sys, time
 import numpy as np
-from pipeline.data.scratch import Scratch
+from pipeline.datasets.scratch import Scratch
 
 with Scratch(10**6, "the epochs") as scratch:
     scratch.append(np.arange(10**5, dtype=float))
@@ -54,7 +54,8 @@ def test_a_killed_process_leaves_nothing(folder: Path) -> None:
 
 def test_too_little_room_is_told_before_anything_is_written(folder: Path) -> None:
     with pytest.raises(
-        InputError, match=rf"{folder}: the epochs need about 1000000000.0 GB there .*TMPDIR name a folder"
+        InputError,
+        match=rf"{folder}: the epochs need about 1000000000.0 GB there .*TMPDIR name a folder",
     ):
         Scratch(10**18, "the epochs")
     assert not list(folder.iterdir())
@@ -67,9 +68,13 @@ def test_the_room_is_taken_at_once(folder: Path) -> None:
     assert (before.f_bfree - after.f_bfree) * before.f_frsize > 100 << 20
 
 
-def test_a_tmpdir_that_is_not_there_is_told_and_making_it_helps(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tmpdir_that_is_not_there_is_told_and_making_it_helps(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("TMPDIR", str(folder / "absent"))
-    with pytest.raises(InputError, match=rf"TMPDIR is {folder}/absent, which is no folder .* make it"):
+    with pytest.raises(
+        InputError, match=rf"TMPDIR is {folder}/absent, which is no folder .* make it"
+    ):
         Scratch(10, "the epochs")
     (folder / "absent").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", None)  # which Python asks once a process

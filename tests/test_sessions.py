@@ -8,24 +8,36 @@ import numpy as np
 import pytest
 import yaml
 
-from pipeline.data.datasets import DATASETS, THINGS_EEG2_RAW
-from pipeline.data.image_table import read_image_table, write_image_table
-from pipeline.data.sample import Size, make_raw
-from pipeline.decoding.runs import train_all
-from pipeline.eeg.preparation import prepare_subjects
-from pipeline.eeg.recordings import read_split
+from pipeline.datasets.image_table import read_image_table, write_image_table
+from pipeline.datasets.sample import Size, make_raw
+from pipeline.datasets.table import DATASETS, THINGS_EEG2_RAW
 from pipeline.errors import InputError
 from pipeline.params import read_params
+from pipeline.preprocess.preparation import prepare_subjects
+from pipeline.preprocess.recordings import read_split
 from pipeline.sections import Preprocess, Runs
+from pipeline.train.runs import train_all
 from stages import evaluate
 from tests.raw_eeg import make_raw_subject
 from tests.tiny import make_embeddings, quick_recipe
 
-SIZE = Size(train_concepts=18, images_per_concept=2, test_concepts=2, train_repetitions=2, test_repetitions=3)
+SIZE = Size(
+    train_concepts=18,
+    images_per_concept=2,
+    test_concepts=2,
+    train_repetitions=2,
+    test_repetitions=3,
+)
 
 
 def preprocess(**changes: object) -> Preprocess:
-    quick = {"sfreq": 100.0, "window": [0.0, 0.79], "baseline": [-0.2, 0.0], "workers": 1, "channels": ["O1", "Oz"]}
+    quick = {
+        "sfreq": 100.0,
+        "window": [0.0, 0.79],
+        "baseline": [-0.2, 0.0],
+        "workers": 1,
+        "channels": ["O1", "Oz"],
+    }
     values = read_params(Path("params.yaml")).preprocess.model_dump() | quick | changes
     return Preprocess(**values)
 
@@ -40,7 +52,12 @@ def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
     n_conditions = {split: len(table) for split, table in images.items()}
     for shift in (0, 1):
         make_raw_subject(
-            base / "raw", n_conditions, f"sub-0{shift + 1}", ch_names=["O1", "Oz"], images_per_concept=2, shift=shift
+            base / "raw",
+            n_conditions,
+            f"sub-0{shift + 1}",
+            ch_names=["O1", "Oz"],
+            images_per_concept=2,
+            shift=shift,
         )
     return base
 
@@ -52,7 +69,9 @@ def one(raw: Path) -> Path:
 
 
 def prepared(raw: Path, out: Path, recordings: str = "raw", **changes: object) -> Path:
-    prepare_subjects(THINGS_EEG2_RAW, raw / recordings, raw / "images.csv", out, preprocess(**changes))
+    prepare_subjects(
+        THINGS_EEG2_RAW, raw / recordings, raw / "images.csv", out, preprocess(**changes)
+    )
     return out
 
 
@@ -65,20 +84,34 @@ def test_images_that_were_not_shown_are_left_out(raw: Path, one: Path) -> None:
         assert (train.eeg.shape, test.eeg.shape) == ((18, 2, 80), (2, 20, 2, 80))
         assert "only 1 were used" in train.caveats[0]
         row = images.set_index("image_ids").index.get_indexer(train.image_ids)
-        assert (np.diff(row) > 0).all() and train.things_concept.tolist() == images["things_concept"][row].tolist()
+        assert (np.diff(row) > 0).all() and train.things_concept.tolist() == images[
+            "things_concept"
+        ][row].tolist()
         seen[subject] = set(train.image_ids)
     assert seen["sub-01"] != seen["sub-02"]
 
 
-def test_repetitions_that_differ(raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_repetitions_that_differ(
+    raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The mean is of all that an image has; an array of single repetitions has as many of each."""
     (raw / "first").mkdir()
     (raw / "first/sub-01.zip").symlink_to(raw / "raw/sub-01.zip")
     prepared(raw, tmp_path / "mean", "first", sessions=[1, 2, 3], dtype="float64")
     out = capsys.readouterr().out
-    assert "sub-01: of 36 training images 0 are missing, 18 have 2 repetitions and 18 have 4 repetitions\n" in out
+    assert (
+        "sub-01: of 36 training images 0 are missing, 18 have 2 repetitions and 18 have 4 repetitions\n"
+        in out
+    )
     assert "sub-01: of 2 test images 0 are missing, 2 have 60 repetitions\n" in out
-    prepared(raw, tmp_path / "single", "first", sessions=[1, 2, 3], dtype="float64", average_repetitions=False)
+    prepared(
+        raw,
+        tmp_path / "single",
+        "first",
+        sessions=[1, 2, 3],
+        dtype="float64",
+        average_repetitions=False,
+    )
     out = capsys.readouterr().out
     assert "; only the first 2 are taken, because preprocess.average_repetitions is false" in out
 
@@ -88,7 +121,11 @@ def test_repetitions_that_differ(raw: Path, tmp_path: Path, capsys: pytest.Captu
 
     mean, single = train("mean"), train("single")
     assert all(eeg.shape == (2, 2, 80) for eeg in single.values())
-    of_four = [image_id for image_id in mean if np.abs(mean[image_id] - single[image_id].mean(0)).max() > 1e-12]
+    of_four = [
+        image_id
+        for image_id in mean
+        if np.abs(mean[image_id] - single[image_id].mean(0)).max() > 1e-12
+    ]
     assert len(of_four) == 18
 
 
@@ -97,7 +134,11 @@ def test_from_one_session_to_the_metrics(
     raw: Path, one: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, protocol: str
 ) -> None:
     monkeypatch.setenv("ALIGNED_EEG_CACHE", str(tmp_path / "cache"))
-    ids = [image_id for table in read_image_table(raw / "images.csv").values() for image_id in table["image_ids"]]
+    ids = [
+        image_id
+        for table in read_image_table(raw / "images.csv").values()
+        for image_id in table["image_ids"]
+    ]
     make_embeddings(tmp_path / "embeddings.h5", np.array(ids, object), seed=0)
     recipe = quick_recipe(protocol=protocol, validation_concepts=0.4)
     values = yaml.safe_load(Path("params.yaml").read_text())
@@ -109,7 +150,9 @@ def test_from_one_session_to_the_metrics(
     notes = train_all(*inputs, model, recipe, 1, Runs(where="local", workers=1))
     assert len(notes) == (1 if protocol == "pooled" else 2)
     metrics = tmp_path / "metrics.json"
-    evaluate.main(tmp_path / "params.yaml", *inputs, model, metrics, tmp_path / "similarities.h5", [])
+    evaluate.main(
+        tmp_path / "params.yaml", *inputs, model, metrics, tmp_path / "similarities.h5", []
+    )
     summary = json.loads(metrics.read_text())
     assert summary["n_subjects"] == 2
     assert any("only 1 were used" in caveat for caveat in summary["caveats"])
@@ -118,7 +161,9 @@ def test_from_one_session_to_the_metrics(
 def test_sessions_of_what_is_no_raw_recording(tmp_path: Path) -> None:
     for name in ("sample", "things-eeg2", "things-meg"):
         published = preprocess(sfreq="published", window="published", baseline="none", sessions=[1])
-        with pytest.raises(InputError, match=r"preprocess.sessions is \[1\]: only raw .*; set it to all"):
+        with pytest.raises(
+            InputError, match=r"preprocess.sessions is \[1\]: only raw .*; set it to all"
+        ):
             DATASETS[name].memory_needed(tmp_path / "sub-01.zip", published)
 
 
@@ -129,7 +174,9 @@ def test_all_subjects_are_looked_at_before_one_is_read(raw: Path, tmp_path: Path
     data = (raw / "raw/sub-02.zip").read_bytes()
     (tmp_path / "raw/sub-02.zip").write_bytes(data.replace(b"ses-04/", b"ses-09/"))
     with pytest.raises(InputError, match="sub-02.zip: session 4 is not there") as error:
-        prepare_subjects(THINGS_EEG2_RAW, tmp_path / "raw", raw / "images.csv", tmp_path / "out", preprocess())
+        prepare_subjects(
+            THINGS_EEG2_RAW, tmp_path / "raw", raw / "images.csv", tmp_path / "out", preprocess()
+        )
     assert not (tmp_path / "out").exists()
 
     [left] = re.findall(r"'preprocess.sessions=(.*?)'", str(error.value))

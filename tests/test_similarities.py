@@ -5,8 +5,13 @@ import h5py
 import numpy as np
 import pytest
 
-from pipeline.analysis.similarities import Scored, Similarities, read_similarities, write_similarities
 from pipeline.errors import InputError
+from pipeline.evaluate.similarities import (
+    Scored,
+    Similarities,
+    read_similarities,
+    write_similarities,
+)
 
 
 @pytest.fixture
@@ -16,11 +21,21 @@ def similarities() -> Similarities:
 
     def scored(seed: int, subject: str) -> Scored:
         arrays = {"eeg": (4, 3), "similarity": (4, 4)}
-        arrays = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in arrays.items()}
-        return Scored("pooled", seed, subject, 3, False, 14.3, np.full((4, 3), seed, np.float32), **arrays)
+        arrays = {
+            name: rng.standard_normal(shape).astype(np.float32) for name, shape in arrays.items()
+        }
+        return Scored(
+            "pooled", seed, subject, 3, False, 14.3, np.full((4, 3), seed, np.float32), **arrays
+        )
 
-    made_with = {"dataset": "sample", "synthetic": True, "settings": {"train": {"epochs": 2}, "eeg": [0.1]}}
-    return Similarities(ids, ids, ids, [scored(seed, s) for seed in (1, 2) for s in ("sub-01", "sub-02")], made_with)
+    made_with = {
+        "dataset": "sample",
+        "synthetic": True,
+        "settings": {"train": {"epochs": 2}, "eeg": [0.1]},
+    }
+    return Similarities(
+        ids, ids, ids, [scored(seed, s) for seed in (1, 2) for s in ("sub-01", "sub-02")], made_with
+    )
 
 
 def test_what_is_written_is_read(similarities, tmp_path):

@@ -12,12 +12,15 @@ import dask
 import pytest
 import yaml
 
+from pipeline.compute.workers import side_by_side
 from pipeline.errors import InputError
-from pipeline.workers import side_by_side
 from tests.slurm import missing, slurm
 
 if missing():
-    pytest.skip(f"no SLURM here (apt install slurm-wlm munge): {', '.join(missing())}", allow_module_level=True)
+    pytest.skip(
+        f"no SLURM here (apt install slurm-wlm munge): {', '.join(missing())}",
+        allow_module_level=True,
+    )
 
 STEPS = 30
 HERE = Path(__file__).parent
@@ -47,14 +50,25 @@ def environment_of_a_user(tmp_path, monkeypatch):
 
 def configure(folder: Path, **changes: object) -> None:
     """What users have in ~/.config/dask, and less patience."""
-    values = {"jobqueue": {"slurm": JOBS | changes}, "distributed": {"deploy": {"lost-worker-timeout": "2s"}}}
+    values = {
+        "jobqueue": {"slurm": JOBS | changes},
+        "distributed": {"deploy": {"lost-worker-timeout": "2s"}},
+    }
     (folder / "config").mkdir(exist_ok=True)
     (folder / "config/dask.yaml").write_text(yaml.safe_dump(values))
     dask.config.refresh(paths=[str(folder / "config")])
 
 
 def outcomes(work, tasks, n_jobs=2) -> dict:
-    runs = side_by_side(work, tasks, "slurm", n_jobs, label="train", name=lambda task: f"run-{task[1]}", steps=len_of)
+    runs = side_by_side(
+        work,
+        tasks,
+        "slurm",
+        n_jobs,
+        label="train",
+        name=lambda task: f"run-{task[1]}",
+        steps=len_of,
+    )
     return {task: future.exception() or future.result() for task, future in runs}
 
 
@@ -77,13 +91,24 @@ def resumable(task: tuple[Path, int], step) -> list[str]:
 
 
 def environment(task: tuple[Path, int], step) -> dict:
-    names = ("SLURM_JOB_ID", "SLURM_CPUS_PER_TASK", "ALIGNED_EEG_CACHE", "OMP_WAIT_POLICY", "OMP_NUM_THREADS")
-    memory = [dask.config.get(f"distributed.worker.memory.{name}") for name in ("target", "spill", "pause")]
+    names = (
+        "SLURM_JOB_ID",
+        "SLURM_CPUS_PER_TASK",
+        "ALIGNED_EEG_CACHE",
+        "OMP_WAIT_POLICY",
+        "OMP_NUM_THREADS",
+    )
+    memory = [
+        dask.config.get(f"distributed.worker.memory.{name}")
+        for name in ("target", "spill", "pause")
+    ]
     return {name: os.environ.get(name) for name in names} | {"memory": memory, "cwd": os.getcwd()}
 
 
 def queued() -> list[str]:
-    return subprocess.run(["squeue", "--noheader", "--format=%A"], capture_output=True, text=True).stdout.split()
+    return subprocess.run(
+        ["squeue", "--noheader", "--format=%A"], capture_output=True, text=True
+    ).stdout.split()
 
 
 def test_tasks_run_in_jobs_with_our_settings(tmp_path, capfd):
@@ -123,7 +148,9 @@ def test_no_job_outlives_the_main_process(tmp_path, how):
     code = "import sys, test_slurm as t; t.outcomes(t.resumable, [(t.Path(sys.argv[1]), i) for i in (0, 1)])"
     paths = os.pathsep.join([str(HERE), str(HERE.parent)])
     command = [sys.executable, "-c", code, str(tmp_path)]
-    main = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": paths}, stderr=subprocess.DEVNULL)
+    main = subprocess.Popen(
+        command, env=os.environ | {"PYTHONPATH": paths}, stderr=subprocess.DEVNULL
+    )
     wait_for(lambda: len(steps_of(tmp_path, 0)) > 3, "no job begins")
     main.send_signal(how)
     assert main.wait(30) == -how
@@ -135,11 +162,14 @@ def test_no_job_outlives_the_main_process(tmp_path, how):
     [
         ({"cores": None}, "SLURM jobs need cores and memory: say in .*jobqueue.yaml.*\n.*slurm:\n"),
         ({"queue": "nowhere"}, "SLURM takes no such job .*invalid partition"),
-        ({"python": "/no/python"}, "SLURM jobs end before their worker reports: see their output in .*slurm"),
+        (
+            {"python": "/no/python"},
+            "SLURM jobs end before their worker reports: see their output in .*slurm",
+        ),
     ],
 )
 def test_what_slurm_cannot_run_is_told(tmp_path, monkeypatch, wrong, message):
-    monkeypatch.setattr("pipeline.slurm.ASK_EVERY", 1.0)
+    monkeypatch.setattr("pipeline.compute.slurm.ASK_EVERY", 1.0)
     configure(tmp_path, **wrong)
     with pytest.raises(InputError, match=f"(?s){message}"):
         outcomes(environment, [(tmp_path, i) for i in range(3)])

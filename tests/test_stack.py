@@ -10,14 +10,14 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pipeline.decoding import stack as stack_module
-from pipeline.decoding.model import ContrastiveModel, ModelSizes, stackable
-from pipeline.decoding.samples import Samples
-from pipeline.decoding.training import Split, Trained, derive_seeds, held_out, train, train_stack
-from pipeline.eeg.encoder import draw_bits
+from pipeline.eeg_encoders.encoder import draw_bits
 from pipeline.errors import InputError
 from pipeline.params import read_params
 from pipeline.sections import Train
+from pipeline.train import stack as stack_module
+from pipeline.train.model import ContrastiveModel, ModelSizes, stackable
+from pipeline.train.samples import Samples
+from pipeline.train.training import Split, Trained, derive_seeds, held_out, train, train_stack
 
 CPU = torch.device("cpu")
 N_CONCEPTS, PER_CONCEPT, REPETITIONS = 24, 2, 2
@@ -55,7 +55,9 @@ def planted(repetitions: int = 1) -> tuple[Samples, torch.Tensor]:
     target = np.tile(np.arange(n).repeat(repetitions), 2)
     response = np.cumsum(rng.standard_normal((2, 12, 3, 80)), axis=3) / 8
     subject = np.arange(2).repeat(n * repetitions)
-    eeg = np.einsum("nd,ndct->nct", embeddings[target], response[subject]) + rng.standard_normal((len(target), 3, 80))
+    eeg = np.einsum("nd,ndct->nct", embeddings[target], response[subject]) + rng.standard_normal(
+        (len(target), 3, 80)
+    )
     concepts = np.array([f"concept-{c:02}" for c in range(N_CONCEPTS)]).repeat(PER_CONCEPT)
     dtype = torch.get_default_dtype()
     samples = Samples(
@@ -80,11 +82,15 @@ def splits(samples: Samples) -> list[Split]:
     return made
 
 
-def together(data: tuple[Samples, torch.Tensor], parameters: Train, **options: object) -> list[Trained | InputError]:
+def together(
+    data: tuple[Samples, torch.Tensor], parameters: Train, **options: object
+) -> list[Trained | InputError]:
     return train_stack(data[0], splits(data[0]), data[1], parameters, CPU, **options)
 
 
-def alone(data: tuple[Samples, torch.Tensor], parameters: Train, m: int, **options: object) -> Trained:
+def alone(
+    data: tuple[Samples, torch.Tensor], parameters: Train, m: int, **options: object
+) -> Trained:
     split = splits(data[0])[m]
     selection = data[0].take(split.selection_rows)
     return train(data[0], split.rows, selection, data[1], parameters, split.seeds, CPU, **options)
@@ -93,7 +99,10 @@ def alone(data: tuple[Samples, torch.Tensor], parameters: Train, m: int, **optio
 def relative_difference(one: Trained, other: Trained) -> float:
     """The largest of all weights and statistics, each relative to the norm of its tensor."""
     pairs = zip(one.model.state_dict().values(), other.model.state_dict().values(), strict=True)
-    return max(((a.double() - b.double()).norm() / b.double().norm().clamp(min=1e-12)).item() for a, b in pairs)
+    return max(
+        ((a.double() - b.double()).norm() / b.double().norm().clamp(min=1e-12)).item()
+        for a, b in pairs
+    )
 
 
 @pytest.mark.parametrize("kind", ["nice-recipe", "nice", "everything", "mix of views"])
@@ -105,7 +114,10 @@ def test_each_of_many_ends_with_the_weights_it_would_have_alone(recipe, in_doubl
         parameters = recipe.model_copy(update={"image_projector": False, "temperature": 0.04})
         blocks = torch.stack([data[1], data[1].flip(1), 2 * data[1].roll(1, 1)], dim=1)
         data = data[0], blocks
-        options = {"blocks": ("3", "6", "last"), "learned": torch.stack([blocks, blocks + 1], dim=1)}
+        options = {
+            "blocks": ("3", "6", "last"),
+            "learned": torch.stack([blocks, blocks + 1], dim=1),
+        }
     else:
         parameters = recipe.model_copy(update={"eeg_encoder": kind})
     for m, trained in enumerate(together(data, parameters, **options)):
@@ -118,7 +130,9 @@ def test_each_of_many_ends_with_the_weights_it_would_have_alone(recipe, in_doubl
 def test_each_has_its_own_seed_and_all_of_it_comes_again(recipe):
     first, again = together(planted(), recipe), together(planted(), recipe)
     for one, other in zip(first, again, strict=True):
-        assert all(map(torch.equal, one.model.state_dict().values(), other.model.state_dict().values()))
+        assert all(
+            map(torch.equal, one.model.state_dict().values(), other.model.state_dict().values())
+        )
         pd.testing.assert_frame_equal(one.history, other.history, check_exact=True)
     for one, other in zip(first, first[1:], strict=False):
         assert relative_difference(one, other) > 0.01
@@ -139,7 +153,9 @@ def test_one_that_diverges_or_collapses_does_so_alone(recipe, value):
     found = together((samples, embeddings), parameters)
     n = len(SEEDS)
     for one, other in zip(found[:n], whole[:n], strict=True):
-        assert all(map(torch.equal, one.model.state_dict().values(), other.model.state_dict().values()))
+        assert all(
+            map(torch.equal, one.model.state_dict().values(), other.model.state_dict().values())
+        )
         assert not one.collapsed
     if math.isinf(value):
         with pytest.raises(InputError) as told:
@@ -150,7 +166,7 @@ def test_one_that_diverges_or_collapses_does_so_alone(recipe, value):
 
 
 def test_interrupted_they_go_on(recipe, tmp_path, monkeypatch):
-    monkeypatch.setattr("pipeline.decoding.training.SAVING", math.inf)
+    monkeypatch.setattr("pipeline.train.training.SAVING", math.inf)
     data = planted()
     whole = together(data, recipe)
     state, calls = tmp_path / "state.pt", iter(range(len(whole)))
@@ -165,32 +181,50 @@ def test_interrupted_they_go_on(recipe, tmp_path, monkeypatch):
     resumed = together(data, recipe, resume=state, progress=lambda: steps.append(1))
     assert len(steps) == recipe.epochs * len(whole)
     for one, other in zip(resumed, whole, strict=True):
-        assert all(map(torch.equal, one.model.state_dict().values(), other.model.state_dict().values()))
+        assert all(
+            map(torch.equal, one.model.state_dict().values(), other.model.state_dict().values())
+        )
         pd.testing.assert_frame_equal(one.history, other.history, check_exact=True)
 
 
 def test_only_what_draws_nothing_but_dropout_is_stacked(recipe):
     assert stackable(recipe) and stackable(recipe.model_copy(update={"eeg_encoder": "nice"}))
-    for change in ({"eeg_encoder": "atm-s"}, {"eeg_encoder": "eegnet"}, {"channel_dropout": 0.1}, {"time_shift": 0.02}):
+    for change in (
+        {"eeg_encoder": "atm-s"},
+        {"eeg_encoder": "eegnet"},
+        {"channel_dropout": 0.1},
+        {"time_shift": 0.02},
+    ):
         assert not stackable(recipe.model_copy(update=change))
 
 
-@pytest.mark.parametrize("change", [{}, {"average_random_repetitions": "any", "gradient_clip": 1.0}])
+@pytest.mark.parametrize(
+    "change", [{}, {"average_random_repetitions": "any", "gradient_clip": 1.0}]
+)
 def test_the_steps_of_an_epoch_never_wait_for_the_device(recipe, change):
     """On the device `meta`, whose tensors have no values: to ask for one is an error, as is to meet another device."""
-    models = [ContrastiveModel(ModelSizes(3, 80, 100.0, 12), recipe.model_copy(update=change)) for _ in range(3)]
+    models = [
+        ContrastiveModel(ModelSizes(3, 80, 100.0, 12), recipe.model_copy(update=change))
+        for _ in range(3)
+    ]
     data = torch.randn(50, 3, 80, device="meta"), torch.randn(50, 12, device="meta")
     images = torch.zeros(3, 50, dtype=torch.long, device="meta")
     rows = images[..., None].expand(-1, -1, 2) if "average_random_repetitions" in change else images
     with (
         mock.patch.object(stack_module, "draw_bits", lambda n, device, _: draw_bits(n, device)),
-        mock.patch.object(torch.optim.Adam, "step", lambda _: None),  # torch has none of these for this device
+        mock.patch.object(
+            torch.optim.Adam, "step", lambda _: None
+        ),  # torch has none of these for this device
         mock.patch.object(torch, "is_autocast_enabled", lambda _: False),
         mock.patch.object(torch, "autocast", lambda *_, **__: contextlib.nullcontext()),
     ):
         generators = [torch.Generator()] * 3
-        stack = stack_module.Stack([model.to("meta") for model in models], models[0].recipe, 3, *data, generators)
-        with pytest.raises(RuntimeError, match="Cannot copy out of meta"):  # of the losses, at the end
+        stack = stack_module.Stack(
+            [model.to("meta") for model in models], models[0].recipe, 3, *data, generators
+        )
+        with pytest.raises(
+            RuntimeError, match="Cannot copy out of meta"
+        ):  # of the losses, at the end
             stack.epoch(rows, images)
     assert stack._steps_done == math.ceil(50 / recipe.batch_size)
     assert all(weight.grad is not None for weight in stack._weights.values())
@@ -216,7 +250,10 @@ def test_no_step_sums_by_index(recipe, change, n_models):
     Gathering by index is one of them, in its gradient.
     """
     samples, embeddings = planted()
-    models = [ContrastiveModel(ModelSizes(3, 80, 100.0, 12), recipe.model_copy(update=change)) for _ in range(n_models)]
+    models = [
+        ContrastiveModel(ModelSizes(3, 80, 100.0, 12), recipe.model_copy(update=change))
+        for _ in range(n_models)
+    ]
     generators = [torch.Generator().manual_seed(m) for m in range(n_models)]
     stack = stack_module.Stack(models, models[0].recipe, 3, samples.eeg, embeddings, generators)
     stack.model.eeg_encoder.stacked = True  # the way of a GPU
@@ -237,7 +274,10 @@ def test_no_step_sums_by_index(recipe, change, n_models):
         "nonzero",
         "nll_loss_forward",
     }
-    assert "index_select" in called.names and not {name.rstrip("_") for name in called.names} & by_index
+    assert (
+        "index_select" in called.names
+        and not {name.rstrip("_") for name in called.names} & by_index
+    )
 
 
 class Recording:

@@ -15,14 +15,20 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline.data.datasets import SAMPLE
-from pipeline.data.image_table import write_image_table
-from pipeline.data.sample import Size, make_raw
-from pipeline.images.dreamsim_stand_in import make_checkpoint
+from pipeline.datasets.image_table import write_image_table
+from pipeline.datasets.sample import Size, make_raw
+from pipeline.datasets.table import SAMPLE
+from pipeline.images.stand_ins.dreamsim import make_checkpoint
 from tests.osf_server import serve
 
 ROOT = Path(__file__).parent.parent
-TINY = Size(train_concepts=12, images_per_concept=2, test_concepts=6, train_repetitions=2, test_repetitions=3)
+TINY = Size(
+    train_concepts=12,
+    images_per_concept=2,
+    test_concepts=6,
+    train_repetitions=2,
+    test_repetitions=3,
+)
 CODE = ["stages", "pipeline", "reference", "dvc.yaml", "params.yaml", ".gitignore", ".dvcignore"]
 CODE += [".dvc/config", ".dvc/.gitignore", ".dvc/plots"]
 
@@ -37,13 +43,20 @@ class Project:
     def run(self, *command: str, fails: bool = False) -> str:
         """Standard output and error together; checks the exit status."""
         done = subprocess.run(
-            command, cwd=self.folder, env=self.environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+            command,
+            cwd=self.folder,
+            env=self.environment,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
         )
         assert (done.returncode != 0) == fails, done.stdout
         return done.stdout
 
     def stage(self, name: str, *arguments: str, fails: bool = False) -> str:
-        return self.run(sys.executable, "-m", f"stages.{name}", "params.yaml", *arguments, fails=fails)
+        return self.run(
+            sys.executable, "-m", f"stages.{name}", "params.yaml", *arguments, fails=fails
+        )
 
     def metrics(self) -> dict:
         return json.loads((self.folder / "metrics/evaluation.json").read_text())
@@ -61,7 +74,13 @@ class Project:
 def project(tmp_path_factory) -> Iterator[Project]:
     base = tmp_path_factory.mktemp("clone")
     folder, published = base / "project", base / "published"
-    make_raw("all", published / "anp5v", published / "y63gw", published / "y63gw/image_metadata.npy", TINY)
+    make_raw(
+        "all",
+        published / "anp5v",
+        published / "y63gw",
+        published / "y63gw/image_metadata.npy",
+        TINY,
+    )
     release = published / "releases/v0.2.1-checkpoints"
     make_checkpoint("synclr_vitb16", release)
     for name in CODE:
@@ -79,10 +98,16 @@ def project(tmp_path_factory) -> Iterator[Project]:
         "ALIGNED_EEG_CACHE": str(base / "cache"),
         "OMP_NUM_THREADS": "1",
         "GIT_CONFIG_GLOBAL": "/dev/null",
-        **{f"GIT_{who}_{what}": "tests@localhost" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")},
+        **{
+            f"GIT_{who}_{what}": "tests@localhost"
+            for who in ("AUTHOR", "COMMITTER")
+            for what in ("NAME", "EMAIL")
+        },
     }
     clone = Project(folder, environment)
-    with serve({"anp5v": published / "anp5v", "y63gw": published / "y63gw"}, published / "releases") as server:
+    with serve(
+        {"anp5v": published / "anp5v", "y63gw": published / "y63gw"}, published / "releases"
+    ) as server:
         clone.set(
             dataset="things-eeg2",
             download__osf_api=server.api,
@@ -104,15 +129,28 @@ def project(tmp_path_factory) -> Iterator[Project]:
 
 def ran(output: str) -> list[str]:
     """The stages that ran, but for the looks at the user's files and at the code, which are made each time."""
-    stages = [line.split("'")[1] for line in output.splitlines() if line.startswith("Running stage")]
+    stages = [
+        line.split("'")[1] for line in output.splitlines() if line.startswith("Running stage")
+    ]
     return [stage for stage in stages if stage not in ("own_files", "code")]
 
 
 def test_the_pipeline_runs_from_the_published_archives_to_metrics(project):
     metrics = project.metrics()
     assert (metrics["n_way"], metrics["n_subjects"], metrics["seed"]) == (6, 2, 42)
-    assert (metrics["synthetic"], metrics["selected_on"], metrics["encoder"]) == (False, "validation", "unaligned")
-    assert {"nice_loss", "top1_acc", "top3_acc", "top5_acc", "matched_cosine", "mismatched_cosine"} <= metrics.keys()
+    assert (metrics["synthetic"], metrics["selected_on"], metrics["encoder"]) == (
+        False,
+        "validation",
+        "unaligned",
+    )
+    assert {
+        "nice_loss",
+        "top1_acc",
+        "top3_acc",
+        "top5_acc",
+        "matched_cosine",
+        "mismatched_cosine",
+    } <= metrics.keys()
     assert len((project.folder / "metrics/per_subject.csv").read_text().splitlines()) == 1 + 2
     assert project.run("git", "status", "--porcelain") == ""  # no out is left for git to see
 
@@ -121,14 +159,27 @@ def test_a_rerun_costs_only_what_changed(project):
     """The server is gone by now: nothing of this needs the network."""
     assert ran(project.run("dvc", "repro")) == []
     before = project.metrics()
-    assert ran(project.run("dvc", "exp", "run", "-S", "encoder=aligned")) == ["train", "evaluate", "report"]
+    assert ran(project.run("dvc", "exp", "run", "-S", "encoder=aligned")) == [
+        "train",
+        "evaluate",
+        "report",
+    ]
     assert project.metrics()["encoder"] == "aligned"
     difference, after = project.run("dvc", "metrics", "diff"), project.metrics()
-    for name in ("nice_loss", "top1_acc", "top3_acc", "top5_acc", "matched_cosine", "mismatched_cosine"):
+    for name in (
+        "nice_loss",
+        "top1_acc",
+        "top3_acc",
+        "top5_acc",
+        "matched_cosine",
+        "mismatched_cosine",
+    ):
         assert name in difference or after[name] == before[name]
     project.run("dvc", "plots", "diff", "HEAD", "workspace", "--out", "plots")
     plots = (project.folder / "plots/index.html").read_text()
-    assert "<DVC_METRIC" not in plots and all(name in plots for name in ("Contrastive loss", "top_k_acc_low", "sub-02"))
+    assert "<DVC_METRIC" not in plots and all(
+        name in plots for name in ("Contrastive loss", "top_k_acc_low", "sub-02")
+    )
     assert '"rev": "HEAD"' in plots and '"rev": "workspace"' in plots
     back = project.run("dvc", "exp", "run", "-S", "encoder=unaligned")
     assert ran(back) == [] and project.metrics() == before
@@ -137,11 +188,17 @@ def test_a_rerun_costs_only_what_changed(project):
 def test_an_edit_costs_only_what_computes_with_it(project):
     """A docstring in every file, and another EEG encoder; then a constant of the one that was chosen."""
     shipped = {path: path.read_text() for path in (project.folder / "pipeline").rglob("*.py")}
-    nice, encoders = (project.folder / f"pipeline/eeg/{name}.py" for name in ("nice", "encoders"))
+    nice, encoders = (
+        project.folder / f"pipeline/eeg_encoders/{name}.py" for name in ("nice", "table")
+    )
     try:
         for path, text in shipped.items():
             path.write_text(text.replace('"""', '"""Corrected. ', 1))
-        encoders.write_text(encoders.read_text().replace('    "nice": Nice,', '    "nice": Nice,\n    "mine": AtmS,'))
+        encoders.write_text(
+            encoders.read_text().replace(
+                '    "nice": Nice,', '    "nice": Nice,\n    "mine": AtmS,'
+            )
+        )
         assert ran(project.run("dvc", "repro")) == []
 
         nice.write_text(nice.read_text().replace("n_filters: int = 40", "n_filters: int = 41"))
@@ -165,16 +222,29 @@ def test_both_encoders_are_compared_and_the_workspace_stays(project, tmp_path):
     finally:
         (project.folder / "params.yaml").write_bytes(shipped)
     result = json.loads((project.folder / "metrics/comparison.json").read_text())
-    assert result["settings"]["train"]["epochs"] == 2 and result["n_way"] == 6 and result["seeds"] == [42, 43]
-    assert result["subjects"] == ["sub-01", "sub-02"] and result["answer"] in " ".join(output.split())
+    assert (
+        result["settings"]["train"]["epochs"] == 2
+        and result["n_way"] == 6
+        and result["seeds"] == [42, 43]
+    )
+    assert result["subjects"] == ["sub-01", "sub-02"] and result["answer"] in " ".join(
+        output.split()
+    )
     assert project.run("git", "status", "--porcelain") == " M metrics/comparison.json\n"
     assert "compare" not in project.run("dvc", "exp", "list", "--all-commits")
     printed = " ".join(project.run(sys.executable, "-m", "stages.results").split())
-    assert result["answer"] in printed and "data/evaluation.h5 is another run than those compared" in printed
+    assert (
+        result["answer"] in printed
+        and "data/evaluation.h5 is another run than those compared" in printed
+    )
     evaluation = "data/evaluation.h5"
-    refused = project.run(sys.executable, "-m", "stages.compare", evaluation, evaluation, fails=True)
+    refused = project.run(
+        sys.executable, "-m", "stages.compare", evaluation, evaluation, fails=True
+    )
     assert "error: the two evaluations differ in nothing" in refused and "Traceback" not in refused
-    refused = project.run(sys.executable, "-m", "stages.compare", "--seeds", "2", evaluation, evaluation, fails=True)
+    refused = project.run(
+        sys.executable, "-m", "stages.compare", "--seeds", "2", evaluation, evaluation, fails=True
+    )
     assert "error: --seeds is for evaluations that DVC makes" in refused
     project.run("git", "checkout", "metrics/comparison.json")
 
@@ -190,7 +260,11 @@ def test_an_interrupted_comparison_leaves_the_workspace_as_it_was(project):
             process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, **options)
             states = Path(project.environment["ALIGNED_EEG_CACHE"]) / "training"
             deadline = time.monotonic() + 120
-            while not list(states.glob("*/*/*.pt")) and process.poll() is None and time.monotonic() < deadline:
+            while (
+                not list(states.glob("*/*/*.pt"))
+                and process.poll() is None
+                and time.monotonic() < deadline
+            ):
                 time.sleep(0.1)
             os.killpg(process.pid, signal.SIGINT)
             assert process.wait(60) != 0
@@ -205,11 +279,22 @@ def test_an_interrupted_comparison_leaves_the_workspace_as_it_was(project):
 
 def test_another_block_costs_only_the_training(project):
     before = project.metrics()
-    assert ran(project.run("dvc", "exp", "run", "-S", "train.block=6")) == ["train", "evaluate", "report"]
+    assert ran(project.run("dvc", "exp", "run", "-S", "train.block=6")) == [
+        "train",
+        "evaluate",
+        "report",
+    ]
     after = project.metrics()
-    assert (before["block"], after["block"]) == ("last", 6) and before["matched_cosine"] != after["matched_cosine"]
-    assert "set it to one that is there, 6, last" in project.run("dvc", "exp", "run", "-S", "train.block=7", fails=True)
-    assert ran(project.run("dvc", "exp", "run", "-S", "train.block=last")) == [] and project.metrics() == before
+    assert (before["block"], after["block"]) == ("last", 6) and before["matched_cosine"] != after[
+        "matched_cosine"
+    ]
+    assert "set it to one that is there, 6, last" in project.run(
+        "dvc", "exp", "run", "-S", "train.block=7", fails=True
+    )
+    assert (
+        ran(project.run("dvc", "exp", "run", "-S", "train.block=last")) == []
+        and project.metrics() == before
+    )
 
 
 def test_another_alignment_leaves_the_unaligned_cache(project):
@@ -227,8 +312,12 @@ def test_the_caches_health_is_among_the_metrics(project):
     assert health.keys() == {"unaligned", "aligned"}
     for blocks in health.values():
         assert blocks.keys() == {"6", "last"}
-        assert all(block["rows"] == 30 and block["reference_cosine"] > 0.9999 for block in blocks.values())
-    assert health["unaligned"]["last"]["median_cosine"] != health["aligned"]["last"]["median_cosine"]
+        assert all(
+            block["rows"] == 30 and block["reference_cosine"] > 0.9999 for block in blocks.values()
+        )
+    assert (
+        health["unaligned"]["last"]["median_cosine"] != health["aligned"]["last"]["median_cosine"]
+    )
     assert "embeddings.json" in project.run("dvc", "metrics", "show")
 
 
@@ -237,13 +326,17 @@ def test_a_colleague_trains_without_images_or_weights(project, tmp_path):
     remote = ["dvc", "remote", "add", "--local", "-d", "shared", str(tmp_path / "remote")]
     project.run(*remote)
     project.run("dvc", "push")
-    colleague = Project(tmp_path / "clone", project.environment | {"ALIGNED_EEG_CACHE": str(tmp_path / "cache")})
+    colleague = Project(
+        tmp_path / "clone", project.environment | {"ALIGNED_EEG_CACHE": str(tmp_path / "cache")}
+    )
     project.run("git", "clone", "-q", ".", str(colleague.folder))
     colleague.run(*remote)
     colleague.run("dvc", "pull", "embed", "preprocess")
     there = {str(path.relative_to(colleague.folder)) for path in colleague.folder.glob("data/*")}
     assert there == {"data/eeg", "data/embeddings"}
-    output = colleague.run("dvc", "exp", "run", "--pull", "--allow-missing", "-S", "encoder=aligned", "-S", "seed=1")
+    output = colleague.run(
+        "dvc", "exp", "run", "--pull", "--allow-missing", "-S", "encoder=aligned", "-S", "seed=1"
+    )
     assert ran(output) == ["train", "evaluate", "report"]
     inputs = [*colleague.folder.glob("data/fetched/**/*")]
     assert not [path for path in inputs if path.is_file()]
@@ -254,7 +347,10 @@ def test_a_run_is_repeated_to_the_last_bit(project):
     """dvc.lock, with the hash of each out, stays as it was; the server is gone, the download comes from the cache."""
     before = (project.folder / "dvc.lock").read_bytes()
     stages = ["download", "embed@aligned", "train"]
-    assert ran(project.run("dvc", "repro", "--force", "--no-run-cache", "--single-item", *stages)) == stages
+    assert (
+        ran(project.run("dvc", "repro", "--force", "--no-run-cache", "--single-item", *stages))
+        == stages
+    )
     assert (project.folder / "dvc.lock").read_bytes() == before
 
 
@@ -280,7 +376,13 @@ def truncated(project: Project, tmp_path: Path) -> list[str]:
 
 
 def metadata_of_others(project: Project, tmp_path: Path) -> list[str]:
-    other = Size(train_concepts=11, images_per_concept=2, test_concepts=6, train_repetitions=2, test_repetitions=3)
+    other = Size(
+        train_concepts=11,
+        images_per_concept=2,
+        test_concepts=6,
+        train_repetitions=2,
+        test_repetitions=3,
+    )
     make_raw([], tmp_path / "eeg", tmp_path / "images", tmp_path / "image_metadata", other)
     write_image_table(tmp_path / "images.csv", SAMPLE.read_metadata(tmp_path / "image_metadata"))
     return ["preprocess", "data/fetched/eeg", str(tmp_path / "images.csv"), str(tmp_path / "out")]
@@ -288,7 +390,10 @@ def metadata_of_others(project: Project, tmp_path: Path) -> list[str]:
 
 def other_subject(project: Project, tmp_path: Path) -> list[str]:
     project.set(dataset="sample", subjects=["sub-77"])
-    return ["download", *(str(tmp_path / name) for name in ("eeg", "images", "image_metadata", "images.csv"))]
+    return [
+        "download",
+        *(str(tmp_path / name) for name in ("eeg", "images", "image_metadata", "images.csv")),
+    ]
 
 
 def misspelt_key(project: Project, tmp_path: Path) -> list[str]:
@@ -312,7 +417,9 @@ def embeddings_of_others(project: Project, tmp_path: Path) -> list[str]:
         (embeddings_of_others, "is not a whole embedding cache"),
     ],
 )
-def test_bad_input_gets_one_sentence(project, tmp_path, prepare: Callable[[Project, Path], list[str]], message):
+def test_bad_input_gets_one_sentence(
+    project, tmp_path, prepare: Callable[[Project, Path], list[str]], message
+):
     params = project.folder / "params.yaml"
     shipped = params.read_bytes()
     try:
@@ -324,4 +431,6 @@ def test_bad_input_gets_one_sentence(project, tmp_path, prepare: Callable[[Proje
     errors = [line for line in output.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1 and message in errors[0], output
     assert "Traceback" not in output
-    assert {path for path in tmp_path.rglob("*") if path.is_file()} == before.keys()  # nothing half-written
+    assert {
+        path for path in tmp_path.rglob("*") if path.is_file()
+    } == before.keys()  # nothing half-written

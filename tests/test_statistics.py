@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 from scipy.stats import f, ttest_ind, ttest_rel
 
-from pipeline.analysis.statistics import Variance, draw_resamples, gallery_accuracy, t_test, variance_of_mean
+from pipeline.evaluate.statistics import (
+    Variance,
+    draw_resamples,
+    gallery_accuracy,
+    t_test,
+    variance_of_mean,
+)
 
 
 @pytest.mark.parametrize("n_way", [1, 2, 3, 5, 6])
@@ -15,7 +21,9 @@ def test_the_expectation_over_galleries_equals_their_enumeration(n_way, k):
         others = [other for other in range(1, 7) if other != rank]
         galleries = list(itertools.combinations(others, n_way - 1))
         right = [1 + sum(other < rank for other in gallery) <= k for gallery in galleries]
-        assert gallery_accuracy(np.array([rank]), 6, n_way, k)[0] == pytest.approx(np.mean(right), abs=1e-12)
+        assert gallery_accuracy(np.array([rank]), 6, n_way, k)[0] == pytest.approx(
+            np.mean(right), abs=1e-12
+        )
 
 
 def test_the_whole_gallery_gives_the_plain_accuracy():
@@ -44,12 +52,16 @@ def test_subjects_that_differ_widen_the_interval_unless_they_are_fixed():
     resamples = draw_resamples(10, 50, 20_000, 0)
     width = np.ptp(resamples.interval_of_mean(values))
     assert width == pytest.approx(2 * 1.96 * values[:, 0].std() / 10**0.5, rel=0.08)
-    assert np.ptp(resamples.with_fixed_subjects().interval_of_mean(values)) == pytest.approx(0, abs=1e-12)
+    assert np.ptp(resamples.with_fixed_subjects().interval_of_mean(values)) == pytest.approx(
+        0, abs=1e-12
+    )
 
 
 def test_the_same_seed_gives_the_same_interval():
     values = np.random.default_rng(0).standard_normal((3, 20))
-    first, again, other = (draw_resamples(3, 20, 500, seed).interval_of_mean(values) for seed in (1, 1, 2))
+    first, again, other = (
+        draw_resamples(3, 20, 500, seed).interval_of_mean(values) for seed in (1, 1, 2)
+    )
     assert first == again != other
 
 
@@ -66,7 +78,9 @@ def test_two_samples_give_welchs_test():
     rng = np.random.default_rng(1)
     first, second = rng.normal(0.5, 1, 5), rng.normal(0, 3, 9)
     peer = ttest_ind(first, second, equal_var=False)
-    interval, p = t_test(first.mean() - second.mean(), [variance_of_mean(first), variance_of_mean(second)])
+    interval, p = t_test(
+        first.mean() - second.mean(), [variance_of_mean(first), variance_of_mean(second)]
+    )
     assert p == pytest.approx(peer.pvalue, abs=1e-12)
     assert interval == pytest.approx(tuple(peer.confidence_interval(0.95)), abs=1e-12)
 
@@ -85,7 +99,9 @@ def test_nothing_is_claimed_where_no_effect_was_planted():
     """Seeds, subjects and images crossed, each with an effect of its own: 95 % of the intervals hold zero, or more."""
     rng, n, held = np.random.default_rng(3), 2000, 0
     for _ in range(n):
-        arms = rng.normal(0, 0.02, (2, 3, 1, 1)) + rng.normal(0, 0.1, (2, 3, 8, 40))  # (encoder, seed, subject, image)
+        arms = rng.normal(0, 0.02, (2, 3, 1, 1)) + rng.normal(
+            0, 0.1, (2, 3, 8, 40)
+        )  # (encoder, seed, subject, image)
         cells = arms[1] - arms[0] + rng.normal(0, 0.03, (1, 8, 1)) + rng.normal(0, 0.05, (1, 1, 40))
         parts = [variance_of_mean(cells.mean((0, 2))), variance_of_mean(cells.mean((0, 1)))]
         parts += [variance_of_mean(arm.mean((1, 2))) for arm in arms]
@@ -97,13 +113,19 @@ def test_nothing_is_claimed_where_no_effect_was_planted():
 def test_models_that_share_training_subjects_claim_no_more_than_they_may():
     """Each subject's value holds its own noise and what the training data of the others brought: these overlap."""
     values = np.array([0.1, 0.2, 0.4, 0.5])
-    assert variance_of_mean(values, left_out_in_turn=True).value == pytest.approx(values.var(ddof=1) * (1 / 4 + 1 / 3))
+    assert variance_of_mean(values, left_out_in_turn=True).value == pytest.approx(
+        values.var(ddof=1) * (1 / 4 + 1 / 3)
+    )
     rng, n, claims = np.random.default_rng(4), 2000, [0, 0]
     for _ in range(n):
-        trained_on = rng.normal(0, 1, 8)  # what each subject's EEG does to a model that has it in training
+        trained_on = rng.normal(
+            0, 1, 8
+        )  # what each subject's EEG does to a model that has it in training
         found = rng.normal(0, 1, 8) + (trained_on.sum() - trained_on) / 7
         for corrected in (False, True):
-            claims[corrected] += t_test(found.mean(), [variance_of_mean(found, corrected)])[1] <= 0.05
+            claims[corrected] += (
+                t_test(found.mean(), [variance_of_mean(found, corrected)])[1] <= 0.05
+            )
     assert claims[0] / n > 0.08
     assert claims[1] / n < 0.05
 

@@ -25,12 +25,19 @@ Study = tuple[dict, pd.DataFrame]
 
 
 def study(
-    of: list[Cell], n_subjects: int = 6, failures: int = 0, collapsed: int | None = None, **facts: object
+    of: list[Cell],
+    n_subjects: int = 6,
+    failures: int = 0,
+    collapsed: int | None = None,
+    **facts: object,
 ) -> Study:
     """Summary and table as they are read from their files; the first runs of the last cell failed."""
     answers = draw(of, n_subjects, (1, 2), [0.25 if i % 2 else 0.0 for i in range(len(of))])
     answers = [dataclasses.replace(one, collapsed=one.trial.seed == collapsed) for one in answers]
-    lost = [Failure(trial, f"no memory {HOSTILE}") for trial in trials(of[-1], names(n_subjects), (1, 2))[:failures]]
+    lost = [
+        Failure(trial, f"no memory {HOSTILE}")
+        for trial in trials(of[-1], names(n_subjects), (1, 2))[:failures]
+    ]
     summary, table = summarise(answers, lost, FACTS | facts, PARAMETERS, 0)
     return json.loads(json.dumps(summary)), table
 
@@ -53,7 +60,12 @@ def page(folder: Path, of: Study, with_pictures: bool = True) -> Path:
 @pytest.fixture(scope="module")
 def full(tmp_path_factory) -> tuple[Path, dict]:
     """A page whose names would run if they could, with two protocols, three blocks and a failed run."""
-    of = cells(["clip_vitb32", "synclr_vitb16"], ["nice", HOSTILE], ["pooled", "within-subject"], ["6", "11", "last"])
+    of = cells(
+        ["clip_vitb32", "synclr_vitb16"],
+        ["nice", HOSTILE],
+        ["pooled", "within-subject"],
+        ["6", "11", "last"],
+    )
     everything = study(of, failures=1, synthetic=True)
     return page(tmp_path_factory.mktemp("study"), everything), everything[0]
 
@@ -62,14 +74,18 @@ def full(tmp_path_factory) -> tuple[Path, dict]:
 def paper(tmp_path_factory) -> tuple[Path, dict]:
     """The size of the grid of the paper: 48 cells, 10 subjects."""
     of = cells(
-        [f"backbone{i}_vitb16" for i in range(6)], [f"encoder-{i}" for i in range(4)], ["pooled", "within-subject"]
+        [f"backbone{i}_vitb16" for i in range(6)],
+        [f"encoder-{i}" for i in range(4)],
+        ["pooled", "within-subject"],
     )
     everything = study(of, n_subjects=10)
     return page(tmp_path_factory.mktemp("paper"), everything), everything[0]
 
 
 def texts(page, column: int) -> list[str]:
-    return page.eval_on_selector_all("#grid tbody tr", f"rows => rows.map(row => row.cells[{column}].innerText)")
+    return page.eval_on_selector_all(
+        "#grid tbody tr", f"rows => rows.map(row => row.cells[{column}].innerText)"
+    )
 
 
 def test_the_table_says_what_the_summary_says(full, browser):
@@ -82,8 +98,15 @@ def test_the_table_says_what_the_summary_says(full, browser):
         assert len(rows) == len(summary["cells"]) == 24
         for row, cell in zip(rows, summary["cells"], strict=True):
             top1 = cell["difference"]["top1_acc"] if cell["difference"] else None
-            assert row[:4] == [cell["backbone"], cell["block"], cell["eeg_encoder"], cell["protocol"]]
-            assert row[4:6] == [f"{100 * cell[encoder]['top1_acc']:.1f}" for encoder in ("unaligned", "aligned")]
+            assert row[:4] == [
+                cell["backbone"],
+                cell["block"],
+                cell["eeg_encoder"],
+                cell["protocol"],
+            ]
+            assert row[4:6] == [
+                f"{100 * cell[encoder]['top1_acc']:.1f}" for encoder in ("unaligned", "aligned")
+            ]
             assert row[6] == f"{100 * top1['mean']:+.1f}"
             if cell["verdict"] == "no claim":
                 assert row[7:] == ["–", "–", "–", "no claim: 1 of 12 unaligned runs failed"]
@@ -91,7 +114,11 @@ def test_the_table_says_what_the_summary_says(full, browser):
                 low, high = top1["ci95"]
                 p = [f"{p:.3f}" if p >= 0.001 else "< 0.001" for p in (cell["p"], cell["p_holm"])]
                 assert row[7:] == [f"{100 * low:+.1f} to {100 * high:+.1f}", *p, cell["verdict"]]
-        assert {cell["verdict"] for cell in summary["cells"]} == {"better", "no difference shown", "no claim"}
+        assert {cell["verdict"] for cell in summary["cells"]} == {
+            "better",
+            "no difference shown",
+            "no claim",
+        }
         assert shown.locator("#by-subject tbody tr").count() == 24 * 6
 
 
@@ -109,7 +136,10 @@ def test_a_heading_sorts_numbers_and_names(full, browser):
         assert heading.get_attribute("aria-sort") is None
         shown.locator("#grid th button", has_text="Holm p").click()
         p = [cell["p_holm"] for cell in summary["cells"] if cell["p_holm"] is not None]
-        assert texts(shown, 9)[:1] == ["< 0.001" if min(p) < 0.001 else f"{min(p):.3f}"] and texts(shown, 9)[-1] == "–"
+        assert (
+            texts(shown, 9)[:1] == ["< 0.001" if min(p) < 0.001 else f"{min(p):.3f}"]
+            and texts(shown, 9)[-1] == "–"
+        )
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
@@ -129,11 +159,17 @@ def test_the_grid_of_the_paper_stays_small_and_shows_its_verdicts(paper, browser
     path, _ = paper
     assert path.stat().st_size < 2e6
     with opened(browser, path) as shown:
-        assert shown.locator("#grid tbody tr").count() == 48 and shown.locator("#by-subject tbody tr").count() == 480
+        assert (
+            shown.locator("#grid tbody tr").count() == 48
+            and shown.locator("#by-subject tbody tr").count() == 480
+        )
         right = shown.eval_on_selector("#grid", "table => table.getBoundingClientRect().right")
         assert right <= shown.eval_on_selector("main", "main => main.getBoundingClientRect().right")
         for image in shown.query_selector_all("img"):
-            assert len(image.get_attribute("alt")) > 50 and image.evaluate("image => image.naturalWidth") > 1000
+            assert (
+                len(image.get_attribute("alt")) > 50
+                and image.evaluate("image => image.naturalWidth") > 1000
+            )
 
 
 def test_the_same_study_gives_the_same_bytes(tmp_path):
@@ -155,7 +191,10 @@ def test_what_broke_or_flatters_is_said_before_the_figures(tmp_path):
         "dreamsim, block last",
     ):
         assert text.index(said) < text.index("Every cell")
-    assert f"unaligned, pooled, seed 1: no memory {HOSTILE}" in text and "aligned, pooled, seed 2" in text
+    assert (
+        f"unaligned, pooled, seed 1: no memory {HOSTILE}" in text
+        and "aligned, pooled, seed 2" in text
+    )
     assert "A caveat." in text and "dvc repro another line" in text and "ab12" in text
 
 
@@ -170,14 +209,18 @@ def test_a_table_read_from_its_file_gives_the_same_page(tmp_path):
 
 def test_nothing_left_has_a_page_too(tmp_path):
     of = cells(["clip_vitb32"], ["nice"])
-    summary, table = summarise([], [Failure(one, "why") for one in trials(of[0], names(2), (1,))], FACTS, PARAMETERS, 0)
+    summary, table = summarise(
+        [], [Failure(one, "why") for one in trials(of[0], names(2), (1,))], FACTS, PARAMETERS, 0
+    )
     text = words(page(tmp_path, (summary, table)))
     assert "No result: of 2 runs 2 collapsed or failed" in text and "Pictures" not in text
 
 
 def points(figure: Figure, axes: int) -> list[tuple[float, float]]:
     """Of the large points: where they are."""
-    drawn = [c for c in figure.axes[axes].collections if c.get_sizes().size and c.get_sizes()[0] > 20]
+    drawn = [
+        c for c in figure.axes[axes].collections if c.get_sizes().size and c.get_sizes()[0] > 20
+    ]
     return [tuple(np.round(c.get_offsets()[0], 6)) for c in drawn]
 
 
@@ -194,16 +237,29 @@ def test_every_cell_and_subject_is_drawn_where_it_is():
     small = [c for c in left.collections if c.get_sizes()[0] < 20]
     assert [len(c.get_offsets()) for c in small] == [3] * 8
     of_first = table[
-        (table["encoder"] == "aligned") & (table["eeg_encoder"] == "atm-s") & (table["backbone"] == "clip_vitb32")
+        (table["encoder"] == "aligned")
+        & (table["eeg_encoder"] == "atm-s")
+        & (table["backbone"] == "clip_vitb32")
     ]
-    np.testing.assert_allclose(small[1].get_offsets()[:, 0], 100 * of_first.groupby("subject")["top1_acc"].mean())
-    differences = [(100 * cell["difference"]["top1_acc"]["mean"], row) for row, cell in enumerate(summary["cells"])]
+    np.testing.assert_allclose(
+        small[1].get_offsets()[:, 0], 100 * of_first.groupby("subject")["top1_acc"].mean()
+    )
+    differences = [
+        (100 * cell["difference"]["top1_acc"]["mean"], row)
+        for row, cell in enumerate(summary["cells"])
+    ]
     np.testing.assert_allclose(points(figure, 1), differences, atol=1e-5)
     ends = [100 * np.array(cell["difference"]["top1_acc"]["ci95"]) for cell in summary["cells"]]
-    intervals = [line for line in right.lines if np.ptp(line.get_ydata()) == 0 and line.get_ydata()[0] in range(4)]
+    intervals = [
+        line
+        for line in right.lines
+        if np.ptp(line.get_ydata()) == 0 and line.get_ydata()[0] in range(4)
+    ]
     np.testing.assert_allclose([line.get_xdata() for line in intervals], ends)
     assert [label.get_text() for label in left.get_yticklabels()] == [
-        f"{backbone}, {eeg}" for backbone in ("clip_vitb32", "synclr_vitb16") for eeg in ("atm-s", "nice")
+        f"{backbone}, {eeg}"
+        for backbone in ("clip_vitb32", "synclr_vitb16")
+        for eeg in ("atm-s", "nice")
     ]
     assert "chance, 2.0 %" in [text.get_text() for text in figure.legends[0].get_texts()]
 
@@ -221,7 +277,9 @@ def test_blocks_lie_in_their_order():
 
 
 def test_pictures_are_those_that_there_are(tmp_path):
-    summary, table = study(cells(["clip_vitb32"], ["nice"], ["pooled", "within-subject"]), failures=4)
+    summary, table = study(
+        cells(["clip_vitb32"], ["nice"], ["pooled", "within-subject"]), failures=4
+    )
     names_of = [picture.path.name for picture in draw_study_pictures(tmp_path, summary, table)]
     assert names_of == ["cells-pooled.png", "cells-within-subject.png"]
     summary, table = study(cells(["clip_vitb32"], ["nice"], ["pooled"], ["6", "last"]), collapsed=1)

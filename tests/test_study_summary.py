@@ -6,16 +6,18 @@ import numpy as np
 import pytest
 from study_grid import FACTS, answer, cells, draw, names, trials
 
-from pipeline.analysis.comparison import compare
-from pipeline.analysis.similarities import Scored, Similarities
-from pipeline.analysis.statistics import holm
+from pipeline.compare.comparison import compare
 from pipeline.errors import InputError
+from pipeline.evaluate.similarities import Scored, Similarities
+from pipeline.evaluate.statistics import holm
 from pipeline.params import read_params
 from pipeline.sections import Evaluate
 from pipeline.study.results import Answer, Cell, Failure
 from pipeline.study.summary import summarise
 
-PARAMETERS = Evaluate(**read_params(Path("params.yaml")).evaluate.model_dump() | {"resamples": 300, "top_k": [1, 5]})
+PARAMETERS = Evaluate(
+    **read_params(Path("params.yaml")).evaluate.model_dump() | {"resamples": 300, "top_k": [1, 5]}
+)
 N = 20
 
 
@@ -23,17 +25,25 @@ def first(n: int) -> np.ndarray:
     return np.arange(N) < n
 
 
-def certain(of: list[Cell], gains: list[int], n_subjects: int = 8, seeds: tuple[int, ...] = (1, 2, 3)) -> list[Answer]:
+def certain(
+    of: list[Cell], gains: list[int], n_subjects: int = 8, seeds: tuple[int, ...] = (1, 2, 3)
+) -> list[Answer]:
     """In cell i the aligned encoder has gains[i] of 20 images more, of some 8; one more or less by subject and seed."""
     return [
-        answer(trial, subject, first(8 + gain * (trial.encoder == "aligned") + (int(subject[-1]) + trial.seed) % 2))
+        answer(
+            trial,
+            subject,
+            first(8 + gain * (trial.encoder == "aligned") + (int(subject[-1]) + trial.seed) % 2),
+        )
         for cell, gain in zip(of, gains, strict=True)
         for trial in trials(cell, names(n_subjects), seeds)
         for subject in trial.tested_on
     ]
 
 
-def summary_of(answers: list[Answer], failures: list[Failure] | None = None, **facts: object) -> dict:
+def summary_of(
+    answers: list[Answer], failures: list[Failure] | None = None, **facts: object
+) -> dict:
     return summarise(answers, failures or [], FACTS | facts, PARAMETERS, 0)[0]
 
 
@@ -65,11 +75,17 @@ def test_holm_by_hand(p, corrected):
 def test_what_is_planted_is_found_and_nothing_else():
     of = cells()
     summary = summary_of(certain(of, [6, 0, -5, 0]))
-    assert [cell["verdict"] for cell in summary["cells"]] == ["better", "no difference shown", "worse"] + [
-        "no difference shown"
-    ]
-    assert [cell["difference"]["top1_acc"]["mean"] for cell in summary["cells"]] == pytest.approx([0.3, 0, -0.25, 0])
-    assert [cell["unaligned"]["top1_acc"] for cell in summary["cells"]] == pytest.approx([0.425] * 4)
+    assert [cell["verdict"] for cell in summary["cells"]] == [
+        "better",
+        "no difference shown",
+        "worse",
+    ] + ["no difference shown"]
+    assert [cell["difference"]["top1_acc"]["mean"] for cell in summary["cells"]] == pytest.approx(
+        [0.3, 0, -0.25, 0]
+    )
+    assert [cell["unaligned"]["top1_acc"] for cell in summary["cells"]] == pytest.approx(
+        [0.425] * 4
+    )
     assert summary["verdicts"] == {"better": 1, "worse": 1, "no difference shown": 2, "no claim": 0}
     p = [cell["p"] for cell in summary["cells"]]
     assert [cell["p_holm"] for cell in summary["cells"]] == holm(np.array(p)).tolist()
@@ -79,7 +95,12 @@ def test_what_is_planted_is_found_and_nothing_else():
         "top-1, with p ≤ 0.05 after Holm's correction over 4 cells (20-way, chance 5.0 %, pooled, 8 subjects, 3 "
         "seeds). The difference is +0.0 points in the middle cell, -25.0 to +30.0 in all."
     )
-    assert (summary["n_runs"], summary["n_ok"], summary["n_way"], summary["chance_top1"]) == (24, 24, 20, 0.05)
+    assert (summary["n_runs"], summary["n_ok"], summary["n_way"], summary["chance_top1"]) == (
+        24,
+        24,
+        20,
+        0.05,
+    )
     json.dumps(summary)
 
 
@@ -90,11 +111,29 @@ def test_a_cell_says_what_compare_says():
     scored, answers = {"unaligned": [], "aligned": []}, []
     for trial in trials(cell, names(7), (1, 2)):
         for subject in trial.tested_on:
-            similarity = np.eye(N) * 0.5 + 0.5 * random.standard_normal((N, N)) + 0.2 * (trial.encoder == "aligned")
-            one = Scored(trial.fold, trial.seed, subject, 7, False, 10.0, np.empty(0), np.empty(0), similarity)
+            similarity = (
+                np.eye(N) * 0.5
+                + 0.5 * random.standard_normal((N, N))
+                + 0.2 * (trial.encoder == "aligned")
+            )
+            one = Scored(
+                trial.fold,
+                trial.seed,
+                subject,
+                7,
+                False,
+                10.0,
+                np.empty(0),
+                np.empty(0),
+                similarity,
+            )
             scored[trial.encoder].append(one)
-            answers.append(dataclasses.replace(answer(trial, subject, first(1)), queries=one.queries()))
-    about = {key: FACTS[key] for key in ("dataset", "synthetic", "selected_on")} | {"protocol": "pooled"}
+            answers.append(
+                dataclasses.replace(answer(trial, subject, first(1)), queries=one.queries())
+            )
+    about = {key: FACTS[key] for key in ("dataset", "synthetic", "selected_on")} | {
+        "protocol": "pooled"
+    }
     sides = [
         Similarities(ids, ids, ids, runs, about | {"encoder": encoder, "settings": {}})
         for encoder, runs in scored.items()
@@ -123,7 +162,11 @@ def test_the_order_of_the_runs_changes_nothing():
     answers = [dataclasses.replace(one, device="cuda", seconds=0.1) for one in answers]
     summary, table = summarise(answers, failures, FACTS, PARAMETERS, 0)
     assert written[0] == written[1] == (json.dumps(summary), table.to_csv(index=False))
-    places = list(dict.fromkeys((cell["protocol"], cell["backbone"], cell["block"]) for cell in summary["cells"]))
+    places = list(
+        dict.fromkeys(
+            (cell["protocol"], cell["backbone"], cell["block"]) for cell in summary["cells"]
+        )
+    )
     assert [block for *_, block in places] == ["6", "11", "last"] * 4
     assert list(table["protocol"].unique()) == ["pooled", "within-subject"]
 
@@ -134,11 +177,22 @@ def test_the_table_has_a_row_a_run_and_subject():
     _, table = summarise(broken(certain(of, [3], 2), seed=2), [failure], FACTS, PARAMETERS, 0)
     assert len(table) == 2 * 3 * 2 + 2
     assert table["status"].value_counts().to_dict() == {"ok": 8, "collapsed": 4, "failed": 2}
-    row = table[(table["encoder"] == "aligned") & (table["seed"] == 1) & (table["subject"] == "sub-01")].iloc[0]
-    assert (row["top1_acc"], row["mean_rank"], row["n_way"], row["selected_epoch"]) == (11 / N, 29 / N, N, 7)
+    row = table[
+        (table["encoder"] == "aligned") & (table["seed"] == 1) & (table["subject"] == "sub-01")
+    ].iloc[0]
+    assert (row["top1_acc"], row["mean_rank"], row["n_way"], row["selected_epoch"]) == (
+        11 / N,
+        29 / N,
+        N,
+        7,
+    )
     lost = table[table["status"] == "failed"]
-    assert set(lost["reason"]) == {"the loss was not finite"} and lost["subject"].tolist() == names(2)
-    assert lost[["top1_acc", "n_way", "selected_epoch"]].isna().all(axis=None) and set(lost["encoder"]) == {"aligned"}
+    assert set(lost["reason"]) == {"the loss was not finite"} and lost["subject"].tolist() == names(
+        2
+    )
+    assert lost[["top1_acc", "n_way", "selected_epoch"]].isna().all(axis=None) and set(
+        lost["encoder"]
+    ) == {"aligned"}
     assert ",ok,,7,20," in table.to_csv(index=False)  # whole numbers, though some are missing
 
 
@@ -146,28 +200,54 @@ def test_runs_that_broke_leave_no_claim_and_are_told():
     """However clear the difference of those left is; and the other cells are corrected for their own number."""
     of = cells()
     answers = broken(certain(of, [6] * 4), cell=of[0], encoder="aligned", seed=2)
-    gone = [trial for trial in trials(of[1], names(8), (1, 2, 3)) if trial.encoder == "unaligned" and trial.seed > 1]
+    gone = [
+        trial
+        for trial in trials(of[1], names(8), (1, 2, 3))
+        if trial.encoder == "unaligned" and trial.seed > 1
+    ]
     summary = summary_of(answers, [Failure(trial, "out of memory") for trial in gone])
     first_cell, second, *others = summary["cells"]
     for cell, n_pairs, why in (
         (first_cell, 2, "1 of 3 aligned runs collapsed"),
         (second, 1, "2 of 3 unaligned runs failed"),
     ):
-        assert (cell["verdict"], cell["p"], cell["p_holm"], cell["ci95_over"]) == ("no claim", None, None, [])
+        assert (cell["verdict"], cell["p"], cell["p_holm"], cell["ci95_over"]) == (
+            "no claim",
+            None,
+            None,
+            [],
+        )
         assert cell["no_claim_because"] == why and cell["difference"]["top1_acc"]["ci95"] is None
         assert cell["difference"]["top1_acc"]["mean"] == pytest.approx(0.3)
         assert min(cell[encoder]["n_ok"] for encoder in ("unaligned", "aligned")) == n_pairs
     assert [cell["verdict"] for cell in others] == ["better", "better"]
     assert others[0]["p_holm"] == pytest.approx(min(1, 2 * others[0]["p"]))
-    assert (summary["n_runs"], summary["n_ok"], summary["n_collapsed"], summary["n_failed"]) == (24, 21, 1, 2)
-    assert summary["collapsed"] == [dataclasses.asdict(of[0]) | {"encoder": "aligned", "fold": "pooled", "seed": 2}]
-    assert [(run["seed"], run["reason"]) for run in summary["failed"]] == [(2, "out of memory"), (3, "out of memory")]
-    assert "in 2 no claim can be made: runs that collapsed, failed or have no partner (2 cells)" in summary["answer"]
+    assert (summary["n_runs"], summary["n_ok"], summary["n_collapsed"], summary["n_failed"]) == (
+        24,
+        21,
+        1,
+        2,
+    )
+    assert summary["collapsed"] == [
+        dataclasses.asdict(of[0]) | {"encoder": "aligned", "fold": "pooled", "seed": 2}
+    ]
+    assert [(run["seed"], run["reason"]) for run in summary["failed"]] == [
+        (2, "out of memory"),
+        (3, "out of memory"),
+    ]
+    assert (
+        "in 2 no claim can be made: runs that collapsed, failed or have no partner (2 cells)"
+        in summary["answer"]
+    )
     assert "correction over 2 cells" in summary["answer"]
 
 
 def test_answers_without_a_partner_leave_no_claim():
-    answers = [one for one in certain(cells(), [6] * 4) if (one.trial.encoder, one.trial.seed) != ("aligned", 3)]
+    answers = [
+        one
+        for one in certain(cells(), [6] * 4)
+        if (one.trial.encoder, one.trial.seed) != ("aligned", 3)
+    ]
     for cell in summary_of(answers)["cells"]:
         assert cell["no_claim_because"] == "8 without a partner of the other encoder"
 
@@ -177,7 +257,11 @@ def test_nothing_left_is_no_result():
     failures = [Failure(trial, "no memory") for trial in trials(of[0], names(2), (1,))]
     summary, table = summarise([], failures, FACTS, PARAMETERS, 0)
     assert summary["answer"] == "No result: of 2 runs 2 collapsed or failed, and no pair is left."
-    assert len(table) == 4 and summary["n_way"] is None and summary["cells"][0]["verdict"] == "no claim"
+    assert (
+        len(table) == 4
+        and summary["n_way"] is None
+        and summary["cells"][0]["verdict"] == "no claim"
+    )
     collapsed = summary_of(broken(certain(of, [6])))
     assert collapsed["answer"].startswith("No result: of 6 runs 6 collapsed or failed")
     assert "top1_acc" not in collapsed["cells"][0]["aligned"]
@@ -188,16 +272,28 @@ def test_one_seed_of_pooled_models_is_no_claim():
     summary = summary_of(certain(of, [6] * 4, seeds=(1,)))
     verdicts = {cell["protocol"]: cell["verdict"] for cell in summary["cells"]}
     assert verdicts == {"pooled": "no claim", "within-subject": "better"}
-    assert "in 2 no claim can be made: one seed of models that subjects share (2 cells)" in summary["answer"]
-    assert "Pooled: better in 0 of 2, worse in 0. Within-subject: better in 2 of 2, worse in 0." in summary["answer"]
+    assert (
+        "in 2 no claim can be made: one seed of models that subjects share (2 cells)"
+        in summary["answer"]
+    )
+    assert (
+        "Pooled: better in 0 of 2, worse in 0. Within-subject: better in 2 of 2, worse in 0."
+        in summary["answer"]
+    )
     summary = summary_of(certain(of[::2], [6] * 2, seeds=(1,)))
-    assert summary["answer"].startswith("No claim can be made in any of 2 cells (20-way, chance 5.0 %, pooled, 8 subj")
-    assert all(cell["difference"]["top1_acc"]["ci95_these_models"][0] > 0 for cell in summary["cells"])
+    assert summary["answer"].startswith(
+        "No claim can be made in any of 2 cells (20-way, chance 5.0 %, pooled, 8 subj"
+    )
+    assert all(
+        cell["difference"]["top1_acc"]["ci95_these_models"][0] > 0 for cell in summary["cells"]
+    )
 
 
 def test_few_subjects_speak_for_themselves():
     summary = summary_of(certain(cells(), [6] * 4, n_subjects=2))
-    assert summary["answer"].startswith("In these 2 subjects, too few to speak for others, the aligned encoder decodes")
+    assert summary["answer"].startswith(
+        "In these 2 subjects, too few to speak for others, the aligned encoder decodes"
+    )
     assert {tuple(cell["ci95_over"]) for cell in summary["cells"]} == {("seeds", "test images")}
     one = cells(["clip_vitb32"], ["nice"], ["within-subject"])
     [cell] = summary_of(certain(one, [6], n_subjects=2, seeds=(1,)))["cells"]
@@ -215,7 +311,10 @@ def test_identical_encoders_are_no_claim():
 
 def test_what_flatters_or_means_nothing_is_said():
     summary = summary_of(certain(cells(), [1] * 4), synthetic=True, selected_on="test")
-    assert "selected on the test set" in summary["answer"] and "The data are synthetic" in summary["answer"]
+    assert (
+        "selected on the test set" in summary["answer"]
+        and "The data are synthetic" in summary["answer"]
+    )
     assert summary["caveats"] == ["A caveat."]
 
 
@@ -224,7 +323,11 @@ def test_the_spread_of_a_side_by_hand():
     [cell] = summary_of(certain(cells(["clip_vitb32"], ["nice"]), [0], 2, (1, 2)))["cells"]
     side = cell["unaligned"]
     assert side["top1_acc"] == pytest.approx(0.425)
-    assert side["sd_over_subjects"]["top1_acc"] == side["sd_over_seeds"]["top1_acc"] == pytest.approx(0, abs=1e-12)
+    assert (
+        side["sd_over_subjects"]["top1_acc"]
+        == side["sd_over_seeds"]["top1_acc"]
+        == pytest.approx(0, abs=1e-12)
+    )
     low, high = side["ci95"]["top1_acc"]
     assert low < 0.425 < high and side["ci95_over"] == "subjects and test images"
     assert (side["n_subjects"], side["n_seeds"], side["n_ok"]) == (2, 2, 2)

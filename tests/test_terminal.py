@@ -13,7 +13,12 @@ ROWS = [
 def test_piped_it_is_plain_and_nothing_is_cut(capsys):
     show("two [runs]", ROWS)
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert lines == [["two", "[runs]"], [*ROWS[0]], ["[bold]a", "0.250", "False"], ["b" * 200, "1.000", "True"]]
+    assert lines == [
+        ["two", "[runs]"],
+        [*ROWS[0]],
+        ["[bold]a", "0.250", "False"],
+        ["b" * 200, "1.000", "True"],
+    ]
 
 
 def test_a_terminal_gets_rules(capsys, monkeypatch):
@@ -23,6 +28,9 @@ def test_a_terminal_gets_rules(capsys, monkeypatch):
 
 
 def test_what_is_undefined_is_null(tmp_path):
-    written = write_json(tmp_path / "metrics.json", {"top1_acc": 0.5, "sd": {"top1_acc": float("nan")}, "ci95": (0, 1)})
+    written = write_json(
+        tmp_path / "metrics.json",
+        {"top1_acc": 0.5, "sd": {"top1_acc": float("nan")}, "ci95": (0, 1)},
+    )
     assert written == {"top1_acc": 0.5, "sd": {"top1_acc": None}, "ci95": [0, 1]}
     assert json.loads((tmp_path / "metrics.json").read_text()) == written

@@ -9,17 +9,23 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pipeline.data.things_eeg2 import find_subjects, memory_needed, open_eeg, read_metadata
+from pipeline.datasets.things_eeg2 import find_subjects, memory_needed, open_eeg, read_metadata
 from pipeline.errors import InputError
 from pipeline.params import read_params
 from tests.fuzz import saved, zip_bytes
 
 CH_NAMES = ["Pz", "O1", "Oz"]
 TIMES = np.round(np.arange(-20, 80) * 0.01, 2)
-SHAPES = {"train": (60, 4, 3, 100), "test": (8, 5, 3, 100)}  # the training array is streamed, and so is the test array
+SHAPES = {
+    "train": (60, 4, 3, 100),
+    "test": (8, 5, 3, 100),
+}  # the training array is streamed, and so is the test array
 IMAGES = {split: pd.DataFrame(index=range(shape[0])) for split, shape in SHAPES.items()}
 AS_PUBLISHED = read_params(Path("params.yaml")).preprocess
-MEMBERS = {"train": "sub-01/preprocessed_eeg_training.npy", "test": "sub-01/preprocessed_eeg_test.npy"}
+MEMBERS = {
+    "train": "sub-01/preprocessed_eeg_training.npy",
+    "test": "sub-01/preprocessed_eeg_test.npy",
+}
 
 
 def make_recording(split: str, seed: int = 0) -> dict:
@@ -30,7 +36,10 @@ def make_recording(split: str, seed: int = 0) -> dict:
 def write_eeg(path: Path, recordings: dict[str, dict], protocol: int | None = None) -> Path:
     """One subject's archive, with the litter that a Mac leaves."""
     subject = path.stem
-    members = {MEMBERS[split].replace("sub-01", subject): saved(recordings[split], protocol) for split in recordings}
+    members = {
+        MEMBERS[split].replace("sub-01", subject): saved(recordings[split], protocol)
+        for split in recordings
+    }
     litter = {f"__MACOSX/{subject}/._preprocessed_eeg_test.npy": b"\x00\x05\x16\x07"}
     path.write_bytes(zip_bytes({f"{subject}/": b""} | members | litter, zipfile.ZIP_DEFLATED))
     return path
@@ -42,7 +51,9 @@ def make_metadata() -> dict:
         metadata[f"{split}_img_concepts"] = [f"{i // 2 + 1:05d}_thing{i // 2}" for i in range(n)]
         metadata[f"{split}_img_files"] = [f"thing{i // 2}_{i % 2}.jpg" for i in range(n)]
         offset = 0 if split == "train" else 1000
-        metadata[f"{split}_img_concepts_THINGS"] = [f"{offset + i // 2 + 1:05d}_thing{i // 2}" for i in range(n)]
+        metadata[f"{split}_img_concepts_THINGS"] = [
+            f"{offset + i // 2 + 1:05d}_thing{i // 2}" for i in range(n)
+        ]
     return metadata
 
 
@@ -76,7 +87,12 @@ def test_reads_the_eeg_as_numpy_does(protocol: int | None, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    "change", (np.asfortranarray, lambda x: x.astype(">f4"), lambda x: x.swapaxes(1, 3).copy().swapaxes(1, 3))
+    "change",
+    (
+        np.asfortranarray,
+        lambda x: x.astype(">f4"),
+        lambda x: x.swapaxes(1, 3).copy().swapaxes(1, 3),
+    ),
 )
 def test_reads_other_orders_and_float_types(change: Callable, tmp_path: Path) -> None:
     recordings = {split: make_recording(split) for split in SHAPES}
@@ -141,12 +157,15 @@ def test_refuses_the_archive_of_another_subject_or_of_none(tmp_path: Path) -> No
     path = write_eeg(tmp_path / "sub-01.zip", {split: make_recording(split) for split in SHAPES})
     path.rename(tmp_path / "sub-02.zip")
     with pytest.raises(
-        InputError, match="sub-02.zip: holds the folder 'sub-01', which is sub-01, not sub-02; rename the"
+        InputError,
+        match="sub-02.zip: holds the folder 'sub-01', which is sub-01, not sub-02; rename the",
     ):
         read(tmp_path / "sub-02.zip", "test")
     read((tmp_path / "sub-02.zip").rename(path), "test")  # as told
     path.rename(tmp_path / "sub-01 (copy).zip")
-    with pytest.raises(InputError, match="named such as sub-01.zip; rename it, or move it out of the folder"):
+    with pytest.raises(
+        InputError, match="named such as sub-01.zip; rename it, or move it out of the folder"
+    ):
         find_subjects(tmp_path)
     (tmp_path / "sub-01 (copy).zip").rename(path)
     assert find_subjects(tmp_path) == {"sub-01": path}
@@ -155,7 +174,9 @@ def test_refuses_the_archive_of_another_subject_or_of_none(tmp_path: Path) -> No
 @pytest.mark.parametrize("kind", (list, np.array, lambda names: np.array(names, object)))
 def test_reads_the_metadata(kind: Callable, tmp_path: Path) -> None:
     metadata = make_metadata()
-    images = read_metadata(write_metadata(tmp_path / "m.npy", {key: kind(names) for key, names in metadata.items()}))
+    images = read_metadata(
+        write_metadata(tmp_path / "m.npy", {key: kind(names) for key, names in metadata.items()})
+    )
     assert list(images) == ["train", "test"]
     assert images["train"]["image_ids"][2] == "training_images/00002_thing1/thing1_0.jpg"
     assert images["test"]["image_ids"][7] == "test_images/00004_thing3/thing3_1.jpg"
@@ -196,15 +217,23 @@ def test_refuses_absent_metadata(tmp_path: Path) -> None:
 def test_an_archive_that_was_made_again_with_another_folder(tmp_path: Path) -> None:
     recordings = {split: make_recording(split) for split in SHAPES}
     expected = read(write_eeg(tmp_path / "sub-01.zip", recordings), "test")
-    members = {MEMBERS[split].replace("sub-01", "sub-01 2"): saved(recordings[split]) for split in recordings}
-    litter = {"__MACOSX/sub-01 2/._preprocessed_eeg_test.npy": b"", "sub-01 2/._preprocessed_eeg_test.npy": b""}
+    members = {
+        MEMBERS[split].replace("sub-01", "sub-01 2"): saved(recordings[split])
+        for split in recordings
+    }
+    litter = {
+        "__MACOSX/sub-01 2/._preprocessed_eeg_test.npy": b"",
+        "sub-01 2/._preprocessed_eeg_test.npy": b"",
+    }
     (tmp_path / "sub-01.zip").write_bytes(zip_bytes(members | litter, zipfile.ZIP_DEFLATED))
     assert np.array_equal(read(tmp_path / "sub-01.zip", "test"), expected)
     assert memory_needed(tmp_path / "sub-01.zip", AS_PUBLISHED) > expected.nbytes
 
 
 def test_an_archive_without_eeg_names_what_is_expected(tmp_path: Path) -> None:
-    (tmp_path / "sub-01.zip").write_bytes(zip_bytes({"sub-01/notes.txt": b""}, zipfile.ZIP_DEFLATED))
+    (tmp_path / "sub-01.zip").write_bytes(
+        zip_bytes({"sub-01/notes.txt": b""}, zipfile.ZIP_DEFLATED)
+    )
     message = "sub-01.zip: holds no sub-01/preprocessed_eeg_t.*.npy; fetch it again with `dvc repro --force download`"
     for ask in (lambda path: read(path, "test"), lambda path: memory_needed(path, AS_PUBLISHED)):
         with pytest.raises(InputError, match=message):
@@ -212,12 +241,15 @@ def test_an_archive_without_eeg_names_what_is_expected(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("sfreq", 250.0), ("baseline", [-0.2, 0.0]), ("mvnn", "epochs"), ("sessions", [1])]
+    ("key", "value"),
+    [("sfreq", 250.0), ("baseline", [-0.2, 0.0]), ("mvnn", "epochs"), ("sessions", [1])],
 )
 def test_refuses_what_only_raw_recordings_allow(key: str, value: object, tmp_path: Path) -> None:
     path = write_eeg(tmp_path / "sub-01.zip", {split: make_recording(split) for split in SHAPES})
     with (
-        pytest.raises(InputError, match=f"preprocess.{key} is .*only raw recordings .* published prepared"),
+        pytest.raises(
+            InputError, match=f"preprocess.{key} is .*only raw recordings .* published prepared"
+        ),
         open_eeg(path, IMAGES, AS_PUBLISHED.model_copy(update={key: value})),
     ):
         pass

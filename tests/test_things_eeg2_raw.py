@@ -20,8 +20,8 @@ import sklearn
 import yaml
 from sklearn.discriminant_analysis import _cov
 
-from pipeline.data.entry import POSTERIOR
-from pipeline.data.things_eeg2_raw import caveats, find_subjects, memory_needed, open_eeg
+from pipeline.datasets.entry import POSTERIOR
+from pipeline.datasets.things_eeg2_raw import caveats, find_subjects, memory_needed, open_eeg
 from pipeline.errors import InputError
 from tests.raw_eeg import CH_NAMES, make_raw_subject
 
@@ -69,13 +69,17 @@ def plain(path: Path, options: Options) -> dict[str, np.ndarray]:
         if options.mvnn != "none":
             noise = {split: plain_noise(path, session, split, *steps, options.mvnn) for split in N}
             both = options.mvnn_from == "training-and-test"
-            covariance = np.mean([noise["train"], noise["test"]], axis=0) if both else noise["train"]
+            covariance = (
+                np.mean([noise["train"], noise["test"]], axis=0) if both else noise["train"]
+            )
             whitener = scipy.linalg.fractional_matrix_power(covariance, -0.5)
         for split in N:
             for image, epochs in eeg[split].items():
                 merged[split][image] += [whitener @ epoch for epoch in epochs]
     if options.sessions != "all":  # images differ in repetitions
-        return {split: [np.array(epochs) for epochs in of_images] for split, of_images in merged.items()}
+        return {
+            split: [np.array(epochs) for epochs in of_images] for split, of_images in merged.items()
+        }
     return {split: np.array(epochs) for split, epochs in merged.items()}
 
 
@@ -85,14 +89,18 @@ def plain_noise(*steps) -> np.ndarray:
     covariances = []
     for epochs in plain_epochs(*steps).values():
         x = np.array(epochs)  # (R, C, T)
-        sets = [x[:, :, t] for t in range(x.shape[2])] if mvnn == "time" else [epoch.T for epoch in x]
+        sets = (
+            [x[:, :, t] for t in range(x.shape[2])] if mvnn == "time" else [epoch.T for epoch in x]
+        )
         with sklearn.config_context(skip_parameter_validation=True, assume_finite=True):  # faster
             covariances.append(np.mean([_cov(s, shrinkage="auto") for s in sets], axis=0))
     return np.mean(covariances, axis=0)
 
 
 @cache
-def plain_epochs(path, session, split, channels, sfreq, window, baseline) -> dict[int, list[np.ndarray]]:
+def plain_epochs(
+    path, session, split, channels, sfreq, window, baseline
+) -> dict[int, list[np.ndarray]]:
     """By image, counted from 0, the first 2 or 20 epochs of a session, (C, T)."""
     name = {"train": "training", "test": "test"}[split]
     with zipfile.ZipFile(path) as archive:
@@ -111,9 +119,13 @@ def plain_epochs(path, session, split, channels, sfreq, window, baseline) -> dic
             continue
         epoch = recording[rows, onset + start : onset + stop + 1]
         if baseline != "none":
-            quiet = recording[rows, onset + round(baseline[0] * 1000) : onset + round(baseline[1] * 1000) + 1]
+            quiet = recording[
+                rows, onset + round(baseline[0] * 1000) : onset + round(baseline[1] * 1000) + 1
+            ]
             epoch = epoch - quiet.mean(axis=1, keepdims=True)
-        epochs.setdefault(image - 1, []).append(plain_resample(epoch, sfreq)[:, keep[0] : keep[1] + 1])
+        epochs.setdefault(image - 1, []).append(
+            plain_resample(epoch, sfreq)[:, keep[0] : keep[1] + 1]
+        )
     return epochs
 
 
@@ -133,7 +145,10 @@ EVERY = [
     for channels in ("all", "posterior", ("Oz", "Fz", "P3"))
     for grid in ((100.0, (-0.2, 0.79)), (250.0, (0.0, 0.296)))
     for baseline in ("none", (-0.2, 0.0))
-    for mvnn in (("none", "training"), *itertools.product(("time", "epochs"), ("training", "training-and-test")))
+    for mvnn in (
+        ("none", "training"),
+        *itertools.product(("time", "epochs"), ("training", "training-and-test")),
+    )
 ]
 
 
@@ -158,7 +173,10 @@ def test_names_and_times(subject: Path) -> None:
         assert raw.layout.ch_names == CH_NAMES
         assert np.array_equal(raw.layout.times, np.round(np.arange(250) / 250, 3))
     with open_eeg(subject, IMAGES, replace(PAPER, window=(0.002, 0.011), mvnn="none")) as raw:
-        assert raw.layout.times.tolist() == [0.004, 0.008]  # the samples of the grid from -0.2 s that lie in it
+        assert raw.layout.times.tolist() == [
+            0.004,
+            0.008,
+        ]  # the samples of the grid from -0.2 s that lie in it
 
 
 @pytest.mark.parametrize("protocol", (2, 3, 4, 5))
@@ -192,7 +210,9 @@ def test_test_eeg_in_the_noise_normalisation_is_told(mvnn: str, mvnn_from: str, 
 
 
 @pytest.mark.parametrize(("mvnn_from", "same"), [("training", True), ("training-and-test", False)])
-def test_the_test_eeg_enters_only_where_it_is_told(mvnn_from: str, same: bool, subject: Path, tmp_path: Path) -> None:
+def test_the_test_eeg_enters_only_where_it_is_told(
+    mvnn_from: str, same: bool, subject: Path, tmp_path: Path
+) -> None:
     def louder(session: int, split: str, fields: dict) -> None:
         if split == "test":
             fields["raw_eeg_data"][:-1] *= 2
@@ -207,7 +227,10 @@ def test_params_files(name: str, expected: Options) -> None:
     words = Path("params", name).read_text().replace("-S ", "").split()
     values = {key: yaml.safe_load(value) for key, value in (word.split("=") for word in words)}
     assert values.pop("dataset") == "things-eeg2-raw"
-    given = {key.removeprefix("preprocess."): tuple(v) if isinstance(v, list) else v for key, v in values.items()}
+    given = {
+        key.removeprefix("preprocess."): tuple(v) if isinstance(v, list) else v
+        for key, v in values.items()
+    }
     assert Options(**given) == expected
 
 
@@ -291,7 +314,9 @@ OZ = CH_NAMES.index("Oz")
         (1, "train", update(raw_eeg_data=Path), "tries to load 'pathlib"),
     ],
 )  # fmt: skip
-def test_refuses_other_recordings(session: int, split: str, edit: Callable, message: str, tmp_path: Path) -> None:
+def test_refuses_other_recordings(
+    session: int, split: str, edit: Callable, message: str, tmp_path: Path
+) -> None:
     path = make_raw_subject(tmp_path, N, change=at(session, split, edit))
     with pytest.raises(InputError, match=message) as error:
         read(path, Options())
@@ -332,7 +357,10 @@ def test_an_epoch_that_was_cut_off_fits_as_told(tmp_path: Path) -> None:
 
 def test_a_window_of_one_sample_is_widened_as_told(subject: Path) -> None:
     narrow = Options(window=(0.001, 0.0065), mvnn="none")
-    with pytest.raises(InputError, match=r"at least 2: choose a longer window, or a higher rate \(preprocess.sfreq\)"):
+    with pytest.raises(
+        InputError,
+        match=r"at least 2: choose a longer window, or a higher rate \(preprocess.sfreq\)",
+    ):
         read(subject, narrow)
     for changes in ({"window": (0.001, 0.009)}, {"sfreq": 500.0}):
         assert read(subject, replace(narrow, **changes))["test"].shape[-1] >= 2
@@ -363,7 +391,9 @@ def test_what_is_not_asked_for_may_be_broken(subject: Path, tmp_path: Path) -> N
         ({"baseline": (-0.9, 0.0)}, "epoch of -0.9 .. 1 s is not all recorded"),
     ],
 )  # fmt: skip
-def test_refuses_what_the_recording_does_not_allow(changes: dict, message: str, subject: Path) -> None:
+def test_refuses_what_the_recording_does_not_allow(
+    changes: dict, message: str, subject: Path
+) -> None:
     with pytest.raises(InputError, match=message):
         read(subject, replace(Options(), **changes))
 
@@ -373,7 +403,10 @@ def test_refuses_channels_that_are_sums_of_others(tmp_path: Path) -> None:
         fields["raw_eeg_data"][:-1] -= fields["raw_eeg_data"][:-1].mean(axis=0)
 
     path = make_raw_subject(tmp_path, N, change=average_reference)
-    with pytest.raises(InputError, match="sub-01.zip: session 1: the noise covariance of the channels has no inverse"):
+    with pytest.raises(
+        InputError,
+        match="sub-01.zip: session 1: the noise covariance of the channels has no inverse",
+    ):
         read(path, replace(PAPER, mvnn="time"))
     for as_told in ({"channels": CH_NAMES[1:]}, {"mvnn": "none"}):
         assert np.isfinite(read(path, replace(PAPER, **{"mvnn": "time"} | as_told))["test"]).all()
@@ -392,14 +425,24 @@ def copied(subject: Path, target: Path, name_of: Callable[[str], str | None]) ->
 @pytest.mark.parametrize(
     ("absent", "message", "left"),
     [
-        ("ses-0[234]/", r"session 2 is not there or not whole \(no ses-02/raw_eeg_training.npy\)", "1"),
-        ("ses-03/raw_eeg_test", r"session 3 is not there or not whole \(no ses-03/raw_eeg_test.npy\)", "1,2,4"),
+        (
+            "ses-0[234]/",
+            r"session 2 is not there or not whole \(no ses-02/raw_eeg_training.npy\)",
+            "1",
+        ),
+        (
+            "ses-03/raw_eeg_test",
+            r"session 3 is not there or not whole \(no ses-03/raw_eeg_test.npy\)",
+            "1,2,4",
+        ),
     ],
 )
 def test_a_missing_session_is_named_and_the_others_can_be_used(
     absent: str, message: str, left: str, subject: Path, tmp_path: Path
 ) -> None:
-    path = copied(subject, tmp_path / "sub-01.zip", lambda name: None if re.search(absent, name) else name)
+    path = copied(
+        subject, tmp_path / "sub-01.zip", lambda name: None if re.search(absent, name) else name
+    )
     with pytest.raises(InputError, match=message) as error:
         memory_needed(path, Options())
     with pytest.raises(InputError, match=message):
@@ -413,7 +456,9 @@ def test_a_missing_session_is_named_and_the_others_can_be_used(
 
 
 def test_a_session_that_there_cannot_be_is_refused(subject: Path) -> None:
-    with pytest.raises(InputError, match=r"session 5 .*no ses-05.*'preprocess.sessions=\[1,2,3,4\]' uses only what"):
+    with pytest.raises(
+        InputError, match=r"session 5 .*no ses-05.*'preprocess.sessions=\[1,2,3,4\]' uses only what"
+    ):
         read(subject, Options(sessions=(1, 5)))
 
 
@@ -422,10 +467,16 @@ def images_of(path: Path, options: Options) -> dict[str, list[np.ndarray]]:
     found = {}
     with open_eeg(path, IMAGES, options) as raw:
         for split, n in N.items():
-            counts = raw.n_repetitions[split] if raw.n_repetitions else np.full(n, {"train": 4, "test": 80}[split])
+            counts = (
+                raw.n_repetitions[split]
+                if raw.n_repetitions
+                else np.full(n, {"train": 4, "test": 80}[split])
+            )
             seen = iter([image for block in raw.blocks[split] for image in block])
             found[split] = [next(seen) if count else np.empty(0) for count in counts]
-            assert [len(image) for image in found[split]] == counts.tolist() and next(seen, None) is None
+            assert [len(image) for image in found[split]] == counts.tolist() and next(
+                seen, None
+            ) is None
     return found
 
 
@@ -441,10 +492,16 @@ def same(ours: dict[str, list[np.ndarray]], peer: dict[str, list[np.ndarray]]) -
     ("sessions", "train"),
     [((1,), [2, 2, 2, 0, 0, 0]), ((2, 4), [2, 0, 2, 2, 4, 2]), ((4, 1, 2), [4, 2, 4, 2, 4, 2])],
 )
-def test_only_the_wanted_sessions_are_read(sessions: tuple, train: list, subject: Path, tmp_path: Path) -> None:
+def test_only_the_wanted_sessions_are_read(
+    sessions: tuple, train: list, subject: Path, tmp_path: Path
+) -> None:
     """The others may be missing. What an image has is what those sessions showed."""
     wanted = [f"/ses-0{session}/" for session in sessions]
-    path = copied(subject, tmp_path / "sub-01.zip", lambda name: name if any(part in name for part in wanted) else None)
+    path = copied(
+        subject,
+        tmp_path / "sub-01.zip",
+        lambda name: name if any(part in name for part in wanted) else None,
+    )
     options = Options(sessions=sessions)
     ours = images_of(path, options)
     assert [len(image) for image in ours["train"]] == train
@@ -462,7 +519,9 @@ def test_all_sessions_by_name_are_all(subject: Path) -> None:
 
 
 @pytest.mark.parametrize("folder", ["sub-01 2/", "raw data/sub-01/", ""])
-def test_an_archive_that_was_made_again_on_a_mac(folder: str, subject: Path, tmp_path: Path) -> None:
+def test_an_archive_that_was_made_again_on_a_mac(
+    folder: str, subject: Path, tmp_path: Path
+) -> None:
     path = copied(subject, tmp_path / "sub-01.zip", lambda name: folder + name.split("/", 1)[1])
     with zipfile.ZipFile(path, "a") as archive:
         for name in archive.namelist():
@@ -473,7 +532,9 @@ def test_an_archive_that_was_made_again_on_a_mac(folder: str, subject: Path, tmp
         assert np.array_equal(eeg, read(subject, options)[split])
 
 
-def test_the_folder_of_another_subject_is_refused_and_its_name_helps(subject: Path, tmp_path: Path) -> None:
+def test_the_folder_of_another_subject_is_refused_and_its_name_helps(
+    subject: Path, tmp_path: Path
+) -> None:
     path = copied(subject, tmp_path / "sub-02.zip", lambda name: name)
     with pytest.raises(
         InputError, match=r"the folder 'sub-01', which is sub-01, not sub-02; rename the archive to"
@@ -481,7 +542,9 @@ def test_the_folder_of_another_subject_is_refused_and_its_name_helps(subject: Pa
         read(path, Options())
     [name] = re.findall(r"rename the archive to (\S+),", str(error.value))
     assert read(path.rename(tmp_path / name), Options())["test"].shape[1] == 80
-    renamed = copied(subject, tmp_path / "sub-02.zip", lambda name: name.replace("sub-01", "sub-02"))
+    renamed = copied(
+        subject, tmp_path / "sub-02.zip", lambda name: name.replace("sub-01", "sub-02")
+    )
     assert read(renamed, Options())["test"].shape[1] == 80  # "or rename the folder in it"
 
 
@@ -489,9 +552,15 @@ def test_a_session_that_is_there_twice_is_refused(subject: Path, tmp_path: Path)
     path = copied(subject, tmp_path / "sub-01.zip", lambda name: name)
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr("sub-01 2/ses-02/raw_eeg_test.npy", b"")
-    with pytest.raises(InputError, match="ses-02/raw_eeg_test.npy twice, as 'sub-01/ses-02.* and 'sub-01 2/ses-02"):
+    with pytest.raises(
+        InputError, match="ses-02/raw_eeg_test.npy twice, as 'sub-01/ses-02.* and 'sub-01 2/ses-02"
+    ):
         read(path, Options())
-    again = copied(path, tmp_path / "again/sub-01.zip", lambda name: None if name.startswith("sub-01 2") else name)
+    again = copied(
+        path,
+        tmp_path / "again/sub-01.zip",
+        lambda name: None if name.startswith("sub-01 2") else name,
+    )
     assert read(again, Options())["test"].shape[1] == 80  # as told
 
 
@@ -516,7 +585,9 @@ def test_a_full_disk_is_told_and_nothing_stays(
     subject: Path, small_files: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    with pytest.raises(InputError, match=rf"{tmp_path}: the epochs of sub-01.zip need about .* GB .* TMPDIR"):
+    with pytest.raises(
+        InputError, match=rf"{tmp_path}: the epochs of sub-01.zip need about .* GB .* TMPDIR"
+    ):
         read(subject, PAPER)
     assert list(tmp_path.iterdir()) == []
 

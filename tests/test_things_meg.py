@@ -12,7 +12,13 @@ import pandas as pd
 import pytest
 import yaml
 
-from pipeline.data.things_meg import find_subjects, memory_needed, open_eeg, places, read_metadata
+from pipeline.datasets.things_meg import (
+    find_subjects,
+    memory_needed,
+    open_eeg,
+    places,
+    read_metadata,
+)
 from pipeline.errors import InputError
 from pipeline.sections import Preprocess
 from tests.meg_files import (
@@ -30,7 +36,12 @@ from tests.meg_files import (
 SUBJECTS = ("P1", "P2")
 PUBLISHED = Preprocess.model_validate(yaml.safe_load(Path("params.yaml").read_text())["preprocess"])
 SPLITS = ("train", "test")
-N_TRAIN, N_TEST, N_CHANS, N_TIMES = 240, 10, 8, 281  # more training images and test trials than a block takes
+N_TRAIN, N_TEST, N_CHANS, N_TIMES = (
+    240,
+    10,
+    8,
+    281,
+)  # more training images and test trials than a block takes
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +73,11 @@ def test_each_image_is_one_row_and_no_concept_is_in_both_splits(meg: Path) -> No
         assert list(table.columns) == ["image_ids", "concept", "things_concept"]
         rows = [(concept, file) for _, concept, file in table["image_ids"].str.split("/")]
         assert rows == sorted(set(rows))
-        assert list(table["concept"]) == list(table["things_concept"]) == [concept for concept, _ in rows]
+        assert (
+            list(table["concept"])
+            == list(table["things_concept"])
+            == [concept for concept, _ in rows]
+        )
         assert all(file.startswith(f"{concept}_") for concept, file in rows)
     assert not set(images["train"]["concept"]) & set(images["test"]["concept"])
     assert (images["train"].groupby("concept").size() == 12).all()
@@ -109,8 +124,12 @@ def test_it_is_what_mne_reads_whole(meg: Path) -> None:
         for split in SPLITS:
             blocks = list(raw.blocks[split])
             assert len(blocks) > 1
-            for condition, image in zip(np.concatenate(blocks), images[split]["image_ids"], strict=True):
-                assert np.array_equal(condition, epochs.get_data()[[image == other for other in of_trial]])
+            for condition, image in zip(
+                np.concatenate(blocks), images[split]["image_ids"], strict=True
+            ):
+                assert np.array_equal(
+                    condition, epochs.get_data()[[image == other for other in of_trial]]
+                )
 
 
 def test_subjects_are_folders(meg: Path, tmp_path: Path) -> None:
@@ -119,11 +138,14 @@ def test_subjects_are_folders(meg: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("sfreq", 100.0), ("baseline", [-0.1, 0.0]), ("mvnn", "epochs"), ("sessions", [1])]
+    ("key", "value"),
+    [("sfreq", 100.0), ("baseline", [-0.1, 0.0]), ("mvnn", "epochs"), ("sessions", [1])],
 )
 def test_what_the_release_has_done_is_not_done_again(key: str, value: object, meg: Path) -> None:
     asked = PUBLISHED.model_copy(update={key: value})
-    with pytest.raises(InputError, match=rf"preprocess\.{key} is .*published prepared .*; set it to "):
+    with pytest.raises(
+        InputError, match=rf"preprocess\.{key} is .*published prepared .*; set it to "
+    ):
         open_eeg(meg / "eeg" / "P1", tables(meg), asked).__enter__()
 
 
@@ -133,19 +155,35 @@ def test_what_the_release_has_done_is_not_done_again(key: str, value: object, me
 @pytest.mark.parametrize("suffix", ("", "-1", "-2", "-3"))
 def test_a_missing_part_is_named(suffix: str, subject: Path, meg: Path) -> None:
     (subject / f"preprocessed_P1-epo{suffix}.fif").unlink()
-    with pytest.raises(InputError, match=rf"preprocessed_P1-epo{suffix}\.fif: is missing, expected 4"):
+    with pytest.raises(
+        InputError, match=rf"preprocessed_P1-epo{suffix}\.fif: is missing, expected 4"
+    ):
         read(subject, tables(meg))
-    with pytest.raises(InputError, match=rf"preprocessed_P1-epo{suffix}\.fif: is missing, expected 4"):
+    with pytest.raises(
+        InputError, match=rf"preprocessed_P1-epo{suffix}\.fif: is missing, expected 4"
+    ):
         memory_needed(subject, PUBLISHED)
 
 
 @pytest.mark.parametrize(
     ("source", "target", "message"),
     [
-        ("P2/preprocessed_P2-epo-1.fif", "-1", "epo-1.fif: says that preprocessed_P2-epo-2.fif comes next"),
-        ("P1/preprocessed_P1-epo.fif", "-1", "epo-1.fif: says that preprocessed_P1-epo-1.fif comes next"),
+        (
+            "P2/preprocessed_P2-epo-1.fif",
+            "-1",
+            "epo-1.fif: says that preprocessed_P2-epo-2.fif comes next",
+        ),
+        (
+            "P1/preprocessed_P1-epo.fif",
+            "-1",
+            "epo-1.fif: says that preprocessed_P1-epo-1.fif comes next",
+        ),
         ("P1/preprocessed_P1-epo-3.fif", "-1", "epo-1.fif: says that no file comes next"),
-        ("P1/preprocessed_P1-epo-2.fif", "-3", "epo-3.fif: says that preprocessed_P1-epo-3.fif comes next, .* no file"),
+        (
+            "P1/preprocessed_P1-epo-2.fif",
+            "-3",
+            "epo-3.fif: says that preprocessed_P1-epo-3.fif comes next, .* no file",
+        ),
         (
             "P2/preprocessed_P2-epo-3.fif",
             "-3",
@@ -166,7 +204,9 @@ def test_a_cut_part_is_refused_before_it_is_read(share: float, subject: Path, me
     part = subject / "preprocessed_P1-epo-2.fif"
     part.write_bytes(part.read_bytes()[: int(share * part.stat().st_size)])
     with (
-        pytest.raises(InputError, match="epo-2.fif: (cannot be read as epochs of MNE|says that no file)"),
+        pytest.raises(
+            InputError, match="epo-2.fif: (cannot be read as epochs of MNE|says that no file)"
+        ),
         open_eeg(subject, tables(meg), PUBLISHED),
     ):
         pytest.fail("opened")
@@ -174,7 +214,10 @@ def test_a_cut_part_is_refused_before_it_is_read(share: float, subject: Path, me
 
 def test_a_file_that_is_none_of_mne_is_refused(subject: Path, meg: Path) -> None:
     (subject / "preprocessed_P1-epo.fif").write_bytes(b"<html>not found</html>" * 100)
-    with pytest.raises(InputError, match=r"epo\.fif: cannot be read as epochs of MNE \(.*`dvc repro --force download`"):
+    with pytest.raises(
+        InputError,
+        match=r"epo\.fif: cannot be read as epochs of MNE \(.*`dvc repro --force download`",
+    ):
         read(subject, tables(meg))
 
 
@@ -182,7 +225,9 @@ def test_a_chain_of_tags_that_turns_back_is_refused(subject: Path, meg: Path) ->
     """MNE alone would follow it for ever."""
     part = subject / "preprocessed_P1-epo-3.fif"
     data = bytearray(part.read_bytes())
-    data[48:52] = struct.pack(">i", 36)  # the second tag begins at byte 36 and names itself as the next
+    data[48:52] = struct.pack(
+        ">i", 36
+    )  # the second tag begins at byte 36 and names itself as the next
     part.write_bytes(data)
     with pytest.raises(InputError, match="epo-3.fif: .*the entry at byte 36 of .* damaged or cut"):
         read(subject, tables(meg))
@@ -234,7 +279,9 @@ def replace(old: str, new: str, count: int | None = None) -> Callable[[pd.DataFr
 
 
 TRIALS = make_trials("P1", 30, 12, 10)["image_path"]
-FIRST_TEST, LAST_TEST = sorted(path.split("/")[1] for path in set(TRIALS[TRIALS.str.startswith("images_test")]))[::9]
+FIRST_TEST, LAST_TEST = sorted(
+    path.split("/")[1] for path in set(TRIALS[TRIALS.str.startswith("images_test")])
+)[::9]
 TRAIN_CONCEPT = "bat_20005"
 
 
@@ -242,20 +289,32 @@ TRAIN_CONCEPT = "bat_20005"
     ("change", "message"),
     [
         (lambda trials: None, "P1-epo.fif: the epochs have no metadata"),
-        (lambda trials: trials.drop(columns="image_path"), "P1: the trials have no image_path, they have trial_type"),
+        (
+            lambda trials: trials.drop(columns="image_path"),
+            "P1: the trials have no image_path, they have trial_type",
+        ),
         (lambda trials: trials.drop(columns="trial_type"), "P1: the trials have no trial_type"),
         (lambda trials: trials.assign(trial_type="catch"), "P1: has no trials of type exp"),
         (
             replace("images_meg/", "other/", 1),
             "image_path of a trial of type exp is 'other/.*, expected such as im",
         ),
-        (replace("images_test_meg/", "images_meg/"), "of a trial of type test is 'images_meg/.*, expected such as ima"),
+        (
+            replace("images_test_meg/", "images_meg/"),
+            "of a trial of type test is 'images_meg/.*, expected such as ima",
+        ),
         (
             replace(f"{TRAIN_CONCEPT}_02s", f"{TRAIN_CONCEPT}_99s"),
             f"train image 'things_images/{TRAIN_CONCEPT}/.*99s.*' is no",
         ),
-        (replace(f"{TRAIN_CONCEPT}_02s", f"{TRAIN_CONCEPT}_03s"), "_02s.jpg is seen 0 times, expected 1, .* 1 others"),
-        (replace(FIRST_TEST, "cat_99s.jpg"), "the test image 'things_images/cat/cat_99s.jpg' is not in the table"),
+        (
+            replace(f"{TRAIN_CONCEPT}_02s", f"{TRAIN_CONCEPT}_03s"),
+            "_02s.jpg is seen 0 times, expected 1, .* 1 others",
+        ),
+        (
+            replace(FIRST_TEST, "cat_99s.jpg"),
+            "the test image 'things_images/cat/cat_99s.jpg' is not in the table",
+        ),
         (
             replace(FIRST_TEST, LAST_TEST, 1),
             f"test image .*{FIRST_TEST} is seen 11 times, expected 12, .* 1 others",
@@ -267,7 +326,10 @@ def test_trials_that_do_not_fit_the_table_are_refused(
 ) -> None:
     assert TRAIN_CONCEPT in set(tables(meg)["train"]["concept"])
     change_metadata(tmp_path / "P1", change)
-    with pytest.raises(InputError, match=message), open_eeg(tmp_path / "P1", tables(meg), PUBLISHED):
+    with (
+        pytest.raises(InputError, match=message),
+        open_eeg(tmp_path / "P1", tables(meg), PUBLISHED),
+    ):
         pytest.fail("opened")
 
 
@@ -295,7 +357,10 @@ def test_a_value_that_is_no_number_is_refused(value: float, meg: Path, tmp_path:
         (b'a,b\n1,2\n"3', "is not a table of trials as CSV"),
         (b"trial_type,path\nexp,x\n", "have no image_path, they have trial_type, path"),
         (b"trial_type,image_path\nexp,images_meg/a/a_01b.jpg\n", "has no trials of type test"),
-        (b"trial_type,image_path\nexp,a_01b.jpg\n", "trial of type exp is 'a_01b.jpg', expected such as images_meg/"),
+        (
+            b"trial_type,image_path\nexp,a_01b.jpg\n",
+            "trial of type exp is 'a_01b.jpg', expected such as images_meg/",
+        ),
         (
             b"trial_type,image_path\nexp,images_meg/a/a_01b.jpg\ntest,images_test_meg/a_b_13s.jpg\n",
             "the test image 'things_images/a_b/a_b_13s.jpg' is of a concept that no exp trial has, expected one of th",
@@ -306,7 +371,9 @@ def test_a_value_that_is_no_number_is_refused(value: float, meg: Path, tmp_path:
         ),
     ],
 )
-def test_a_table_of_trials_that_is_not_as_published_is_refused(content: bytes, message: str, tmp_path: Path) -> None:
+def test_a_table_of_trials_that_is_not_as_published_is_refused(
+    content: bytes, message: str, tmp_path: Path
+) -> None:
     path = tmp_path / "sample_attributes_P1.csv"
     path.write_bytes(content)
     with pytest.raises(InputError, match=message):

@@ -21,9 +21,9 @@ from PIL import Image
 from timm.data import create_transform
 
 from pipeline.errors import InputError
-from pipeline.images.models import find_alignment, find_model
-from pipeline.images.timm_models import check_name, load_encoder, make_random
-from pipeline.images.vit import ImageEncoder
+from pipeline.images.models.table import find_alignment, find_model
+from pipeline.images.models.timm_models import check_name, load_encoder, make_random
+from pipeline.images.models.vit import ImageEncoder
 from stages import weights
 
 TINY = "vit_tiny_patch16_224"
@@ -58,9 +58,13 @@ def test_pixels_pooled_features_and_blocks_are_timms(name: str, file: Path) -> N
     encoder, model = load_encoder(file, name), timms_own(name, file)
     config = model.pretrained_cfg
     options = {key: config[key] for key in ("input_size", "interpolation", "mean", "std")}
-    own = create_transform(**options, crop_pct=1.0, crop_mode="squash")  # as timm resizes a whole picture
+    own = create_transform(
+        **options, crop_pct=1.0, crop_mode="squash"
+    )  # as timm resizes a whole picture
     pixels = own(picture())[None]
-    torch.testing.assert_close((encoder.framing(picture())[None] / 255 - encoder.mean) / encoder.sd, pixels)
+    torch.testing.assert_close(
+        (encoder.framing(picture())[None] / 255 - encoder.mean) / encoder.sd, pixels
+    )
     images = encoder.framing(picture())[None].float() / 255
     with torch.inference_mode():
         second, last, again = encoder(images, (2, "last", 2))
@@ -73,12 +77,17 @@ def test_pixels_pooled_features_and_blocks_are_timms(name: str, file: Path) -> N
         else:
             torch.testing.assert_close(second, after.mean((2, 3)))
     assert torch.equal(second, again) and second.std() > 0.01
-    assert str(config["mean"]) in encoder.preprocessing and config["interpolation"] in encoder.preprocessing
+    assert (
+        str(config["mean"]) in encoder.preprocessing
+        and config["interpolation"] in encoder.preprocessing
+    )
 
 
 def test_bfloat16_is_near_float32_and_is_used(file: Path, name: str) -> None:
     encoder = load_encoder(file, name)
-    images = torch.rand(2, 3, encoder.framing.side, encoder.framing.side, generator=torch.Generator().manual_seed(0))
+    images = torch.rand(
+        2, 3, encoder.framing.side, encoder.framing.side, generator=torch.Generator().manual_seed(0)
+    )
     with torch.inference_mode():
         [exact] = encoder(images)
         encoder.arithmetic = torch.bfloat16
@@ -90,11 +99,15 @@ def test_bfloat16_is_near_float32_and_is_used(file: Path, name: str) -> None:
 def test_what_a_model_has_not_is_told(name: str, file: Path) -> None:
     encoder = load_encoder(file, name)
     images = torch.zeros(1, 3, encoder.framing.side, encoder.framing.side)
-    with pytest.raises(InputError, match=f"has the blocks 1 to {encoder.n_blocks} and last, not 99"):
+    with pytest.raises(
+        InputError, match=f"has the blocks 1 to {encoder.n_blocks} and last, not 99"
+    ):
         encoder(images, (99,))
     with pytest.raises(InputError, match="embed.tokens is mean: .* set it to cls"):
         encoder(images, ("last",), "mean")
-    with pytest.raises(InputError, match=f"timm/{name} has only the unaligned encoder; set encoder to unaligned"):
+    with pytest.raises(
+        InputError, match=f"timm/{name} has only the unaligned encoder; set encoder to unaligned"
+    ):
         find_alignment(f"timm/{name}", "dreamsim")
 
 
@@ -107,8 +120,14 @@ def test_what_a_model_has_not_is_told(name: str, file: Path) -> None:
         ("local-dir:/tmp/model", "has no model local-dir"),
         ("../x", r"has no model ../x; timm.list_models\(\) in Python gives the names"),
         ("", "has no model"),
-        ("vit_base_patch16_sapiens2", "takes 3 x 1024 x 768 values, and pictures are made RGB squares here"),
-        ("deepseek_vit_412m_enc", "gives many tokens of a picture and not one embedding; name another model"),
+        (
+            "vit_base_patch16_sapiens2",
+            "takes 3 x 1024 x 768 values, and pictures are made RGB squares here",
+        ),
+        (
+            "deepseek_vit_412m_enc",
+            "gives many tokens of a picture and not one embedding; name another model",
+        ),
     ],
 )
 def test_a_name_that_timm_has_not_is_told(name: str, message: str) -> None:
@@ -136,7 +155,9 @@ def features(encoder: ImageEncoder) -> torch.Tensor:
 def timms_features(state: dict[str, torch.Tensor]) -> torch.Tensor:
     """What timm's own model gives for the same pixels."""
     model: Any = timm.create_model(TINY, num_classes=0)
-    model.load_state_dict({key: value for key, value in state.items() if not key.startswith("head.")})
+    model.load_state_dict(
+        {key: value for key, value in state.items() if not key.startswith("head.")}
+    )
     config = model.pretrained_cfg
     mean, std = (torch.tensor(config[key]).view(3, 1, 1) for key in ("mean", "std"))
     pixels = torch.rand(2, 3, 224, 224, generator=torch.Generator().manual_seed(0))
@@ -173,22 +194,39 @@ BESIDE = {
         (lambda state: {"model": state, **BESIDE}, ""),
         (lambda state: prefixed(state, "module."), "'module.' is taken off"),
         (lambda state: prefixed(state, "_orig_mod."), "'_orig_mod.' is taken off"),
-        (lambda state: {"state_dict": prefixed(state, "model._orig_mod.")}, "'model._orig_mod.' is taken off"),
         (
-            lambda state: {"state_dict": state, "state_dict_ema": {key: value + 1 for key, value in state.items()}},
+            lambda state: {"state_dict": prefixed(state, "model._orig_mod.")},
+            "'model._orig_mod.' is taken off",
+        ),
+        (
+            lambda state: {
+                "state_dict": state,
+                "state_dict_ema": {key: value + 1 for key, value in state.items()},
+            },
             "holds state_dict and state_dict_ema, their moving average; state_dict is used",
         ),
         (with_head, ""),
-        (lambda state: with_head(state, **{"head.weight": torch.ones(10, 192), "head.bias": torch.ones(10)}), ""),
         (
-            lambda state: with_head(state, **{"head.0.weight": torch.ones(5, 192), "head.2.weight": torch.ones(2, 5)}),
+            lambda state: with_head(
+                state, **{"head.weight": torch.ones(10, 192), "head.bias": torch.ones(10)}
+            ),
+            "",
+        ),
+        (
+            lambda state: with_head(
+                state, **{"head.0.weight": torch.ones(5, 192), "head.2.weight": torch.ones(2, 5)}
+            ),
             "",
         ),
         (lambda state: prefixed(with_head(state), "module."), "'module.' is taken off"),
     ],
 )
 def test_weights_as_training_scripts_leave_them(
-    save: Callable, said: str, state: dict[str, torch.Tensor], tmp_path: Path, capsys: pytest.CaptureFixture
+    save: Callable,
+    said: str,
+    state: dict[str, torch.Tensor],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
 ) -> None:
     torch.save(save(state), tmp_path / "model.pt")
     assert torch.equal(features(load_encoder(tmp_path / "model.pt", TINY)), timms_features(state))
@@ -201,7 +239,9 @@ def test_half_precision_becomes_float32(state: dict[str, torch.Tensor], tmp_path
     safetensors.torch.save_file(halves, tmp_path / "half.safetensors")
     encoder = load_encoder(tmp_path / "half.safetensors", TINY)
     assert {value.dtype for value in encoder.state_dict().values()} == {torch.float32}
-    assert torch.equal(features(encoder), timms_features({key: value.float() for key, value in halves.items()}))
+    assert torch.equal(
+        features(encoder), timms_features({key: value.float() for key, value in halves.items()})
+    )
 
 
 def refused(path: Path, name: str = TINY) -> str:
@@ -225,7 +265,10 @@ def test_weights_of_a_model_for_larger_pictures_are_refused(tmp_path: Path) -> N
     large = timm.create_model(TINY, num_classes=0, img_size=384)
     torch.save(large.state_dict(), tmp_path / "old.pt")
     told = refused(tmp_path / "old.pt")
-    assert "pos_embed: expected (1, 197, 192), which timm's vit_tiny_patch16_224 has, got (1, 577, 192)" in told
+    assert (
+        "pos_embed: expected (1, 197, 192), which timm's vit_tiny_patch16_224 has, got (1, 577, 192)"
+        in told
+    )
     assert "they fit timm/vit_tiny_patch16_384: set backbone to that" in told
     assert load_encoder(tmp_path / "old.pt", "vit_tiny_patch16_384").framing.side == 384
 
@@ -234,7 +277,10 @@ def test_positions_that_fit_no_model_of_timm_are_resized_as_told(tmp_path: Path)
     odd = timm.create_model(TINY, num_classes=10, img_size=240)
     torch.save({"state_dict": odd.state_dict()}, tmp_path / "old.pt")
     told = refused(tmp_path / "old.pt")
-    assert "pos_embed: expected (1, 197, 192), which timm's vit_tiny_patch16_224 has, got (1, 226, 192)" in told
+    assert (
+        "pos_embed: expected (1, 197, 192), which timm's vit_tiny_patch16_224 has, got (1, 226, 192)"
+        in told
+    )
     assert features(load_encoder(do_as_told(told, tmp_path), TINY)).shape == (2, 192)
 
 
@@ -245,12 +291,19 @@ def test_a_whole_model_is_not_run_and_its_weights_are_saved_as_told(
     model.load_state_dict(state)
     torch.save(model, tmp_path / "old.pt")
     told = refused(tmp_path / "old.pt")
-    assert "it holds timm.models.vision_transformer.VisionTransformer, which could run code and is not read" in told
-    assert torch.equal(features(load_encoder(do_as_told(told, tmp_path), TINY)), timms_features(state))
+    assert (
+        "it holds timm.models.vision_transformer.VisionTransformer, which could run code and is not read"
+        in told
+    )
+    assert torch.equal(
+        features(load_encoder(do_as_told(told, tmp_path), TINY)), timms_features(state)
+    )
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning", "ignore::torch.jit.TracerWarning")
-def test_a_program_of_torchscript_is_not_run_and_its_weights_are_saved_as_told(tmp_path: Path) -> None:
+def test_a_program_of_torchscript_is_not_run_and_its_weights_are_saved_as_told(
+    tmp_path: Path,
+) -> None:
     model = timm.create_model("test_vit4").eval()
     torch.jit.save(torch.jit.trace(model, torch.zeros(1, 3, 160, 160)), tmp_path / "old.pt")
     told = refused(tmp_path / "old.pt", "test_vit4")
@@ -259,11 +312,15 @@ def test_a_program_of_torchscript_is_not_run_and_its_weights_are_saved_as_told(t
     assert torch.equal(encoder.state_dict()["model.pos_embed"], model.state_dict()["pos_embed"])
 
 
-def test_another_pickle_protocol_is_saved_again_as_told(state: dict[str, torch.Tensor], tmp_path: Path) -> None:
+def test_another_pickle_protocol_is_saved_again_as_told(
+    state: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
     torch.save(state, tmp_path / "old.pt", pickle_protocol=4)
     told = refused(tmp_path / "old.pt")
     assert "it was saved with another pickle_protocol than 2" in told
-    assert torch.equal(features(load_encoder(do_as_told(told, tmp_path), TINY)), timms_features(state))
+    assert torch.equal(
+        features(load_encoder(do_as_told(told, tmp_path), TINY)), timms_features(state)
+    )
 
 
 class Hostile:
@@ -276,17 +333,26 @@ class Hostile:
 
 def test_nothing_beside_the_weights_is_run(state: dict[str, torch.Tensor], tmp_path: Path) -> None:
     torch.save({"state_dict": state, "hook": Hostile(tmp_path / "made")}, tmp_path / "old.pt")
-    assert "it holds posix.mkdir, which could run code and is not read" in refused(tmp_path / "old.pt")
+    assert "it holds posix.mkdir, which could run code and is not read" in refused(
+        tmp_path / "old.pt"
+    )
     assert not (tmp_path / "made").exists()
 
 
-def test_names_of_which_only_some_have_a_prefix(state: dict[str, torch.Tensor], tmp_path: Path) -> None:
+def test_names_of_which_only_some_have_a_prefix(
+    state: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
     saved = prefixed(state, "model.") | {"loss.weight": torch.ones(10)}
     for content in ({"state_dict": saved}, prefixed(saved, "module.")):
         torch.save(content, tmp_path / "old.pt")
         told = refused(tmp_path / "old.pt")
-        assert "152 names of weights begin with 'model.' and 'loss.weight' does not: if you trust the file" in told
-        assert torch.equal(features(load_encoder(do_as_told(told, tmp_path), TINY)), timms_features(state))
+        assert (
+            "152 names of weights begin with 'model.' and 'loss.weight' does not: if you trust the file"
+            in told
+        )
+        assert torch.equal(
+            features(load_encoder(do_as_told(told, tmp_path), TINY)), timms_features(state)
+        )
 
 
 class Hook:
@@ -296,10 +362,19 @@ class Hook:
 @pytest.mark.parametrize(
     ("save", "message"),
     [
-        (lambda state: {"student": state, "teacher": state}, "holds the keys student, teacher; if you trust"),
+        (
+            lambda state: {"student": state, "teacher": state},
+            "holds the keys student, teacher; if you trust",
+        ),
         (lambda state: {"epoch": 3, **state}, "holds the keys epoch, "),
-        (lambda state: [3, state], "should hold a dict of weights and holds a list; if you trust the file"),
-        (lambda state: (state, {"lr": 1}), "should hold a dict of weights and holds a tuple; if you trust the file"),
+        (
+            lambda state: [3, state],
+            "should hold a dict of weights and holds a list; if you trust the file",
+        ),
+        (
+            lambda state: (state, {"lr": 1}),
+            "should hold a dict of weights and holds a tuple; if you trust the file",
+        ),
     ],
 )
 def test_weights_beside_other_things_are_saved_as_told(
@@ -308,7 +383,9 @@ def test_weights_beside_other_things_are_saved_as_told(
     torch.save(save(state), tmp_path / "old.pt")
     told = refused(tmp_path / "old.pt")
     assert message in told
-    assert torch.equal(features(load_encoder(do_as_told(told, tmp_path), TINY)), timms_features(state))
+    assert torch.equal(
+        features(load_encoder(do_as_told(told, tmp_path), TINY)), timms_features(state)
+    )
 
 
 def test_of_a_dict_with_a_strange_object_the_weights_are_saved_as_told(
@@ -318,7 +395,9 @@ def test_of_a_dict_with_a_strange_object_the_weights_are_saved_as_told(
     told = refused(tmp_path / "old.pt")
     assert "or of a dict of several things ['state_dict'] in place of .state_dict()" in told
     told = told.replace("weights_only=False).state_dict()", "weights_only=False)['state_dict']")
-    assert torch.equal(features(load_encoder(do_as_told(told, tmp_path), TINY)), timms_features(state))
+    assert torch.equal(
+        features(load_encoder(do_as_told(told, tmp_path), TINY)), timms_features(state)
+    )
 
 
 def test_weights_of_another_model_are_read_once_backbone_names_it(tmp_path: Path) -> None:
@@ -331,21 +410,28 @@ def test_files_as_people_have_them_are_read(state: dict[str, torch.Tensor], tmp_
     for suffix in (".safetensors", ".pth", ".weights"):
         save = safetensors.torch.save_file if suffix == ".safetensors" else torch.save
         save(state, tmp_path / f"model{suffix}")
-        assert torch.equal(features(load_encoder(tmp_path / f"model{suffix}", TINY)), timms_features(state))
+        assert torch.equal(
+            features(load_encoder(tmp_path / f"model{suffix}", TINY)), timms_features(state)
+        )
 
 
 def test_a_file_that_does_not_fit_is_told_in_one_sentence(
     state: dict[str, torch.Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And nothing is fetched in its place."""
-    monkeypatch.setattr("timm.models._builder.load_state_dict_from_hf", lambda *_, **__: pytest.fail("a download"))
+    monkeypatch.setattr(
+        "timm.models._builder.load_state_dict_from_hf", lambda *_, **__: pytest.fail("a download")
+    )
     lacking = {key: value for key, value in state.items() if "blocks.3" not in key}
     for saved, message in (
         (
             timm.create_model("resnet18").state_dict(),
             "it lacks 150 of 150, the first is cls_token, and it has 122 that",
         ),
-        (lacking, "it lacks 12 of 150, the first is blocks.3.norm1.weight; set backbone to the model that they are of"),
+        (
+            lacking,
+            "it lacks 12 of 150, the first is blocks.3.norm1.weight; set backbone to the model that they are of",
+        ),
         (state | {"extra": torch.zeros(3)}, "it has 1 that the model has not, the first is extra"),
         (
             state | {"norm.bias": torch.zeros(3)},
@@ -360,16 +446,23 @@ def test_a_file_that_does_not_fit_is_told_in_one_sentence(
         ({"teacher": state, "student": state}, "holds the keys teacher, student"),
     ):
         torch.save(saved, tmp_path / "old.pt")
-        assert re.search(message.replace("(", r"\(").replace(")", r"\)"), refused(tmp_path / "old.pt"))
+        assert re.search(
+            message.replace("(", r"\(").replace(")", r"\)"), refused(tmp_path / "old.pt")
+        )
     (tmp_path / "text").write_text("weights")
-    assert "text is not a torch file of weights (Unsupported operand 119); if it is your" in refused(tmp_path / "text")
+    assert (
+        "text is not a torch file of weights (Unsupported operand 119); if it is your"
+        in refused(tmp_path / "text")
+    )
 
 
 def test_the_weights_are_a_file_that_the_user_names(tmp_path: Path) -> None:
     params, own = tmp_path / "params.yaml", tmp_path / "own.safetensors"
     values = yaml.safe_load(Path("params.yaml").read_text()) | {"dataset": "things-eeg2"}
     params.write_text(yaml.safe_dump(values))
-    with pytest.raises(InputError, match=f"download.weights_file is none: the weights of timm/{TINY} are published"):
+    with pytest.raises(
+        InputError, match=f"download.weights_file is none: the weights of timm/{TINY} are published"
+    ):
         weights.main(params, f"timm/{TINY}", tmp_path / "weights")
     make_random(TINY, own.name, tmp_path)
     values["download"]["weights_file"] = str(own)

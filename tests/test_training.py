@@ -9,10 +9,13 @@ import pandas as pd
 import pytest
 import torch
 
-from pipeline.decoding.model import ContrastiveModel, ModelSizes
-from pipeline.decoding.retrieval import symmetric_cross_entropy
-from pipeline.decoding.stack import make_optimizer, mean_responses
-from pipeline.decoding.training import (
+from pipeline.errors import InputError
+from pipeline.params import read_params
+from pipeline.retrieval import symmetric_cross_entropy
+from pipeline.sections import Train
+from pipeline.train.model import ContrastiveModel, ModelSizes
+from pipeline.train.stack import make_optimizer, mean_responses
+from pipeline.train.training import (
     Samples,
     Trained,
     derive_seeds,
@@ -24,9 +27,6 @@ from pipeline.decoding.training import (
     project,
     train,
 )
-from pipeline.errors import InputError
-from pipeline.params import read_params
-from pipeline.sections import Train
 
 CPU = torch.device("cpu")
 
@@ -49,7 +49,9 @@ def planted(noise: float = 0.5) -> tuple[Samples, torch.Tensor]:
         eeg=torch.from_numpy(eeg).float(),
         target=torch.arange(n).repeat(subjects),
         subject=np.repeat([f"sub-{s:02}" for s in range(subjects)], n),
-        things_concept=np.tile(np.repeat([f"concept-{c:02}" for c in range(n_concepts)], images), subjects),
+        things_concept=np.tile(
+            np.repeat([f"concept-{c:02}" for c in range(n_concepts)], images), subjects
+        ),
         sfreq=100.0,
     )
     return samples, torch.from_numpy(embeddings).float()
@@ -71,16 +73,22 @@ def planted_in(block: str, noise: float) -> tuple[Samples, torch.Tensor]:
         turned = features[-1] @ np.linalg.qr(rng.standard_normal((size, size)))[0]
         features.append((turned + rng.standard_normal((n, size))) / 2**0.5)
     response = np.cumsum(rng.standard_normal((size, 4, 70)), axis=2) / 8
-    eeg = np.tile(np.einsum("nd,dct->nct", features[BLOCKS.index(block)], response), (subjects, 1, 1))
+    eeg = np.tile(
+        np.einsum("nd,dct->nct", features[BLOCKS.index(block)], response), (subjects, 1, 1)
+    )
     eeg += noise * rng.standard_normal(eeg.shape)
     samples = Samples(
         eeg=torch.from_numpy(eeg).float(),
         target=torch.arange(n).repeat(subjects),
         subject=np.repeat([f"sub-{s:02}" for s in range(subjects)], n),
-        things_concept=np.tile(np.repeat([f"concept-{c:02}" for c in range(n_concepts)], images), subjects),
+        things_concept=np.tile(
+            np.repeat([f"concept-{c:02}" for c in range(n_concepts)], images), subjects
+        ),
         sfreq=100.0,
     )
-    blocks = [4.0**k * (values + 5 * rng.standard_normal(size)) for k, values in enumerate(features)]
+    blocks = [
+        4.0**k * (values + 5 * rng.standard_normal(size)) for k, values in enumerate(features)
+    ]
     return samples, torch.from_numpy(np.stack(blocks, axis=1)).float()
 
 
@@ -104,14 +112,23 @@ def test_at_least_two_concepts_are_held_out_and_two_stay():
 def test_a_gallery_is_one_response_to_each_concept():
     subject = np.array(["s1"] * 5 + ["s2"] * 4)
     concept = np.array(["a", "a", "b", "b", "b", "b", "a", "b", "a"])
-    assert [gallery.tolist() for gallery in make_galleries(subject, concept)] == [[0, 2], [1, 3], [5, 6], [7, 8]]
+    assert [gallery.tolist() for gallery in make_galleries(subject, concept)] == [
+        [0, 2],
+        [1, 3],
+        [5, 6],
+        [7, 8],
+    ]
 
 
 def test_galleries_of_subjects_who_saw_other_concepts_have_one_size():
     """As in a single session: of each subject's own concepts as many as the subject with the fewest has."""
     subject = np.array(["s1"] * 3 + ["s2"] * 4)
     concept = np.array(["b", "d", "a", "b", "c", "b", "c"])
-    assert [gallery.tolist() for gallery in make_galleries(subject, concept)] == [[0, 2], [3, 4], [5, 6]]
+    assert [gallery.tolist() for gallery in make_galleries(subject, concept)] == [
+        [0, 2],
+        [3, 4],
+        [5, 6],
+    ]
 
 
 def test_the_schedule_is_the_recipes(recipe):
@@ -133,13 +150,24 @@ def test_the_schedule_is_the_recipes(recipe):
     assert {id(p) for p in parameters} == {id(p) for p in model.parameters()}
 
 
-def run(data: tuple[Samples, torch.Tensor], parameters: Train, seed: int = 0, **options: object) -> Trained:
+def run(
+    data: tuple[Samples, torch.Tensor], parameters: Train, seed: int = 0, **options: object
+) -> Trained:
     """Train with a fifth of the concepts held out."""
     samples, embeddings = data
     mask = held_out(samples.things_concept, 0.2, seed)
     rows = np.arange(len(mask))
     seeds = derive_seeds(seed, "pooled")
-    return train(samples, rows[~mask], samples.take(rows[mask]), embeddings, parameters, seeds, CPU, **options)
+    return train(
+        samples,
+        rows[~mask],
+        samples.take(rows[mask]),
+        embeddings,
+        parameters,
+        seeds,
+        CPU,
+        **options,
+    )
 
 
 def same_weights(one: Trained, other: Trained) -> bool:
@@ -178,7 +206,10 @@ def test_a_mix_finds_the_block_that_drives_the_eeg(recipe):
     assert weights.iloc[0].between(0.15, 0.5).all()
     assert mixed.model.block_weights()["6"] == weights["weight_of_block_6"][mixed.epoch - 1] > 0.8
     # of 48 responses: two standard errors of the difference of two proportions of 0.9 are 0.12
-    top1 = [trained.history.set_index("epoch")["selection_top1"][trained.epoch] for trained in (mixed, alone)]
+    top1 = [
+        trained.history.set_index("epoch")["selection_top1"][trained.epoch]
+        for trained in (mixed, alone)
+    ]
     assert top1[1] > 0.5 and abs(top1[0] - top1[1]) < 0.12
     assert alone.model.block_weights() == {} and "weight_of_block_6" not in alone.history
 
@@ -194,7 +225,9 @@ def test_blocks_are_standardised_by_the_images_trained_on(recipe):
     embeddings[np.unique(samples.target[mask])] = 1e6
     mix = run((samples, embeddings), parameters, blocks=BLOCKS).model.block_mix
     torch.testing.assert_close(mix.mean, expected.mean(0))
-    torch.testing.assert_close(mix.rms[:, 0], (expected - expected.mean(0)).square().mean((0, 2)).sqrt())
+    torch.testing.assert_close(
+        mix.rms[:, 0], (expected - expected.mean(0)).square().mean((0, 2)).sqrt()
+    )
 
 
 def test_the_weights_of_blocks_have_a_rate_of_their_own_and_no_decay(recipe):
@@ -202,7 +235,10 @@ def test_the_weights_of_blocks_have_a_rate_of_their_own_and_no_decay(recipe):
     model = ContrastiveModel(ModelSizes(2, 65, 100.0, 4, BLOCKS), parameters)
     optimizer, _ = make_optimizer(dict(model.named_parameters()), parameters, CPU)
     _, rest, mix = optimizer.param_groups
-    assert mix["params"] == [model.block_mix.logits] and (rest["weight_decay"], mix["weight_decay"]) == (0.1, 0.0)
+    assert mix["params"] == [model.block_mix.logits] and (
+        rest["weight_decay"],
+        mix["weight_decay"],
+    ) == (0.1, 0.0)
     assert mix["lr"] == pytest.approx(10 * rest["lr"])
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     assert {id(p) for p in parameters} == {id(p) for p in model.parameters()}
@@ -210,20 +246,35 @@ def test_the_weights_of_blocks_have_a_rate_of_their_own_and_no_decay(recipe):
 
 def test_what_a_seed_decides_is_decided_apart(recipe):
     """Another run or fold shares none of the six seeds; and each of those that count alone gives other weights."""
-    drawn = [derive_seeds(seed, fold) for seed in (1, 2) for fold in ("pooled", "sub-01", "without-sub-01")]
+    drawn = [
+        derive_seeds(seed, fold)
+        for seed in (1, 2)
+        for fold in ("pooled", "sub-01", "without-sub-01")
+    ]
     numbers = [number for seeds in drawn for number in dataclasses.astuple(seeds)]
     assert len(set(numbers)) == len(numbers) and derive_seeds(1, "pooled") == drawn[0]
-    parameters, (samples, embeddings) = recipe.model_copy(update={"epochs": 1, "batch_size": 64}), planted()
+    parameters, (samples, embeddings) = (
+        recipe.model_copy(update={"epochs": 1, "batch_size": 64}),
+        planted(),
+    )
     rows, seeds = np.arange(len(samples.eeg)), drawn[0]
     first = train(samples, rows, None, embeddings, parameters, seeds, CPU)
     for name in ("start", "order", "dropout"):
         changed = dataclasses.replace(seeds, **{name: 5})
-        assert not same_weights(first, train(samples, rows, None, embeddings, parameters, changed, CPU))
-    unused = dataclasses.replace(seeds, concepts=5, repetitions=5, views=5)  # by `train` of this recipe
+        assert not same_weights(
+            first, train(samples, rows, None, embeddings, parameters, changed, CPU)
+        )
+    unused = dataclasses.replace(
+        seeds, concepts=5, repetitions=5, views=5
+    )  # by `train` of this recipe
     assert same_weights(first, train(samples, rows, None, embeddings, parameters, unused, CPU))
-    samples, parameters = repeated(samples, 3), parameters.model_copy(update={"average_random_repetitions": 2})
+    samples, parameters = (
+        repeated(samples, 3),
+        parameters.model_copy(update={"average_random_repetitions": 2}),
+    )
     drawn = [
-        train(samples, np.arange(len(samples.eeg)), None, embeddings, parameters, of, CPU) for of in (seeds, unused)
+        train(samples, np.arange(len(samples.eeg)), None, embeddings, parameters, of, CPU)
+        for of in (seeds, unused)
     ]
     assert not same_weights(*drawn)
 
@@ -237,46 +288,75 @@ def test_the_weights_kept_are_the_moving_average(recipe):
 
     def step(optimizer: torch.optim.Adam, *arguments: object) -> None:
         plain_step(optimizer, *arguments)
-        steps.append([p.detach()[0].clone() for group in optimizer.param_groups for p in group["params"]])
+        steps.append(
+            [p.detach()[0].clone() for group in optimizer.param_groups for p in group["params"]]
+        )
 
     with mock.patch.object(torch.optim.Adam, "step", step):
         trained = train(samples, rows, None, embeddings, parameters, seeds, CPU)
     assert len(steps) == 8
     expected, decay = steps[0], math.exp(-1 / (0.5 * 4))
     for weights in steps[1:]:
-        expected = [decay * mean + (1 - decay) * weight for mean, weight in zip(expected, weights, strict=True)]
+        expected = [
+            decay * mean + (1 - decay) * weight
+            for mean, weight in zip(expected, weights, strict=True)
+        ]
     optimizer, _ = make_optimizer(dict(trained.model.named_parameters()), parameters, CPU)
     kept = [p.detach() for group in optimizer.param_groups for p in group["params"]]
     torch.testing.assert_close(kept, expected)
     without = train(
-        samples, rows, None, embeddings, parameters.model_copy(update={"average_epochs": "none"}), seeds, CPU
+        samples,
+        rows,
+        None,
+        embeddings,
+        parameters.model_copy(update={"average_epochs": "none"}),
+        seeds,
+        CPU,
     )
     optimizer, _ = make_optimizer(dict(without.model.named_parameters()), parameters, CPU)
-    assert all(map(torch.equal, (p for group in optimizer.param_groups for p in group["params"]), steps[-1]))
+    assert all(
+        map(
+            torch.equal, (p for group in optimizer.param_groups for p in group["params"]), steps[-1]
+        )
+    )
 
 
 def test_the_lowest_loss_is_that_of_the_best_temperature():
     """As a fine grid finds it; another temperature of the same model changes nothing, and the ranks do not matter."""
-    similarity = torch.randn(3, 10, 10, generator=torch.Generator().manual_seed(0)) * 0.2 + 0.3 * torch.eye(10)
-    grid = [symmetric_cross_entropy(scale * similarity[0]).item() for scale in np.geomspace(1, 1000, 4000)]
+    similarity = torch.randn(
+        3, 10, 10, generator=torch.Generator().manual_seed(0)
+    ) * 0.2 + 0.3 * torch.eye(10)
+    grid = [
+        symmetric_cross_entropy(scale * similarity[0]).item()
+        for scale in np.geomspace(1, 1000, 4000)
+    ]
     assert lowest_loss(similarity[:1]) == pytest.approx(min(grid), abs=1e-5)
     means = [
         np.mean([symmetric_cross_entropy(scale * one).item() for one in similarity])
         for scale in np.linspace(1, 30, 300)
     ]
     assert lowest_loss(similarity) == pytest.approx(min(means), abs=1e-4)
-    assert lowest_loss(torch.eye(4)[None]) < 1e-6 and lowest_loss(torch.ones(1, 4, 4)) == pytest.approx(math.log(4))
+    assert lowest_loss(torch.eye(4)[None]) < 1e-6 and lowest_loss(
+        torch.ones(1, 4, 4)
+    ) == pytest.approx(math.log(4))
 
 
 def test_the_selection_loss_is_taken_at_the_temperature_asked_for(recipe):
     """With a fixed temperature far too high, the model's own loss is near chance where the fitted one is not."""
     changes = {"epochs": 8, "batch_size": 64, "temperature": 5.0}
     fitted, own = (
-        run(planted(), recipe.model_copy(update=changes | {"selection_temperature": at})).history.iloc[-1]
+        run(
+            planted(), recipe.model_copy(update=changes | {"selection_temperature": at})
+        ).history.iloc[-1]
         for at in ("fitted", "model")
     )
-    assert own["selection_loss"] > 0.9 * math.log(8) and fitted["selection_loss"] < 0.7 * math.log(8)
-    assert own["train_loss"] == fitted["train_loss"] and own["selection_top1"] == fitted["selection_top1"]
+    assert own["selection_loss"] > 0.9 * math.log(8) and fitted["selection_loss"] < 0.7 * math.log(
+        8
+    )
+    assert (
+        own["train_loss"] == fitted["train_loss"]
+        and own["selection_top1"] == fitted["selection_top1"]
+    )
 
 
 def viewed(detail_in_eeg: float) -> tuple[Samples, torch.Tensor]:
@@ -310,7 +390,10 @@ def test_views_without_detail_help_where_the_eeg_has_none(recipe, detail_in_eeg)
     parameters = recipe.model_copy(update={"epochs": 12, "batch_size": 64, "learning_rate": 0.004})
     ways = {"original": None, "mean": views.mean(1, keepdim=True), "draw": views}
     top1 = {
-        name: run((samples, views[:, 0]), parameters, learned=learned).history["selection_top1"].iloc[-4:].mean()
+        name: run((samples, views[:, 0]), parameters, learned=learned)
+        .history["selection_top1"]
+        .iloc[-4:]
+        .mean()
         for name, learned in ways.items()
     }
     least = top1["original"] + 0.1 if detail_in_eeg == 0 else 0.75
@@ -334,10 +417,14 @@ def test_each_sample_is_learned_from_one_view_an_epoch(recipe):
     assert len(seen) == 4 * len(rows)
     assert np.abs(np.bincount(seen) - len(seen) / 3).max() < 5 * (len(seen) * 2 / 9) ** 0.5
     other = dataclasses.replace(seeds, views=5)
-    assert not same_weights(drawn, train(samples, rows, None, embeddings, parameters, other, CPU, learned=views))
+    assert not same_weights(
+        drawn, train(samples, rows, None, embeddings, parameters, other, CPU, learned=views)
+    )
     plain = train(samples, rows, None, embeddings, parameters, seeds, CPU)
     for learned in (embeddings[:, None], embeddings[:, None].repeat(1, 3, 1)):
-        assert same_weights(plain, train(samples, rows, None, embeddings, parameters, seeds, CPU, learned=learned))
+        assert same_weights(
+            plain, train(samples, rows, None, embeddings, parameters, seeds, CPU, learned=learned)
+        )
 
 
 AT_RANDOM = {"average_random_repetitions": "any", "channel_dropout": 0.2, "time_shift": 0.03}
@@ -355,7 +442,9 @@ def test_repetitions_are_grouped_by_subject_and_image():
     samples = repeated(planted()[0], 3)
     rows = np.random.default_rng(0).permutation(np.arange(60, 480))
     grouped = group_repetitions(samples, rows, 2)
-    assert sorted(map(tuple, np.sort(grouped))) == [tuple(range(row, row + 3)) for row in range(60, 480, 3)]
+    assert sorted(map(tuple, np.sort(grouped))) == [
+        tuple(range(row, row + 3)) for row in range(60, 480, 3)
+    ]
     for n, left, told in (
         (4, rows, "is 4, which needs 4 or more .* are 3: lower it to 3, or set it to none$"),
         ("any", rows[1:], "needs 2 .* are 2 or 3: set it to none$"),
@@ -363,7 +452,10 @@ def test_repetitions_are_grouped_by_subject_and_image():
         with pytest.raises(InputError, match=told):
             group_repetitions(samples, left, n)
     assert group_repetitions(samples, rows, 3).shape == (140, 3)
-    with pytest.raises(InputError, match="there are 1: set it to none, or, .* preprocess.average_repetitions to false"):
+    with pytest.raises(
+        InputError,
+        match="there are 1: set it to none, or, .* preprocess.average_repetitions to false",
+    ):
         group_repetitions(planted()[0], np.arange(160), 1)
 
 
@@ -392,9 +484,16 @@ def test_drawn_repetitions_are_averaged_in_float32(dtype):
 def test_all_repetitions_averaged_train_as_averaged_eeg(recipe):
     """But for the last bits; and a part of them does not."""
     samples, embeddings = planted()
-    samples, parameters = repeated(samples, 3), recipe.model_copy(update={"epochs": 2, "batch_size": 32})
-    averaged = dataclasses.replace(samples.take(np.arange(0, 480, 3)), eeg=samples.eeg.view(160, 3, 4, 70).mean(1))
-    parameters = parameters.model_copy(update={"standardise_eeg": False})  # whose spread is that of all repetitions
+    samples, parameters = (
+        repeated(samples, 3),
+        recipe.model_copy(update={"epochs": 2, "batch_size": 32}),
+    )
+    averaged = dataclasses.replace(
+        samples.take(np.arange(0, 480, 3)), eeg=samples.eeg.view(160, 3, 4, 70).mean(1)
+    )
+    parameters = parameters.model_copy(
+        update={"standardise_eeg": False}
+    )  # whose spread is that of all repetitions
     seeds = derive_seeds(0, "pooled")
     expected = train(averaged, np.arange(160), None, embeddings, parameters, seeds, CPU)
     differences = []
@@ -408,7 +507,12 @@ def test_all_repetitions_averaged_train_as_averaged_eeg(recipe):
 def test_what_is_random_in_training_leaves_the_selection_alone(recipe):
     """Its loss is that of the plain EEG with the weights that are kept; and the drawn EEG still is learned."""
     samples, embeddings = planted()
-    changes = {"epochs": 12, "batch_size": 32, "learning_rate": 0.004, "average_epochs": "none"} | AT_RANDOM
+    changes = {
+        "epochs": 12,
+        "batch_size": 32,
+        "learning_rate": 0.004,
+        "average_epochs": "none",
+    } | AT_RANDOM
     parameters, samples = recipe.model_copy(update=changes), repeated(samples, 3, torch.float16)
     trained = run((samples, embeddings), parameters)
     selection = samples.take(np.flatnonzero(held_out(samples.things_concept, 0.2, 0)))
@@ -423,8 +527,10 @@ def test_what_is_random_in_training_leaves_the_selection_alone(recipe):
 @pytest.mark.parametrize("kind", ["one block", "mix", "at random", "views", "views of a mix"])
 def test_an_interrupted_run_ends_as_if_it_had_not_been(recipe, tmp_path, monkeypatch, kind):
     """Interrupted after the first epoch, and again after the third."""
-    monkeypatch.setattr("pipeline.decoding.training.SAVING", math.inf)  # after each epoch
-    parameters = recipe.model_copy(update={"epochs": 5, "batch_size": 32} | (AT_RANDOM if kind == "at random" else {}))
+    monkeypatch.setattr("pipeline.train.training.SAVING", math.inf)  # after each epoch
+    parameters = recipe.model_copy(
+        update={"epochs": 5, "batch_size": 32} | (AT_RANDOM if kind == "at random" else {})
+    )
     data, blocks, learned = planted(), (), None
     if "mix" in kind:
         data, blocks = planted_in("9", noise=0.5), BLOCKS
@@ -443,7 +549,10 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(recipe, tmp_path, monkeyp
 
         with pytest.raises(KeyboardInterrupt):
             run_it(resume=tmp_path / "state.pt", progress=interrupt)
-        assert len(torch.load(tmp_path / "state.pt", weights_only=True)["members"][0]["history"]) == epochs
+        assert (
+            len(torch.load(tmp_path / "state.pt", weights_only=True)["members"][0]["history"])
+            == epochs
+        )
     resumed = run_it(resume=tmp_path / "state.pt")
     assert same_weights(whole, resumed) and whole.epoch == resumed.epoch
     pd.testing.assert_frame_equal(whole.history, resumed.history, check_exact=True)
@@ -451,7 +560,10 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(recipe, tmp_path, monkeyp
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "empty"])
 def test_a_damaged_state_is_told_and_the_training_starts_again(recipe, tmp_path, capsys, damage):
-    parameters, state = recipe.model_copy(update={"epochs": 2, "batch_size": 64}), tmp_path / "state.pt"
+    parameters, state = (
+        recipe.model_copy(update={"epochs": 2, "batch_size": 64}),
+        tmp_path / "state.pt",
+    )
     whole = run(planted(), parameters, resume=state)
     content = bytearray(state.read_bytes())
     content[len(content) // 2] ^= 1
@@ -468,9 +580,15 @@ def test_a_damaged_state_is_told_and_the_training_starts_again(recipe, tmp_path,
 def test_divergence_is_told_and_the_good_state_kept(recipe, tmp_path):
     parameters = recipe.model_copy(update={"epochs": 4, "batch_size": 64})
     samples, embeddings = planted()
-    run((samples, embeddings), parameters.model_copy(update={"epochs": 1}), resume=tmp_path / "state.pt")
+    run(
+        (samples, embeddings),
+        parameters.model_copy(update={"epochs": 1}),
+        resume=tmp_path / "state.pt",
+    )
     samples.eeg[:] = float("inf")
-    with pytest.raises(InputError, match="training diverged in epoch 2 .*: lower train.learning_rate$"):
+    with pytest.raises(
+        InputError, match="training diverged in epoch 2 .*: lower train.learning_rate$"
+    ):
         run((samples, embeddings), parameters, resume=tmp_path / "state.pt")
     assert len(torch.load(tmp_path / "state.pt", weights_only=True)["members"][0]["history"]) == 1
 
@@ -492,5 +610,7 @@ def test_the_eeg_is_standardised_by_what_is_trained_on(recipe):
     samples.eeg[mask] += 100
     model = run((samples, embeddings), parameters).model
     torch.testing.assert_close(model.eeg_mean, expected)
-    unchanged = run((samples, embeddings), parameters.model_copy(update={"standardise_eeg": False})).model
+    unchanged = run(
+        (samples, embeddings), parameters.model_copy(update={"standardise_eeg": False})
+    ).model
     assert not unchanged.eeg_mean.any() and unchanged.eeg_sd.eq(1).all()

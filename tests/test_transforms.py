@@ -3,8 +3,8 @@ import pytest
 import torch
 from scipy.ndimage import gaussian_filter1d
 
-from pipeline.eeg.transforms import ChannelDropout, Smoothing, TimeShift, pick_window
 from pipeline.errors import InputError
+from pipeline.train.transforms import ChannelDropout, Smoothing, TimeShift, pick_window
 
 EEG = torch.randn(6, 3, 40, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
@@ -15,13 +15,17 @@ def test_smoothing_is_that_of_scipy(samples, dtype):
     smoothed = Smoothing(samples / 250, 250.0, 40)(EEG.to(dtype))
     expected = gaussian_filter1d(EEG.numpy(), samples, axis=-1, mode="nearest")
     assert smoothed.dtype == dtype
-    np.testing.assert_allclose(smoothed.numpy(), expected, atol=1e-12 if dtype == torch.float64 else 1e-5)
+    np.testing.assert_allclose(
+        smoothed.numpy(), expected, atol=1e-12 if dtype == torch.float64 else 1e-5
+    )
 
 
 def test_smoothing_stays_precise_in_mixed_precision():
     with torch.autocast("cpu", torch.bfloat16):
         smoothed = Smoothing(0.01, 100.0, 40)(EEG.float())
-    np.testing.assert_allclose(smoothed.numpy(), gaussian_filter1d(EEG.numpy(), 1, mode="nearest"), atol=1e-5)
+    np.testing.assert_allclose(
+        smoothed.numpy(), gaussian_filter1d(EEG.numpy(), 1, mode="nearest"), atol=1e-5
+    )
 
 
 def test_a_window_is_cut_by_the_times():
@@ -38,7 +42,9 @@ def test_a_window_that_does_not_fit_is_told(window):
     told = f"train.eeg_window {window[0]} .. {window[1]} s is no part of the EEG's -0.2 .. 0.79 s: set a first"
     with pytest.raises(InputError, match=told):
         pick_window(window, -0.2, 100.0, 100)
-    with pytest.raises(InputError, match="no sample of the EEG lies in train.eeg_window 0.101 .. 0.109 s"):
+    with pytest.raises(
+        InputError, match="no sample of the EEG lies in train.eeg_window 0.101 .. 0.109 s"
+    ):
         pick_window([0.101, 0.109], -0.2, 100.0, 100)
 
 
@@ -66,7 +72,9 @@ def test_each_sample_is_shifted_on_its_own_and_its_ends_go_on():
     seen = set()
     for before, after in zip(eeg.numpy(), shift(eeg).numpy(), strict=True):
         padded = np.pad(before, ((0, 0), (3, 3)), mode="edge")
-        moves = [move for move in range(-3, 4) if np.array_equal(after, padded[:, 3 - move : 43 - move])]
+        moves = [
+            move for move in range(-3, 4) if np.array_equal(after, padded[:, 3 - move : 43 - move])
+        ]
         assert len(moves) == 1
         seen.add(moves[0])
     assert seen == set(range(-3, 4))
@@ -78,7 +86,10 @@ def test_channels_are_dropped_in_each_sample_on_their_own():
     torch.manual_seed(0)
     dropped = drop(eeg)
     kept = dropped[..., 0]
-    assert torch.equal(dropped[..., 0], dropped[..., 1]) and set(kept.unique().tolist()) == {0.0, 1.0}
+    assert torch.equal(dropped[..., 0], dropped[..., 1]) and set(kept.unique().tolist()) == {
+        0.0,
+        1.0,
+    }
     assert (1 - kept.mean(0) - 0.25).abs().max() < 0.03  # four standard errors
     assert np.abs(np.corrcoef(kept.T) - np.eye(3)).max() < 0.07
     assert drop.eval()(eeg) is eeg

@@ -12,15 +12,15 @@ import pytest
 import yaml
 from distributed import LocalCluster
 
-from pipeline.analysis.scoring import score
-from pipeline.decoding.model import load_model
-from pipeline.decoding.runs import Source, embeddings_of, sources, train_all
-from pipeline.eeg.recordings import read_split
 from pipeline.errors import InputError
+from pipeline.evaluate.scoring import score
 from pipeline.params import read_params
+from pipeline.preprocess.recordings import read_split
 from pipeline.sections import Runs, Study, Train
 from pipeline.study.results import Answer
 from pipeline.study.trials import plan_study, run_study
+from pipeline.train.model import load_model
+from pipeline.train.runs import Source, embeddings_of, sources, train_all
 from stages.study import main
 from tests.tiny import make_embeddings, make_prepared, quick_recipe
 
@@ -32,7 +32,9 @@ def data(tmp_path_factory) -> Path:
     """eeg/ of two subjects, and the embeddings of two image models, of which one has two kinds of alignment."""
     base = tmp_path_factory.mktemp("trials")
     image_ids = make_prepared(base)
-    for seed, name in enumerate(("one/unaligned", "one/dreamsim", "two/unaligned", "two/dreamsim", "two/other")):
+    for seed, name in enumerate(
+        ("one/unaligned", "one/dreamsim", "two/unaligned", "two/dreamsim", "two/other")
+    ):
         make_embeddings(base / f"embeddings/{name}.h5", image_ids, seed)
     return base
 
@@ -40,7 +42,9 @@ def data(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def workers() -> Iterator[Runs]:
     """Two workers for all tests of this file: to start them takes longer than the runs."""
-    with LocalCluster(n_workers=2, threads_per_worker=1, host="127.0.0.1", dashboard_address=None) as cluster:
+    with LocalCluster(
+        n_workers=2, threads_per_worker=1, host="127.0.0.1", dashboard_address=None
+    ) as cluster:
         yield Runs(where=cluster.scheduler_address, workers="auto")
 
 
@@ -63,7 +67,9 @@ def study(**changes: object) -> Study:
 
 
 def test_the_grid(data):
-    trials = plan_study(study(backbones=["one", "two"], alignments=["dreamsim", "other"]), 42, ["a", "b"], KINDS)
+    trials = plan_study(
+        study(backbones=["one", "two"], alignments=["dreamsim", "other"]), 42, ["a", "b"], KINDS
+    )
     assert len(trials) == len(set(trials)) == 2 * 3 * 2  # subjects, (model, alignment), encoders
     assert {(trial.cell.backbone, trial.cell.alignment) for trial in trials} == {
         ("one", "dreamsim"),
@@ -71,22 +77,38 @@ def test_the_grid(data):
         ("two", "other"),
     }
     blocks = plan_study(
-        study(blocks=[6, "last"], protocols=["pooled", "within-subject"], seeds=[3, 5]), 42, ["a"], KINDS
+        study(blocks=[6, "last"], protocols=["pooled", "within-subject"], seeds=[3, 5]),
+        42,
+        ["a"],
+        KINDS,
     )
-    assert {trial.cell.block for trial in blocks} == {"6", "last"} and {trial.seed for trial in blocks} == {3, 5}
+    assert {trial.cell.block for trial in blocks} == {"6", "last"} and {
+        trial.seed for trial in blocks
+    } == {3, 5}
     only_last = study(backbones=["two"], alignments=["dreamsim", "other"], blocks=[6, "last"])
-    cells = {(trial.cell.alignment, trial.cell.block) for trial in plan_study(only_last, 42, ["a"], KINDS)}
+    cells = {
+        (trial.cell.alignment, trial.cell.block)
+        for trial in plan_study(only_last, 42, ["a"], KINDS)
+    }
     assert cells == {("dreamsim", "6"), ("dreamsim", "last"), ("other", "last")}
-    with pytest.raises(InputError, match="study.alignments is other and one has dreamsim: name one that it has"):
+    with pytest.raises(
+        InputError, match="study.alignments is other and one has dreamsim: name one that it has"
+    ):
         plan_study(study(alignments=["other"]), 42, ["a"], KINDS)
     with pytest.raises(InputError, match="study.seeds = .* names a seed twice"):
         plan_study(study(seeds=[1, 1]), 42, ["a"], KINDS)
 
 
-def run(data: Path, where: Runs, parameters: Train | None = None, **changes: object) -> list[Answer]:
+def run(
+    data: Path, where: Runs, parameters: Train | None = None, **changes: object
+) -> list[Answer]:
     eeg = sources(data / "eeg")
     answers, failures = run_study(
-        plan_study(study(**changes), 1, list(eeg), KINDS), eeg, data / "embeddings", parameters or quick_recipe(), where
+        plan_study(study(**changes), 1, list(eeg), KINDS),
+        eeg,
+        data / "embeddings",
+        parameters or quick_recipe(),
+        where,
     )
     assert not failures
     return answers
@@ -96,9 +118,12 @@ VIEWS = {"views": "draw", "views_in_gallery": "mean"}
 
 
 @pytest.mark.parametrize(
-    ("protocol", "views"), [("pooled", {}), ("pooled", VIEWS), ("within-subject", {}), ("leave-one-subject-out", {})]
+    ("protocol", "views"),
+    [("pooled", {}), ("pooled", VIEWS), ("within-subject", {}), ("leave-one-subject-out", {})],
 )
-def test_a_run_of_a_study_is_that_of_the_train_and_evaluate_stages(data, workers, tmp_path, protocol, views):
+def test_a_run_of_a_study_is_that_of_the_train_and_evaluate_stages(
+    data, workers, tmp_path, protocol, views
+):
     recipe = quick_recipe(protocol=protocol, **views)
     both = run(data, workers, recipe, protocols=[protocol])
     answers = {(one.trial.fold, one.subject): one for one in both if one.trial.encoder == "aligned"}
@@ -106,15 +131,21 @@ def test_a_run_of_a_study_is_that_of_the_train_and_evaluate_stages(data, workers
     train_all(data / "eeg", cache, tmp_path / "model", recipe, 1, Runs(where="local", workers=1))
     models = [load_model(folder) for folder in sorted(tmp_path.glob("model/*/"))]
     evaluate = read_params(Path("params.yaml")).evaluate.model_copy(update={"top_k": [1, 3]})
-    recordings = (read_split(path, "test", average=False) for path in sorted((data / "eeg").iterdir()))
-    outcomes, axes = score(recordings, models, embeddings_of(Source.of(cache), recipe), evaluate, seed=1)
+    recordings = (
+        read_split(path, "test", average=False) for path in sorted((data / "eeg").iterdir())
+    )
+    outcomes, axes = score(
+        recordings, models, embeddings_of(Source.of(cache), recipe), evaluate, seed=1
+    )
     assert len(outcomes) == len(answers) == 2
     order = np.argsort(axes.image_ids)
     for outcome in outcomes:
         answer = answers[outcome.scored.fold, outcome.scored.subject]
         assert answer.selected_epoch == outcome.scored.selected_epoch
         for name, values in outcome.whole.items():
-            np.testing.assert_allclose(answer.queries[name], values[order], rtol=1e-5, atol=1e-6, err_msg=name)
+            np.testing.assert_allclose(
+                answer.queries[name], values[order], rtol=1e-5, atol=1e-6, err_msg=name
+            )
 
 
 def test_nothing_is_run_twice(data, workers, cache):
@@ -128,7 +159,9 @@ def test_nothing_is_run_twice(data, workers, cache):
     assert len(first) == len(before) == 2 * 2
     assert told(run(data, workers)) == first and kept() == before
     more = told(run(data, workers, seeds=2))
-    assert before.items() < kept().items() and len(kept()) == 2 * len(before), "only the new seed was trained"
+    assert before.items() < kept().items() and len(kept()) == 2 * len(before), (
+        "only the new seed was trained"
+    )
     assert first.items() < more.items()
     both = run(data, workers, backbones=["two"], alignments=["dreamsim", "other"])
     assert len(both) == 2 * 2 * 2, "both cells have an unaligned side"
@@ -138,15 +171,23 @@ def test_nothing_is_run_twice(data, workers, cache):
 
 
 @pytest.mark.parametrize("protocol", ["within-subject", "leave-one-subject-out"])
-def test_runs_that_are_trained_together_answer_as_alone(data, workers, cache, monkeypatch, protocol):
-    alone = {(one.trial, one.subject): one for one in run(data, workers, seeds=2, protocols=[protocol])}
+def test_runs_that_are_trained_together_answer_as_alone(
+    data, workers, cache, monkeypatch, protocol
+):
+    alone = {
+        (one.trial, one.subject): one for one in run(data, workers, seeds=2, protocols=[protocol])
+    }
     shutil.rmtree(cache)
-    monkeypatch.setattr("pipeline.study.trials.on_gpus", lambda *_: True)  # a group for each image encoder
+    monkeypatch.setattr(
+        "pipeline.study.trials.on_gpus", lambda *_: True
+    )  # a group for each image encoder
     together = run(data, workers, seeds=2, protocols=[protocol])
     assert len(together) == len(alone) == 2 * 2 * 2
     for one in together:
         reference = alone[one.trial, one.subject]
-        np.testing.assert_allclose(one.queries["nice_loss"], reference.queries["nice_loss"], rtol=0.01)
+        np.testing.assert_allclose(
+            one.queries["nice_loss"], reference.queries["nice_loss"], rtol=0.01
+        )
     assert not list(cache.glob("study/unfinished/*")), "no state of a run that is done is kept"
 
 
@@ -165,7 +206,9 @@ def test_runs_that_fail_are_told_and_stop_no_other(data, workers, cache):
     answers, failures = run_study(trials, eeg, data / "embeddings", quick_recipe(), workers)
     assert len(answers) == len(failures) == 4
     assert {failure.trial.cell.eeg_encoder for failure in failures} == {"no-such-encoder"}
-    diverging = quick_recipe(learning_rate=1e9, warmup_start=0.5, gradient_clip="none", average_epochs="none")
+    diverging = quick_recipe(
+        learning_rate=1e9, warmup_start=0.5, gradient_clip="none", average_epochs="none"
+    )
     answers, failures = run_study(
         plan_study(study(), 1, list(eeg), KINDS), eeg, data / "embeddings", diverging, workers
     )
@@ -176,7 +219,9 @@ def test_a_damaged_file_is_told(data, workers, cache):
     run(data, workers)
     broken = next(cache.glob("study/*.h5"))
     broken.write_bytes(b"no HDF5")
-    with pytest.raises(InputError, match=f"{broken.name}: is no whole run of a study .*; delete it, to have it run"):
+    with pytest.raises(
+        InputError, match=f"{broken.name}: is no whole run of a study .*; delete it, to have it run"
+    ):
         run(data, workers)
     broken.unlink()
     assert len(run(data, workers)) == 4 and broken.stat().st_size > 1000
@@ -214,9 +259,17 @@ def test_the_stage_writes_table_answer_pictures_and_page(data, workers, tmp_path
 
 
 def test_a_study_of_which_runs_failed_says_so_and_how_many(data, workers, tmp_path):
-    diverging = {"learning_rate": 1e9, "warmup_start": 0.5, "gradient_clip": "none", "average_epochs": "none"}
+    diverging = {
+        "learning_rate": 1e9,
+        "warmup_start": 0.5,
+        "gradient_clip": "none",
+        "average_epochs": "none",
+    }
     with pytest.raises(InputError, match=r"8 of 8 runs are missing from .*study.csv"):
         run_stage(data, tmp_path / "a", workers, **diverging)
     summary = json.loads((tmp_path / "a/study.json").read_text())
-    assert summary["n_failed"] == len(summary["failed"]) == 8 and "training diverged" in summary["failed"][0]["reason"]
+    assert (
+        summary["n_failed"] == len(summary["failed"]) == 8
+        and "training diverged" in summary["failed"][0]["reason"]
+    )
     assert "training diverged" in (tmp_path / "a/study.html").read_text()

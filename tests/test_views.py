@@ -10,7 +10,9 @@ from pipeline.errors import InputError
 from pipeline.images.views import check_views, degrade
 
 SIDE = 224
-NOISY = torch.randint(0, 256, (3, SIDE, SIDE), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+NOISY = torch.randint(
+    0, 256, (3, SIDE, SIDE), generator=torch.Generator().manual_seed(0), dtype=torch.uint8
+)
 GREY = torch.full((3, SIDE, SIDE), 128, dtype=torch.uint8)
 
 
@@ -32,7 +34,9 @@ def test_a_view_is_a_picture_and_leaves_the_original_alone(view):
 
 
 @pytest.mark.parametrize("axis", [1, 2])
-@pytest.mark.parametrize(("view", "sd"), [("blur-1.7", 1.7), ("blur-2.6", 2.6), ("blur-8", 8.0), ("blur-9.8", 9.8)])
+@pytest.mark.parametrize(
+    ("view", "sd"), [("blur-1.7", 1.7), ("blur-2.6", 2.6), ("blur-8", 8.0), ("blur-9.8", 9.8)]
+)
 def test_the_steps_across_a_blurred_edge_are_a_gaussian_of_that_sd(view, sd, axis):
     """The difference of neighbours is a blurred impulse, with 255 levels to it; the kernel's end costs up to 4 %."""
     edge = torch.zeros(3, SIDE, SIDE, dtype=torch.uint8)
@@ -40,14 +44,21 @@ def test_the_steps_across_a_blurred_edge_are_a_gaussian_of_that_sd(view, sd, axi
     impulse = np.diff(degrade(edge, view, "a.jpg").double().mean(dim=(0, 3 - axis)).numpy()) / 255
     at = np.arange(SIDE - 1)
     mean = impulse @ at
-    assert impulse.sum() == pytest.approx(1, abs=1e-9) and mean == pytest.approx(SIDE // 2 - 1, abs=1e-9)
+    assert impulse.sum() == pytest.approx(1, abs=1e-9) and mean == pytest.approx(
+        SIDE // 2 - 1, abs=1e-9
+    )
     assert 0.96 * sd < np.sqrt(impulse @ (at - mean) ** 2) < 1.002 * sd
 
 
-@pytest.mark.parametrize(("kernel", "view"), [(3, "blur-0.8"), (15, "blur-2.6"), (45, "blur-7.1"), (51, "blur-8")])
+@pytest.mark.parametrize(
+    ("kernel", "view"), [(3, "blur-0.8"), (15, "blur-2.6"), (45, "blur-7.1"), (51, "blur-8")]
+)
 def test_a_blur_is_that_of_the_published_kernel(kernel, view):
     """Torchvision takes the sd that OpenCV takes for a kernel; the sums may end on either side of a half."""
-    difference = degrade(NOISY, view, "a.jpg").int() - transforms.gaussian_blur(NOISY, [kernel, kernel]).int()
+    difference = (
+        degrade(NOISY, view, "a.jpg").int()
+        - transforms.gaussian_blur(NOISY, [kernel, kernel]).int()
+    )
     assert difference.abs().max() <= 1 and (difference != 0).float().mean() < 1e-3
 
 
@@ -60,7 +71,9 @@ def test_a_low_resolution_is_that_of_pillow():
 
 
 def test_a_low_resolution_holds_nothing_finer_than_its_pixels():
-    board = 255 * ((torch.arange(SIDE)[:, None] + torch.arange(SIDE)) % 2).to(torch.uint8).expand(3, -1, -1)
+    board = 255 * ((torch.arange(SIDE)[:, None] + torch.arange(SIDE)) % 2).to(torch.uint8).expand(
+        3, -1, -1
+    )
     inside = degrade(board, "low-resolution-112", "a.jpg")[:, 4:-4, 4:-4]
     assert set(inside.unique().tolist()) <= {127, 128}
 
@@ -68,7 +81,9 @@ def test_a_low_resolution_holds_nothing_finer_than_its_pixels():
 @pytest.mark.parametrize("sd", [0.02, 0.098])
 def test_noise_has_its_sd_in_each_pixel_and_colour_apart(sd):
     noise = (degrade(GREY, f"noise-{sd}", "a.jpg").double() - 128) / 255
-    assert noise.std() == pytest.approx(np.hypot(sd, 1 / 255 / np.sqrt(12)), rel=0.01)  # and that of rounding
+    assert noise.std() == pytest.approx(
+        np.hypot(sd, 1 / 255 / np.sqrt(12)), rel=0.01
+    )  # and that of rounding
     assert abs(noise.mean()) < sd / 100
     assert np.abs(np.corrcoef(noise.flatten(1).numpy()) - np.eye(3)).max() < 0.02
     assert abs(np.corrcoef(noise[:, :, 1:].flatten(), noise[:, :, :-1].flatten())[0, 1]) < 0.02
@@ -94,9 +109,36 @@ def test_noise_stays_within_black_and_white():
 @pytest.mark.parametrize(
     "view",
     [
-        *("", "blur", "blur-", "blur-0", "blur-8.0", "blur-08", "blur--8", "blur-65", "blur-1e1", "blur-８", "Blur-8"),
-        *("low-resolution-1", "low-resolution-2.5", "low-resolution-224", "lowresolution-22", "low-22"),
-        *("noise-0", "noise-1.1", "noise-.1", "noise-25", "noise-0.1\n", "original-1", "mosaic-5", "blur-8/last"),
+        *(
+            "",
+            "blur",
+            "blur-",
+            "blur-0",
+            "blur-8.0",
+            "blur-08",
+            "blur--8",
+            "blur-65",
+            "blur-1e1",
+            "blur-８",
+            "Blur-8",
+        ),
+        *(
+            "low-resolution-1",
+            "low-resolution-2.5",
+            "low-resolution-224",
+            "lowresolution-22",
+            "low-22",
+        ),
+        *(
+            "noise-0",
+            "noise-1.1",
+            "noise-.1",
+            "noise-25",
+            "noise-0.1\n",
+            "original-1",
+            "mosaic-5",
+            "blur-8/last",
+        ),
     ],
 )
 def test_a_wrong_name_is_told_in_one_sentence(view):
@@ -104,13 +146,28 @@ def test_a_wrong_name_is_told_in_one_sentence(view):
         with pytest.raises(InputError) as error:
             wrong()
         told = str(error.value)
-        assert f"embed.views has {view!r}: should be original, blur-<sd in pixels" in told and "\n" not in told
+        assert (
+            f"embed.views has {view!r}: should be original, blur-<sd in pixels" in told
+            and "\n" not in told
+        )
 
 
 def test_the_original_comes_first_and_no_view_twice():
     check_views(["original"])
-    check_views(["original", "blur-64", "blur-0.5", "low-resolution-223", "low-resolution-2", "noise-1", "noise-0.001"])
-    with pytest.raises(InputError, match=r"embed.views is \['blur-8', 'original'\]: its first must be original"):
+    check_views(
+        [
+            "original",
+            "blur-64",
+            "blur-0.5",
+            "low-resolution-223",
+            "low-resolution-2",
+            "noise-1",
+            "noise-0.001",
+        ]
+    )
+    with pytest.raises(
+        InputError, match=r"embed.views is \['blur-8', 'original'\]: its first must be original"
+    ):
         check_views(["blur-8", "original"])
     with pytest.raises(InputError, match="embed.views names a view twice"):
         check_views(["original", "blur-8", "blur-8"])

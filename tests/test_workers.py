@@ -19,8 +19,8 @@ from dask import config
 from dask.system import CPU_COUNT
 from distributed import Client
 
+from pipeline.compute.workers import fitting, side_by_side
 from pipeline.errors import InputError
-from pipeline.workers import fitting, side_by_side
 
 Step = Callable[[], None]
 STEPS = 20
@@ -29,7 +29,15 @@ HERE = Path(__file__).parent
 
 def outcomes(work: Callable, tasks: list, where: str = "local", n_workers: int = 2) -> dict:
     """What became of each task: its result or its exception."""
-    runs = side_by_side(work, tasks, where, n_workers, label="train", name=lambda task: f"run-{task[1]}", steps=len_of)
+    runs = side_by_side(
+        work,
+        tasks,
+        where,
+        n_workers,
+        label="train",
+        name=lambda task: f"run-{task[1]}",
+        steps=len_of,
+    )
     found = {task: future.exception() or future.result() for task, future in runs}
     assert len(found) == len(tasks)
     return found
@@ -83,7 +91,9 @@ def kill_at_random(folder: Path, n_tasks: int, kills: int, seed: int, n_workers:
     finally:
         over.set()
         thread.join()
-    assert len(killed) == kills, f"only {len(killed)} kills until all was done: more tasks are needed"
+    assert len(killed) == kills, (
+        f"only {len(killed)} kills until all was done: more tasks are needed"
+    )
     return {i: result for (_, i), result in found.items()}
 
 
@@ -137,7 +147,9 @@ def test_workers_that_die_while_they_start_come_back(tmp_path):
 
 
 def test_what_fails_fails_alone_and_the_rest_is_as_in_turn(monkeypatch, capfd):
-    monkeypatch.setattr("distributed.system.MEMORY_LIMIT", 10**9)  # of which each of two workers gets half
+    monkeypatch.setattr(
+        "distributed.system.MEMORY_LIMIT", 10**9
+    )  # of which each of two workers gets half
     kinds = ["well", "kills", "raises", "well", "greedy", *["well"] * 7]
     tasks = [(kind, i) for i, kind in enumerate(kinds)]
     found = outcomes(one_of_each, tasks)
@@ -229,7 +241,9 @@ def test_no_process_outlives_the_main_one(tmp_path, how):
     main = psutil.Popen(command, env=env, stderr=subprocess.PIPE, start_new_session=True)
     wait_for(lambda: len(list(tmp_path.iterdir())) == 2, "the workers do not start")
     family = main.children(recursive=True)
-    os.killpg(main.pid, how) if how == signal.SIGINT else main.kill()  # a terminal interrupts the whole group
+    os.killpg(
+        main.pid, how
+    ) if how == signal.SIGINT else main.kill()  # a terminal interrupts the whole group
     main.wait(20)
     _, alive = psutil.wait_procs(family, timeout=20)
     assert not alive
@@ -239,7 +253,13 @@ def test_no_process_outlives_the_main_one(tmp_path, how):
 
 @contextmanager
 def dask(*arguments: str) -> Iterator[None]:
-    command = [sys.executable, "-m", f"distributed.cli.dask_{arguments[0]}", *arguments[1:], "--no-dashboard"]
+    command = [
+        sys.executable,
+        "-m",
+        f"distributed.cli.dask_{arguments[0]}",
+        *arguments[1:],
+        "--no-dashboard",
+    ]
     env = os.environ | {"PYTHONPATH": str(HERE)}
     with subprocess.Popen(command, cwd=HERE.parent, env=env, stderr=subprocess.DEVNULL) as process:
         try:
@@ -253,14 +273,20 @@ def test_the_workers_of_a_scheduler_that_somebody_started(tmp_path, monkeypatch)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    where, tasks = f"tcp://127.0.0.1:{port}", [(kind, i) for i, kind in enumerate(["raises", "kills", "well", "well"])]
+    where, tasks = (
+        f"tcp://127.0.0.1:{port}",
+        [(kind, i) for i, kind in enumerate(["raises", "kills", "well", "well"])],
+    )
     with pytest.raises(InputError, match=f"no Dask scheduler answers at {where} .*refused"):
         outcomes(one_of_each, tasks, where)
     with pytest.raises(InputError, match="no Dask scheduler answers at gpu-box .*like tcp://"):
         outcomes(one_of_each, tasks, "gpu-box")
     with dask("scheduler", "--host", "127.0.0.1", "--port", str(port)):
         wait_for(lambda: answers(port), "the scheduler does not start")
-        with pytest.raises(InputError, match=f"{where} has no workers: start workers with `dask worker {where} --nth"):
+        with pytest.raises(
+            InputError,
+            match=f"{where} has no workers: start workers with `dask worker {where} --nth",
+        ):
             outcomes(one_of_each, tasks, where)
         with dask("worker", where, "--nthreads", "2"):
             wait_for_workers(where, 1)
@@ -270,7 +296,9 @@ def test_the_workers_of_a_scheduler_that_somebody_started(tmp_path, monkeypatch)
             wait_for_workers(where, 2)
             found = outcomes(one_of_each, tasks, where)
             assert [found[task] for task in tasks[2:]] == [4, 9]
-            assert isinstance(found["raises", 0], ValueError) and isinstance(found["kills", 1], InputError)
+            assert isinstance(found["raises", 0], ValueError) and isinstance(
+                found["kills", 1], InputError
+            )
             (tmp_path / "only_here.py").write_text("def work(task, step): return 1")
             monkeypatch.syspath_prepend(tmp_path)
             [error] = outcomes(importlib.import_module("only_here").work, tasks[:1], where).values()

@@ -4,15 +4,21 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.data.datasets import SAMPLE
-from pipeline.data.image_table import write_image_table
-from pipeline.data.sample import Size, make_raw
-from pipeline.eeg.preparation import prepare_subjects
+from pipeline.datasets.image_table import write_image_table
+from pipeline.datasets.sample import Size, make_raw
+from pipeline.datasets.table import SAMPLE
 from pipeline.images.embeddings import write_embeddings
 from pipeline.params import read_params
+from pipeline.preprocess.preparation import prepare_subjects
 from pipeline.sections import Train
 
-TINY = Size(train_concepts=12, images_per_concept=2, test_concepts=6, train_repetitions=2, test_repetitions=3)
+TINY = Size(
+    train_concepts=12,
+    images_per_concept=2,
+    test_concepts=6,
+    train_repetitions=2,
+    test_repetitions=3,
+)
 
 
 def make_prepared(base: Path) -> np.ndarray:
@@ -23,7 +29,9 @@ def make_prepared(base: Path) -> np.ndarray:
     changes = {"channels": ["O1", "Oz", "O2"], "workers": 1}
     parameters = read_params(Path("params.yaml")).preprocess.model_copy(update=changes)
     prepare_subjects(SAMPLE, base / "raw", base / "images.csv", base / "eeg", parameters)
-    return np.array([image_id for split in images.values() for image_id in split["image_ids"]], dtype=object)
+    return np.array(
+        [image_id for split in images.values() for image_id in split["image_ids"]], dtype=object
+    )
 
 
 def make_embeddings(path: Path, image_ids: np.ndarray, seed: int) -> None:

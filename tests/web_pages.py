@@ -16,7 +16,9 @@ def words(page: Path) -> str:
 
 
 @contextmanager
-def opened(browser: Browser, path: Path, width: int = 1200, theme: str = "light", charts: int = 0) -> Iterator[Page]:
+def opened(
+    browser: Browser, path: Path, width: int = 1200, theme: str = "light", charts: int = 0
+) -> Iterator[Page]:
     """The page with its charts drawn; fails if it says a word on the console or asks for anything but itself."""
     address = path.as_uri()
     context = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=theme)

@@ -16,7 +16,7 @@ from timm.models.vision_transformer import Block as Layer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.images.vit import Block, ImageEncoder
+from pipeline.images.models.vit import Block, ImageEncoder
 
 
 def accelerate(
@@ -41,7 +41,12 @@ def accelerate(
                 vars(parent)["fused_attn"] = False  # timm declares it final
             for name, child in list(parent.named_children()):
                 if isinstance(child, nn.Linear):
-                    gelu = packed and isinstance(parent, Mlp) and name == "fc1" and type(parent.act) is nn.GELU
+                    gelu = (
+                        packed
+                        and isinstance(parent, Mlp)
+                        and name == "fc1"
+                        and type(parent.act) is nn.GELU
+                    )
                     setattr(parent, name, _Linear(child, getattr(torch, precision), packed, gelu))
                     if gelu:
                         parent.act = nn.Identity()
@@ -58,7 +63,9 @@ class _Linear(nn.Module):
     def __init__(self, linear: nn.Linear, dtype: torch.dtype, packed: bool, gelu: bool) -> None:
         super().__init__()
         self.dtype, self.packed = dtype, packed
-        self.activation: tuple[str, list[float], str] = ("gelu", [], "none") if gelu else ("none", [], "")
+        self.activation: tuple[str, list[float], str] = (
+            ("gelu", [], "none") if gelu else ("none", [], "")
+        )
         weight = linear.weight.to(dtype)
         if packed:
             self.weight = torch.ops.mkldnn._reorder_linear_weight(weight)
@@ -91,9 +98,11 @@ class _ClsLayer(nn.Module):
         layer, attention = self.layer, cast(Attention, self.layer.attn)
         heads = attention.num_heads
         normed = layer.norm1(x)
-        query = self.query(normed[:, :1]).unflatten(2, (heads, -1)).transpose(1, 2)  # (B, heads, 1, D / heads)
+        # (B, heads, 1, D / heads)
+        query = self.query(normed[:, :1]).unflatten(2, (heads, -1)).transpose(1, 2)
         key, value = self.key_value(normed).unflatten(2, (2, heads, -1)).permute(2, 0, 3, 1, 4)
-        seen = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)  # (B, 1, D)
+        # (B, 1, D)
+        seen = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
         x = x[:, :1] + layer.ls1(attention.proj(seen))
         return x + layer.ls2(layer.mlp(layer.norm2(x)))
 

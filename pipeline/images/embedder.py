@@ -28,20 +28,20 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from pipeline.data.image_table import read_image_table
-from pipeline.data.images import Images, open_images
-from pipeline.devices import device_name
+from pipeline.compute.devices import device_name
+from pipeline.compute.machine import n_cores
+from pipeline.compute.unfinished import unfinished
+from pipeline.datasets.image_table import read_image_table
 from pipeline.errors import InputError
 from pipeline.files import check_folders, replacing, save_array, sha256
 from pipeline.images import health
 from pipeline.images.acceleration import accelerate
 from pipeline.images.embeddings import ORIGINAL, Attributes, write_embeddings
-from pipeline.images.models import Load
+from pipeline.images.models.table import Load
+from pipeline.images.models.vit import Block, ImageEncoder
 from pipeline.images.views import check_views, degrade
-from pipeline.images.vit import Block, ImageEncoder
-from pipeline.machine import n_cores
 from pipeline.sections import Embed
-from pipeline.unfinished import unfinished
+from pipeline.untrusted.pictures import Images, open_images
 
 IN_CPU_CACHE = 8  # images in one forward pass on a CPU; with 32 a ViT-B takes an eighth longer
 RECOMPUTED = 8  # images that are embedded again, the plain way
@@ -51,7 +51,9 @@ AHEAD = 2  # batches decoded in advance for each pass
 PACKAGES = ("torch", "torchvision", "timm", "pillow")  # whose versions decide the numbers
 
 Pass = tuple[torch.device, ImageEncoder]  # where, and the encoder there
-Decode = Callable[[str, Tensor], None]  # an image's id; its views are written into (V, 3, side, side) uint8
+Decode = Callable[
+    [str, Tensor], None
+]  # an image's id; its views are written into (V, 3, side, side) uint8
 
 
 def embed_images(
@@ -111,7 +113,10 @@ def embed_images(
                 "its weights are finite: they grow too large; name another backbone, or another file of weights"
             )
         accelerate(encoder, parameters.blocks, parameters.tokens, parameters.precision, device)
-        batches = [image_ids[i : i + parameters.batch_size] for i in range(0, len(image_ids), parameters.batch_size)]
+        batches = [
+            image_ids[i : i + parameters.batch_size]
+            for i in range(0, len(image_ids), parameters.batch_size)
+        ]
         files = [folder / f"{_fingerprint(batch, images)}.npy" for batch in batches]
         n_views, n_features = len(parameters.views), sum(block.shape[1] for block in reference[0])
         todo = [
@@ -126,16 +131,28 @@ def embed_images(
         in_cache = {folder: n_bytes * n_todo // len(image_ids)} if todo else {}
         check_folders({target.parent: n_bytes} | in_cache)
         passes = _passes(encoder, device)
-        n_timed = max(len(passes), TIMED // parameters.batch_size)  # batches: one at least for each pass
-        with tqdm(total=len(image_ids), initial=n_done, unit="image", desc=f"embed {target.stem}", disable=None) as bar:
+        n_timed = max(
+            len(passes), TIMED // parameters.batch_size
+        )  # batches: one at least for each pass
+        with tqdm(
+            total=len(image_ids),
+            initial=n_done,
+            unit="image",
+            desc=f"embed {target.stem}",
+            disable=None,
+        ) as bar:
             started = time.monotonic()
             _embed_all(passes, todo[:n_timed], decode, parameters, bar)
             seconds = (time.monotonic() - started) / n_timed * max(0, len(todo) - n_timed)
             left = str(timedelta(seconds=round(seconds)))  # h:mm:ss
-            tqdm.write(f"embed {target.stem}: {what} = {n_bytes / 1e6:.2f} MB, done in about {left}")
+            tqdm.write(
+                f"embed {target.stem}: {what} = {n_bytes / 1e6:.2f} MB, done in about {left}"
+            )
             _embed_all(passes, todo[n_timed:], decode, parameters, bar)
         features = {block: encoder.feature(block, parameters.tokens) for block in parameters.blocks}
-        blocks = _checked(features, parameters.views, files, rows, reference, f"{target} (from {checkpoint.name})")
+        blocks = _checked(
+            features, parameters.views, files, rows, reference, f"{target} (from {checkpoint.name})"
+        )
         write_embeddings(target, image_ids, blocks, made_with)
 
 
@@ -162,7 +179,9 @@ def _is_whole(file: Path, shape: tuple[int, int, int]) -> bool:
 @torch.inference_mode()
 def _one_by_one(encoder: ImageEncoder, images: Tensor, parameters: Embed) -> list[np.ndarray]:
     """For each block (M, D): what the encoder as it was loaded gives for M single images, float32 on the CPU."""
-    each = [encoder(image[None].float() / 255, parameters.blocks, parameters.tokens) for image in images]
+    each = [
+        encoder(image[None].float() / 255, parameters.blocks, parameters.tokens) for image in images
+    ]
     return [torch.cat(rows).numpy() for rows in zip(*each, strict=True)]
 
 
@@ -194,7 +213,9 @@ def _embed_all(
     decoded, turn = _decoded(todo, decode, empty, ahead), threading.Lock()
 
     def work(own: torch.device, encoder: ImageEncoder) -> None:
-        fits = min(parameters.batch_size, IN_CPU_CACHE) if own.type == "cpu" else parameters.batch_size
+        fits = (
+            min(parameters.batch_size, IN_CPU_CACHE) if own.type == "cpu" else parameters.batch_size
+        )
         with torch.cuda.stream(torch.cuda.Stream(own)) if own.type == "cuda" else nullcontext():
             while True:
                 with turn:
@@ -233,7 +254,10 @@ def _decoded(
         try:
             for file, image_ids in todo:
                 batch = empty(len(image_ids))
-                images = [pool.submit(decode, image_id, batch[:, i]) for i, image_id in enumerate(image_ids)]
+                images = [
+                    pool.submit(decode, image_id, batch[:, i])
+                    for i, image_id in enumerate(image_ids)
+                ]
                 waiting.append((file, batch, images))
                 if len(waiting) > ahead:
                     yield _whole(*waiting.popleft())
@@ -255,7 +279,9 @@ def embed_batch(
     """All blocks side by side, (B, sum of D) float32, and how many images fit in the device's memory at once."""
     while True:
         try:
-            return np.concatenate([_forward(encoder, part, parameters, device) for part in images.split(fits)]), fits
+            return np.concatenate(
+                [_forward(encoder, part, parameters, device) for part in images.split(fits)]
+            ), fits
         except torch.OutOfMemoryError:
             if fits == 1:
                 raise InputError(
@@ -267,9 +293,16 @@ def embed_batch(
 
 
 @torch.inference_mode()
-def _forward(encoder: ImageEncoder, images: Tensor, parameters: Embed, device: torch.device) -> np.ndarray:
+def _forward(
+    encoder: ImageEncoder, images: Tensor, parameters: Embed, device: torch.device
+) -> np.ndarray:
     pixels = images.to(device, non_blocking=True).float() / 255
-    return torch.cat(encoder(pixels, parameters.blocks, parameters.tokens), dim=1).float().cpu().numpy()
+    return (
+        torch.cat(encoder(pixels, parameters.blocks, parameters.tokens), dim=1)
+        .float()
+        .cpu()
+        .numpy()
+    )
 
 
 def _checked(
@@ -285,7 +318,10 @@ def _checked(
     They are checked. A degraded view may tell images hardly apart, and may then be all rounding: this is told.
     """
     ends = np.cumsum([recomputed.shape[1] for recomputed in reference[0]])
-    columns = [slice(end - recomputed.shape[1], end) for end, recomputed in zip(ends, reference[0], strict=True)]
+    columns = [
+        slice(end - recomputed.shape[1], end)
+        for end, recomputed in zip(ends, reference[0], strict=True)
+    ]
     deepest = max(features, key=_depth)
     for place, view in enumerate(views):
         found = zip(features, columns, reference[place], strict=True)
@@ -294,9 +330,15 @@ def _checked(
             values = np.concatenate([np.load(file, mmap_mode="r")[place, :, own] for file in files])
             measured = health.measure(values, rows, recomputed)
             try:
-                health.check(measured, f"{where}: block {name}", tells_images_apart=block == deepest)
+                health.check(
+                    measured, f"{where}: block {name}", tells_images_apart=block == deepest
+                )
             except InputError:
-                if view == ORIGINAL or measured["non_finite"] or not measured["reference_cosine"] >= health.AGREEMENT:
+                if (
+                    view == ORIGINAL
+                    or measured["non_finite"]
+                    or not measured["reference_cosine"] >= health.AGREEMENT
+                ):
                     raise
                 print(
                     f"{name}: the embeddings hardly tell images apart (median cosine {measured['median_cosine']}, "

@@ -5,8 +5,8 @@
                            every report, and `only`, why there are no other blocks; of an empty cache `why` alone
 /image_ids (N,)            the path in the image archives, such as `training_images/00001_aardvark/aardvark_01b.jpg`
 /embeddings/<block> (N, D) float32, training and test images in one table; `last`, or the number of a transformer block;
-                           attributes: feature, and its health (`pipeline.images.health`)
-/views/<view>/<block>      the same of each degraded view (`pipeline.images.views`) that was asked for, such as
+                           attributes: feature, and its health (`images.health`)
+/views/<view>/<block>      the same of each degraded view (`images.views`) that was asked for, such as
                            /views/blur-8/last
 """
 
@@ -59,7 +59,11 @@ class Embeddings:
         """What the cache seems to call this image, in words; "" where no name is like it."""
         file = image_id.rpartition("/")[2]
         other = next((name for name in self.image_ids if name.rpartition("/")[2] == file), None)
-        return f", which is called {other} there and should be called as in data/fetched/images.csv" if other else ""
+        return (
+            f", which is called {other} there and should be called as in data/fetched/images.csv"
+            if other
+            else ""
+        )
 
 
 def write_embeddings(
@@ -75,7 +79,9 @@ def write_embeddings(
     with new_hdf5(path) as file:
         file.attrs.update(made_with)
         file.create_group("embeddings")
-        file.create_dataset("image_ids", data=np.array(image_ids, dtype=object), dtype=h5py.string_dtype())
+        file.create_dataset(
+            "image_ids", data=np.array(image_ids, dtype=object), dtype=h5py.string_dtype()
+        )
         for name, values, attributes in blocks:
             folder = "views" if "/" in str(name) else "embeddings"
             dataset = file.create_dataset(f"{folder}/{name}", data=values, dtype=np.float32)
@@ -89,7 +95,10 @@ def write_no_embeddings(path: Path, why: str) -> None:
 
 
 def read_embeddings(
-    path: Path, block: int | Literal["last", "mix"], views: str = ORIGINAL, views_in_gallery: str = ORIGINAL
+    path: Path,
+    block: int | Literal["last", "mix"],
+    views: str = ORIGINAL,
+    views_in_gallery: str = ORIGINAL,
 ) -> Embeddings:
     """Read one block of a cache, or with `mix` all of them, the deepest last.
 
@@ -108,11 +117,17 @@ def read_embeddings(
             names = there if block == "mix" else [str(block)]
             if names[0] not in there:
                 told = f"{path}: train.block is {block}; set it to one that is there, {', '.join(there)}"
-                why = f": {file.attrs['only']}" if "only" in file.attrs else ", or add it to embed.blocks"
+                why = (
+                    f": {file.attrs['only']}"
+                    if "only" in file.attrs
+                    else ", or add it to embed.blocks"
+                )
                 raise InputError(told + why)
             kept = {ORIGINAL: _blocks(file), **file.get("views", {})}
             if views_in_gallery == "draw":
-                raise InputError(f"train.views_in_gallery is draw: set it to mean or one of {', '.join(kept)}")
+                raise InputError(
+                    f"train.views_in_gallery is draw: set it to mean or one of {', '.join(kept)}"
+                )
             for key, wanted in (("views", views), ("views_in_gallery", views_in_gallery)):
                 _check_views(path, key, wanted, [*kept])
             several = {views, views_in_gallery} & {*SEVERAL}
@@ -135,14 +150,17 @@ def read_embeddings(
         values, learned = values[:, 0], learned if learned is None else learned[:, :, 0]
     blocks = tuple(names) if block == "mix" else ()
     told, told_in_gallery = (
-        f"{wanted} of {', '.join(kept)}" if wanted in SEVERAL else wanted for wanted in (views, views_in_gallery)
+        f"{wanted} of {', '.join(kept)}" if wanted in SEVERAL else wanted
+        for wanted in (views, views_in_gallery)
     )
     return Embeddings(values, image_ids, blocks, learned, told, told_in_gallery, str(path))
 
 
 def _check_views(path: Path, key: str, wanted: str, kept: Sequence[str]) -> None:
     if wanted in SEVERAL and len(kept) == 1:
-        raise InputError(f"{path}: train.{key} is {wanted} and the only view there is {ORIGINAL}: add to embed.views")
+        raise InputError(
+            f"{path}: train.{key} is {wanted} and the only view there is {ORIGINAL}: add to embed.views"
+        )
     if wanted not in (*SEVERAL, *kept):
         raise InputError(
             f"{path}: train.{key} is {wanted}; set it to one that is there, {', '.join(kept)}, or add it to embed.views"
@@ -150,10 +168,14 @@ def _check_views(path: Path, key: str, wanted: str, kept: Sequence[str]) -> None
         )
 
 
-def _read(path: Path, tables: Mapping[str, Sequence[h5py.Dataset]], wanted: str, image_ids: np.ndarray) -> np.ndarray:
+def _read(
+    path: Path, tables: Mapping[str, Sequence[h5py.Dataset]], wanted: str, image_ids: np.ndarray
+) -> np.ndarray:
     """(N, V, K, D) float32: all views to draw from, or one, or their mean; InputError for values that are none."""
     views = [*tables.values()] if wanted in SEVERAL else [tables[wanted]]
-    values = np.empty((len(views[0][0]), len(views), len(views[0]), views[0][0].shape[1]), np.float32)
+    values = np.empty(
+        (len(views[0][0]), len(views), len(views[0]), views[0][0].shape[1]), np.float32
+    )
     for v, k in np.ndindex(values.shape[1:3]):  # one by one, so that all are in memory only once
         values[:, v, k] = views[v][k].astype(np.float32)[:]
         _check_values(path, views[v][k].name, values[:, v, k], image_ids)
@@ -182,7 +204,10 @@ def _check_rows(path: Path, table: h5py.Dataset, image_ids: np.ndarray) -> None:
 def _check_values(path: Path, name: str, values: np.ndarray, image_ids: np.ndarray) -> None:
     """InputError for the first row of (N, D) that is not finite, or all zero, as of an image that was left out."""
     finite = np.isfinite(values).all(axis=1)
-    for wrong, what in ((~finite, "that are not finite"), (~values.any(axis=1), "that are all zero")):
+    for wrong, what in (
+        (~finite, "that are not finite"),
+        (~values.any(axis=1), "that are all zero"),
+    ):
         if wrong.any():
             row = int(wrong.argmax())
             raise InputError(
@@ -193,7 +218,9 @@ def _check_values(path: Path, name: str, values: np.ndarray, image_ids: np.ndarr
 
 def _check_mix(path: Path, blocks: Mapping[str, h5py.Dataset]) -> None:
     if len(blocks) < 2:
-        raise InputError(f"{path}: train.block is mix and the only block there is {[*blocks][0]}: add to embed.blocks")
+        raise InputError(
+            f"{path}: train.block is mix and the only block there is {[*blocks][0]}: add to embed.blocks"
+        )
     if len({table.shape[1] for table in blocks.values()}) > 1:
         told = ", ".join(f"{name} has {table.shape[1]}" for name, table in blocks.items())
         raise InputError(
@@ -226,7 +253,10 @@ def read_health(path: Path) -> dict[str, dict[str, int | float]]:
 
 def _plain(of: h5py.Group | h5py.Dataset) -> dict[str, Any]:
     """Attributes without numpy's types."""
-    return {name: value.item() if isinstance(value, np.generic) else value for name, value in of.attrs.items()}
+    return {
+        name: value.item() if isinstance(value, np.generic) else value
+        for name, value in of.attrs.items()
+    }
 
 
 def _blocks(file: h5py.File) -> h5py.Group:

@@ -7,7 +7,8 @@ from pipeline.errors import InputError
 PAIRS = 10_000  # drawn at random, to see how alike the embeddings of different images are
 COLLAPSED = 0.99  # median cosine of pairs above which the embeddings hardly depend on the image
 SAME = 0.01  # largest share of rows that may repeat another one
-AGREEMENT = 0.99  # least centred cosine with the recomputation: errors below 1 % of what tells images apart
+# Least centred cosine with the recomputation: errors below 1 % of what tells images apart
+AGREEMENT = 0.99
 
 Health = dict[str, int | float]
 
@@ -30,7 +31,9 @@ def measure(values: np.ndarray, rows: np.ndarray, reference: np.ndarray) -> Heal
         "duplicates": len(values) - len(np.unique(values, axis=0)),
         "median_cosine": round(float(np.median(_cosine(values[first], values[second]))), 5),
         "reference_cosine": round(float(_cosine(values[rows], reference).min()), 5),
-        "reference_cosine_centred": round(float(_cosine(values[rows] - mean, reference - mean).min()), 5),
+        "reference_cosine_centred": round(
+            float(_cosine(values[rows] - mean, reference - mean).min()), 5
+        ),
     }
 
 
@@ -64,5 +67,7 @@ def check(health: Health, name: str, tells_images_apart: bool) -> None:
 def _cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Row by row, float64."""
     a, b = a.astype(np.float64), b.astype(np.float64)
-    with np.errstate(invalid="ignore"):  # a zero row gives NaN; every check above is written so that NaN fails it
+    with np.errstate(
+        invalid="ignore"
+    ):  # a zero row gives NaN; every check above is written so that NaN fails it
         return (a * b).sum(1) / np.sqrt((a * a).sum(1) * (b * b).sum(1))

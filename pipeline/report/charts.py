@@ -17,7 +17,10 @@ SCHEMA = "https://vega.github.io/schema/vega-lite/v6.json"  # a name, which noth
 DASHED = {"strokeDash": [6, 4], "color": "currentColor"}
 ROUND = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)  # ticks of a logarithmic axis
 PUBLISHED_RUN = "published run, on its test images"  # the name of its curve
-LINES = {"training": COLOURS["unaligned"], PUBLISHED_RUN: "#8a8a8a"}  # any other curve: COLOURS["aligned"]
+LINES = {
+    "training": COLOURS["unaligned"],
+    PUBLISHED_RUN: "#8a8a8a",
+}  # any other curve: COLOURS["aligned"]
 ZOOM = [
     {
         "name": "zoom",
@@ -25,7 +28,12 @@ ZOOM = [
         "bind": "scales",
     }
 ]
-INK = {"labelColor": "currentColor", "titleColor": "currentColor", "labelFontSize": 12, "titleFontSize": 12}
+INK = {
+    "labelColor": "currentColor",
+    "titleColor": "currentColor",
+    "labelFontSize": 12,
+    "titleFontSize": 12,
+}
 CONFIG = {
     "background": None,
     "font": "system-ui, sans-serif",
@@ -40,7 +48,8 @@ CONFIG = {
         "titleFontWeight": "normal",
         "labelOverlap": True,
     },
-    "legend": INK | {"orient": "top", "title": None, "labelLimit": 0, "columns": 1, "symbolStrokeWidth": 3},
+    "legend": INK
+    | {"orient": "top", "title": None, "labelLimit": 0, "columns": 1, "symbolStrokeWidth": 3},
 }
 
 
@@ -63,17 +72,33 @@ def subjects(table: pd.DataFrame) -> Chart:
     title = "top-1 accuracy"
     bar = {"type": "bar", "tooltip": True, "width": {"band": 0.7}}
     colour = {"field": "encoder", "type": "nominal", "scale": colours}
-    layers: list[Spec] = [{"mark": bar, "encoding": shared | {"y": _quantitative("top1_acc", title), "color": colour}}]
+    layers: list[Spec] = [
+        {"mark": bar, "encoding": shared | {"y": _quantitative("top1_acc", title), "color": colour}}
+    ]
     if "top1_acc_low" in table:
         ends = {"y": _quantitative("top1_acc_low", title), "y2": {"field": "top1_acc_high"}}
-        layers.append({"mark": {"type": "rule", "strokeWidth": 2, "color": "currentColor"}, "encoding": shared | ends})
+        layers.append(
+            {
+                "mark": {"type": "rule", "strokeWidth": 2, "color": "currentColor"},
+                "encoding": shared | ends,
+            }
+        )
     chance = {"y": {"datum": float(table["chance"].iloc[0])}}
     layers.append({"mark": {"type": "rule", **DASHED}, "encoding": chance})
-    return _chart("Each subject", f"{title} of each subject, {' and '.join(encoders)}", table, layers, {})
+    return _chart(
+        "Each subject", f"{title} of each subject, {' and '.join(encoders)}", table, layers, {}
+    )
 
 
 def curve(
-    table: pd.DataFrame, x: str, y: str, heading: str, x_title: str, y_title: str, encoder: str, log: bool = False
+    table: pd.DataFrame,
+    x: str,
+    y: str,
+    heading: str,
+    x_title: str,
+    y_title: str,
+    encoder: str,
+    log: bool = False,
 ) -> Chart:
     """One metric along `x` with its 95 % interval (`<y>_low`, `<y>_high`) and, dashed, `chance`."""
     across = _quantitative(x, x_title)
@@ -83,14 +108,29 @@ def curve(
             "axis": {"values": [v for v in ROUND if v <= table[x].max()]},
         }
     colour = COLOURS[encoder]
-    line = {"type": "line", "color": colour, "point": {"color": colour}, "tooltip": True, "clip": True}
+    line = {
+        "type": "line",
+        "color": colour,
+        "point": {"color": colour},
+        "tooltip": True,
+        "clip": True,
+    }
     band = {"y": _quantitative(f"{y}_low", y_title), "y2": {"field": f"{y}_high"}}
     layers = [
         {"mark": line, "encoding": {"y": _quantitative(y, y_title)}, "params": ZOOM},
         {"mark": {"type": "area", "color": colour, "opacity": 0.2, "clip": True}, "encoding": band},
-        {"mark": {"type": "line", "clip": True, **DASHED}, "encoding": {"y": _quantitative("chance", y_title)}},
+        {
+            "mark": {"type": "line", "clip": True, **DASHED},
+            "encoding": {"y": _quantitative("chance", y_title)},
+        },
     ]
-    return _chart(heading, f"{y_title} against {x_title}, with its interval and chance", table, layers, {"x": across})
+    return _chart(
+        heading,
+        f"{y_title} against {x_title}, with its interval and chance",
+        table,
+        layers,
+        {"x": across},
+    )
 
 
 def learning(curves: pd.DataFrame, y: str, heading: str, y_title: str) -> Chart:
@@ -100,15 +140,24 @@ def learning(curves: pd.DataFrame, y: str, heading: str, y_title: str) -> Chart:
     encoding = {
         "x": _quantitative("epoch", "epoch"),
         "y": _quantitative(y, y_title),
-        "color": {"field": "curve", "type": "nominal", "scale": {"domain": names, "range": colours}},
+        "color": {
+            "field": "curve",
+            "type": "nominal",
+            "scale": {"domain": names, "range": colours},
+        },
         "strokeDash": {"field": "curve", "type": "nominal", "scale": {"domain": names}},
-        "opacity": {"condition": {"test": {"field": "curve", "equal": PUBLISHED_RUN}, "value": 0.7}, "value": 1},
+        "opacity": {
+            "condition": {"test": {"field": "curve", "equal": PUBLISHED_RUN}, "value": 0.7},
+            "value": 1,
+        },
     }
     layers = [{"mark": {"type": "line", "tooltip": True, "clip": True}, "params": ZOOM}]
     return _chart(heading, f"{y_title} against epoch: {', '.join(names)}", curves, layers, encoding)
 
 
-def _chart(heading: str, label: str, table: pd.DataFrame, layers: list[Spec], encoding: Spec) -> Chart:
+def _chart(
+    heading: str, label: str, table: pd.DataFrame, layers: list[Spec], encoding: Spec
+) -> Chart:
     """Layers over one table, with what their encodings share, as wide as the page lets them be."""
     spec = {
         "$schema": SCHEMA,

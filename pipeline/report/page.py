@@ -10,9 +10,9 @@ from typing import Any
 import pandas as pd
 import vl_convert
 
-from pipeline.analysis.comparison import COSINE_EDGES, cosine_histograms
-from pipeline.analysis.similarities import Similarities
-from pipeline.data.published import Published
+from pipeline.compare.comparison import COSINE_EDGES, cosine_histograms
+from pipeline.datasets.published import Published
+from pipeline.evaluate.similarities import Similarities
 from pipeline.report import charts
 from pipeline.report.pictures import Picture, kept_runs
 from pipeline.report.template import records, write_page
@@ -69,10 +69,14 @@ def write_report(
         run=evaluation,
         comparison=comparison,
         chance=chance_levels(evaluation["n_way"]),
-        subject_columns={name: title for name, title in SUBJECT_COLUMNS.items() if name in subjects},
+        subject_columns={
+            name: title for name, title in SUBJECT_COLUMNS.items() if name in subjects
+        },
         subjects=records(subjects),
         galleries=records(tables["n_way"]),
-        top_k=[name[3:-4] for name in map(str, tables["n_way"]) if re.fullmatch(r"top\d+_acc", name)],
+        top_k=[
+            name[3:-4] for name in map(str, tables["n_way"]) if re.fullmatch(r"top\d+_acc", name)
+        ],
         charts=drawn,
         specs={id: chart.spec for id, chart in drawn.items()},
         published=published,
@@ -98,7 +102,9 @@ def chance_levels(n_way: int) -> dict[str, float]:
     return levels
 
 
-def learning_curves(history: pd.DataFrame, reference: pd.DataFrame, evaluation: dict[str, Any]) -> pd.DataFrame:
+def learning_curves(
+    history: pd.DataFrame, reference: pd.DataFrame, evaluation: dict[str, Any]
+) -> pd.DataFrame:
     """Epoch by epoch, a row a curve: `curve` (its name), `epoch`, `loss` (nats) and `top1_acc` (of training: none).
 
     `history` has epoch, train_loss and, where an epoch was selected, selection_loss and selection_top1. Of
@@ -112,7 +118,11 @@ def learning_curves(history: pd.DataFrame, reference: pd.DataFrame, evaluation: 
     alike = ["dataset", "protocol", "encoder"]
     theirs = reference[(reference[alike] == [evaluation[name] for name in alike]).all(axis=1)]
     if len(theirs):
-        published = {"epoch": theirs["epoch"] + 1, "loss": theirs["nice_loss"], "top1_acc": theirs["top1_acc"]}
+        published = {
+            "epoch": theirs["epoch"] + 1,
+            "loss": theirs["nice_loss"],
+            "top1_acc": theirs["top1_acc"],
+        }
         curves.append(pd.DataFrame(published).assign(curve=charts.PUBLISHED_RUN))
     return pd.concat(curves).reindex(columns=["curve", "epoch", "loss", "top1_acc"])
 
@@ -127,27 +137,47 @@ def cosines(
         return {"edges": COSINE_EDGES, evaluation["encoder"]: kept | means}
     drawn = {"edges": comparison["cosines"]["edges"]}
     for side in (comparison["baseline"], comparison["other"]):
-        means = {name: comparison["metrics"][name][side] for name in ("matched_cosine", "mismatched_cosine")}
+        means = {
+            name: comparison["metrics"][name][side]
+            for name in ("matched_cosine", "mismatched_cosine")
+        }
         drawn[side] = comparison["cosines"][side] | means
     return drawn
 
 
 def _charts(
-    run: dict[str, Any], tables: dict[str, pd.DataFrame], curves: pd.DataFrame, comparison: dict[str, Any] | None
+    run: dict[str, Any],
+    tables: dict[str, pd.DataFrame],
+    curves: pd.DataFrame,
+    comparison: dict[str, Any] | None,
 ) -> dict[str, charts.Chart]:
     encoder, top1 = run["encoder"], "top-1 accuracy"
     drawn = {
         "subjects": charts.subjects(_top1_of_subjects(run, tables["per_subject"], comparison)),
-        "loss": charts.learning(curves.dropna(subset="loss"), "loss", "Learning curve", "contrastive loss (nats)"),
+        "loss": charts.learning(
+            curves.dropna(subset="loss"), "loss", "Learning curve", "contrastive loss (nats)"
+        ),
     }
     selection = curves.dropna(subset="top1_acc")
     if len(selection):
         drawn["top1"] = charts.learning(selection, "top1_acc", "Top-1 while learning", top1)
-    nearest, recording, window = "Among the k nearest", "How much recording is needed", "When: one window of the EEG"
+    nearest, recording, window = (
+        "Among the k nearest",
+        "How much recording is needed",
+        "When: one window of the EEG",
+    )
     for name, x, y, heading, x_title, y_title, log in (
         ("top_k", "k", "top_k_acc", nearest, "k", "accuracy", True),
         ("repetitions", "n_repetitions", "top1_acc", recording, "repetitions averaged", top1, True),
-        ("time_course", "time", "top1_acc", window, "centre of the window after onset (s)", top1, False),
+        (
+            "time_course",
+            "time",
+            "top1_acc",
+            window,
+            "centre of the window after onset (s)",
+            top1,
+            False,
+        ),
     ):
         drawn[name] = charts.curve(tables[name], x, y, heading, x_title, y_title, encoder, log)
     return drawn
@@ -157,7 +187,11 @@ def _top1_of_subjects(
     run: dict[str, Any], per_subject: pd.DataFrame, comparison: dict[str, Any] | None
 ) -> pd.DataFrame:
     """Top-1 of each subject, the mean over seeds; of both sides where two were compared."""
-    kept = per_subject[~per_subject["collapsed"]] if run["n_collapsed"] < run["n_runs"] else per_subject
+    kept = (
+        per_subject[~per_subject["collapsed"]]
+        if run["n_collapsed"] < run["n_runs"]
+        else per_subject
+    )
     if comparison is not None and "per_subject" in comparison:
         both = [
             {"subject": row["subject"], "encoder": side, "top1_acc": row[side]["top1_acc"]}
@@ -165,7 +199,11 @@ def _top1_of_subjects(
             for side in (comparison["baseline"], comparison["other"])
         ]
         return pd.DataFrame(both).assign(chance=run["chance_top1"])
-    table = kept.groupby("subject", as_index=False)[["top1_acc", "top1_acc_low", "top1_acc_high"]].mean()
-    if kept["subject"].duplicated().any():  # an interval of a mean over seeds is not the mean of their intervals
+    table = kept.groupby("subject", as_index=False)[
+        ["top1_acc", "top1_acc_low", "top1_acc_high"]
+    ].mean()
+    if (
+        kept["subject"].duplicated().any()
+    ):  # an interval of a mean over seeds is not the mean of their intervals
         table = table[["subject", "top1_acc"]]
     return table.assign(encoder=run["encoder"], chance=run["chance_top1"])

@@ -20,9 +20,9 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageOps
 from scipy.cluster import hierarchy
 
-from pipeline.analysis.similarities import Scored, Similarities
-from pipeline.data.images import open_images
+from pipeline.evaluate.similarities import Scored, Similarities
 from pipeline.files import replacing
+from pipeline.untrusted.pictures import open_images
 
 COLOURS = {"unaligned": "#0072B2", "aligned": "#D55E00"}
 PAIR = tuple(COLOURS.values())
@@ -113,16 +113,25 @@ def draw_pictures(
     one = f"{typical.subject}, seed {typical.seed}"
     everybody = f"mean of {n_subjects} subjects" if n_subjects > 1 else typical.subject
     synthetic = ", SYNTHETIC DATA" if similarities.made_with["synthetic"] else ""
-    of_one, of_all = (f"{whose}, {similarities.made_with['encoder']} encoder{synthetic}" for whose in (one, everybody))
+    of_one, of_all = (
+        f"{whose}, {similarities.made_with['encoder']} encoder{synthetic}"
+        for whose in (one, everybody)
+    )
     with matplotlib.style.context(["default", STYLE]):
         figures = {
             "retrieval": retrieval_grid(
                 typical.similarity, concepts, thumbnails, f"Images retrieved from EEG\n{of_one}"
             ),
-            "similarity": similarity_matrix(mean, concepts, typical.images, f"Similarity of EEG and images\n{of_all}"),
-            "cosines": cosine_distributions(cosines, f"Cosine similarity of EEG and image{synthetic}"),
+            "similarity": similarity_matrix(
+                mean, concepts, typical.images, f"Similarity of EEG and images\n{of_all}"
+            ),
+            "cosines": cosine_distributions(
+                cosines, f"Cosine similarity of EEG and image{synthetic}"
+            ),
             "channels": scalp_map(names, lost, f"Channel importance\n{of_all}", places),
-            "embeddings": embedding_map(typical.eeg, typical.images, found, f"Projected embeddings\n{of_one}"),
+            "embeddings": embedding_map(
+                typical.eeg, typical.images, found, f"Projected embeddings\n{of_one}"
+            ),
         }
         for name, figure in figures.items():
             with replacing(folder / f"{name}.png") as temporary:
@@ -146,7 +155,9 @@ def kept_runs(similarities: Similarities) -> list[Scored]:
 def read_thumbnails(images_dir: Path, image_ids: Sequence[str]) -> list[Image.Image]:
     """The images, cut to squares and made small."""
     with open_images(images_dir, image_ids) as images:
-        return [ImageOps.fit(images.read(image_id), (THUMBNAIL, THUMBNAIL)) for image_id in image_ids]
+        return [
+            ImageOps.fit(images.read(image_id), (THUMBNAIL, THUMBNAIL)) for image_id in image_ids
+        ]
 
 
 def _typical(scored: list[Scored]) -> Scored:
@@ -175,7 +186,11 @@ def typical_queries(similarity: np.ndarray, order: np.ndarray) -> list[tuple[str
     lead = np.diagonal(similarity) - others.max(1)
     queries = np.lexsort((-lead, match_place(order))).tolist()
     middle = (len(queries) - QUERIES) // 2
-    groups = {"best": queries[:QUERIES], "worst": queries[-QUERIES:], "median": queries[max(middle, 0) :][:QUERIES]}
+    groups = {
+        "best": queries[:QUERIES],
+        "worst": queries[-QUERIES:],
+        "median": queries[max(middle, 0) :][:QUERIES],
+    }
     chosen: dict[int, str] = {}
     for name, members in groups.items():
         for query in members:
@@ -189,7 +204,10 @@ def match_place(order: np.ndarray) -> np.ndarray:
 
 
 def retrieval_grid(
-    similarity: np.ndarray, concepts: Sequence[str], thumbnails: Sequence[Image.Image] | None, title: str
+    similarity: np.ndarray,
+    concepts: Sequence[str],
+    thumbnails: Sequence[Image.Image] | None,
+    title: str,
 ) -> Figure:
     """The image seen and the five that its EEG retrieves, the right one framed; concept names where no thumbnails."""
     order = nearest(similarity)
@@ -200,17 +218,28 @@ def retrieval_grid(
     axes = figure.subplots(len(queries), n_shown + 1, squeeze=False)
     for row, (group, query) in zip(axes, queries, strict=True):
         place = int(match_place(order)[query])
-        for column, (ax, image) in enumerate(zip(row, [query, *order[query, :n_shown]], strict=True)):
+        for column, (ax, image) in enumerate(
+            zip(row, [query, *order[query, :n_shown]], strict=True)
+        ):
             right = column > 0 and image == query
-            _cell(ax, thumbnails[image] if thumbnails is not None else None, short_name(concepts[image]), right)
+            _cell(
+                ax,
+                thumbnails[image] if thumbnails is not None else None,
+                short_name(concepts[image]),
+                right,
+            )
             if column > 0:
-                ax.set_xlabel(f"{'✓ ' if right else ''}{similarity[query, image]:.2f}", labelpad=2, fontsize=7)
+                ax.set_xlabel(
+                    f"{'✓ ' if right else ''}{similarity[query, image]:.2f}", labelpad=2, fontsize=7
+                )
         label = f"{group}\nrank {place + 1}\nof {len(order)}"
         row[0].set_ylabel(label, fontsize=7.5, rotation=0, ha="right", va="center", labelpad=6)
     headings = ["seen", *(f"{n}." for n in range(1, n_shown + 1))]
     for ax, heading in zip(axes[0], headings, strict=True):
         above = (0, 24 if thumbnails is not None else 4)
-        ax.annotate(heading, (0.5, 1), above, "axes fraction", "offset points", ha="center", weight="bold")
+        ax.annotate(
+            heading, (0.5, 1), above, "axes fraction", "offset points", ha="center", weight="bold"
+        )
     return figure
 
 
@@ -220,7 +249,16 @@ def _cell(ax: Axes, thumbnail: Image.Image | None, name: str, right: bool) -> No
         spine.set(visible=True, color=RIGHT if right else QUIET, linewidth=3.5 if right else 0.6)
     wrapped = textwrap.fill(name, 16, max_lines=2 if thumbnail is not None else 3, placeholder=" …")
     if thumbnail is None:
-        ax.text(0.5, 0.5, wrapped, ha="center", va="center", fontsize=7, transform=ax.transAxes, parse_math=False)
+        ax.text(
+            0.5,
+            0.5,
+            wrapped,
+            ha="center",
+            va="center",
+            fontsize=7,
+            transform=ax.transAxes,
+            parse_math=False,
+        )
     else:
         ax.imshow(thumbnail)
         ax.set_title(wrapped, fontsize=6.5, fontweight="normal", pad=3, parse_math=False)
@@ -236,14 +274,20 @@ def sort_concepts(concepts: Sequence[str], images: np.ndarray) -> np.ndarray:
     return np.argsort(np.argsort(leaves)[index], kind="stable")
 
 
-def similarity_matrix(similarity: np.ndarray, concepts: Sequence[str], images: np.ndarray, title: str) -> Figure:
+def similarity_matrix(
+    similarity: np.ndarray, concepts: Sequence[str], images: np.ndarray, title: str
+) -> Figure:
     """Cosine similarity of each response (rows) with each image (columns), sorted by concept."""
     order = sort_concepts(concepts, images)
     figure = Figure(figsize=(6.4, 5.6), layout="constrained")
     ax = figure.subplots()
     limit = float(np.abs(similarity).max())
     shown = ax.imshow(
-        similarity[np.ix_(order, order)], cmap=DIVERGING, vmin=-limit, vmax=limit, interpolation="nearest"
+        similarity[np.ix_(order, order)],
+        cmap=DIVERGING,
+        vmin=-limit,
+        vmax=limit,
+        interpolation="nearest",
     )
     step = -(-len(order) // 50)
     ticks = range(0, len(order), step)
@@ -276,8 +320,20 @@ def cosine_distributions(cosines: dict[str, Any], title: str) -> Figure:
             density = counts / (counts.sum() * np.diff(edges))
             what = "image seen" if filled else "other images"
             mean = cosines[side][f"{kind}_cosine"]
-            ax.stairs(density, edges, fill=filled, alpha=0.45 if filled else 1, color=colour, linewidth=1.4)
-            ax.axvline(mean, color=colour, linestyle="-" if filled else "--", label=f"{what}, mean {mean:.3f}")
+            ax.stairs(
+                density,
+                edges,
+                fill=filled,
+                alpha=0.45 if filled else 1,
+                color=colour,
+                linewidth=1.4,
+            )
+            ax.axvline(
+                mean,
+                color=colour,
+                linestyle="-" if filled else "--",
+                label=f"{what}, mean {mean:.3f}",
+            )
             drawn.append(edges[:-1][counts > 0])
         ax.set_ylabel(f"{side}\ndensity")
         ax.legend(loc="upper left")
@@ -300,13 +356,29 @@ def embedding_map(eeg: np.ndarray, images: np.ndarray, correct: np.ndarray, titl
         colour, width, dash = (RIGHT, 0.9, "-") if right else (QUIET, 0.5, ":")
         ax.plot(x, y, color=colour, alpha=0.7, linewidth=width, linestyle=dash)
     x, y = image_points.T
-    ax.scatter(x, y, s=26, marker="s", facecolor="white", edgecolor="black", linewidth=0.8, label="image", zorder=3)
+    ax.scatter(
+        x,
+        y,
+        s=26,
+        marker="s",
+        facecolor="white",
+        edgecolor="black",
+        linewidth=0.8,
+        label="image",
+        zorder=3,
+    )
     x, y = eeg_points.T
     ax.scatter(x, y, s=16, marker="o", color=COLOURS["unaligned"], label="EEG response", zorder=3)
-    ax.plot([], [], color=RIGHT, label=f"its image is the nearest ({int(np.sum(correct))} of {len(correct)})")
+    ax.plot(
+        [],
+        [],
+        color=RIGHT,
+        label=f"its image is the nearest ({int(np.sum(correct))} of {len(correct)})",
+    )
     ax.plot([], [], color=QUIET, linestyle=":", label="another image is nearer")
     ax.set(
-        xlabel=f"principal component 1 ({share[0]:.0%} of variance)", ylabel=f"principal component 2 ({share[1]:.0%})"
+        xlabel=f"principal component 1 ({share[0]:.0%} of variance)",
+        ylabel=f"principal component 2 ({share[1]:.0%})",
     )
     ax.set_title(title)
     ax.set_aspect("equal", "datalim")
@@ -318,7 +390,8 @@ def _principal_plane(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Points (M, P) on their two principal components, (M, 2), and the share of the variance of each."""
     centred = values - values.mean(0)
     _, spread, axes = np.linalg.svd(centred, full_matrices=False)
-    axes = axes[:2] * np.sign(axes[:2, np.abs(axes[:2]).argmax(1)].diagonal())[:, None]  # a sign is arbitrary: fix it
+    # A sign is arbitrary: fix it
+    axes = axes[:2] * np.sign(axes[:2, np.abs(axes[:2]).argmax(1)].diagonal())[:, None]
     return centred @ axes.T, spread[:2] ** 2 / max((spread**2).sum(), np.finfo(float).tiny)
 
 
@@ -335,7 +408,10 @@ def _places_by_name(ch_names: Sequence[str]) -> np.ndarray:
 
 
 def scalp_map(
-    ch_names: Sequence[str], losses: dict[str, np.ndarray], title: str, places: np.ndarray | None = None
+    ch_names: Sequence[str],
+    losses: dict[str, np.ndarray],
+    title: str,
+    places: np.ndarray | None = None,
 ) -> Figure:
     """What is lost when a channel is masked, on the head seen from above: a panel for each of `losses`, label to (C,).
 
@@ -350,14 +426,24 @@ def scalp_map(
     names = [] if crowded else [ch_names[i] for i in placed]
     figure = Figure(figsize=(3.9 * len(losses), 4.2), layout="constrained")
     figure.suptitle(title, fontsize=9, fontweight="bold")
-    for ax, (label, values) in zip(figure.subplots(1, len(losses), squeeze=False)[0], losses.items(), strict=True):
+    for ax, (label, values) in zip(
+        figure.subplots(1, len(losses), squeeze=False)[0], losses.items(), strict=True
+    ):
         values = np.asarray(values, dtype=np.float64)
         limit = max(np.abs(values).max(), 1e-3)
         norm, (x, y) = Normalize(-limit, limit), xy.T
         _head(ax, xy, values[placed], norm)
         size = 14 if crowded else 90
         discs = ax.scatter(
-            x, y, size, values[placed], cmap=DIVERGING, norm=norm, edgecolor="black", linewidth=0.6, zorder=5
+            x,
+            y,
+            size,
+            values[placed],
+            cmap=DIVERGING,
+            norm=norm,
+            edgecolor="black",
+            linewidth=0.6,
+            zorder=5,
         )
         for point, name in zip(xy, names, strict=not crowded):
             below = {"xytext": (0, -6), "textcoords": "offset points", "ha": "center", "va": "top"}

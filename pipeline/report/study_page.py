@@ -9,7 +9,12 @@ import pandas as pd
 from pipeline.report.pictures import Picture
 from pipeline.report.template import records, write_page
 
-CELL = {"backbone": "backbone", "alignment": "alignment", "block": "block", "eeg_encoder": "EEG encoder"}
+CELL = {
+    "backbone": "backbone",
+    "alignment": "alignment",
+    "block": "block",
+    "eeg_encoder": "EEG encoder",
+}
 CELL |= {"protocol": "protocol"}
 
 
@@ -37,9 +42,13 @@ def write_study_page(
         settings=settings,
         hashes=hashes,
         study=summary,
-        columns={name: CELL[name] for name, of in values.items() if len(of) > 1 or name == "backbone"},
+        columns={
+            name: CELL[name] for name, of in values.items() if len(of) > 1 or name == "backbone"
+        },
         common={CELL[name]: min(of) for name, of in values.items() if len(of) == 1},
-        over=sorted({", ".join(cell["ci95_over"]) for cell in summary["cells"] if cell["ci95_over"]}),
+        over=sorted(
+            {", ".join(cell["ci95_over"]) for cell in summary["cells"] if cell["ci95_over"]}
+        ),
         subjects=_by_subject(table),
         reproduce=reproduce,
     )
@@ -50,5 +59,7 @@ def _by_subject(table: pd.DataFrame) -> list[dict[Any, Any]]:
     ok = table[table["status"] == "ok"]
     if ok.empty:
         return []
-    means = ok.pivot_table(index=[*CELL, "subject"], columns="encoder", values="top1_acc", sort=False)
+    means = ok.pivot_table(
+        index=[*CELL, "subject"], columns="encoder", values="top1_acc", sort=False
+    )
     return records(means.reindex(columns=["unaligned", "aligned"]).reset_index())

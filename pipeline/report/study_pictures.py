@@ -19,7 +19,14 @@ Cells = list[dict[str, Any]]
 NAMES = ("backbone", "alignment", "eeg_encoder", "block")  # of a cell, as its row is called
 OFFSET = {"unaligned": 0.18, "aligned": -0.18}  # of a row, upwards
 MARKERS = {"unaligned": "o", "aligned": "D"}
-LINES = ("#000000", "#E69F00", "#56B4E9", "#009E73", "#CC79A7", "#F0E442")  # Okabe and Ito, without the encoders' own
+LINES = (
+    "#000000",
+    "#E69F00",
+    "#56B4E9",
+    "#009E73",
+    "#CC79A7",
+    "#F0E442",
+)  # Okabe and Ito, without the encoders' own
 POINTS = "osD^vPX<>"
 ROW = 0.27  # inches
 FILLED = (
@@ -45,13 +52,17 @@ FILLS = {
 }
 
 
-def draw_study_pictures(folder: Path, summary: dict[str, Any], table: pd.DataFrame) -> list[Picture]:
+def draw_study_pictures(
+    folder: Path, summary: dict[str, Any], table: pd.DataFrame
+) -> list[Picture]:
     """Draw all cells, a picture a protocol, and where there are several blocks the difference against the block.
 
     `summary` and `table` are what `study.summary.summarise` returns; none of a protocol without any pair of runs.
     """
     synthetic = ", SYNTHETIC DATA" if summary["synthetic"] else ""
-    subjects = table[table["status"] == "ok"].astype({"block": str})  # numbers, where they come from a CSV file
+    subjects = table[table["status"] == "ok"].astype(
+        {"block": str}
+    )  # numbers, where they come from a CSV file
     pictures = []
     with matplotlib.style.context(["default", STYLE]):
         for protocol in sorted({cell["protocol"] for cell in summary["cells"]}):
@@ -59,10 +70,16 @@ def draw_study_pictures(folder: Path, summary: dict[str, Any], table: pd.DataFra
             if not any(cell["difference"] for cell in cells):
                 continue
             about = f"{protocol}, {summary['n_way']}-way{synthetic}"
-            figures = {"cells": all_cells(cells, subjects, summary["chance_top1"], f"Every cell and subject\n{about}")}
+            figures = {
+                "cells": all_cells(
+                    cells, subjects, summary["chance_top1"], f"Every cell and subject\n{about}"
+                )
+            }
             if len({cell["block"] for cell in cells}) > 1:
                 paired = [cell for cell in cells if cell["difference"]]
-                figures["blocks"] = across_blocks(paired, f"Aligned - unaligned against the block\n{about}")
+                figures["blocks"] = across_blocks(
+                    paired, f"Aligned - unaligned against the block\n{about}"
+                )
             for name, figure in figures.items():
                 path = folder / f"{name}-{protocol}.png"
                 with replacing(path) as temporary:
@@ -93,7 +110,15 @@ def all_cells(cells: Cells, subjects: pd.DataFrame, chance: float, title: str) -
             about: dict[str, Any] = {"marker": MARKERS[encoder], "color": COLOURS[encoder]}
             y = row - offset
             left.scatter(dots, np.full(len(dots), y), 7, alpha=0.5, linewidth=0, **about)
-            left.scatter(100 * cell[encoder]["top1_acc"], y, 26, edgecolor="black", linewidth=0.6, zorder=3, **about)
+            left.scatter(
+                100 * cell[encoder]["top1_acc"],
+                y,
+                26,
+                edgecolor="black",
+                linewidth=0.6,
+                zorder=3,
+                **about,
+            )
         if cell["difference"]:
             _difference(right, cell, row, "black", "o", horizontal=True)
         else:
@@ -103,13 +128,20 @@ def all_cells(cells: Cells, subjects: pd.DataFrame, chance: float, title: str) -
                 ax.axhline(row - 0.5, color=QUIET, linewidth=0.4)
     left.axvline(100 * chance, color=QUIET, linestyle="--", linewidth=0.9)
     right.axvline(0, color=QUIET, linestyle="--", linewidth=0.9)
-    left.set(xlabel="top-1 (%)", ylim=(len(cells) - 0.5, -0.5), yticks=range(len(cells)), yticklabels=labels)
+    left.set(
+        xlabel="top-1 (%)",
+        ylim=(len(cells) - 0.5, -0.5),
+        yticks=range(len(cells)),
+        yticklabels=labels,
+    )
     left.set_xlim(left=0)
     right.set(xlabel="aligned - unaligned (points)")
     right.tick_params(axis="y", length=0)
     for ax in (left, right):
         ax.grid(axis="x", linewidth=0.3)
-    encoders = [Line2D([], [], linestyle="", marker=MARKERS[name], color=COLOURS[name]) for name in OFFSET]
+    encoders = [
+        Line2D([], [], linestyle="", marker=MARKERS[name], color=COLOURS[name]) for name in OFFSET
+    ]
     line = Line2D([], [], linestyle="--", color=QUIET)
     names = [*OFFSET, f"chance, {100 * chance:.1f} %", *FILLS.values()]
     figure.legend([*encoders, line, *FILLS], names, loc="outside lower center", ncols=3)
@@ -118,7 +150,9 @@ def all_cells(cells: Cells, subjects: pd.DataFrame, chance: float, title: str) -
 
 def across_blocks(cells: Cells, title: str) -> Figure:
     """The difference against the number of the block, `last` at the end: a panel a backbone, a line an EEG encoder."""
-    blocks = sorted({cell["block"] for cell in cells}, key=lambda block: (block == "last", block.zfill(9)))
+    blocks = sorted(
+        {cell["block"] for cell in cells}, key=lambda block: (block == "last", block.zfill(9))
+    )
     backbones = sorted({cell["backbone"] for cell in cells})
     kinds = sorted({(cell["eeg_encoder"], cell["alignment"]) for cell in cells})
     several = len({alignment for _, alignment in kinds}) > 1
@@ -148,13 +182,21 @@ def across_blocks(cells: Cells, title: str) -> Figure:
         ax.set_xlabel("block")
         ax.tick_params(labelbottom=True)
     figure.supylabel("aligned - unaligned, top-1 (points)", fontsize=8)
-    lines = [Line2D([], [], color=LINES[i % len(LINES)], marker=POINTS[i % len(POINTS)]) for i in range(len(kinds))]
-    names = [f"{eeg_encoder}, {alignment}" if several else eeg_encoder for eeg_encoder, alignment in kinds]
+    lines = [
+        Line2D([], [], color=LINES[i % len(LINES)], marker=POINTS[i % len(POINTS)])
+        for i in range(len(kinds))
+    ]
+    names = [
+        f"{eeg_encoder}, {alignment}" if several else eeg_encoder
+        for eeg_encoder, alignment in kinds
+    ]
     figure.legend([*lines, *FILLS], [*names, *FILLS.values()], loc="outside lower center", ncols=3)
     return figure
 
 
-def _difference(ax: Axes, cell: dict[str, Any], place: float, colour: str, marker: str, horizontal: bool) -> None:
+def _difference(
+    ax: Axes, cell: dict[str, Any], place: float, colour: str, marker: str, horizontal: bool
+) -> None:
     """The mean with its interval, dotted where that is over test images alone; filled where it is claimed."""
     top1 = cell["difference"]["top1_acc"]
     ends = 100 * np.array(top1["ci95"] or top1["ci95_these_models"], dtype=float)
@@ -164,9 +206,20 @@ def _difference(ax: Axes, cell: dict[str, Any], place: float, colour: str, marke
     if not top1["ci95"]:
         line.set(linewidth=0.8, linestyle=":")
     x, y = (mean, place) if horizontal else (place, mean)
-    ax.scatter(x, y, 24, marker=marker, facecolor=colour if claimed else "white", edgecolor=colour, zorder=3)
+    ax.scatter(
+        x,
+        y,
+        24,
+        marker=marker,
+        facecolor=colour if claimed else "white",
+        edgecolor=colour,
+        zorder=3,
+    )
 
 
 def _label(cell: dict[str, Any], varied: Sequence[str]) -> str:
-    parts = [f"block {cell[name]}" if name == "block" and cell[name] != "last" else cell[name] for name in varied]
+    parts = [
+        f"block {cell[name]}" if name == "block" and cell[name] != "last" else cell[name]
+        for name in varied
+    ]
     return ", ".join(parts) or cell["backbone"]

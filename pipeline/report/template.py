@@ -17,7 +17,18 @@ import pandas as pd
 from pipeline.files import replacing
 from pipeline.report.pictures import Picture
 
-PACKAGES = ["torch", "timm", "dreamsim", "peft", "numpy", "scipy", "pandas", "h5py", "mne", "matplotlib"]
+PACKAGES = [
+    "torch",
+    "timm",
+    "dreamsim",
+    "peft",
+    "numpy",
+    "scipy",
+    "pandas",
+    "h5py",
+    "mne",
+    "matplotlib",
+]
 PACKAGES += ["jinja2", "vl-convert-python", "dvc"]
 
 
@@ -45,7 +56,9 @@ def write_page(
     )
     environment.tests["missing"] = _missing
     page = environment.get_template(template).render(
-        pictures=[(picture, base64.b64encode(picture.path.read_bytes()).decode()) for picture in pictures],
+        pictures=[
+            (picture, base64.b64encode(picture.path.read_bytes()).decode()) for picture in pictures
+        ],
         provenance={
             "Parameters": records(pd.json_normalize(dict(settings)))[0],
             "Versions": {package: version(package) for package in PACKAGES} | dict(versions or {}),

@@ -32,7 +32,7 @@ class Trial:
 class Answer:
     """One trained model on one subject's test EEG.
 
-    `queries` is what `decoding.retrieval.score_queries` says of each of the N test images: (N,) float64 by name.
+    `queries` is what `retrieval.score_queries` says of each of the N test images: (N,) float64 by name.
     """
 
     trial: Trial

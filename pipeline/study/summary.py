@@ -1,6 +1,6 @@
 """What a study answers: a table of its runs, the paired difference in each cell, and one sentence on all of them.
 
-A cell asks what `analysis.comparison` asks of two evaluations: is top-1 with the aligned encoder another than with the
+A cell asks what `compare.comparison` asks of two evaluations: is top-1 with the aligned encoder another than with the
 unaligned one, over all that varies? The p of all cells that carry one are corrected for their number (Holm). A cell of
 which a run collapsed or failed has figures, of the runs that are left, and no claim: which runs break is not by chance.
 """
@@ -14,14 +14,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from pipeline.analysis.comparison import count, provisos
-from pipeline.analysis.differences import ALPHA, LEAST_SUBJECTS, Tested, pair
-from pipeline.analysis.evaluation import coverage
-from pipeline.analysis.evaluation import summarise as summarise_runs
-from pipeline.analysis.similarities import Queries
-from pipeline.analysis.statistics import Resamples, draw_resamples, holm, mean_by_subject
-from pipeline.decoding.retrieval import weigh_queries
+from pipeline.compare.comparison import count, provisos
+from pipeline.compare.differences import ALPHA, LEAST_SUBJECTS, Tested, pair
 from pipeline.errors import InputError
+from pipeline.evaluate.evaluation import coverage
+from pipeline.evaluate.evaluation import summarise as summarise_runs
+from pipeline.evaluate.similarities import Queries
+from pipeline.evaluate.statistics import Resamples, draw_resamples, holm, mean_by_subject
+from pipeline.retrieval import weigh_queries
 from pipeline.sections import Evaluate
 from pipeline.study.results import Answer, Cell, Failure, Trial
 
@@ -34,7 +34,11 @@ VERDICTS = ("better", "worse", "no difference shown", "no claim")
 
 
 def summarise(
-    answers: Sequence[Answer], failures: Sequence[Failure], facts: Mapping[str, Any], parameters: Evaluate, seed: int
+    answers: Sequence[Answer],
+    failures: Sequence[Failure],
+    facts: Mapping[str, Any],
+    parameters: Evaluate,
+    seed: int,
 ) -> tuple[dict[str, Any], pd.DataFrame]:
     """The summary as plain data, and a table with a row a run and subject; the same in whatever order the runs came.
 
@@ -59,7 +63,13 @@ def summarise(
     for one in answers:
         of_cell.setdefault(one.trial.cell, []).append(one)
     cells = [
-        _summarise_cell(Cell(*map(str, key)), of_cell.get(Cell(*map(str, key)), []), rows, draw, parameters.top_k)
+        _summarise_cell(
+            Cell(*map(str, key)),
+            of_cell.get(Cell(*map(str, key)), []),
+            rows,
+            draw,
+            parameters.top_k,
+        )
         for key, rows in table.groupby(CELL, sort=False)
     ]
     _judge(cells)
@@ -72,7 +82,9 @@ def summarise(
         "seeds": sorted(set(table["seed"])),
         "n_resamples": parameters.resamples,
         "seed": seed,
-        "verdicts": {verdict: sum(cell["verdict"] == verdict for cell in cells) for verdict in VERDICTS},
+        "verdicts": {
+            verdict: sum(cell["verdict"] == verdict for cell in cells) for verdict in VERDICTS
+        },
         "n_corrected": sum(cell["p"] is not None for cell in cells),
         "n_runs": len(runs),
         "n_ok": int((runs["status"] == "ok").sum()),
@@ -92,7 +104,9 @@ def _place(trial: Trial, subject: str) -> tuple[Any, ...]:
     return (*about, ENCODERS.index(trial.encoder), trial.fold, trial.seed, subject)
 
 
-def _tabulate(answers: Sequence[Answer], failures: Sequence[Failure], top_k: list[int]) -> pd.DataFrame:
+def _tabulate(
+    answers: Sequence[Answer], failures: Sequence[Failure], top_k: list[int]
+) -> pd.DataFrame:
     rows = {}
     for one in answers:
         weighed = weigh_queries(one.queries, np.ones((1, len(one.queries["rank"]))), top_k)
@@ -105,18 +119,34 @@ def _tabulate(answers: Sequence[Answer], failures: Sequence[Failure], top_k: lis
         }
     for failure in failures:
         for subject in failure.trial.tested_on:
-            failed = {"status": "failed", "reason": failure.reason, "selected_epoch": None, "n_way": None}
+            failed = {
+                "status": "failed",
+                "reason": failure.reason,
+                "selected_epoch": None,
+                "n_way": None,
+            }
             rows[_place(failure.trial, subject)] = _about(failure.trial, subject) | failed
     table = pd.DataFrame([row for _, row in sorted(rows.items())])
-    return table.astype({"selected_epoch": "Int64", "n_way": "Int64"})  # whole numbers where others are missing
+    return table.astype(
+        {"selected_epoch": "Int64", "n_way": "Int64"}
+    )  # whole numbers where others are missing
 
 
 def _about(trial: Trial, subject: str) -> dict[str, Any]:
-    return asdict(trial.cell) | {"encoder": trial.encoder, "fold": trial.fold, "seed": trial.seed, "subject": subject}
+    return asdict(trial.cell) | {
+        "encoder": trial.encoder,
+        "fold": trial.fold,
+        "seed": trial.seed,
+        "subject": subject,
+    }
 
 
 def _summarise_cell(
-    cell: Cell, answers: list[Answer], rows: pd.DataFrame, draw: Callable[[int], Resamples], top_k: list[int]
+    cell: Cell,
+    answers: list[Answer],
+    rows: pd.DataFrame,
+    draw: Callable[[int], Resamples],
+    top_k: list[int],
 ) -> dict[str, Any]:
     """Figures of both encoders and their paired difference; the verdict comes once all cells are there."""
     tested: dict[str, dict[tuple[str, int, str], Tested]] = {encoder: {} for encoder in ENCODERS}
@@ -125,7 +155,9 @@ def _summarise_cell(
             key = (one.trial.fold, one.trial.seed, one.subject)
             tested[one.trial.encoder][key] = Tested(*key, one.queries)
     result = asdict(cell) | {
-        encoder: _summarise_side(rows[rows["encoder"] == encoder], list(tested[encoder].values()), draw, top_k)
+        encoder: _summarise_side(
+            rows[rows["encoder"] == encoder], list(tested[encoder].values()), draw, top_k
+        )
         for encoder in ENCODERS
     }
     both = sorted(tested["unaligned"].keys() & tested["aligned"].keys())
@@ -134,7 +166,9 @@ def _summarise_cell(
         sides = {encoder: [tested[encoder][key] for key in both] for encoder in ENCODERS}
         resamples = draw(len({subject for _, _, subject in both}))
         left_out_in_turn = cell.protocol == "leave-one-subject-out"
-        paired = pair(sides, resamples, functools.partial(_weigh_top_k, top_k=top_k), left_out_in_turn)
+        paired = pair(
+            sides, resamples, functools.partial(_weigh_top_k, top_k=top_k), left_out_in_turn
+        )
         over = [] if why else paired.over
         p = paired.metrics["top1_acc"]["p"] if over else None
         difference = {
@@ -148,7 +182,12 @@ def _summarise_cell(
     if not (why or over):
         shared = rows.groupby("fold")["subject"].nunique().max() > 1
         why = ONE_SEED if shared else FEW
-    return result | {"difference": difference, "ci95_over": over, "p": p, "no_claim_because": why or None}
+    return result | {
+        "difference": difference,
+        "ci95_over": over,
+        "p": p,
+        "no_claim_because": why or None,
+    }
 
 
 def _summarise_side(
@@ -204,7 +243,9 @@ def _judge(cells: list[dict[str, Any]]) -> None:
     with_p = [cell for cell in cells if cell["p"] is not None]
     for cell in cells:
         cell |= {"p_holm": None, "verdict": "no claim"}
-    for cell, p_holm in zip(with_p, holm(np.array([cell["p"] for cell in with_p])).tolist(), strict=True):
+    for cell, p_holm in zip(
+        with_p, holm(np.array([cell["p"] for cell in with_p])).tolist(), strict=True
+    ):
         sign = "better" if cell["difference"]["top1_acc"]["mean"] > 0 else "worse"
         cell |= {"p_holm": p_holm, "verdict": sign if p_holm <= ALPHA else "no difference shown"}
 
@@ -212,7 +253,9 @@ def _judge(cells: list[dict[str, Any]]) -> None:
 def _answer(summary: dict[str, Any]) -> str:
     """In how many cells something is found, why some carry no claim, and how large the differences are."""
     cells, broken = summary["cells"], summary["n_collapsed"] + summary["n_failed"]
-    differences = [100 * cell["difference"]["top1_acc"]["mean"] for cell in cells if cell["difference"]]
+    differences = [
+        100 * cell["difference"]["top1_acc"]["mean"] for cell in cells if cell["difference"]
+    ]
     if not differences:
         return f"No result: of {count(summary['n_runs'], 'run')} {broken} collapsed or failed, and no pair is left."
     protocols = sorted({cell["protocol"] for cell in cells})
@@ -241,7 +284,9 @@ def _answer(summary: dict[str, Any]) -> str:
         told = f"in {'this' if n == 1 else 'these'} {count(n, 'subject')}, too few to speak for others, {told}"
     for protocol in protocols if len(protocols) > 1 else ():
         verdicts = [cell["verdict"] for cell in cells if cell["protocol"] == protocol]
-        told += f" {protocol.capitalize()}: better in {verdicts.count('better')} of {len(verdicts)}, "
+        told += (
+            f" {protocol.capitalize()}: better in {verdicts.count('better')} of {len(verdicts)}, "
+        )
         told += f"worse in {verdicts.count('worse')}."
     return f"{told[0].upper()}{told[1:]} {size}"
 
@@ -249,6 +294,7 @@ def _answer(summary: dict[str, Any]) -> str:
 def _because(reasons: list[str]) -> str:
     """Why cells carry no claim, each kind of reason once; the cells themselves say what exactly broke."""
     kinds = Counter(
-        reason if reason in (ONE_SEED, FEW) else "runs that collapsed, failed or have no partner" for reason in reasons
+        reason if reason in (ONE_SEED, FEW) else "runs that collapsed, failed or have no partner"
+        for reason in reasons
     )
     return " and ".join(f"{kind} ({count(n, 'cell')})" for kind, n in kinds.items())

@@ -18,10 +18,18 @@ import h5py
 import numpy as np
 import torch
 
-from pipeline.analysis.scoring import score_whole
-from pipeline.analysis.similarities import Queries
-from pipeline.decoding.model import ContrastiveModel, Notes
-from pipeline.decoding.runs import (
+from pipeline.compute.devices import device_name, pick_device
+from pipeline.compute.workers import side_by_side
+from pipeline.errors import PREPARE_AGAIN, InputError
+from pipeline.evaluate.scoring import score_whole
+from pipeline.evaluate.similarities import Queries
+from pipeline.files import cache_folder, check_folders, new_hdf5, unreadable
+from pipeline.images.embeddings import Embeddings
+from pipeline.provenance import code_hash, fingerprint
+from pipeline.sections import Runs, Study, Train
+from pipeline.study.results import Answer, Cell, Failure, Trial
+from pipeline.train.model import ContrastiveModel, Notes
+from pipeline.train.runs import (
     PACKAGES,
     Run,
     Source,
@@ -35,15 +43,7 @@ from pipeline.decoding.runs import (
     stacks,
     train_runs,
 )
-from pipeline.decoding.training import Trained
-from pipeline.devices import device_name, pick_device
-from pipeline.errors import PREPARE_AGAIN, InputError
-from pipeline.files import cache_folder, check_folders, new_hdf5, unreadable
-from pipeline.images.embeddings import Embeddings
-from pipeline.provenance import code_hash, fingerprint
-from pipeline.sections import Runs, Study, Train
-from pipeline.study.results import Answer, Cell, Failure, Trial
-from pipeline.workers import side_by_side
+from pipeline.train.training import Trained
 
 code_hash(__file__, PACKAGES, {})  # reads all the code now, as this process has imported it
 
@@ -71,7 +71,9 @@ class Task:
         return Run(trial.fold, trial.seed, trial.trained_on, trial.tested_on)
 
 
-def plan_study(study: Study, seed: int, subjects: list[str], kinds: Mapping[str, Mapping[str, bool]]) -> list[Trial]:
+def plan_study(
+    study: Study, seed: int, subjects: list[str], kinds: Mapping[str, Mapping[str, bool]]
+) -> list[Trial]:
     """The trials of the grid, both encoders in each cell.
 
     `kinds` are the alignments that each image model has, and of each whether it is of the block `last` alone.
@@ -104,17 +106,29 @@ def cache_of(embeddings: Path, trial: Trial) -> Path:
 
 
 def run_study(
-    trials: Sequence[Trial], eeg: Mapping[str, Source], embeddings: Path, parameters: Train, where: Runs
+    trials: Sequence[Trial],
+    eeg: Mapping[str, Source],
+    embeddings: Path,
+    parameters: Train,
+    where: Runs,
 ) -> tuple[list[Answer], list[Failure]]:
     """Run the trials that were not run before; what all of them answer, and which failed and why.
 
     `eeg` are the prepared subjects by name. The unaligned encoder is trained once for all kinds of alignment.
     """
-    caches = {path: Source.of(path) for path in sorted({cache_of(embeddings, trial) for trial in trials})}
+    caches = {
+        path: Source.of(path) for path in sorted({cache_of(embeddings, trial) for trial in trials})
+    }
     folder = cache_folder().resolve() / "study"
-    tasks = [_task(trial, eeg, caches[cache_of(embeddings, trial)], parameters, folder) for trial in trials]
+    tasks = [
+        _task(trial, eeg, caches[cache_of(embeddings, trial)], parameters, folder)
+        for trial in trials
+    ]
     todo = list({task.kept: task for task in tasks if not task.kept.exists()}.values())
-    print(f"study: {_count(len(tasks))}, of which {len(tasks) - len(todo)} are there already", flush=True)
+    print(
+        f"study: {_count(len(tasks))}, of which {len(tasks) - len(todo)} are there already",
+        flush=True,
+    )
     reasons = {}
     if todo:
         check_folders({folder: 0})
@@ -131,7 +145,9 @@ def run_study(
             steps=lambda group: len(group) * parameters.epochs,
         ):
             error = future.exception()
-            for task, reason in zip(group, [_told(error)] * len(group) if error else future.result(), strict=True):
+            for task, reason in zip(
+                group, [_told(error)] * len(group) if error else future.result(), strict=True
+            ):
                 if reason:
                     reasons[task.kept] = reason
                     print(f"failed: {_name((task,))}: {reason}", flush=True)
@@ -143,18 +159,28 @@ def run_study(
                 answers.append(answer)
                 galleries.add(tuple(image_ids))
     if len(galleries) > 1:
-        raise InputError("the subjects did not see the same test images: set `subjects` to such as did")
+        raise InputError(
+            "the subjects did not see the same test images: set `subjects` to such as did"
+        )
     return answers, failures
 
 
-def _task(trial: Trial, eeg: Mapping[str, Source], embeddings: Source, parameters: Train, folder: Path) -> Task:
+def _task(
+    trial: Trial, eeg: Mapping[str, Source], embeddings: Source, parameters: Train, folder: Path
+) -> Task:
     block = int(trial.cell.block) if trial.cell.block.isdecimal() else trial.cell.block
-    changes = {"block": block, "eeg_encoder": trial.cell.eeg_encoder, "protocol": trial.cell.protocol}
+    changes = {
+        "block": block,
+        "eeg_encoder": trial.cell.eeg_encoder,
+        "protocol": trial.cell.protocol,
+    }
     own = Train.model_validate(parameters.model_dump() | changes)
     files = [eeg[subject].sha256 for subject in (*trial.trained_on, *trial.tested_on)]
     run = [trial.fold, trial.seed, trial.trained_on, trial.tested_on]
     code = code_with(own.eeg_encoder)
-    key = fingerprint(code, files, embeddings.sha256, run, own.model_dump(exclude={"seeds", "device"}))
+    key = fingerprint(
+        code, files, embeddings.sha256, run, own.model_dump(exclude={"seeds", "device"})
+    )
     return Task(trial, dict(eeg), embeddings, own, code, folder / f"{key}.h5")
 
 
@@ -164,7 +190,11 @@ def _groups(tasks: Sequence[Task], n_workers: int, gpus: bool) -> list[tuple[Tas
     for task in tasks:
         alike.setdefault((task.embeddings, task.parameters.model_dump_json()), []).append(task)
     n_parts = math.ceil(n_workers / len(alike))
-    return [group for each in alike.values() for group in stacks(each, each[0].parameters, n_parts, gpus)]
+    return [
+        group
+        for each in alike.values()
+        for group in stacks(each, each[0].parameters, n_parts, gpus)
+    ]
 
 
 def run_trials(tasks: tuple[Task, ...], step: Callable[[], None]) -> list[str]:
@@ -181,17 +211,23 @@ def run_trials(tasks: tuple[Task, ...], step: Callable[[], None]) -> list[str]:
     cache = embeddings_of(first.embeddings, first.parameters)
     states = first.kept.parent / "unfinished" / fingerprint([task.kept.stem for task in tasks])
     states.mkdir(parents=True, exist_ok=True)
-    found = train_runs([task.run for task in tasks], first.eeg, cache, first.parameters, states, step)
+    found = train_runs(
+        [task.run for task in tasks], first.eeg, cache, first.parameters, states, step
+    )
     seconds = (time.monotonic() - started) / len(tasks)
     for task, result in zip(tasks, found, strict=True):
         reasons.append(str(result) if isinstance(result, InputError) else "")
         if not isinstance(result, InputError):
             _score_and_keep(task, *result, cache, seconds)
-    shutil.rmtree(states, ignore_errors=True)  # another process at the same runs may have been quicker
+    shutil.rmtree(
+        states, ignore_errors=True
+    )  # another process at the same runs may have been quicker
     return reasons
 
 
-def _score_and_keep(task: Task, trained: Trained, notes: Notes, cache: Embeddings, seconds: float) -> None:
+def _score_and_keep(
+    task: Task, trained: Trained, notes: Notes, cache: Embeddings, seconds: float
+) -> None:
     started, model = time.monotonic(), trained.model.cpu()
     with new_hdf5(task.kept) as file:
         device = device_name(pick_device(task.parameters.device))
@@ -206,7 +242,11 @@ def _score_and_keep(task: Task, trained: Trained, notes: Notes, cache: Embedding
 
 
 def _ask(
-    model: ContrastiveModel, notes: Notes, subject: str, eeg: Mapping[str, Source], cache: Embeddings
+    model: ContrastiveModel,
+    notes: Notes,
+    subject: str,
+    eeg: Mapping[str, Source],
+    cache: Embeddings,
 ) -> tuple[np.ndarray, Queries]:
     """The ids of the test images, sorted, and what the model makes of the responses to them."""
     samples = averaged_test_eeg(tuple(eeg.values())).samples([eeg[subject].path], cache)
@@ -215,7 +255,9 @@ def _ask(
     rows = rows[np.argsort(ids)]
     whole = samples.eeg[rows]
     if not whole.isfinite().all():
-        raise InputError(f"{subject}: the test EEG holds values that are not finite; {PREPARE_AGAIN}")
+        raise InputError(
+            f"{subject}: the test EEG holds values that are not finite; {PREPARE_AGAIN}"
+        )
     values = torch.from_numpy(cache.values[samples.target[rows]])
     return np.sort(ids), score_whole(model, notes, subject, whole.numpy(), values).queries()
 
@@ -233,7 +275,9 @@ def _read_answers(task: Task) -> list[tuple[Answer, np.ndarray]]:
                         collapsed=bool(file.attrs["collapsed"]),
                         device=str(file.attrs["device"]),
                         seconds=float(file.attrs["seconds"]),
-                        queries={name: values[:] for name, values in group.items() if name != "image_ids"},
+                        queries={
+                            name: values[:] for name, values in group.items() if name != "image_ids"
+                        },
                     ),
                     group["image_ids"].asstr()[:],
                 )

@@ -1,0 +1,46 @@
+"""The images of a dataset as a table, `data/fetched/images.csv`: the same columns whatever the dataset's own metadata.
+
+    split, image_ids, concept, things_concept
+
+One row an image, in the order of the EEG conditions of its split. So that what only needs the images, such as the
+embedding cache, does not depend on which EEG was recorded with them.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+import pandas as pd
+
+from pipeline.errors import FETCH_AGAIN, InputError
+from pipeline.files import replacing, unreadable
+
+Split = Literal["train", "test"]
+SPLITS: tuple[Split, ...] = ("train", "test")
+COLUMNS = ["split", "image_ids", "concept", "things_concept"]
+
+
+def write_image_table(path: Path, images: Mapping[Split, pd.DataFrame]) -> None:
+    """Write what a dataset's `read_metadata` returns."""
+    table = pd.concat([images[split].assign(split=split) for split in SPLITS])
+    with replacing(path) as temporary:
+        table[COLUMNS].to_csv(temporary, index=False)
+
+
+def read_image_table(path: Path) -> dict[Split, pd.DataFrame]:
+    """A table a split, with the columns `image_ids`, `concept`, `things_concept`; InputError for another file."""
+    try:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    except (OSError, ValueError) as error:
+        raise unreadable(error, path) or InputError(
+            f"{path}: cannot be read as a table of images ({error}); {FETCH_AGAIN}"
+        ) from error
+    if list(table.columns) != COLUMNS or table["image_ids"].duplicated().any():
+        raise InputError(
+            f"{path}: expected the columns {', '.join(COLUMNS)} and each image once, got {', '.join(table.columns)}; "
+            f"{FETCH_AGAIN}"
+        )
+    return {
+        split: table[table["split"] == split].drop(columns="split").reset_index(drop=True)
+        for split in SPLITS
+    }

@@ -1,0 +1,252 @@
+"""The built-in miniature dataset: procedural pictures and simulated EEG in the published layout.
+
+Layout: THINGS-EEG2, Gifford et al. 2022, doi 10.1016/j.neuroimage.2022.119754 (osf.io/3jk45). With it, and with the
+stand-ins of the image models, everything runs without the network; its results say nothing about brains.
+Every number comes from one fixed seed. The arithmetic is float64 and what is written is rounded far more coarsely, so
+that neither the number of threads nor the vector width of a machine shows in the bytes.
+"""
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+from zipfile import ZIP_DEFLATED, ZipFile, ZipInfo
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from pipeline.errors import InputError, suggestion
+from pipeline.files import replacing
+
+SUBJECTS = ("sub-01", "sub-02")
+CH_NAMES = ["Pz", "P3", "P7", "O1", "Oz", "O2", "P4", "P8", "P1", "P5"]  # in the released order
+CH_NAMES += ["PO7", "PO3", "POz", "PO4", "PO8", "P6", "P2"]
+TIMES = np.arange(-20, 80) / 100  # s, stimulus onset at 0
+
+
+@dataclass(frozen=True)
+class Size:
+    """The counts of a dataset; those of the sample unless a test wants fewer."""
+
+    train_concepts: int = 100
+    images_per_concept: int = 4
+    test_concepts: int = 50  # one image each
+    train_repetitions: int = 4
+    test_repetitions: int = 20
+
+
+def make_raw(
+    subjects: list[str] | Literal["all"],
+    eeg_dir: Path,
+    images_dir: Path,
+    metadata: Path,
+    size: Size | None = None,
+) -> None:
+    """Write `eeg_dir`/sub-XX.zip, `images_dir`/training_images.zip and test_images.zip, and the pickled `metadata`.
+
+    A subject's archive does not depend on which other subjects are written. Raises InputError for an unknown subject.
+    """
+    chosen = SUBJECTS if subjects == "all" else subjects
+    for subject in chosen:
+        if subject not in SUBJECTS:
+            near = suggestion(subject, SUBJECTS)
+            raise InputError(
+                f"subjects: the sample dataset has {', '.join(SUBJECTS)}, not {subject!r}{near}"
+            )
+    size = size or Size()
+    catalogue = _catalogue(size)
+    train_latents, test_latents = _latents(size)
+    train_features = _write_pictures(
+        images_dir / "training_images.zip", catalogue, "train", train_latents
+    )
+    test_features = _write_pictures(images_dir / "test_images.zip", catalogue, "test", test_latents)
+    with replacing(metadata) as part:
+        part.write_bytes(_npy(catalogue))
+    mean, std = train_features.mean(0), train_features.std(0)
+    for subject in chosen:
+        rng = _rng("eeg", SUBJECTS.index(subject))
+        kernel = draw_kernel(rng)
+        with replacing(eeg_dir / f"{subject}.zip") as part, ZipFile(part, "w") as archive:
+            for split, features, n_repetitions in (
+                ("training", train_features, size.train_repetitions),
+                ("test", test_features, size.test_repetitions),
+            ):
+                eeg = simulate_eeg((features - mean) / std, kernel, n_repetitions, rng)
+                data = {"preprocessed_eeg_data": eeg, "ch_names": list(CH_NAMES), "times": TIMES}
+                name = f"{subject}/preprocessed_eeg_{split}.npy"
+                archive.writestr(_member(name), _npy(data), ZIP_DEFLATED, compresslevel=1)
+
+
+def _rng(purpose: str, index: int = 0) -> np.random.Generator:
+    """A generator of its own for each purpose, so that one part never shifts another."""
+    return np.random.default_rng([20220, *purpose.encode(), index])
+
+
+def _member(name: str) -> ZipInfo:
+    """An entry dated 1980, so that an archive has the same bytes on every run."""
+    return ZipInfo(name)
+
+
+def _npy(content: dict[str, Any]) -> bytes:
+    """A dict as published: numpy.save pickles it as an object array without axes."""
+    file = io.BytesIO()
+    np.save(file, np.array(content, dtype=object))
+    return file.getvalue()
+
+
+# Pictures
+
+
+def _catalogue(size: Size) -> dict[str, list[str]]:
+    """The metadata: as published, number prefixes restart in each split, and only the _THINGS names are global."""
+    n_concepts = size.train_concepts + size.test_concepts
+    is_test = np.isin(
+        np.arange(n_concepts), _rng("split").permutation(n_concepts)[: size.test_concepts]
+    )
+    catalogue = {}
+    for split, indices, n_images in (
+        ("train", np.flatnonzero(~is_test), size.images_per_concept),
+        ("test", np.flatnonzero(is_test), 1),
+    ):
+        rows = [
+            (number, index, image)
+            for number, index in enumerate(indices, 1)
+            for image in range(1, n_images + 1)
+        ]
+        catalogue[f"{split}_img_concepts"] = [
+            f"{number:05d}_pattern_{index:04d}" for number, index, _ in rows
+        ]
+        catalogue[f"{split}_img_files"] = [
+            f"pattern_{index:04d}_{image:02d}s.jpg" for _, index, image in rows
+        ]
+        catalogue[f"{split}_img_concepts_THINGS"] = [
+            f"{index + 1:05d}_pattern_{index:04d}" for _, index, _ in rows
+        ]
+    return catalogue
+
+
+def _latents(size: Size) -> tuple[np.ndarray, np.ndarray]:
+    """What is in the training and the test pictures, (N, 20) in 0..1: images lie near the random point of a concept."""
+    splits = []
+    for split, n_concepts, n_images in (
+        ("train", size.train_concepts, size.images_per_concept),
+        ("test", size.test_concepts, 1),
+    ):
+        rng = _rng(f"latents of {split}")
+        near = rng.random((n_concepts, 1, 20)) + 0.06 * rng.standard_normal(
+            (n_concepts, n_images, 20)
+        )
+        splits.append(1 - np.abs(1 - np.abs(near.reshape(-1, 20))))  # reflected at the borders
+    return splits[0], splits[1]
+
+
+def _write_pictures(
+    path: Path, catalogue: dict[str, list[str]], split: str, latents: np.ndarray
+) -> np.ndarray:
+    """Write the JPEG archive and return the features that the simulated brain sees, (N, F) float64."""
+    rng = _rng(f"sizes of {split}")
+    features = []
+    names = zip(catalogue[f"{split}_img_concepts"], catalogue[f"{split}_img_files"], strict=True)
+    with replacing(path) as part, ZipFile(part, "w") as archive:
+        for (concept, file), latent in zip(
+            tqdm(names, f"{split} pictures", len(latents), disable=None), latents, strict=True
+        ):
+            picture = _draw(latent, *rng.integers(480, 521, size=2).tolist())
+            features.append(_features(picture))
+            jpeg = io.BytesIO()
+            picture.save(jpeg, "JPEG", quality=90)
+            archive.writestr(_member(f"{path.stem}/{concept}/{file}"), jpeg.getvalue())
+    return np.stack(features)
+
+
+def _draw(latent: np.ndarray, width: int, height: int) -> Image.Image:
+    """A colour gradient, a bent grating or check over it, and a ring of flowers on top."""
+    hue1, turn, hue2, hue3, sat1, sat2, sat3, val1, val2, val3 = latent[:10]
+    slope, tilt, frequency, bend, check, contrast, count, petals, radius, spin = latent[10:]
+    y, x = np.meshgrid(
+        np.linspace(-1, 1, height // 2), np.linspace(-1, 1, width // 2), indexing="ij"
+    )
+
+    slope = 2 * np.pi * slope
+    first = _colour(hue1, 0.25 + 0.75 * sat1, 0.35 + 0.65 * val1)
+    second = _colour(hue1 + turn / 2, 0.2 + 0.8 * sat2, 0.25 + 0.75 * val2)
+    pixels = _mix(first, second, _step(1.5 * (x * np.cos(slope) + y * np.sin(slope))))
+
+    tilt, frequency = np.pi * tilt, 1.5 * np.pi * 6**frequency
+    along, across = x * np.cos(tilt) + y * np.sin(tilt), y * np.cos(tilt) - x * np.sin(tilt)
+    wave = np.sin(frequency * along + 2.5 * bend * np.sin(3 * across)) + check * np.sin(
+        frequency * across
+    )
+    ink = _colour(hue2, 0.3 + 0.7 * sat3, 1 - 0.8 * val3)
+    pixels = _mix(pixels, ink, (0.15 + 0.75 * contrast) * _step(2.5 * wave))
+
+    count, petals = 1 + int(5.999 * count), 2 + int(5.999 * petals)
+    radius, ring = (0.22 + 0.5 * radius) / np.sqrt(count), 0.55 * (count > 1)
+    angle = (np.arctan2(y, x) - 2 * np.pi * spin) % (
+        2 * np.pi / count
+    ) - np.pi / count  # folded: all flowers at once
+    distance = np.hypot(x, y)
+    dx, dy = distance * np.cos(angle) - ring, distance * np.sin(angle)
+    distance = np.hypot(dx, dy)
+    edge = radius * (1 + 0.3 * np.cos(petals * np.arctan2(dy, dx)))
+    shaded = _colour(hue3, 0.9, 0.95) * np.clip(1.1 - 0.5 * distance / radius, 0.2, 1)[..., None]
+    pixels = _mix(pixels, shaded, _step(45 * (edge - distance)))
+
+    half = Image.fromarray(np.rint(255 * pixels).astype(np.uint8))
+    return half.resize((width, height), Image.Resampling.BICUBIC)
+
+
+def _colour(hue: float, saturation: float, value: float) -> np.ndarray:
+    return value * (1 - saturation * (0.5 - 0.5 * np.cos(2 * np.pi * (hue - np.arange(3) / 3))))
+
+
+def _mix(below: np.ndarray, above: np.ndarray, cover: np.ndarray) -> np.ndarray:
+    return below + (above - below) * cover[..., None]
+
+
+def _step(x: np.ndarray) -> np.ndarray:
+    return 0.5 + 0.5 * np.tanh(x)
+
+
+# EEG
+
+
+def _features(picture: Image.Image) -> np.ndarray:
+    """Mean colours on a 4 x 4 grid, then edge strength in 4 directions at 3 scales: (60,) float64."""
+    pixels = np.asarray(picture.resize((96, 96), Image.Resampling.BOX)) / 255  # (96, 96, 3)
+    colours = pixels.reshape(4, 24, 4, 24, 3).mean((1, 3)).ravel()
+    edges = []
+    for scale in (1, 2, 4):
+        light = pixels.reshape(96 // scale, scale, 96 // scale, scale, 3).mean((1, 3, 4))
+        dy, dx = light[1:, :-1] - light[:-1, :-1], light[:-1, 1:] - light[:-1, :-1]
+        edges += [np.abs(np.cos(a) * dx + np.sin(a) * dy).mean() for a in np.pi * np.arange(4) / 4]
+    return np.concatenate([colours, edges])
+
+
+def draw_kernel(rng: np.random.Generator) -> np.ndarray:
+    """The response to each feature, (60, 17, 100): two bumps after 80 ms, mixed into channels as a subject does."""
+    shared = _rng("kernel")
+    peaks = shared.uniform(0.11, 0.5, size=(2, 60, 1))  # s
+    rise = np.clip((TIMES - 0.08) / (peaks - 0.08), 0, None)
+    bumps = (rise * np.exp(1 - rise)) ** 2  # (2, 60, 100), 1 at the peak
+    mixing = shared.standard_normal((2, 60, 17)) + 0.4 * rng.standard_normal((2, 60, 17))
+    return np.einsum("bft,bfc->fct", bumps, mixing)
+
+
+def simulate_eeg(
+    features: np.ndarray, kernel: np.ndarray, n_repetitions: int, rng: np.random.Generator
+) -> np.ndarray:
+    """Responses to standardised features (N, F) plus 1/f noise of uneven strength: (N, R, C, T) float64."""
+    responses = 0.03 * np.tensordot(features, kernel, 1)  # (N, C, T)
+    shape = (n_repetitions, *kernel.shape[1:])  # (R, C, T)
+    frequency = np.fft.rfftfreq(shape[-1])
+    frequency[0] = np.inf  # no offset
+    pink = frequency**-0.5 / np.sqrt(
+        2 * (1 / frequency).sum() / shape[-1]
+    )  # white noise in, unit variance out
+    eeg = np.empty((len(features), *shape))
+    for condition, response in enumerate(responses):
+        noise = np.fft.irfft(pink * np.fft.rfft(rng.standard_normal(shape)), shape[-1])
+        eeg[condition] = response + noise * np.exp(0.4 * rng.standard_normal((n_repetitions, 1, 1)))
+    return np.rint(eeg * 4096) / 4096

@@ -1,0 +1,93 @@
+"""Arrays that wait on the disk while a file is prepared, and of which nothing stays there, however the process ends."""
+
+import errno
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from pipeline.errors import InputError
+
+
+class Scratch:
+    """A file without a name: the system frees it when its process ends. Use it as a context manager.
+
+    About `n_bytes` are reserved for it in the folder for temporary files (the environment variable TMPDIR), so that
+    other processes cannot take the room meanwhile. InputError where there is too little room; `what` is what the
+    message calls the arrays.
+    """
+
+    def __init__(self, n_bytes: int, what: str) -> None:
+        self._n_bytes, self._what = n_bytes, what
+        self._folder = _temporary_folder()
+        with self._full_disk_told():
+            if shutil.disk_usage(self._folder).free < n_bytes:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            self._file: BinaryIO = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115, __exit__ closes it
+
+    def __enter__(self) -> "Scratch":
+        try:
+            with self._full_disk_told():
+                _reserve(self._file, self._n_bytes)
+        except InputError:
+            self._file.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    @property
+    def end(self) -> int:
+        """The byte at which the next array begins."""
+        return self._file.tell()
+
+    def append(self, values: np.ndarray) -> None:
+        """Write an array behind the others."""
+        with self._full_disk_told():
+            self._file.write(np.ascontiguousarray(values).data)
+            self._file.flush()
+
+    def read(self, begin: int, shape: tuple[int, ...]) -> np.ndarray:
+        """The float64 array of this shape that begins at this byte; nothing is appended after the first reading."""
+        self._file.seek(begin)
+        return np.fromfile(self._file, np.float64, int(np.prod(shape))).reshape(shape)
+
+    @contextmanager
+    def _full_disk_told(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            free = shutil.disk_usage(self._folder).free
+            raise InputError(
+                f"{self._folder}: {self._what} need about {self._n_bytes / 1e9:.1f} GB there for a while, and "
+                f"{free / 1e9:.1f} GB are free ({error.strerror}); let the environment variable TMPDIR name a folder "
+                "with more room, as in `TMPDIR=/data/tmp dvc repro`, or lower preprocess.workers, of which each needs "
+                "as much"
+            ) from error
+
+
+def _temporary_folder() -> Path:
+    """The folder that TMPDIR names; Python itself takes another one where it cannot write there."""
+    folder, wanted = tempfile.gettempdir(), os.environ.get("TMPDIR")
+    if wanted and not (os.path.isdir(wanted) and os.path.samefile(wanted, folder)):
+        raise InputError(
+            f"TMPDIR is {wanted}, which is no folder that can be written to: make it, or name another one"
+        )
+    return Path(folder)
+
+
+def _reserve(file: BinaryIO, n_bytes: int) -> None:
+    """Take the room on the disk now, where the system can do that."""
+    if n_bytes == 0 or not hasattr(os, "posix_fallocate"):  # macOS has no such call
+        return
+    try:
+        os.posix_fallocate(file.fileno(), 0, n_bytes)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):  # of a file system that cannot
+            raise

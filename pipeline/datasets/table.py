@@ -1,0 +1,53 @@
+"""The datasets by name. To add one, add an entry here: everything else takes what the entry says."""
+
+from dataclasses import replace
+
+from pipeline.datasets import sample, sources, things_eeg2, things_eeg2_raw, things_meg
+from pipeline.datasets.entry import Dataset
+from pipeline.datasets.published import ON_THINGS_EEG2
+
+THINGS_EEG2 = Dataset(
+    source=sources.THINGS_EEG2,
+    find_subjects=things_eeg2.find_subjects,
+    read_metadata=things_eeg2.read_metadata,
+    open_eeg=things_eeg2.open_eeg,
+    memory_needed=things_eeg2.memory_needed,
+    units="as released: whitened (multivariate noise normalisation), no physical unit",
+    caveats=(
+        "The release was whitened with a covariance of training and test EEG together: everybody who uses it shares "
+        "that leak.",
+    ),
+    published=ON_THINGS_EEG2,
+)
+
+# In the published layout, so that all that reads the published data reads it too.
+SAMPLE = replace(
+    THINGS_EEG2, source=sample.make_raw, caveats=(), may_share_images=True, synthetic=True
+)
+
+# As recorded, so that channels, rate, window and noise normalisation can be chosen; the same images.
+THINGS_EEG2_RAW = replace(
+    THINGS_EEG2,
+    source=sources.THINGS_EEG2_RAW,
+    open_eeg=things_eeg2_raw.open_eeg,
+    memory_needed=things_eeg2_raw.memory_needed,
+    units="V; no physical unit where multivariate noise normalisation was applied (mvnn)",
+    caveats=(),
+)
+
+THINGS_MEG = Dataset(
+    source=sources.THINGS_MEG,
+    find_subjects=things_meg.find_subjects,
+    read_metadata=things_meg.read_metadata,
+    open_eeg=things_meg.open_eeg,
+    memory_needed=things_meg.memory_needed,
+    units=things_meg.UNITS,
+    caveats=things_meg.CAVEATS,
+)
+
+DATASETS: dict[str, Dataset] = {
+    "sample": SAMPLE,
+    "things-eeg2": THINGS_EEG2,
+    "things-eeg2-raw": THINGS_EEG2_RAW,
+    "things-meg": THINGS_MEG,
+}

@@ -1,0 +1,1 @@
+"""The EEG encoders, a file each, and the table of their names."""

@@ -1,0 +1,177 @@
+"""CLIP, OpenCLIP, DINO and DINOv2 as their authors publish them, and the features that gLocal was fitted on.
+
+The reference is what thingsvision 2.7 extracts: of CLIP and OpenCLIP the module `visual` (the CLS token after the last
+LayerNorm, projected), of DINO and DINOv2 the CLS token of the module `norm`; and its pictures: the shorter side is
+resized to 224 (CLIP) or 256 pixels (DINO), and the middle 224 x 224 is kept. That is not what dreamsim does.
+
+Sources: CLIP, arXiv 2103.00020, huggingface.co/openai; OpenCLIP, arXiv 2212.07143, github.com/mlfoundations/open_clip
+and huggingface.co/laion; DINO, arXiv 2104.14294, and DINOv2, arXiv 2304.07193, dl.fbaipublicfiles.com;
+thingsvision, doi 10.3389/fninf.2021.679838, github.com/ViCCo-Group/thingsvision.
+
+Deliberate differences:
+- OpenAI's own file of CLIP is a program (TorchScript); the same weights are taken from where OpenAI keeps them for
+  transformers. thingsvision computes with them in half precision on a GPU, here they are float32.
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from timm.layers import QuickGELU
+from torch import Tensor
+
+from pipeline.errors import InputError
+from pipeline.images.models.checkpoints import (
+    HOW_TO_REPLACE,
+    Architecture,
+    is_weights,
+    make_vit,
+    read_weights,
+)
+from pipeline.images.models.vit import CLIP, HALF, IMAGENET, Framing, ImageEncoder, Pixels, ViT
+
+Weights = dict[str, Tensor]
+
+_OPEN_CLIP = {
+    "class_embedding": "cls_token",
+    "positional_embedding": "pos_embed",
+    "conv1.": "patch_embed.proj.",
+    "ln_pre.": "norm_pre.",
+    "ln_post.": "norm.",
+    "transformer.resblocks.": "blocks.",
+    ".ln_1.": ".norm1.",
+    ".ln_2.": ".norm2.",
+    ".attn.in_proj_": ".attn.qkv.",
+    ".attn.out_proj.": ".attn.proj.",
+    ".mlp.c_fc.": ".mlp.fc1.",
+    ".mlp.c_proj.": ".mlp.fc2.",
+}
+_TRANSFORMERS = {
+    "visual_projection.weight": "proj",
+    "vision_model.": "",
+    "embeddings.class_embedding": "cls_token",
+    "embeddings.position_embedding.weight": "pos_embed",
+    "embeddings.patch_embedding.": "patch_embed.proj.",
+    "pre_layrnorm.": "norm_pre.",
+    "post_layernorm.": "norm.",
+    "encoder.layers.": "blocks.",
+    ".layer_norm1.": ".norm1.",
+    ".layer_norm2.": ".norm2.",
+    ".self_attn.out_proj.": ".attn.proj.",
+}
+
+
+def _of_open_clip(saved: Weights) -> Weights:
+    """The image tower of an open_clip model under timm's names."""
+    return _of_clip(
+        {_renamed(name.removeprefix("visual."), _OPEN_CLIP): value for name, value in saved.items()}
+    )
+
+
+def _of_transformers(saved: Weights) -> Weights:
+    """The image tower of a CLIPModel of transformers under timm's; it keeps queries, keys and values apart."""
+    weights: Weights = {}
+    apart: dict[str, Weights] = {}
+    for name, value in saved.items():
+        if match := re.fullmatch(r"(.+\.)self_attn\.([qkv])_proj(\..+)", name):
+            apart.setdefault(_renamed(f"{match[1]}attn.qkv{match[3]}", _TRANSFORMERS), {})[
+                match[2]
+            ] = value
+        else:
+            weights[_renamed(name, _TRANSFORMERS)] = value
+    joined = {
+        name: torch.cat([parts[part] for part in "qkv" if part in parts])
+        for name, parts in apart.items()
+    }
+    if "proj" in weights:
+        weights["proj"] = weights["proj"].T
+    return _of_clip(weights | joined)
+
+
+def _renamed(name: str, names: dict[str, str]) -> str:
+    for theirs, ours in names.items():
+        name = name.replace(theirs, ours)
+    return name
+
+
+def _of_clip(weights: Weights) -> Weights:
+    """With timm's axes of length one, and with a bias of the patches, which CLIP has not."""
+    for name, n_axes in (("cls_token", 1), ("pos_embed", 2)):
+        if name in weights and weights[name].ndim == n_axes:
+            weights[name] = weights[name].reshape(1, *([1] * (2 - n_axes)), *weights[name].shape)
+    if "cls_token" in weights:
+        weights["patch_embed.proj.bias"] = torch.zeros(weights["cls_token"].shape[-1:])
+    return weights
+
+
+@dataclass(frozen=True)
+class PublishedViT:
+    """How a ViT was published, and what is read from it."""
+
+    architecture: Architecture
+    pixels: Pixels
+    framing: Framing
+    prefixes: tuple[str, ...]  # of the names of its weights; what else the file holds is left alone
+    rename: Callable[[Weights], Weights]
+    ignored: tuple[str, ...] = ()
+
+
+_L14 = Architecture(14, n_blocks=24, clip=True)
+_CLIP_FRAMING, _DINO_FRAMING = (
+    Framing(short_side=224),
+    Framing(interpolation="bilinear", short_side=256),
+)
+
+VITS = {
+    "clip_vitl14": PublishedViT(
+        replace(_L14, activation=QuickGELU),
+        CLIP,
+        _CLIP_FRAMING,
+        ("vision_model.", "visual_projection."),
+        _of_transformers,
+        ignored=("vision_model.embeddings.position_ids",),  # 0 to 256
+    ),
+    "open_clip_vitl14_laion400m": PublishedViT(
+        _L14, CLIP, _CLIP_FRAMING, ("visual.",), _of_open_clip
+    ),
+    "open_clip_vitl14_laion2b": PublishedViT(
+        _L14, HALF, _CLIP_FRAMING, ("visual.",), _of_open_clip
+    ),
+    "dino_vitb8": PublishedViT(Architecture(8), IMAGENET, _DINO_FRAMING, ("",), dict),
+    "dinov2_vitl14": PublishedViT(
+        Architecture(14, n_blocks=24, trained_size=518, layer_scale=True),
+        IMAGENET,
+        _DINO_FRAMING,
+        ("",),
+        dict,
+        ignored=("mask_token",),  # for its training alone
+    ),
+}
+"""By our names. What was published under DINO's names has timm's, which took them from there."""
+
+
+def load_encoder(checkpoint: Path, name: str) -> ImageEncoder:
+    """The image encoder in evaluation mode; InputError if the file is damaged or another model's.
+
+    Every weight of the image tower must be there in its shape, and no other.
+    """
+    published = VITS[name]
+    saved = read_weights(checkpoint)
+    saved = saved.get("state_dict", saved)  # of a checkpoint that was written while training
+    own = {}
+    for key, value in saved.items() if isinstance(saved, dict) else ():
+        key = str(key).removeprefix("module.")
+        if key.startswith(published.prefixes) and key not in published.ignored:
+            own[key] = value
+    if not own or not is_weights(own):
+        raise InputError(
+            f"{checkpoint} should hold the weights of {name} by name; {HOW_TO_REPLACE}"
+        )
+    weights = {key: value.float() for key, value in published.rename(own).items()}
+    vit, projection = make_vit(weights, published.architecture, str(checkpoint))
+    encoder = ImageEncoder(
+        [ViT(vit, published.pixels, normed=True, projection=projection)], published.framing
+    )
+    return encoder.eval().requires_grad_(False)

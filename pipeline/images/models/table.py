@@ -1,0 +1,176 @@
+"""The table of image models: a name of `backbone`, where its weights are, and what reads them.
+
+Another model is an entry here, another kind of alignment a function in the entries that have it.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import InputError, suggestion
+from pipeline.images.models import dreamsim, glocal, published_vits, timm_models
+from pipeline.images.models.vit import ImageEncoder
+from pipeline.images.stand_ins import dreamsim as dreamsim_stand_in
+from pipeline.images.stand_ins import published_vits as published_vits_stand_in
+
+# The checkpoint -> the encoder in evaluation mode, and what the cache is to say of its alignment ({} if it has none).
+Load = Callable[[Path], tuple[ImageEncoder, dict[str, Any]]]
+
+
+@dataclass(frozen=True)
+class PublishedFile:
+    """A file of weights: `path` below the address that params.yaml has as download.`root`.
+
+    `sha256`, or its first digits, as whoever publishes the file gives it.
+    """
+
+    root: str
+    path: str
+    name: str  # in the folder of weights
+    sha256: str | None = None
+
+
+@dataclass(frozen=True)
+class OfCache:
+    """An alignment that is a function of the unaligned embeddings: nothing is embedded again.
+
+    `write(unaligned, file, target)` makes the one cache from the other; `file` is in the folder of weights.
+    """
+
+    file: str
+    write: Callable[[Path, Path, Path], None]
+
+
+@dataclass(frozen=True)
+class ImageModel:
+    """One image model; each value of `aligned` is a kind of alignment, chosen by `alignment` in params.yaml.
+
+    `published` is empty where the user names a file of his own (download.weights_file). `stand_in(folder)` writes
+    random weights in the published layout, for datasets that are synthetic.
+    """
+
+    file: str  # of its checkpoint
+    published: Sequence[PublishedFile]
+    stand_in: Callable[[Path], None]
+    unaligned: Load
+    aligned: Mapping[str, Load | OfCache] = field(default_factory=dict)
+
+
+def _of_dreamsim(name: str, release: str) -> ImageModel:
+    file = f"dreamsim_{name}_checkpoint.zip"
+    return ImageModel(
+        file=file,
+        published=[PublishedFile("dreamsim_releases", f"{release}/{file}", file)],
+        stand_in=partial(dreamsim_stand_in.make_checkpoint, name),
+        unaligned=lambda checkpoint: (dreamsim.load_encoder(checkpoint, name, "unaligned")[0], {}),
+        aligned={"dreamsim": lambda checkpoint: dreamsim.load_encoder(checkpoint, name, "aligned")},
+    )
+
+
+def _with_glocal(
+    name: str, root: str, path: str, transform: str, sha256: str | None = None
+) -> ImageModel:
+    file, of_transform = path.rpartition("/")[2], f"glocal_{name}.npz"
+    return ImageModel(
+        file=file,
+        published=[
+            PublishedFile(root, path, file, sha256),
+            PublishedFile("glocal", f"{transform}/transform.npz", of_transform),
+        ],
+        stand_in=partial(published_vits_stand_in.make_files, name, file, of_transform),
+        unaligned=lambda checkpoint: (published_vits.load_encoder(checkpoint, name), {}),
+        aligned={"glocal": OfCache(of_transform, glocal.write_aligned)},
+    )
+
+
+IMAGE_MODELS = {
+    "synclr_vitb16": _of_dreamsim("synclr_vitb16", "v0.2.1-checkpoints"),
+    "dinov2_vitb14": _of_dreamsim("dinov2_vitb14", "v0.2.1-checkpoints"),
+    "dinov2_vitb14_patch": _of_dreamsim("dinov2_vitb14_patch", "v0.2.1-checkpoints"),
+    "dino_vitb16": _of_dreamsim("dino_vitb16", "v0.2.0-checkpoints"),
+    "dino_vitb16_patch": _of_dreamsim("dino_vitb16_patch", "v0.2.1-checkpoints"),
+    "clip_vitb32": _of_dreamsim("clip_vitb32", "v0.2.0-checkpoints"),
+    "open_clip_vitb32": _of_dreamsim("open_clip_vitb32", "v0.2.0-checkpoints"),
+    "ensemble": _of_dreamsim("ensemble", "v0.2.0-checkpoints"),
+    "clip_vitl14": _with_glocal(
+        "clip_vitl14",
+        "hugging_face",
+        "openai/clip-vit-large-patch14/resolve/32bd64288804d66eefd0ccbe215aa642df71cc41/model.safetensors",
+        "clip_ViT-L/14/visual",
+        sha256="a2bf730a0c7debf160f7a6b50b3aaf3703e7e88ac73de7a314903141db026dcb",
+    ),
+    "open_clip_vitl14_laion400m": _with_glocal(
+        "open_clip_vitl14_laion400m",
+        "open_clip",
+        "v0.2-weights/vit_l_14-laion400m_e32-3d133497.pt",
+        "OpenCLIP_ViT-L-14_laion400m_e32/visual",
+        sha256="3d133497",
+    ),
+    "open_clip_vitl14_laion2b": _with_glocal(
+        "open_clip_vitl14_laion2b",
+        "hugging_face",
+        "laion/CLIP-ViT-L-14-laion2B-s32B-b82K/resolve/main/open_clip_pytorch_model.bin",
+        "OpenCLIP_ViT-L-14_laion2b_s32b_b82k/visual",
+        sha256="5ddb47339f44e4fd9cace3d3960d38af1b51a25857440cfae90afc44706d7e2b",
+    ),
+    "dino_vitb8": _with_glocal(
+        "dino_vitb8",
+        "dino",
+        "dino/dino_vitbase8_pretrain/dino_vitbase8_pretrain.pth",
+        "dino-vit-base-p8/norm",
+    ),
+    "dinov2_vitl14": _with_glocal(
+        "dinov2_vitl14",
+        "dino",
+        "dinov2/dinov2_vitl14/dinov2_vitl14_pretrain.pth",
+        "dinov2-vit-large-p14/norm",
+    ),
+}
+
+# Before the name of any model that timm has: its weights are a file of the user's
+OF_TIMM = "timm/"
+
+
+def find_model(backbone: str) -> ImageModel:
+    """The entry of a backbone; InputError where there is none."""
+    if backbone in IMAGE_MODELS:
+        return IMAGE_MODELS[backbone]
+    name = backbone.removeprefix(OF_TIMM)
+    if name == backbone:
+        near = suggestion(backbone, IMAGE_MODELS)
+        names = ", ".join(IMAGE_MODELS)
+        raise InputError(
+            f"backbone is {backbone!r}: should be one of {names} or {OF_TIMM}<name>{near}"
+        )
+    timm_models.check_name(name)
+    return ImageModel(
+        file=f"{name}.weights",
+        published=(),
+        stand_in=partial(timm_models.make_random, name, f"{name}.weights"),
+        unaligned=lambda checkpoint: (timm_models.load_encoder(checkpoint, name), {}),
+    )
+
+
+def kinds_of_alignment() -> list[str]:
+    """Every kind that some backbone has."""
+    return list(dict.fromkeys(kind for model in IMAGE_MODELS.values() for kind in model.aligned))
+
+
+def find_alignment(backbone: str, alignment: str) -> Load | OfCache:
+    """What makes the aligned embeddings of this kind; InputError where that backbone has none."""
+    kinds = find_model(backbone).aligned
+    if alignment in kinds:
+        return kinds[alignment]
+    there = kinds_of_alignment()
+    if alignment not in there:
+        near = suggestion(alignment, there)
+        raise InputError(f"alignment is {alignment!r}: should be one of {', '.join(there)}{near}")
+    if alignment == "glocal" and backbone in glocal.REFUSED:
+        raise InputError(f"alignment is 'glocal': {glocal.WHY_REFUSED}")
+    has = f"is aligned by {' or '.join(kinds)} alone" if kinds else "has only the unaligned encoder"
+    change = f"set alignment to {' or '.join(kinds)}" if kinds else "set encoder to unaligned"
+    raise InputError(
+        f"alignment is {alignment!r}: {backbone} {has}; {change}, or name another backbone"
+    )

@@ -1,0 +1,1 @@
+"""Raw recordings in, one HDF5 file a subject out."""

@@ -1,0 +1,224 @@
+"""The prepared EEG of one subject, read from the HDF5 file that `preparation` writes and describes."""
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import zip_longest
+from pathlib import Path
+from typing import Literal
+
+import h5py
+import numpy as np
+
+from pipeline.errors import PREPARE_AGAIN, InputError
+from pipeline.files import unreadable
+
+Split = Literal["train", "test"]
+SPLITS: tuple[Split, ...] = ("train", "test")
+AVERAGED_AT_ONCE = 16  # conditions whose repetitions are in memory together
+CHECKED_AT_ONCE = 16 << 20  # values
+# A file that is only taken away, DVC would put back.
+LEAVE_OUT = "or leave that subject out of `subjects` (a file of your own: take it away)"
+
+
+@dataclass(frozen=True)
+class Recording:
+    """One split of one subject, as `read_split` returns it."""
+
+    subject: str
+    ch_names: tuple[str, ...]  # C
+    places: (
+        np.ndarray | None
+    )  # (C, 2) on the head seen from above, rim at 1; None: the 10-05 system knows the names
+    times: np.ndarray  # (T,) float64, seconds from stimulus onset
+    sfreq: float  # Hz
+    caveats: tuple[str, ...]  # what every result of this EEG must say
+    eeg: np.ndarray  # (N, C, T) or (N, R, C, T), in the unit that the file names
+    image_ids: np.ndarray  # (N,) str, unique over both splits
+    concept_in_split: (
+        np.ndarray
+    )  # (N,) str, its number restarts in each split: never compare it across them
+    things_concept: np.ndarray  # (N,) str, the same names in both splits
+
+
+def read_shape(path: Path, split: Split, average: bool) -> tuple[tuple[int, ...], np.dtype]:
+    """Shape of the EEG that `read_split` would return, and the type in which it is stored; InputError as there."""
+    with _opened(path) as file:
+        eeg = file[split]["eeg"]
+        shape, dtype = tuple(eeg.shape), eeg.dtype
+    return ((shape[0], *shape[2:]) if average and len(shape) == 4 else shape), dtype
+
+
+def read_split(path: Path, split: Split, average: bool, out: np.ndarray | None = None) -> Recording:
+    """One split of a file written by `preparation`; with `average`, `eeg` is the mean over repetitions, (N, C, T).
+
+    It comes as float32, or float64 where it is stored so; or it is read into `out`, of the shape that `read_shape`
+    tells and any floating type. The mean is taken in pieces, so that the repetitions are never all in memory.
+    InputError for a foreign or cut file.
+    """
+    with _opened(path) as file:
+        eeg = file[split]["eeg"]
+        recording = _describe(file, split, _read_eeg(eeg, average and eeg.ndim == 4, out))
+    _check_shape(path, split, recording)
+    _check_finite(path, split, recording)
+    return recording
+
+
+def find_recordings(folder: Path) -> dict[str, Path]:
+    """The prepared subjects of a folder, by name; hidden files, such as macOS adds, are none."""
+    return {path.stem: path for path in sorted(folder.glob("[!.]*.h5"))}
+
+
+def check_recordings(paths: Sequence[Path]) -> None:
+    """InputError unless these subjects can be trained and tested together; it names file, image and channel.
+
+    All must have the channels, times and rate of the first one, and its test images and their number of repetitions;
+    each must be named after its subject, and every value be finite. Both splits of every file are read, piece by piece,
+    which takes about half a second a GB beside reading from the disk.
+    """
+    first: dict[Split, tuple[Recording, tuple[int, ...]]] = {}
+    for path in paths:
+        for split in SPLITS:
+            with _opened(path) as file:
+                recording = _describe(file, split, file[split]["eeg"])
+                _check_shape(path, split, recording)
+                _check_finite(path, split, recording)
+                shape = recording.eeg.shape
+            _check_alike(
+                path,
+                split,
+                recording,
+                shape,
+                *first.setdefault(split, (recording, shape)),
+                paths[0],
+            )
+
+
+def _describe(file: h5py.File, split: Split, eeg: np.ndarray | h5py.Dataset) -> Recording:
+    group = file[split]
+    return Recording(
+        subject=file.attrs["subject"],
+        ch_names=tuple(file["ch_names"].asstr()[:]),
+        places=file["places"][:] if "places" in file else None,
+        times=file["times"][:],
+        sfreq=float(file.attrs["sfreq"]),
+        caveats=tuple(file.attrs["caveats"]),
+        eeg=eeg,
+        image_ids=group["image_ids"].asstr()[:],
+        concept_in_split=group["concept"].asstr()[:],
+        things_concept=group["things_concept"].asstr()[:],
+    )
+
+
+def _check_shape(path: Path, split: Split, recording: Recording) -> None:
+    expected = (len(recording.image_ids), len(recording.ch_names), len(recording.times))
+    shape = recording.eeg.shape
+    if (
+        len(shape) not in (3, 4)
+        or (shape[0], *shape[-2:]) != expected
+        or recording.eeg.dtype.kind != "f"
+    ):
+        raise InputError(
+            f"{path}: the {split} EEG is {recording.eeg.dtype} {shape}, expected floating point with {expected} "
+            f"conditions, channels and samples; {PREPARE_AGAIN}"
+        )
+    if len(set(recording.image_ids)) != len(recording.image_ids):
+        raise InputError(f"{path}: image ids of the {split} split are not unique; {PREPARE_AGAIN}")
+
+
+def _check_finite(path: Path, split: Split, recording: Recording) -> None:
+    """Piece by piece, so that it needs little memory."""
+    eeg = recording.eeg
+    n_rows = max(1, CHECKED_AT_ONCE // max(1, math.prod(eeg.shape[1:])))
+    for start in range(0, len(eeg), n_rows):
+        finite = np.isfinite(eeg[start : start + n_rows])
+        if not finite.all():
+            row, *_, channel, _ = np.argwhere(~finite)[0]
+            condition = start + int(row)
+            raise InputError(
+                f"{path}: the {split} EEG of condition {condition} (from 0), image {recording.image_ids[condition]}, "
+                f"is not finite in channel {recording.ch_names[channel]}; {PREPARE_AGAIN}, {LEAVE_OUT}"
+            )
+
+
+def _check_alike(
+    path: Path,
+    split: Split,
+    recording: Recording,
+    shape: tuple[int, ...],
+    first: Recording,
+    first_shape: tuple[int, ...],
+    first_path: Path,
+) -> None:
+    """InputError where a subject, of whose EEG only the shape is known, differs from the first in what all share."""
+    remedy = f"{PREPARE_AGAIN}, {LEAVE_OUT}"
+    if split == "test" and len(shape) != 4:
+        raise InputError(
+            f"{path}: the test EEG {shape} lacks the axis of repetitions; {PREPARE_AGAIN}"
+        )
+    if recording.subject != path.stem:
+        raise InputError(
+            f"{path}: is the EEG of {recording.subject}; name it {recording.subject}.h5, or take it away"
+        )
+    for mine, other in zip_longest(recording.ch_names, first.ch_names, fillvalue="none"):
+        if mine != other:
+            raise InputError(
+                f"{path}: has not the channels of {first_path} in the same order: {mine} stands where {other} is "
+                f"expected; {remedy}"
+            )
+    if recording.sfreq != first.sfreq or not np.array_equal(recording.times, first.times):
+        raise InputError(
+            f"{path}: has {_times_told(recording)}, and {first_path} has {_times_told(first)}; {remedy}"
+        )
+    if len(shape) != len(first_shape):
+        raise InputError(
+            f"{path}: the {split} EEG is {shape}, and that of {first_path} is {first_shape}: the repetitions of one of "
+            f"them are averaged; {remedy}"
+        )
+    if split == "test":
+        differing = set(recording.image_ids) ^ set(first.image_ids)
+        if differing:
+            raise InputError(
+                f"{path}: has not the test images of {first_path}: one of them lacks {min(differing)}; {remedy}"
+            )
+        if shape[1] != first_shape[1]:
+            raise InputError(
+                f"{path}: has {shape[1]} test repetitions, and {first_path} has {first_shape[1]}; {remedy}"
+            )
+
+
+def _times_told(recording: Recording) -> str:
+    times = recording.times
+    return f"{len(times)} samples from {times[0]:g} to {times[-1]:g} s at {recording.sfreq:g} Hz"
+
+
+def read_caveats(path: Path) -> tuple[str, ...]:
+    """What every result of this EEG must say; InputError as `read_split`."""
+    with _opened(path) as file:
+        return tuple(file.attrs["caveats"])
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[h5py.File]:
+    try:
+        with h5py.File(path, "r") as file:
+            yield file
+    except (OSError, KeyError, AttributeError, TypeError, ValueError) as error:
+        raise unreadable(error, path) or InputError(
+            f"{path}: is not a whole EEG file of the preprocess stage ({error}); {PREPARE_AGAIN}"
+        ) from error
+
+
+def _read_eeg(eeg: h5py.Dataset, average: bool, out: np.ndarray | None) -> np.ndarray:
+    """(N, ..., C, T), or of (N, R, C, T) the mean over R, summed in float64."""
+    if out is None:
+        shape = (eeg.shape[0], *eeg.shape[2:]) if average else eeg.shape
+        out = np.empty(shape, np.result_type(eeg.dtype, np.float32))
+    if not average:
+        eeg.read_direct(out)
+        return out
+    for start in range(0, len(eeg), AVERAGED_AT_ONCE):
+        rows = slice(start, start + AVERAGED_AT_ONCE)
+        out[rows] = eeg[rows].mean(axis=1, dtype=np.float64)
+    return out

@@ -1,0 +1,1 @@
+"""Prepared EEG and cached embeddings in, trained models out."""

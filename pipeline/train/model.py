@@ -1,0 +1,267 @@
+"""The contrastive model: an EEG encoder and the projectors that let EEG and image meet in one space.
+
+Source: the reference recipe in the README, a public re-implementation of arXiv 2502.03081; the paper's own choices are
+options.
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NotRequired, TypedDict
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pipeline.eeg_encoders.encoder import Dropout
+from pipeline.eeg_encoders.table import can_be_stacked, make_eeg_encoder
+from pipeline.errors import TRAIN_AGAIN, InputError
+from pipeline.files import replacing, unreadable
+from pipeline.sections import Train
+from pipeline.train.transforms import ChannelDropout, Smoothing, TimeShift, pick_window
+
+STANDARDISED_AT_ONCE = 4096 * 17 * 100  # values of EEG copied together; limits memory
+
+
+class Projector(nn.Module):
+    """Linear, a residual of [GELU, Linear, Dropout], LayerNorm: (B, n_inputs) -> (B, n_outputs)."""
+
+    def __init__(self, n_inputs: int, n_outputs: int, dropout: float) -> None:
+        super().__init__()
+        self.project = nn.Linear(n_inputs, n_outputs)
+        self.residual = nn.Sequential(
+            nn.GELU(), nn.Linear(n_outputs, n_outputs), Dropout(dropout, n_outputs)
+        )
+        self.norm = nn.LayerNorm(n_outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.project(x)
+        return self.norm(x + self.residual(x))
+
+
+class BlockMix(nn.Module):
+    """The blocks of an image model (B, K, D) -> their mean (B, D) by weights that are learned, equal at first.
+
+    After SAMGA (arXiv 2604.17782), whose weights depend on the subject; here each block has one, by softmax, so that a
+    run says which block it used. The mean embedding of each block is taken out, and the block is divided by the root
+    mean square of what is left: otherwise the block with the largest values drowns the others. That is one number a
+    block, as in gLocal (arXiv 2306.04507), and not one a feature: distances within a block keep their proportions, so
+    that a block with all the weight is learned as if alone, and features that hardly vary are not blown up.
+    """
+
+    mean: Tensor
+    rms: Tensor
+
+    def __init__(self, n_blocks: int, embedding_size: int) -> None:
+        super().__init__()
+        self.logits = nn.Parameter(torch.zeros(n_blocks))
+        self.register_buffer("mean", torch.zeros(n_blocks, embedding_size))
+        self.register_buffer("rms", torch.ones(n_blocks, 1))
+
+    def standardise(self, embeddings: Tensor) -> None:
+        """From now on by mean and spread of these embeddings (N, K, D): those of the training images."""
+        for k in range(embeddings.shape[1]):
+            block = embeddings[:, k].double()
+            rms = (block - block.mean(0)).square().mean().sqrt()
+            self.mean[k] = block.mean(0)
+            self.rms[k] = rms.where(rms > 0, 1)
+
+    @property
+    def weights(self) -> Tensor:
+        """(K,), 1 together."""
+        return self.logits.softmax(0)
+
+    def forward(self, embeddings: Tensor) -> Tensor:
+        return ((embeddings - self.mean) / self.rms * self.weights[:, None]).sum(1)
+
+
+@dataclass(frozen=True)
+class ModelSizes:
+    """What the data demand of a model: C channels, T samples, sampling rate in Hz, D dimensions of an embedding.
+
+    Where a model mixes blocks, the names of the K blocks too; and the time of the first sample, s from stimulus onset.
+    """
+
+    n_chans: int
+    n_times: int
+    sfreq: float
+    embedding_size: int
+    blocks: Sequence[str] = ()
+    start: float = 0.0
+
+
+def stackable(recipe: Train) -> bool:
+    """Whether many such models can be trained at once: nothing in one is random but its `Dropout`."""
+    return (
+        can_be_stacked(recipe.eeg_encoder)
+        and recipe.time_shift == "none"
+        and not recipe.channel_dropout
+    )
+
+
+class ContrastiveModel(nn.Module):
+    """EEG (B, C, T) and image embeddings (B, D), or (B, K, D) of K blocks -> unit vectors (B, P); cosines compare them.
+
+    With an image projector P is `projection_size`; without one the EEG is projected onto the embeddings, P = D. With
+    `normalise_embeddings` the embeddings are centred over features and scaled to unit length first, as dreamsim does
+    with `normalize_embeds`; without image projector the EEG side is centred too, as the paper does. Blocks are mixed
+    before all that. Of the EEG the window of the recipe is taken, smoothed and freed of its mean as the recipe says; it
+    is then centred by `eeg_mean` (C, samples of the window) and divided by `eeg_sd` (C, 1): 0 and 1, unless
+    `standardise` takes those of the data. In training, time shift and channel dropout come last.
+    """
+
+    eeg_mean: Tensor
+    eeg_sd: Tensor
+
+    def __init__(self, sizes: ModelSizes, recipe: Train) -> None:
+        super().__init__()
+        self.sizes, self.recipe = sizes, recipe
+        dropout, projection_size = recipe.dropout, recipe.projection_size
+        if not recipe.image_projector:
+            projection_size = sizes.embedding_size
+        self.window = pick_window(recipe.eeg_window, sizes.start, sizes.sfreq, sizes.n_times)
+        n_times = len(range(sizes.n_times)[self.window])
+        self.smoothing: nn.Module = nn.Identity()
+        self.time_shift: nn.Module = nn.Identity()
+        self.channel_dropout: nn.Module = nn.Identity()
+        if recipe.smoothing != "none":
+            self.smoothing = Smoothing(recipe.smoothing, sizes.sfreq, n_times)
+        if recipe.time_shift != "none":
+            self.time_shift = TimeShift(recipe.time_shift, sizes.sfreq, n_times)
+        if recipe.channel_dropout:
+            self.channel_dropout = ChannelDropout(recipe.channel_dropout)
+        self.eeg_encoder = make_eeg_encoder(
+            recipe.eeg_encoder,
+            n_chans=sizes.n_chans,
+            n_times=n_times,
+            sfreq=sizes.sfreq,
+            dropout=dropout,
+        )
+        self.eeg_projector = Projector(self.eeg_encoder.output_size, projection_size, dropout)
+        self.block_mix = BlockMix(len(sizes.blocks), sizes.embedding_size) if sizes.blocks else None
+        self.image_projector: nn.Module = nn.Identity()
+        if recipe.image_projector:
+            self.image_projector = Projector(sizes.embedding_size, projection_size, dropout)
+        if recipe.first_weights == "published":
+            self.eeg_encoder.draw_weights(self)
+        learned = recipe.temperature == "learned"
+        temperature = (
+            recipe.start_temperature if recipe.temperature == "learned" else recipe.temperature
+        )
+        self.log_scale = nn.Parameter(
+            torch.tensor(math.log(1 / temperature)), requires_grad=learned
+        )
+        self.register_buffer("eeg_mean", torch.zeros(sizes.n_chans, n_times))
+        self.register_buffer("eeg_sd", torch.ones(sizes.n_chans, 1))
+
+    def standardise(self, eeg: Tensor, rows: Tensor) -> None:
+        """From now on take out the mean response to these rows of EEG (M, C, T), and divide by the channels' spread.
+
+        The evoked response that all images share is larger than what differs between images, and tells nothing of them.
+        """
+        parts = rows.split(max(1, STANDARDISED_AT_ONCE // math.prod(eeg.shape[1:])))
+        mean = torch.stack([self._see(eeg[part].double()).sum(0) for part in parts]).sum(0) / len(
+            rows
+        )  # (C, T)
+        squares = torch.stack(
+            [(self._see(eeg[part].double()) - mean).square().sum(0) for part in parts]
+        ).sum(0)
+        variance = squares.mean(1, keepdim=True) / len(rows)  # (C, 1)
+        self.eeg_mean.copy_(mean)
+        self.eeg_sd.copy_(
+            variance.sqrt().where(variance > 0, 1)
+        )  # a flat channel is 0 by now and stays so
+
+    def _see(self, eeg: Tensor) -> Tensor:
+        """Window, smoothing and mean: of nothing outside of the window."""
+        eeg = self.smoothing(eeg[..., self.window])
+        return eeg - eeg.mean(-1, keepdim=True) if self.recipe.remove_dc else eeg
+
+    def forward(self, eeg: Tensor, embeddings: Tensor) -> Tensor:
+        """Logits (B, B) of the responses and the images of a batch, in the precision of the weights."""
+        eeg_side, image_side = self.embed_eeg(eeg), self.embed_image(embeddings)
+        dtype = self.log_scale.dtype
+        with torch.autocast(
+            eeg.device.type, enabled=False
+        ):  # of a logit of 60 bfloat16 is off by up to 0.125
+            return self.logit_scale * eeg_side.to(dtype) @ image_side.to(dtype).T
+
+    def embed_eeg(self, eeg: Tensor) -> Tensor:
+        standard = (self._see(eeg) - self.eeg_mean) / self.eeg_sd
+        projected = self.eeg_projector(
+            self.eeg_encoder(self.channel_dropout(self.time_shift(standard)))
+        )
+        if self.recipe.normalise_embeddings and not self.recipe.image_projector:
+            projected = projected - projected.mean(1, keepdim=True)
+        return F.normalize(projected, dim=1)
+
+    def embed_image(self, embeddings: Tensor) -> Tensor:
+        if self.block_mix is not None:
+            embeddings = self.block_mix(embeddings)
+        if self.recipe.normalise_embeddings:
+            embeddings = F.normalize(embeddings - embeddings.mean(1, keepdim=True), dim=1)
+        return F.normalize(self.image_projector(embeddings), dim=1)
+
+    def block_weights(self) -> dict[str, float]:
+        """The weight of each block by its name; nothing where no blocks are mixed."""
+        weights = [] if self.block_mix is None else self.block_mix.weights.tolist()
+        return dict(zip(self.sizes.blocks, weights, strict=True))
+
+    @property
+    def logit_scale(self) -> Tensor:
+        """1 / temperature, the factor from cosine similarity to logit."""
+        return self.log_scale.exp()
+
+
+class Notes(TypedDict):
+    """How a model was trained, as in its model.json."""
+
+    fold: str
+    seed: int
+    trained_on: list[str]
+    tested_on: list[str]
+    protocol: str
+    selected_on: str
+    views: str
+    views_in_gallery: str
+    selected_epoch: int
+    collapsed: bool
+    train: NotRequired[dict[str, Any]]  # the section of the parameters, once it is saved
+    block_weights: NotRequired[
+        dict[str, float]
+    ]  # once it is saved, and empty where no blocks are mixed
+
+
+def save_model(model: ContrastiveModel, folder: Path, notes: Mapping[str, Any]) -> None:
+    """Write model.safetensors, and model.json: what rebuilds the model, and notes on how it was trained."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with replacing(folder / "model.safetensors") as temporary:
+        temporary.write_bytes(safetensors.torch.save(model.state_dict()))
+    made_of = {"sizes": asdict(model.sizes), "train": model.recipe.model_dump()}
+    made_of["block_weights"] = model.block_weights()
+    with replacing(folder / "model.json") as temporary:
+        temporary.write_text(json.dumps({**notes, **made_of}, indent=2) + "\n")
+
+
+def load_model(folder: Path) -> tuple[ContrastiveModel, Notes]:
+    """Read what `save_model` wrote: the model in evaluation mode and the notes."""
+    try:
+        notes = json.loads((folder / "model.json").read_text())
+        model = ContrastiveModel(ModelSizes(**notes["sizes"]), Train(**notes["train"]))
+        model.load_state_dict(safetensors.torch.load_file(folder / "model.safetensors"))
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        RuntimeError,
+        safetensors.SafetensorError,
+    ) as error:
+        fault = unreadable(error, folder / "model.json")
+        raise fault or InputError(
+            f"{folder}: holds no trained model ({error}); {TRAIN_AGAIN}"
+        ) from error
+    return model.eval(), notes

@@ -1,0 +1,104 @@
+"""What is done to EEG (B, C, T) before an encoder sees it: to all EEG alike, and at random to that of training.
+
+Sources: SUPA-EEG (github.com/RTae/SUPA-EEG) chooses a window and smooths by a Gaussian, at random and in training only;
+NeuroBridge (arXiv 2511.06836) shifts in time and drops channels, as braindecode.augmentation can. Different here:
+smoothing is for all EEG, and what a shift brings in is the value at the end, not what left at the other end.
+"""
+
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pipeline.errors import InputError
+
+CUT = 4  # standard deviations after which the Gaussian is cut, as scipy does
+
+
+def pick_window(
+    window: list[float] | Literal["all"], start: float, sfreq: float, n_times: int
+) -> slice:
+    """The samples within a window in seconds, of EEG whose first of `n_times` samples is at `start`.
+
+    A thousandth of a sample is allowed for rounding. InputError where the EEG does not have the whole window.
+    """
+    if window == "all":
+        return slice(None)
+    (first, last), times, slack = window, start + np.arange(n_times) / sfreq, 1e-3 / sfreq
+    if not times[0] - slack <= first <= last <= times[-1] + slack:
+        raise InputError(
+            f"train.eeg_window {first} .. {last} s is no part of the EEG's {times[0]:g} .. {times[-1]:g} s: "
+            "set a first and a later last time within it"
+        )
+    begin, end = np.searchsorted(times, [first - slack, last + slack])
+    if begin == end:
+        raise InputError(
+            f"no sample of the EEG lies in train.eeg_window {first} .. {last} s: widen it"
+        )
+    return slice(int(begin), int(end))
+
+
+class Smoothing(nn.Module):
+    """EEG smoothed along T by a Gaussian of a standard deviation in seconds; beyond both ends the end value goes on.
+
+    As scipy.ndimage.gaussian_filter1d(mode="nearest") does it, in the precision of the EEG.
+    """
+
+    kernel: Tensor
+
+    def __init__(self, seconds: float, sfreq: float, n_times: int) -> None:
+        super().__init__()
+        sd = _in_samples("smoothing", seconds, sfreq, n_times, least=0.5 / CUT)
+        self.radius = int(CUT * sd + 0.5)
+        kernel = torch.exp(-((torch.arange(-self.radius, self.radius + 1).double() / sd) ** 2) / 2)
+        self.register_buffer("kernel", kernel / kernel.sum(), persistent=False)
+
+    def forward(self, eeg: Tensor) -> Tensor:
+        padded = F.pad(eeg, (self.radius, self.radius), mode="replicate")
+        with torch.autocast(eeg.device.type, enabled=False):
+            return F.conv1d(
+                padded.flatten(0, 1)[:, None], self.kernel.to(eeg.dtype)[None, None]
+            ).view(eeg.shape)
+
+
+class TimeShift(nn.Module):
+    """In training, each sample moved along T by a whole number of samples up to `seconds` to both sides."""
+
+    def __init__(self, seconds: float, sfreq: float, n_times: int) -> None:
+        super().__init__()
+        self.most = round(_in_samples("time_shift", seconds, sfreq, n_times, least=1))
+
+    def forward(self, eeg: Tensor) -> Tensor:
+        if not self.training:
+            return eeg
+        shift = torch.randint(-self.most, self.most + 1, (len(eeg), 1), device=eeg.device)
+        source = (torch.arange(eeg.shape[2], device=eeg.device) - shift).clamp(
+            0, eeg.shape[2] - 1
+        )  # (B, T)
+        return eeg.gather(2, source[:, None].expand_as(eeg))
+
+
+class ChannelDropout(nn.Module):
+    """In training, each channel of each sample set to zero with probability `share`; the others stay as they are."""
+
+    def __init__(self, share: float) -> None:
+        super().__init__()
+        self.share = share
+
+    def forward(self, eeg: Tensor) -> Tensor:
+        if not self.training:
+            return eeg
+        return eeg * (torch.rand(*eeg.shape[:2], 1, device=eeg.device) >= self.share)
+
+
+def _in_samples(key: str, seconds: float, sfreq: float, n_times: int, least: float) -> float:
+    """Seconds in samples; InputError where that has no effect, or is as long as the EEG."""
+    samples = seconds * sfreq
+    if not least <= samples + 1e-9 < n_times:
+        raise InputError(
+            f"train.{key} is {seconds} s: for the {n_times} samples at {sfreq:g} Hz that the encoder sees it should be "
+            f"at least {least / sfreq:g} s and less than {n_times / sfreq:g} s"
+        )
+    return samples
