@@ -1,6 +1,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+EXTRAS := -e '.[braindecode,docs,test]'
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 # pip does not compile what it installs (--no-compile): the first import does, and its result has to be kept. Without it
 # every stage and every dvc command compiles torch, timm and sympy again, some 4 seconds each time.
@@ -20,9 +21,10 @@ setup: checkout $(VENV)/installed  ## create .venv with the versions that were t
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, and $(PYTHON) is older: make PYTHON=python3.12 ...")'
-	@echo 'Installing the packages of constraints.txt into $(VENV): some 3 GB, one to five minutes, once.'
+	@echo 'Installing the packages of constraints.txt into $(VENV): some 6.5 GB, one to five minutes, once.'
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/pip install --quiet --disable-pip-version-check --no-compile -e '.[docs,test]' -c constraints.txt
+	@if command -v uv > /dev/null; then uv pip install --quiet --python $(BIN)/python $(EXTRAS) -c constraints.txt; \
+		else $(BIN)/pip install --quiet --disable-pip-version-check --no-compile $(EXTRAS) -c constraints.txt; fi
 	@touch $@
 
 repro: setup  ## run the pipeline (what changed of it) and print the metrics

@@ -5,7 +5,7 @@ from typing import Any
 
 from pipeline.datasets.table import DATASETS
 from pipeline.errors import TRAIN_AGAIN, InputError
-from pipeline.evaluate.evaluation import summarise_block_weights, tabulate
+from pipeline.evaluate.evaluation import headline, summarise_block_weights, tabulate
 from pipeline.evaluate.scoring import score
 from pipeline.evaluate.similarities import Similarities, settings_of, write_similarities
 from pipeline.files import replacing
@@ -21,11 +21,11 @@ def main(
     eeg: Path,
     embeddings: Path,
     model: Path,
-    metrics: Path,
+    details: Path,
     similarities: Path,
-    tables: list[Path],
+    summaries: list[Path],
 ) -> str:
-    """`tables` are CSV files, named after what is in them."""
+    """`summaries` are named after what is in them: evaluation.json, the figures that people compare, and CSV tables."""
     p = read_params(params)
     models = [
         load_model(folder) for folder in sorted(path for path in model.iterdir() if path.is_dir())
@@ -69,11 +69,17 @@ def main(
         made_with=made_with | {"settings": settings_of(notes["train"], files, embeddings)},
     )
     write_similarities(similarities, everything)
-    for path in tables:
+    summary = write_json(details, summary)
+
+    for path in summaries:
+        if path.suffix == ".json":
+            write_json(path, headline(summary, p.evaluate.top_k))
+            continue
         with replacing(path) as temporary:
             frames[path.stem].to_csv(temporary, index=False)
-    print_summary(write_json(metrics, summary), p.evaluate.top_k)
-    return str(metrics)
+
+    print_summary(summary, p.evaluate.top_k)
+    return str(details)
 
 
 def print_summary(summary: dict[str, Any], top_k: list[int]) -> None:

@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pipeline.evaluate.evaluation import summarise, summarise_block_weights, tabulate
+from pipeline.evaluate.evaluation import headline, summarise, summarise_block_weights, tabulate
 from pipeline.evaluate.scoring import Axes, Outcome
 from pipeline.evaluate.similarities import Scored
 from pipeline.params import read_params
@@ -219,3 +219,15 @@ def test_where_all_collapsed_their_figures_stand_and_say_so():
     rows = [("pooled", 1, "a", True, 0.02), ("pooled", 1, "b", True, 0.04)]
     summary = summarise(table_of(rows), ["top1_acc"])
     assert summary["top1_acc"] == pytest.approx(0.03) and summary["collapsed"] is True
+
+
+def test_the_headline_is_flat_and_says_what_the_summary_says(two: list[Outcome]) -> None:
+    made_with = POOLED | {"selected_on": "last", "synthetic": True}
+    summary, _ = tabulate(two, axes(), made_with, parameters(), 0)
+    figures = headline(summary, [1, 3])
+
+    assert not any(isinstance(value, dict | list) for value in figures.values())
+    assert len(figures) < 16
+    low, high = figures.pop("top1_acc_low"), figures.pop("top1_acc_high")
+    assert (low, high) == (summary["ci95_low"]["top1_acc"], summary["ci95_high"]["top1_acc"])
+    assert figures.items() <= summary.items()

@@ -56,6 +56,19 @@ def tabulate(
     return summary | {"n_seeds": table["seed"].nunique()}, tables
 
 
+def headline(summary: Mapping[str, Any], top_k: list[int]) -> dict[str, Any]:
+    """The dozen figures of a summary that people compare, flat: a column each in `dvc exp show`."""
+    names = ["nice_loss", *(f"top{k}_acc" for k in top_k)]
+    figures = {name: summary[name] for name in names}
+
+    figures["top1_acc_low"] = summary["ci95_low"]["top1_acc"]
+    figures["top1_acc_high"] = summary["ci95_high"]["top1_acc"]
+
+    facts = ("chance_top1", "matched_cosine", "mismatched_cosine", "n_way", "n_subjects", "n_runs")
+    marks = ("collapsed", "selected_on", "synthetic")
+    return figures | {name: summary[name] for name in (*facts, *marks)}
+
+
 def summarise(table: pd.DataFrame, metrics: list[str]) -> dict[str, Any]:
     """Means over subjects of each subject's mean over seeds, and the spread over both where there are several.
 

@@ -52,7 +52,7 @@ def write_report(
 ) -> None:
     """Write the page.
 
-    `evaluation` is evaluation.json, `tables` the CSV files of the evaluate stage by their stem, `curves` what
+    `evaluation` is details.json, `tables` the CSV files of the evaluate stage by their stem, `curves` what
     `learning_curves` returns, `comparison` that of the two encoders where there is one of this evaluation, `settings`
     what decided the figures, `published` and `may_share_images` those of the dataset's entry, `hashes` the sha256 of
     the files that the page is made of.
