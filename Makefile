@@ -9,7 +9,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:  # what has to be told comes before what is installed
-.PHONY: help checkout setup repro compare results study test check docs bench fuzz
+.PHONY: help checkout setup repro compare results cache study test check docs bench fuzz
 
 help:  ## what there is to make
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -40,6 +40,9 @@ compare: setup  ## both encoders: the difference, and how sure it is; make compa
 
 results: setup  ## print the last comparison
 	@python -m stages.results
+
+cache: setup  ## what the cache folder holds, and how to empty it
+	@python -m stages.cache
 
 study: setup  ## a grid of trainings: every image model, EEG encoder and protocol of `study` in params.yaml
 	dvc repro study/dvc.yaml
