@@ -28,7 +28,8 @@ from pipeline.datasets.sources import (
 )
 from pipeline.download.copies import open_copies
 from pipeline.download.download import Addresses, Brought, fetch_dataset, fetch_file
-from pipeline.download.transfer import Remote, fetch
+from pipeline.download.remote import Remote
+from pipeline.download.transfer import fetch
 from pipeline.download.web import Patience
 from pipeline.errors import InputError
 from tests.osf_server import Server, fault, serve
@@ -505,6 +506,21 @@ def test_a_file_that_was_published_anew_needs_a_key(
         name
     ].read_bytes()[60_000] ^ 1
     assert server.sent() == {}
+
+
+def test_two_downloads_that_differ_are_damage_and_no_new_version(
+    server: Server, published: Path, tmp_path: Path, cache: Path
+) -> None:
+    name = "preprocessed_P1-epo-2.fif"
+    source = replace(MEG_FILES, known=known_meg(published))
+    flips = [fault("flip", at=60_000), fault("flip", at=70_000)]
+    server.set_faults({"bucket": [fault("no_hashes", -1)], name: flips})
+    with pytest.raises(InputError, match=f"^{name}: what came from .* twice not the published"):
+        get(server, tmp_path / "a", ["P1"], source=source)
+    assert not list(cache.glob(f"*{name}*.part")) and not (tmp_path / "a/eeg/P1" / name).exists()
+
+    get(server, tmp_path / "a", ["P1"], source=source)
+    assert (tmp_path / "a/eeg/P1" / name).read_bytes() == originals(published)[name].read_bytes()
 
 
 def test_a_size_that_is_not_the_known_one_is_told_before_the_download(

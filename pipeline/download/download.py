@@ -20,9 +20,11 @@ from pipeline.datasets.sources import (
     Server,
     Subjects,
 )
+from pipeline.download.cache import cached_size, is_cached
 from pipeline.download.copies import Copies, choose_copy, find_copies, take_copies
 from pipeline.download.listings import Listed, list_files
-from pipeline.download.transfer import Remote, cached_size, fetch, is_cached, new_version
+from pipeline.download.remote import Remote, new_version
+from pipeline.download.transfer import fetch
 from pipeline.download.web import PATIENCE, USE_OWN_COPIES, Patience, remote_size
 from pipeline.errors import InputError, suggestion
 from pipeline.files import cache_folder, replacing
