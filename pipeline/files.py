@@ -136,6 +136,7 @@ def check_folders(needs: Mapping[Path, int]) -> None:
         require_writable(folder, _cache_of(folder))
         on_disk.setdefault(existing(folder).stat().st_dev, []).append(folder)
 
+    # Folders on the same disk share its room.
     for folders in on_disk.values():
         require_room(folders[0], sum(needs[folder] for folder in folders), _cache_of(folders[0]))
 
@@ -148,6 +149,7 @@ def files_below(folder: Path) -> Iterator[str]:
     """
     visited = set()
     for parent, folders, names in os.walk(folder, followlinks=True, onerror=_cannot_list):
+        # A folder that was visited before, by another link: do not go into it.
         status = os.stat(parent)
         if (status.st_dev, status.st_ino) in visited:
             folders.clear()
@@ -199,7 +201,7 @@ def try_lock(path: Path) -> BaseFileLock | None:
     soft_lock = SoftFileLock(_soft_path(path), thread_local=False)
 
     locks: list[BaseFileLock] = [hard_lock, soft_lock]
-    for lock in locks:
+    for lock in locks:  # the soft lock only if the disk has no hard ones
         try:
             lock.acquire(blocking=False)
             return lock

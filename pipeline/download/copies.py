@@ -89,6 +89,8 @@ def take_copies(targets: Mapping[Path, tuple[Path, Remote]], copies: Copies) -> 
     """
     links = {target for target, (path, _) in targets.items() if _can_link(path, target)}
     sizes = {target: path.stat().st_size for target, (path, _) in targets.items()}
+
+    # A link takes no room.
     needs: Counter[Path] = Counter()
     for target in targets:
         needs[target.parent] += 0 if target in links else sizes[target]
@@ -108,6 +110,7 @@ def take_copies(targets: Mapping[Path, tuple[Path, Remote]], copies: Copies) -> 
         else:
             with replacing(target) as temporary:
                 shutil.copyfile(path, temporary)
+                # Again, because a copy may be damaged on the way.
                 _check(temporary, remote)
 
 

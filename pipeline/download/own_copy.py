@@ -98,6 +98,7 @@ def _find_images(own_copy: Path, copy: _Copy, image_ids: Sequence[str]) -> Match
             f"{missing[0]}; {_remedy(copy.names, len(missing) == len(image_ids))}"
         )
 
+    # Files of different size differ. Files of the same size are compared when they are read.
     if own_copy.is_dir():
         _check_links(own_copy, matches)
     for image_id, names in matches.items():

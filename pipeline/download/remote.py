@@ -59,6 +59,7 @@ def check_file(path: Path, remote: Remote) -> str:
         got = "more" if size > remote.size else size
         raise WrongFile(f"expected {remote.size} bytes, got {got}")
 
+    # The sha256 is always computed: the cache stores it.
     sha256 = digest(path, "sha256")
     if remote.sha256:
         if not sha256.startswith(remote.sha256):

@@ -56,6 +56,7 @@ def fetch(targets: Mapping[Path, Remote], patience: Patience = PATIENCE) -> None
 
 
 async def _fetch(targets: Mapping[Path, Remote], patience: Patience) -> None:
+    # Two targets may have the same content: it is downloaded once.
     remotes = {remote.key: remote for remote in targets.values()}
     missing = [remote for remote in remotes.values() if not is_cached(remote)]
     _announce(len(remotes) - len(missing), missing)
@@ -77,6 +78,7 @@ async def _fetch(targets: Mapping[Path, Remote], patience: Patience) -> None:
                     paths = [path for path in targets if targets[path].key == remote.key]
                     await Download(remote, client, bar, patience).run(paths)
 
+            # Exceptions come back as results, so that one failure does not stop the others.
             results = await asyncio.gather(*map(download, remotes.values()), return_exceptions=True)
     _raise_first([result for result in results if isinstance(result, BaseException)])
 
@@ -170,7 +172,8 @@ class Download:
 
         Raises InputError if the file is intact, but a new version that the user has not accepted.
         """
-        remote, entry = self.remote, self.entry
+        remote = self.remote
+        entry = self.entry
         if not entry.file.exists():
             return False
 
@@ -190,6 +193,8 @@ class Download:
         if known_file and sha256 != known_file.sha256:
             difference = f"expected sha256 {known_file.sha256}, got {sha256}"
             raise InputError(new_version(remote.name, difference))
+
+        # A run was killed before it wrote the record, or the record is damaged.
         if not record and may_write:
             entry.write_record(Record(name=remote.name, size=remote.size, sha256=sha256))
         return True
@@ -314,7 +319,8 @@ class Download:
 
         Raises TryAgain for an answer that is neither, InputError after too many restarts.
         """
-        remote, host = self.remote, response.url.host
+        remote = self.remote
+        host = response.url.host
         if response.status_code == 206:  # Partial Content
             if not response.headers.get("Content-Range", "").startswith(f"bytes {n_received}-"):
                 raise TryAgain(f"{host} sent another range than the one asked for")
@@ -322,6 +328,8 @@ class Download:
 
         if response.headers.get("Content-Length", str(remote.size)) != str(remote.size):
             raise TryAgain(f"{host} sent something of another size than the file")
+
+        # The whole file again. Each restart costs up to all its bytes, so there are only a few.
         self.n_restarts += 1
         if self.n_restarts > RESTARTS:
             raise InputError(
@@ -338,7 +346,8 @@ class Download:
 
         Raises TryAgain if the server sends too slowly or stops too early.
         """
-        remote, patience = self.remote, self.patience
+        remote = self.remote
+        patience = self.patience
         period_start = time.monotonic()
         n_at_start = n_received
 
@@ -350,6 +359,7 @@ class Download:
                 self.bar.update(len(chunk))
                 n_received += len(chunk)
 
+                # The timeout of the client only ends connections that send nothing at all.
                 if time.monotonic() - period_start > patience.silence:
                     if n_received - n_at_start < patience.slowest * patience.silence:
                         raise TryAgain(

@@ -93,6 +93,7 @@ def remote_size(url: str, patience: Patience = PATIENCE) -> int:
 
 def announced_size(response: httpx.Response) -> int | None:
     """The size in bytes of the whole file, by an answer with all or a part of it; else None."""
+    # 200: the whole file. 206: a part, "bytes 0-63/1000". 416: no such part, "bytes */1000".
     size = ""
     if response.status_code == 200:
         size = response.headers.get("Content-Length", "")
@@ -210,7 +211,8 @@ def refuse(response: httpx.Response, start: bytes, name: str) -> None:
 
     `start` is the start of its body, `name` is what was asked for.
     """
-    host, status = response.url.host, response.status_code
+    host = response.url.host
+    status = response.status_code
     if status in (200, 206):
         is_page = start.lstrip()[:9].lower().startswith((b"<!doctype", b"<html"))
         is_html = "html" in response.headers.get("Content-Type", "")
