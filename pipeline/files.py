@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, their hashes, locks, and the folder for what outlives a run."""
+"""Files that appear whole or not at all; their hashes; locks; and the cache folder."""
 
 import errno
 import hashlib
@@ -24,39 +24,35 @@ from pipeline.errors import InputError
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-TEMPORARY = re.compile(
-    r"\..+\.(?:([0-9a-f]{8})-)?(\d+)\.tmp"
-)  # its machine and process, see `replacing`
-# S without a change, after which what another machine was writing is a leftover
+# Names that `replacing` gives: machine and process. Older versions named the process only.
+TEMPORARY = re.compile(r"\..+\.(?:([0-9a-f]{8})-)?(\d+)\.tmp")
+# Seconds without a change, after which the temporary file of another machine is removed
 LEFT_AFTER = 24 * 3600
-NO_LOCKS = {
-    errno.ENOLCK,
-    errno.ENOTSUP,
-    errno.EOPNOTSUPP,
-    errno.ENOSYS,
-    errno.EINVAL,
-}  # of some network disks
+# What some network disks answer when they have no locks
+NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success it is synced and renamed to `path`, on failure removed.
+    """Yield a temporary path beside `path`; on success sync it and rename it to `path`.
 
-    All files are written through here. What a full disk, a missing right or the like makes a library raise becomes an
-    InputError that says what helps. What was left here by a process that was killed is removed.
+    All files are written through here. On failure the temporary file is removed. Errors of the
+    disk, such as no room or no right, become an InputError that says what helps. Temporary files of
+    processes that were killed are removed as well.
     """
     temporary = path.with_name(f".{path.name}.{_machine()}-{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(path.parent)
         yield temporary
-        with open(
-            temporary, "rb"
-        ) as file:  # not to write: it may be a hard link to a file that is protected
+
+        # Opened for reading only: it may be a hard link to a file that is write-protected.
+        with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except Exception as error:
-        _discard(temporary)  # first, so that the room that is told is the room without it
+        # Remove it first: the error text tells how much room is free without it.
+        _discard(temporary)
         if fault := fault_of(error, path, temporary):
             raise fault from error
         raise
@@ -66,30 +62,30 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def new_hdf5(path: Path) -> Iterator[h5py.File]:
-    """`replacing` with an HDF5 file that is open for writing."""
+    """Yield an HDF5 file for writing, that appears at `path` as with `replacing`."""
     with replacing(path) as temporary, _FailsOnce(temporary, "w+") as stream:
         try:
             with h5py.File(stream, "w") as file:
                 yield file
         except Exception:
-            if (
-                stream.failure
-            ):  # h5py may raise anything after it, such as that the stream has no method
+            # After a fault of the disk h5py may raise anything. The fault itself is the reason.
+            if stream.failure:
                 raise stream.failure from None
             raise
 
 
 class _FailsOnce(io.FileIO):
-    """A file that tells HDF5 of its first fault alone, and then takes all that comes.
+    """A file that raises its first fault, and after that accepts all writes and ignores them.
 
-    HDF5 has more to write when it closes a file. Where that fails too, h5py prints a traceback for each of its objects,
-    and the process dies of a segmentation fault.
+    HDF5 writes more when it closes a file. If that fails too, h5py prints a traceback for each of
+    its objects, and the process dies of a segmentation fault.
     """
 
     failure: OSError | None = None
 
     def write(self, data: "Buffer") -> int:
-        view, n_written = memoryview(data).cast("B"), 0
+        view = memoryview(data).cast("B")
+        n_written = 0
         try:
             while n_written < len(view) and not self.failure:
                 n_written += super().write(view[n_written:])
@@ -107,75 +103,84 @@ class _FailsOnce(io.FileIO):
 
 
 def save_array(stream: BinaryIO, values: np.ndarray) -> None:
-    """`numpy.save`, but for the errors: numpy's own do not say why the disk took no more."""
+    """`numpy.save` with errors that say why the disk took no more; numpy's own do not say it."""
     values = np.ascontiguousarray(values)
     np.lib.format.write_array_header_1_0(stream, np.lib.format.header_data_from_array_1_0(values))
     stream.write(values.data)
 
 
 def _discard(path: Path) -> None:
-    with suppress(OSError):  # of a disk that fails, the reason is told
+    with suppress(OSError):  # the error that is under way says more
         path.unlink()
 
 
 def fault_of(error: BaseException, path: Path, temporary: Path | None = None) -> InputError | None:
-    """`disk_fault` of the file that the error names, or else of `path`, for which `temporary` stands."""
-    named = getattr(error, "filename2", None) or getattr(error, "filename", None)
-    place = path if named is None or Path(named) == temporary else Path(named)
-    return disk_fault(error, place, _cache_of(place))
+    """`disk_fault` of the file that the error names; of `path` if it names none, or `temporary`."""
+    name = getattr(error, "filename2", None) or getattr(error, "filename", None)
+    file = path if name is None or Path(name) == temporary else Path(name)
+    return disk_fault(error, file, _cache_of(file))
 
 
 def unreadable(error: BaseException, path: Path) -> InputError | None:
-    """`fault_of` a file that is there and cannot be read: writing it anew would be the wrong remedy."""
+    """`fault_of` a file that cannot be read; None for a missing file, which must be made first."""
     return None if error_number(error) == errno.ENOENT else fault_of(error, path)
 
 
 def check_folders(needs: Mapping[Path, int]) -> None:
-    """InputError if one of these folders cannot be written, or a disk lacks room for the bytes that go onto it.
+    """InputError if a folder cannot be written, or its disk has no room for all the bytes.
 
-    To be asked before long work. The folders need not be there yet.
+    `needs` maps folders to bytes. The folders need not exist yet. Call it before long work.
     """
     on_disk: dict[int, list[Path]] = {}
     for folder in needs:
         require_writable(folder, _cache_of(folder))
         on_disk.setdefault(existing(folder).stat().st_dev, []).append(folder)
 
+    # Folders on the same disk share its room.
     for folders in on_disk.values():
         require_room(folders[0], sum(needs[folder] for folder in folders), _cache_of(folders[0]))
 
 
 def files_below(folder: Path) -> Iterator[str]:
-    """All files below a folder and below the folders that links in it name, also links to nothing.
+    """All files below a folder, sorted within each folder; also links to nothing.
 
-    Links may go round in circles. InputError for a folder that cannot be listed.
+    Links to folders are followed; they may lead round in circles. InputError for a folder that
+    cannot be listed.
     """
-    seen = set()
+    visited = set()
     for parent, folders, names in os.walk(folder, followlinks=True, onerror=_cannot_list):
+        # A folder that was visited before, by another link: do not go into it.
         status = os.stat(parent)
-        if (status.st_dev, status.st_ino) in seen:
+        if (status.st_dev, status.st_ino) in visited:
             folders.clear()
             continue
 
-        seen.add((status.st_dev, status.st_ino))
+        visited.add((status.st_dev, status.st_ino))
         folders.sort()
         yield from (os.path.join(parent, name) for name in sorted(names))
 
 
 def _cannot_list(error: OSError) -> None:
     raise InputError(
-        f"{error.filename}: cannot be listed ({error.strerror}); give yourself the right with chmod, or ask its owner"
+        f"{error.filename}: cannot be listed ({error.strerror}); give yourself the right with "
+        "chmod, or ask its owner"
     )
 
 
 def sha256(path: Path) -> str:
+    """The hash of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def cache_folder() -> Path:
-    """The platform's user cache folder, or what the environment variable ALIGNED_EEG_CACHE says; made if need be."""
+    """The folder that ALIGNED_EEG_CACHE names, else the user cache folder of the platform.
+
+    It is made if it does not exist. InputError if it cannot be.
+    """
     folder = _cache_path()
-    if not folder.is_absolute():  # an experiment of DVC runs in another working directory
+    # `dvc exp run` works in another folder, so a relative path would lead elsewhere.
+    if not folder.is_absolute():
         raise InputError(
             f"ALIGNED_EEG_CACHE must be an absolute path, got {os.environ['ALIGNED_EEG_CACHE']!r}"
         )
@@ -187,43 +192,44 @@ def cache_folder() -> Path:
 
 
 def try_lock(path: Path) -> BaseFileLock | None:
-    """The lock of this name, taken; None while another process has it. InputError if there can be none.
+    """Take the lock of this name; None while another process has it. InputError on other failures.
 
-    Where the file system knows no locks, a file that is there while the lock is held stands for it.
+    On a disk without locks, a file that exists as long as the lock is taken serves as one.
     """
-    hard = FileLock(
-        path, mode=0o666, thread_local=False, fallback_to_soft=False
-    )  # 666: for all who share the cache
-    locks = [hard, SoftFileLock(_soft(path), thread_local=False)]
-    for lock in locks:
+    # Mode 666: all who share the cache must be able to take it.
+    hard_lock = FileLock(path, mode=0o666, thread_local=False, fallback_to_soft=False)
+    soft_lock = SoftFileLock(_soft_path(path), thread_local=False)
+
+    locks: list[BaseFileLock] = [hard_lock, soft_lock]
+    for lock in locks:  # the soft lock only if the disk has no hard ones
         try:
             lock.acquire(blocking=False)
             return lock
         except Timeout:
             return None
         except OSError as error:
-            if lock is locks[-1] or error_number(error) not in NO_LOCKS:
+            if lock is soft_lock or error_number(error) not in NO_LOCKS:
                 raise fault_of(error, path) or error from error
     raise AssertionError
 
 
 def waiting_note(path: Path) -> str:
-    """What a user should know who waits for a lock."""
-    soft = _soft(path)
+    """The text for a user who waits for a lock. A killed process leaves the file of a soft lock."""
+    soft = _soft_path(path)
     return f"waiting for it; if there is none, delete {soft}" if soft.exists() else "waiting for it"
 
 
-def _soft(path: Path) -> Path:
+def _soft_path(path: Path) -> Path:
     return path.with_name(f"{path.name}.held")
 
 
 def _cache_path() -> Path:
     override = os.environ.get("ALIGNED_EEG_CACHE")
+    if not override:
+        return platformdirs.user_cache_path("aligned-eeg")
     try:
-        return (
-            Path(override).expanduser() if override else platformdirs.user_cache_path("aligned-eeg")
-        )
-    except RuntimeError as error:  # ~name of somebody whom the system does not know
+        return Path(override).expanduser()
+    except RuntimeError as error:  # it begins with ~name, of an unknown user
         raise InputError(
             f"ALIGNED_EEG_CACHE is {override!r}: {error}; write the path in full"
         ) from error
@@ -236,7 +242,7 @@ def _cache_of(path: Path) -> Path | None:
 
 
 def _machine() -> str:
-    """Eight digits for where a process number means the same process: the machine, and the container on it."""
+    """Eight digits for the machine and the container. A process number is unique within these."""
     with suppress(OSError):
         return _digits(platform.node(), os.readlink("/proc/self/ns/pid"))
     return _digits(platform.node())
@@ -247,28 +253,30 @@ def _digits(*names: str) -> str:
 
 
 def _remove_leftovers(folder: Path) -> None:
-    """What processes that are gone were writing here."""
+    """Remove the temporary files of processes that do not run any more."""
     for path in folder.glob(".*.tmp"):
-        with suppress(OSError):  # another process was quicker, or it is another user's
-            if _is_left(path):
+        with suppress(OSError):  # another process was quicker, or it belongs to another user
+            if _is_leftover(path):
                 path.unlink()
 
 
-def _is_left(path: Path) -> bool:
+def _is_leftover(path: Path) -> bool:
     match = TEMPORARY.fullmatch(path.name)
-    if not match:  # nothing of ours
+    if not match:
         return False
 
+    # A hard link has the mtime of the file that it links to, so its ctime counts.
     machine, process = match.groups()
     status = path.stat()
-    is_link = status.st_nlink > 1  # whose mtime is that of the file that it is another name of
+    is_link = status.st_nlink > 1
     changed = status.st_ctime if is_link else status.st_mtime
 
-    if machine != _machine():  # or of an earlier version, which named the process alone
+    # The processes of another machine cannot be seen from here.
+    if machine != _machine():
         return time.time() - changed > LEFT_AFTER
+
+    # A process that started after the last change has got an old number again.
     try:
-        return (
-            psutil.Process(int(process)).create_time() > changed + 1
-        )  # another one got that number since
+        return psutil.Process(int(process)).create_time() > changed + 1
     except psutil.NoSuchProcess:
         return True

@@ -1,32 +1,19 @@
-"""The parameters of `params.yaml`, read and checked; whether a model of that name exists, `tables` tells."""
+"""The parameters of `params.yaml`, read and checked.
+
+Whether a dataset, model or encoder of that name exists is not checked here but in `stages.names`.
+"""
 
 import re
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, Field, ValidationError
-from pydantic_core import ErrorDetails, PydanticCustomError
+from pydantic import BaseModel, Field, ValidationError
+from pydantic_core import ErrorDetails
 from ruamel.yaml import YAML, YAMLError
 
 from pipeline.errors import InputError, suggestion
 from pipeline.files import unreadable
 from pipeline.sections import Download, Embed, Evaluate, Preprocess, Runs, Section, Study, Train
-
-RENAMED = {
-    "nice-seed": "nice-recipe",
-    "train.workers": "runs.workers",
-    "train.warmup_epochs_encoder": "train.warmup_epochs_eeg_encoder",
-}
-
-
-def _current(name: str) -> str:
-    if name in RENAMED:
-        raise PydanticCustomError("renamed", "is now called {name}", {"name": RENAMED[name]})
-    return name
-
-
-class _Train(Train):
-    eeg_encoder: Annotated[str, AfterValidator(_current)]
 
 
 class Params(Section):
@@ -39,17 +26,17 @@ class Params(Section):
     download: Download
     preprocess: Preprocess
     embed: Embed
-    train: _Train
+    train: Train
     runs: Runs
     evaluate: Evaluate
     study: Study
 
 
 def read_params(path: Path) -> Params:
-    """Read `params.yaml`; InputError names the first key that is unknown, missing or has a wrong value.
+    """Read `params.yaml`; InputError names the first key that is unknown, missing or wrong.
 
-    By the reader that DVC has, so that a stage takes for a number what DVC wrote and tracks as one: YAML 1.2, in which
-    5e-05 is a number, 010 is ten, and `no` is text.
+    DVC writes and tracks the file with ruamel.yaml, so it is read with that too. Values follow
+    YAML 1.2: 5e-05 is a number, 010 is ten, and `no` is text.
     """
     try:
         values = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
@@ -64,7 +51,8 @@ def read_params(path: Path) -> Params:
     except (YAMLError, ValueError) as error:  # ValueError: a date such as 2026-13-45
         reason = " ".join(str(error).split())
         raise InputError(
-            f"{path}: is not valid YAML: {reason}; mend it there, or put it back as it came: git checkout {path}"
+            f"{path}: is not valid YAML: {reason}; mend it there, or put it back as it came: git "
+            f"checkout {path}"
         ) from error
 
     try:
@@ -74,27 +62,27 @@ def read_params(path: Path) -> Params:
 
 
 def _first_problem(error: ValidationError) -> str:
-    """One sentence on the first thing found wrong; a misspelt key comes before the missing one that it stands for."""
+    """One sentence on the first problem."""
+    # An unknown key comes first: it may be a misspelling of a key that is reported as missing.
     problems = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
     first = problems[0]
     key = _key(first)
-    if key in RENAMED:
-        return f"the key {key} is now called {RENAMED[key]}"
+
     if first["type"] == "extra_forbidden":
-        return f"unknown key {key}" + (
-            suggestion(key, [*keys(Params), *Params.model_fields]) or "; is it misspelt?"
-        )
+        guess = suggestion(key, [*keys(Params), *Params.model_fields])
+        return f"unknown key {key}{guess or '; is it misspelt?'}"
     if first["type"] == "missing":
         return f"the key {key} is missing"
 
-    of_key = [problem for problem in problems if _key(problem) == key]
-    alternatives = [_expected(problem) for problem in of_key]
-    return f"{key or 'what it holds'} is {first['input']!r}: {', or '.join(alternatives)}" + _meant(
-        of_key
-    )
+    # A key that takes several types has one problem for each type.
+    problems_of_key = [problem for problem in problems if _key(problem) == key]
+    expected = ", or ".join(_expected(problem) for problem in problems_of_key)
+    name = key or "what it holds"
+    return f"{name} is {first['input']!r}: {expected}{_suggested_text(problems_of_key)}"
 
 
 def _expected(problem: ErrorDetails) -> str:
+    """What a key takes: pydantic's sentence, or a plainer one."""
     if problem["type"] == "bool_type":
         return "input should be true or false"
     if problem["type"] == "model_type":
@@ -104,29 +92,32 @@ def _expected(problem: ErrorDetails) -> str:
     return problem["msg"][0].lower() + problem["msg"][1:]
 
 
-def _meant(problems: list[ErrorDetails]) -> str:
-    """The suggestion of one of the texts that a key takes, for another text."""
-    texts = [
-        text
-        for problem in problems
-        for text in re.findall("'(.+?)'", problem.get("ctx", {}).get("expected", ""))
-    ]
-    given = problems[0]["input"]
-    return suggestion(given, texts) if isinstance(given, str) else ""
+def _suggested_text(problems: list[ErrorDetails]) -> str:
+    """For a text that a key does not take, the suggestion of a similar text that it takes."""
+    texts = []
+    for problem in problems:
+        quoted = problem.get("ctx", {}).get("expected", "")  # such as: 'last' or 'mix'
+        texts += re.findall("'(.+?)'", quoted)
+
+    value = problems[0]["input"]
+    return suggestion(value, texts) if isinstance(value, str) else ""
 
 
 def _key(problem: ErrorDetails) -> str:
-    """`train.epochs`; pydantic adds the tried alternative of a union, such as `list[str]`, which is no key."""
-    return ".".join(str(part) for part in problem["loc"] if str(part).isidentifier() and part != "")
+    """The name of a key, such as `train.epochs`.
+
+    For a key of several types pydantic adds the type that failed, such as `list[str]`: no key.
+    """
+    return ".".join(str(part) for part in problem["loc"] if str(part).isidentifier())
 
 
 def keys(model: type[BaseModel], section: str = "") -> set[str]:
-    """`encoder`, `train.epochs` and all others."""
-    found = set()
+    """All keys by their full names: `encoder`, `train.epochs`. A section itself is not one."""
+    names = set()
     for name, field in model.model_fields.items():
-        of_key = field.annotation
-        if isinstance(of_key, type) and issubclass(of_key, BaseModel):
-            found |= keys(of_key, f"{name}.")
+        annotation = field.annotation
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            names |= keys(annotation, f"{name}.")
         else:
-            found.add(section + name)
-    return found
+            names.add(section + name)
+    return names

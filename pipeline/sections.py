@@ -4,21 +4,27 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+# Numbers
 Count = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(gt=0, lt=1)]
 Rate = Annotated[float, Field(gt=0)]
+Interval = Annotated[list[float], Field(min_length=2, max_length=2)]  # start and end, in seconds
+
+# Choices
 Device = Literal["auto", "cpu", "cuda"]
-Interval = Annotated[list[float], Field(min_length=2, max_length=2)]  # first and last, in seconds
-Block = Literal["last"] | Count
 Protocol = Literal["pooled", "within-subject", "leave-one-subject-out"]
-Seeds = Count | Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
-Address = Annotated[
-    str, Field(pattern=r"\w:\d+$|\]:\d+$")
-]  # of a Dask scheduler: tcp://node1:8786, tcp://[::1]:8786
+BlockChoice = Literal["last"] | Count  # a block of the image model, counted from 1
+# How many seeds, counted from `seed`, or a list of them
+SeedChoice = Count | Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
 Names = Annotated[list[str], Field(min_length=1)]
+
+# The address of a Dask scheduler, with its port: tcp://node1:8786, tcp://[::1]:8786
+Address = Annotated[str, Field(pattern=r"\w:\d+$|\]:\d+$")]
 
 
 class Section(BaseModel):
+    """Refuses unknown keys, values of another type, and numbers that are not finite."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
@@ -56,12 +62,12 @@ class Embed(Section):
     precision: Literal["float32", "bfloat16"]
     batch_size: Count
     device: Device
-    blocks: Annotated[list[Block], Field(min_length=1)]
+    blocks: Annotated[list[BlockChoice], Field(min_length=1)]
     views: Annotated[list[str], Field(min_length=1)]
 
 
 class Train(Section):
-    block: Literal["mix"] | Block
+    block: Literal["mix"] | BlockChoice
     views: str
     views_in_gallery: str
     protocol: Protocol
@@ -97,7 +103,7 @@ class Train(Section):
     projection_size: Count
     precision: Literal["float32", "tf32", "bfloat16"]
     device: Device
-    seeds: Seeds
+    seeds: SeedChoice
 
 
 class Runs(Section):
@@ -108,10 +114,10 @@ class Runs(Section):
 class Study(Section):
     backbones: Names
     alignments: Names
-    blocks: Annotated[list[Literal["mix"] | Block], Field(min_length=1)]
+    blocks: Annotated[list[Literal["mix"] | BlockChoice], Field(min_length=1)]
     eeg_encoders: Names
     protocols: Annotated[list[Protocol], Field(min_length=1)]
-    seeds: Seeds
+    seeds: SeedChoice
 
 
 class Evaluate(Section):

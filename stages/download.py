@@ -9,7 +9,7 @@ from pipeline.datasets.image_table import SPLITS, write_image_table
 from pipeline.datasets.sources import OwnCopy, PublishedFiles
 from pipeline.datasets.table import DATASETS
 from pipeline.download.copies import open_copies
-from pipeline.download.download import Addresses, Brought, fetch_dataset
+from pipeline.download.download import Addresses, UserFiles, fetch_dataset
 from pipeline.download.own_copy import check_images, collect_images, find_own_copy
 from pipeline.params import read_params
 from stages import run, show
@@ -32,7 +32,9 @@ def main(
     source = dataset.source
 
     # What the user brings is looked at before hours of downloading.
-    brought = Brought(open_copies(p.download.own_copy), left_in, p.download.accept_new_versions)
+    user_files = UserFiles(
+        open_copies(p.download.own_copy), left_in, p.download.accept_new_versions
+    )
     things = None
     if isinstance(source, PublishedFiles) and isinstance(source.images, OwnCopy):
         things = find_own_copy(p.download.things_images)
@@ -49,7 +51,7 @@ def main(
         eeg,
         images,
         metadata,
-        brought=brought,
+        user_files=user_files,
         check_metadata=check_things if things else None,
     )
     if things:

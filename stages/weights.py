@@ -8,7 +8,7 @@ import typer
 
 from pipeline.datasets.table import DATASETS
 from pipeline.download.copies import open_copies
-from pipeline.download.download import Brought, fetch_file
+from pipeline.download.download import UserFiles, fetch_file
 from pipeline.errors import InputError
 from pipeline.files import replacing
 from pipeline.images.models.table import find_model
@@ -26,7 +26,7 @@ def main(
 ) -> str:
     p = read_params(params)
     model = find_model(backbone)
-    brought = Brought(open_copies(p.download.own_copy), left_in)
+    user_files = UserFiles(open_copies(p.download.own_copy), left_in)
     addresses = {
         "dino": p.download.dino,
         "dreamsim_releases": p.download.dreamsim_releases,
@@ -40,7 +40,12 @@ def main(
         for file in model.published:
             url = f"{addresses[file.root].rstrip('/')}/{file.path}"
             fetch_file(
-                url, weights, file.name, file.sha256, published_path=file.path, brought=brought
+                url,
+                weights,
+                file.name,
+                file.sha256,
+                published_path=file.path,
+                user_files=user_files,
             )
     elif Path(p.download.weights_file).is_file():
         with replacing(weights / model.file) as copy:

@@ -216,7 +216,7 @@ def float_keys() -> dict[str, str]:
         for name, of_key in model["properties"].items():
             for option in of_key.get("anyOf", [of_key]):
                 if "number" in (option.get("type"), option.get("items", {}).get("type")):
-                    key = f"{section.lower().strip('_')}.{name}"
+                    key = f"{section.lower()}.{name}"
                     found[key] = "[{},0.5]" if option["type"] == "array" else "{}"
     return found
 

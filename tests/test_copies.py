@@ -13,7 +13,7 @@ import pytest
 from pipeline.datasets.known_files import KnownFile
 from pipeline.datasets.sources import THINGS_EEG2, THINGS_MEG, PublishedFiles
 from pipeline.download.copies import find_copies, open_copies
-from pipeline.download.download import Addresses, Brought, fetch_dataset, fetch_file
+from pipeline.download.download import Addresses, UserFiles, fetch_dataset, fetch_file
 from pipeline.download.web import Patience
 from pipeline.errors import InputError
 from tests.osf_server import Server, serve
@@ -64,7 +64,7 @@ def get(
     left_in: Path | None = None,
     accept: bool = False,
 ) -> None:
-    brought = Brought(open_copies(str(own_copy) if own_copy else "none"), left_in, accept)
+    brought = UserFiles(open_copies(str(own_copy) if own_copy else "none"), left_in, accept)
     places = (target / "eeg", target / "images", target / "metadata")
     fetch_dataset(source, addresses, "all", *places, QUICK, brought)
 
@@ -247,7 +247,7 @@ def test_checkpoints_by_their_name_or_by_where_they_are_published(tmp_path: Path
     url = "http://127.0.0.1:9/clip/visual/transform.npz"
     make_zip(tmp_path / "disk/gLocal/transforms/clip/visual/transform.npz", 2000)
     make_zip(tmp_path / "disk/gLocal/transforms/dino/visual/transform.npz", 3000)
-    own = Brought(find_copies(tmp_path / "disk"))
+    own = UserFiles(find_copies(tmp_path / "disk"))
     fetch_file(
         url, tmp_path / "a", "glocal_clip.npz", None, QUICK, "clip/visual/transform.npz", own
     )
@@ -263,7 +263,7 @@ def test_checkpoints_by_their_name_or_by_where_they_are_published(tmp_path: Path
         digest,
         QUICK,
         "",
-        Brought(find_copies(tmp_path / "other")),
+        UserFiles(find_copies(tmp_path / "other")),
     )
     with pytest.raises(
         InputError, match="glocal_clip.npz: is not the published file .*expected sha256 0000"
@@ -275,10 +275,10 @@ def test_checkpoints_by_their_name_or_by_where_they_are_published(tmp_path: Path
             "0000",
             QUICK,
             "",
-            Brought(find_copies(tmp_path / "other")),
+            UserFiles(find_copies(tmp_path / "other")),
         )
 
-    left = Brought(left_in=tmp_path / "other")
+    left = UserFiles(left_in=tmp_path / "other")
     with pytest.raises(
         InputError, match="a file of yours has the name of one that would be fetched"
     ):

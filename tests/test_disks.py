@@ -34,7 +34,8 @@ from pipeline.datasets.scratch import Scratch
 from pipeline.datasets.things_eeg2 import read_metadata
 from pipeline.datasets.things_meg import read_metadata as read_meg_metadata
 from pipeline.download.own_copy import collect_images
-from pipeline.download.transfer import Remote, fetch
+from pipeline.download.remote import Remote
+from pipeline.download.transfer import fetch
 from pipeline.download.web import Patience
 from pipeline.errors import InputError
 from pipeline.evaluate.similarities import read_similarities

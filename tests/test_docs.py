@@ -232,7 +232,7 @@ def test_the_commands_are_found() -> None:
         ("`-S train.epoch=5`", "Invalid `--set-param` value"),
         ("`-S train.epochs=many`", "train.epochs is 'many'"),
         ("`-S dataset=things-eeg3`", "dataset is 'things-eeg3'"),
-        ("`-S train.eeg_encoder=nice-seed`", "is now called nice-recipe"),
+        ("`-S train.eeg_encoder=nise`", "train.eeg_encoder is 'nise'"),
         ("    dvc exp run $(cat params/papers)\n", "params/papers"),
         ("`python -m benchmarks.seed`", "there is no module benchmarks.seed"),
         ("`python -m stages.compare --base encoder=aligned`", "No such option: --base"),

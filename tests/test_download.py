@@ -27,8 +27,9 @@ from pipeline.datasets.sources import (
     PublishedFiles,
 )
 from pipeline.download.copies import open_copies
-from pipeline.download.download import Addresses, Brought, fetch_dataset, fetch_file
-from pipeline.download.transfer import Remote, fetch
+from pipeline.download.download import Addresses, UserFiles, fetch_dataset, fetch_file
+from pipeline.download.remote import Remote
+from pipeline.download.transfer import fetch
 from pipeline.download.web import Patience
 from pipeline.errors import InputError
 from tests.osf_server import Server, fault, serve
@@ -366,7 +367,7 @@ def test_a_listing_that_promises_more_bytes_than_the_file_has(
     (tmp_path / "own").mkdir()
     for file in ("sub-01.zip", *REST):
         shutil.copy(originals(published)[file], tmp_path / "own")
-    brought = Brought(open_copies(str(tmp_path / "own")))
+    brought = UserFiles(open_copies(str(tmp_path / "own")))
     fetch_dataset(
         EEG2, addresses(server), ["sub-01"], *places, QUICK, brought
     )  # a folder in which all files lie
@@ -399,7 +400,7 @@ def test_a_server_that_drops_each_time_and_begins_anew(
     (tmp_path / "own").mkdir()
     shutil.copy(originals(published)["sub-01.zip"], tmp_path / "own")  # what the sentence says
     places = (tmp_path / "a/eeg", tmp_path / "a/images", tmp_path / "a/image_metadata.npy")
-    brought = Brought(open_copies(str(tmp_path / "own")))
+    brought = UserFiles(open_copies(str(tmp_path / "own")))
     fetch_dataset(EEG2, addresses(server), ["sub-01"], *places, QUICK, brought)
     check(published, tmp_path / "a")
 
@@ -416,7 +417,7 @@ def test_a_mirror_or_the_file_helps_where_a_server_sends_another_one(
     (tmp_path / "own").mkdir()
     shutil.copy(originals(published)["sub-01.zip"], tmp_path / "own")
     places = (tmp_path / "a/eeg", tmp_path / "a/images", tmp_path / "a/image_metadata.npy")
-    brought = Brought(open_copies(str(tmp_path / "own")))
+    brought = UserFiles(open_copies(str(tmp_path / "own")))
     fetch_dataset(EEG2, addresses(server), ["sub-01"], *places, QUICK, brought)
     check(published, tmp_path / "a")
     with serve_all(published) as mirror:
@@ -456,7 +457,7 @@ def test_what_a_listing_lacks_is_brought_as_told(
     for file in ("sub-01.zip", *REST):
         shutil.copy(originals(published)[file], tmp_path / "own")
     places = (tmp_path / "a/eeg", tmp_path / "a/images", tmp_path / "a/image_metadata.npy")
-    brought = Brought(open_copies(str(tmp_path / "own")))
+    brought = UserFiles(open_copies(str(tmp_path / "own")))
     fetch_dataset(KINDS[kind], addresses(server), ["sub-01"], *places, QUICK, brought)
     check(published, tmp_path / "a")
 
@@ -499,12 +500,27 @@ def test_a_file_that_was_published_anew_needs_a_key(
         get(server, tmp_path / "a", ["P1"], source=source)
     places = (tmp_path / "a/eeg", tmp_path / "a/images", tmp_path / "a/image_metadata.npy")
     fetch_dataset(
-        source, addresses(server), ["P1"], *places, QUICK, Brought(accept_new_versions=True)
+        source, addresses(server), ["P1"], *places, QUICK, UserFiles(accept_new_versions=True)
     )
     assert (tmp_path / "a/eeg/P1" / name).read_bytes()[60_000] == originals(published)[
         name
     ].read_bytes()[60_000] ^ 1
     assert server.sent() == {}
+
+
+def test_two_downloads_that_differ_are_damage_and_no_new_version(
+    server: Server, published: Path, tmp_path: Path, cache: Path
+) -> None:
+    name = "preprocessed_P1-epo-2.fif"
+    source = replace(MEG_FILES, known=known_meg(published))
+    flips = [fault("flip", at=60_000), fault("flip", at=70_000)]
+    server.set_faults({"bucket": [fault("no_hashes", -1)], name: flips})
+    with pytest.raises(InputError, match=f"^{name}: what came from .* twice not the published"):
+        get(server, tmp_path / "a", ["P1"], source=source)
+    assert not list(cache.glob(f"*{name}*.part")) and not (tmp_path / "a/eeg/P1" / name).exists()
+
+    get(server, tmp_path / "a", ["P1"], source=source)
+    assert (tmp_path / "a/eeg/P1" / name).read_bytes() == originals(published)[name].read_bytes()
 
 
 def test_a_size_that_is_not_the_known_one_is_told_before_the_download(
@@ -519,7 +535,7 @@ def test_a_size_that_is_not_the_known_one_is_told_before_the_download(
     assert server.sent() == {}
     places = (tmp_path / "a/eeg", tmp_path / "a/images", tmp_path / "a/image_metadata.npy")
     fetch_dataset(
-        source, addresses(server), ["sub-01"], *places, QUICK, Brought(accept_new_versions=True)
+        source, addresses(server), ["sub-01"], *places, QUICK, UserFiles(accept_new_versions=True)
     )
     check(published, tmp_path / "a")
 
@@ -1053,7 +1069,7 @@ def test_dreamsim(server: Server, published: Path, tmp_path: Path) -> None:
             "vgg.zip",
             patience=QUICK,
         )
-    brought = Brought(open_copies(str(tmp_path / "own")))  # as told
+    brought = UserFiles(open_copies(str(tmp_path / "own")))  # as told
     fetch_file(
         f"{server.releases}/v0.2.1-checkpoints/vgg.zip",
         tmp_path / "a",

@@ -68,16 +68,6 @@ def test_the_shipped_file_is_valid():
             "train is [1]: input should be keys, each with its value on a line of its own",
         ),
         ("runs.where", "locla", "with its port, such as tcp://node1:8786; is it local?"),
-        (
-            "train.eeg_encoder",
-            "nice-seed",
-            "train.eeg_encoder is 'nice-seed': is now called nice-recipe",
-        ),
-        (
-            "train.warmup_epochs_encoder",
-            4,
-            "the key train.warmup_epochs_encoder is now called train.warmup_epochs_eeg_encoder",
-        ),
         ("encder", "aligned", "unknown key encder"),
         ("train.epochs", None, "the key train.epochs is missing"),
         ("embed", None, "the key embed is missing"),

@@ -10,7 +10,8 @@ import httpx
 import pytest
 
 from pipeline.download.proxies import find_proxy
-from pipeline.download.transfer import Remote, fetch
+from pipeline.download.remote import Remote
+from pipeline.download.transfer import fetch
 from pipeline.download.web import Patience, read
 from pipeline.errors import InputError
 

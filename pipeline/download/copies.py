@@ -1,4 +1,4 @@
-"""Published files that the user brought along: looked for by their names, before any server is asked."""
+"""Published files that the user already has, found by name before any server is asked."""
 
 import os
 import shutil
@@ -9,47 +9,51 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from pipeline.download.transfer import GB, NewVersion, Remote, WrongFile, check_file, new_version
+from pipeline.disks import GB
+from pipeline.download.remote import NewVersion, Remote, WrongFile, check_file, new_version
 from pipeline.errors import InputError
 from pipeline.files import check_folders, files_below, replacing
 
 
 @dataclass(frozen=True)
 class Copies:
-    """The files below a folder, by name."""
+    """All files below a folder, by name. Several files may have the same name."""
 
     folder: Path
     files: Mapping[str, tuple[Path, ...]]
 
     def find(self, name: str, published_path: str = "") -> tuple[Path, ...]:
-        """The files of this name, or at the end of whose path stands that of the published file."""
+        """The files of this name, and those whose path ends with `published_path`."""
         paths = self.files.get(name, ())
         if published_path:
-            last_name = published_path.rpartition("/")[2]
+            published_name = published_path.rpartition("/")[2]
             ending = f"/{published_path}"
             paths += tuple(
-                path for path in self.files.get(last_name, ()) if str(path).endswith(ending)
+                path for path in self.files.get(published_name, ()) if str(path).endswith(ending)
             )
         return tuple(dict.fromkeys(paths))
 
 
 def open_copies(setting: str) -> Copies | None:
-    """What `download.own_copy` names, None for none. InputError if it is no folder that can be read."""
+    """The files below the folder that `download.own_copy` names; None if it names none.
+
+    Raises InputError if there is no such folder, or if it cannot be listed.
+    """
     if setting == "none":
         return None
 
+    # `dvc exp run` works in another folder, so a relative path would lead elsewhere.
     folder = Path(setting).expanduser()
-    if (
-        not folder.is_absolute() or not folder.is_dir()
-    ):  # an experiment of DVC runs in another working directory
+    if not folder.is_absolute() or not folder.is_dir():
         raise InputError(
-            f"download.own_copy is {setting!r}: expected the full path of a folder with published files, or none"
+            f"download.own_copy is {setting!r}: expected the full path of a folder with published "
+            "files, or none"
         )
     return find_copies(folder)
 
 
 def find_copies(folder: Path) -> Copies:
-    """All files below a folder; links are followed."""
+    """All files below a folder; links are followed. InputError if a folder cannot be listed."""
     files: dict[str, tuple[Path, ...]] = {}
     for path in map(Path, files_below(folder)):
         if path.is_file():
@@ -58,60 +62,73 @@ def find_copies(folder: Path) -> Copies:
 
 
 def choose_copy(paths: tuple[Path, ...], expected_size: int | None) -> Path:
-    """The one copy that can be meant. InputError if there are several."""
+    """The one file among those of the same name; the size in bytes decides where it is known.
+
+    Raises InputError if several files are left.
+    """
     if expected_size is not None and len(paths) > 1:
         paths = tuple(path for path in paths if path.stat().st_size == expected_size) or paths
+
     if len({path.resolve() for path in paths}) > 1:
         raise InputError(
-            f"download.own_copy holds {len(paths)} files of the same name: {', '.join(map(str, paths))}; "
-            "leave there only the one of this dataset, or name its folder"
+            f"download.own_copy holds {len(paths)} files of the same name: "
+            f"{', '.join(map(str, paths))}; leave there only the one of this dataset, or name its "
+            "folder"
         )
     return paths[0]
 
 
-def take_copies(wanted: Mapping[Path, tuple[Path, Remote]], copies: Copies) -> None:
-    """Put own files in place, each checked as a download is: {place: (own file, what it should be)}.
+def take_copies(targets: Mapping[Path, tuple[Path, Remote]], copies: Copies) -> None:
+    """Put files of the user at their targets, and check each as a download is checked.
 
-    A file of this user on the same disk gets a second name (a hard link) and becomes read-only, as all of DVC's files;
-    any other one is copied. InputError for a file that is not the published one.
+    `targets` maps a path to the user's file that goes there and to what was published of it. If
+    that file belongs to this user and is on the same disk, the target becomes a hard link, and DVC
+    will make both read-only. Any other file is copied.
+
+    Raises InputError for a file that is not the published one, or if a disk is too small.
     """
-    links = {place for place, (path, _) in wanted.items() if _can_link(path, place)}
-    sizes = {place: path.stat().st_size for place, (path, _) in wanted.items()}
+    links = {target for target, (path, _) in targets.items() if _can_link(path, target)}
+    sizes = {target: path.stat().st_size for target, (path, _) in targets.items()}
+
+    # A link takes no room.
     needs: Counter[Path] = Counter()
-    for place in wanted:
-        needs[place.parent] += 0 if place in links else sizes[place]
+    for target in targets:
+        needs[target.parent] += 0 if target in links else sizes[target]
     check_folders(needs)
 
     print(
-        f"From {copies.folder}: {len(wanted)} file(s), {sum(sizes.values()) / GB:.3f} GB, "
+        f"From {copies.folder}: {len(targets)} file(s), {sum(sizes.values()) / GB:.3f} GB, "
         f"{len(links)} of them as links",
         flush=True,
     )
-    for place, (path, remote) in tqdm(wanted.items(), desc="own copy", unit="file", disable=None):
+    for target, (path, remote) in tqdm(targets.items(), desc="own copy", unit="file", disable=None):
         _check(path, remote)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        if place in links:
-            place.unlink(missing_ok=True)
-            os.link(path.resolve(), place)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if target in links:
+            target.unlink(missing_ok=True)
+            os.link(path.resolve(), target)
         else:
-            with replacing(place) as temporary:
+            with replacing(target) as temporary:
                 shutil.copyfile(path, temporary)
+                # Again, because a copy may be damaged on the way.
                 _check(temporary, remote)
 
 
 def _check(path: Path, remote: Remote) -> None:
+    """InputError if this is not the published file."""
     try:
         check_file(path, remote)
     except NewVersion as problem:
         raise InputError(new_version(path, problem)) from problem
     except WrongFile as problem:
         raise InputError(
-            f"{path}: is not the published file {remote.name}: {problem}; copy it again, or take it away to have it "
-            "fetched"
+            f"{path}: is not the published file {remote.name}: {problem}; copy it again, or take "
+            "it away to have it fetched"
         ) from problem
 
 
-def _can_link(path: Path, place: Path) -> bool:
-    folder = next(parent for parent in place.absolute().parents if parent.is_dir())
+def _can_link(path: Path, target: Path) -> bool:
+    """Whether the file belongs to this user and is on the disk of `target`."""
+    folder = next(parent for parent in target.absolute().parents if parent.is_dir())
     status = path.stat()
     return status.st_dev == folder.stat().st_dev and status.st_uid == os.getuid()

@@ -1,4 +1,8 @@
-"""Which published files a run needs: a dataset's from the servers that it names, a file of weights from its address."""
+"""Which published files a run needs, and where they come from.
+
+The files of a dataset come from the servers that its entry names, a file of weights from its URL.
+Files that the user already has are used first, then the cache, then the servers.
+"""
 
 import hashlib
 import re
@@ -20,29 +24,32 @@ from pipeline.datasets.sources import (
     Server,
     Subjects,
 )
+from pipeline.download.cache import cached_size, is_cached
 from pipeline.download.copies import Copies, choose_copy, find_copies, take_copies
-from pipeline.download.listings import Listed, list_files
-from pipeline.download.transfer import Remote, cached_size, fetch, is_cached, new_version
+from pipeline.download.listings import ListedFile, list_files
+from pipeline.download.remote import Remote, new_version
+from pipeline.download.transfer import fetch
 from pipeline.download.web import PATIENCE, USE_OWN_COPIES, Patience, remote_size
 from pipeline.errors import InputError, suggestion
 from pipeline.files import cache_folder, replacing
 
-_LISTING = TypeAdapter(list[Listed])
+_LISTING = TypeAdapter(list[ListedFile])
 
 
 class _NotListed(InputError):
-    """A listing lacks a file that is wanted: another one may have it."""
+    """A listing lacks a file that the run needs. Another listing may have it."""
 
 
 @dataclass(frozen=True)
 class Addresses:
-    """The root of each kind of server; mirrors can be named."""
+    """The address of each kind of server; a mirror may stand in its place."""
 
     osf: str
     figshare: str
     bucket: str
 
-    def of(self, server: Server) -> str:
+    def root_of(self, server: Server) -> str:
+        """The address without a slash at its end."""
         match server:
             case Osf():
                 return self.osf.rstrip("/")
@@ -53,16 +60,26 @@ class Addresses:
 
 
 @dataclass(frozen=True)
-class Brought:
-    """Published files that the user has brought along.
+class UserFiles:
+    """Published files that the user already has.
 
-    `copies` are to be used. In `left_in` files are only noticed: a run that would fetch the same ends instead.
+    Files of `copies` are used. Files in the folder `left_in` are not: a run that would fetch one of
+    them ends instead, and says how to use it. With `accept_new_versions`, a file may differ from
+    the one that this project knows, if no server publishes its hash.
     """
 
     copies: Copies | None = None
     left_in: Path | None = None
-    # Where neither a server nor this project knows the file's hash
     accept_new_versions: bool = False
+
+
+@dataclass(frozen=True)
+class _Targets:
+    """Where the files of a dataset go."""
+
+    eeg_dir: Path
+    images_dir: Path
+    metadata: Path
 
 
 def fetch_dataset(
@@ -73,27 +90,27 @@ def fetch_dataset(
     images_dir: Path,
     metadata: Path,
     patience: Patience = PATIENCE,
-    brought: Brought | None = None,
+    user_files: UserFiles | None = None,
     check_metadata: Callable[[Path], None] | None = None,
 ) -> None:
-    """Put the chosen subjects' files ("all": each that there is), the images and the metadata in place, or make them.
+    """Put the EEG of the chosen subjects, the images and the metadata in place, or make them.
 
-    Files that the user brought come first, then the cache, then the servers, of which none is asked without need.
-    Images that are an `OwnCopy` are left to `own_copy.collect_images`. `check_metadata` is called with the metadata
-    in place, before all else is fetched. Raises InputError.
+    "all" are the subjects that the server lists. No server is asked for what the user or the cache
+    has. Images that are an `OwnCopy` are left to `own_copy.collect_images`. `check_metadata` is
+    called with the metadata in place, before any other file is fetched. Raises InputError.
     """
     if not isinstance(source, PublishedFiles):
         source(subjects, eeg_dir, images_dir, metadata)
         return
 
-    brought = brought or Brought()
-    wanted = _choose(
-        source, addresses, subjects, Places(eeg_dir, images_dir, metadata), brought, patience
-    )
+    user_files = user_files or UserFiles()
+    targets = _Targets(eeg_dir, images_dir, metadata)
+    remotes = _choose(source, addresses, subjects, targets, user_files, patience)
+
     if check_metadata:
-        _put({metadata: wanted.pop(metadata)}, brought.copies, patience)
+        _put({metadata: remotes.pop(metadata)}, user_files.copies, patience)
         check_metadata(metadata)
-    _put(wanted, brought.copies, patience)
+    _put(remotes, user_files.copies, patience)
 
 
 def fetch_file(
@@ -103,137 +120,142 @@ def fetch_file(
     sha256: str | None = None,
     patience: Patience = PATIENCE,
     published_path: str = "",
-    brought: Brought | None = None,
+    user_files: UserFiles | None = None,
 ) -> None:
-    """Put what is at `url` into `directory` as `name`; `sha256` may be its first digits. Raises InputError.
+    """Put the file at `url` into `directory` as `name`. Raises InputError.
 
-    `published_path` is where its publisher keeps it: an own copy may lie at such a path too.
+    `sha256` may be the first digits of the hash. `published_path` is the path of the file where it
+    is published: a copy of the user is found by that path, too.
     """
-    brought = brought or Brought()
+    user_files = user_files or UserFiles()
+    copies = user_files.copies
+    target = directory / name
     key = f"{_short_hash(url)}-{name}"
-    copies = brought.copies.find(name, published_path) if brought.copies else ()
-    if brought.copies and copies:
-        copy = choose_copy(copies, None)
+
+    paths = copies.find(name, published_path) if copies else ()
+    if copies and paths:
+        copy = choose_copy(paths, None)
         remote = Remote(name, url, copy.stat().st_size, key, sha256)
-        take_copies({directory / name: (copy, remote)}, brought.copies)
+        take_copies({target: (copy, remote)}, copies)
         return
 
     size = cached_size(key)
     if size is None:
-        _refuse_to_overlook(brought, lambda left: left.find(name, published_path))
+        _refuse_to_overlook(user_files, lambda unused: unused.find(name, published_path))
         size = remote_size(url, patience)
-    fetch({directory / name: Remote(name, url, size, key, sha256)}, patience)
-
-
-@dataclass(frozen=True)
-class Places:
-    """Where a dataset's files go."""
-
-    eeg_dir: Path
-    images_dir: Path
-    metadata: Path
+    fetch({target: Remote(name, url, size, key, sha256)}, patience)
 
 
 def _choose(
     source: PublishedFiles,
     addresses: Addresses,
     subjects: Subjects,
-    places: Places,
-    brought: Brought,
+    targets: _Targets,
+    user_files: UserFiles,
     patience: Patience,
 ) -> dict[Path, Remote]:
-    """What goes where: by the own copies if these are all that is wanted, else by what the servers list."""
+    """What goes where, by the first of three listings that has all files.
+
+    These are the copies of the user, the stored listing of each server, and its listing now.
+    """
+    copies = user_files.copies
 
     def by_listings(
-        list_of: Callable[[Server], list[Listed]], subjects: Subjects = subjects
+        list_of: Callable[[Server], list[ListedFile]], subjects: Subjects = subjects
     ) -> dict[Path, Remote]:
-        return _choose_listed(source, list_of, subjects, places, brought.accept_new_versions)
+        return _choose_listed(source, list_of, subjects, targets, user_files.accept_new_versions)
 
-    copies = brought.copies
-    everybody = list(source.subjects) if subjects == "all" else subjects
-    if copies and everybody:
-        with suppress(_NotListed):  # a server may have it
-            return by_listings(lambda server: _list_copies(copies, source), everybody)
+    # The copies: they must have each subject that was published, if all are chosen.
+    subjects_to_copy = list(source.subjects) if subjects == "all" else subjects
+    if copies and subjects_to_copy:
+        with suppress(_NotListed):
+            return by_listings(lambda server: _list_copies(copies, source), subjects_to_copy)
 
-    with suppress(InputError):  # what the stored listing lacks, a new one may have
-        wanted = by_listings(lambda server: _stored_listing(server, addresses.of(server)))
+    # The stored listings: enough if nothing has to be fetched.
+    with suppress(InputError):
+        remotes = by_listings(lambda server: _stored_listing(server, addresses.root_of(server)))
         if all(
-            is_cached(remote) or (copies and copies.find(remote.name)) for remote in wanted.values()
+            is_cached(remote) or (copies and copies.find(remote.name))
+            for remote in remotes.values()
         ):
-            return wanted
+            return remotes
 
-    _refuse_to_overlook(brought, lambda left: _published_files(left, source, subjects))
+    # The servers.
+    _refuse_to_overlook(user_files, lambda unused: _published_files(unused, source, subjects))
     try:
-        return by_listings(lambda server: _list(server, addresses.of(server), patience))
+        return by_listings(lambda server: _list(server, addresses.root_of(server), patience))
     except InputError as error:
         if copies is None:
             raise
-        found = (
-            ", ".join(sorted({path.name for path in _published_files(copies, source)}))
-            or "nothing of this dataset"
-        )
+        names = sorted({path.name for path in _published_files(copies, source)})
         raise InputError(
-            f"{copies.folder} (download.own_copy) holds {found}; of the rest: {error}"
+            f"{copies.folder} (download.own_copy) holds "
+            f"{', '.join(names) or 'nothing of this dataset'}; of the rest: {error}"
         ) from error
 
 
 def _choose_listed(
     source: PublishedFiles,
-    list_of: Callable[[Server], list[Listed]],
+    list_of: Callable[[Server], list[ListedFile]],
     subjects: Subjects,
-    places: Places,
+    targets: _Targets,
     accept_new_versions: bool,
 ) -> dict[Path, Remote]:
-    """Each file that is wanted, by the place where it goes; InputError where a listing lacks one."""
-    named: dict[Path, tuple[Server, str]] = {
-        places.metadata: (source.metadata, source.metadata_file)
+    """The files of a run, by their targets. Raises _NotListed if a listing lacks one of them."""
+    # Metadata and images have fixed names.
+    servers_and_names: dict[Path, tuple[Server, str]] = {
+        targets.metadata: (source.metadata, source.metadata_file)
     }
     if not isinstance(source.images, OwnCopy):
-        named |= {places.images_dir / name: (source.images, name) for name in source.image_files}
+        for name in source.image_files:
+            servers_and_names[targets.images_dir / name] = (source.images, name)
 
-    servers = dict.fromkeys([source.eeg, *(server for server, _ in named.values())])
+    servers = dict.fromkeys([source.eeg, *(server for server, _ in servers_and_names.values())])
     listings = {server: list_of(server) for server in servers}
-    known = {} if accept_new_versions else source.known
+    known_files = {} if accept_new_versions else source.known
 
-    wanted = {}
-    for place, file in _subject_files(source, listings[source.eeg], subjects):
-        wanted[places.eeg_dir / place] = _remote(source.eeg, file, known)
-    for path, (server, name) in named.items():
-        wanted[path] = _remote(server, _find(name, server, listings[server]), known)
-    return wanted
-
-
-def _put(wanted: Mapping[Path, Remote], copies: Copies | None, patience: Patience) -> None:
-    """The user's own files first, the rest from the cache or its server."""
-    found = {place: copies.find(remote.name) if copies else () for place, remote in wanted.items()}
-    taken = {
-        place: (choose_copy(found[place], remote.size), remote)
-        for place, remote in wanted.items()
-        if found[place]
-    }
-    if copies and taken:
-        take_copies(taken, copies)
-
-    rest = {place: remote for place, remote in wanted.items() if place not in taken}
-    if rest:
-        fetch(rest, patience)
+    remotes = {}
+    for path, file in _subject_files(source, listings[source.eeg], subjects):
+        remotes[targets.eeg_dir / path] = _remote(source.eeg, file, known_files)
+    for target, (server, name) in servers_and_names.items():
+        remotes[target] = _remote(server, _find(name, server, listings[server]), known_files)
+    return remotes
 
 
-def _list_copies(copies: Copies, source: PublishedFiles) -> list[Listed]:
-    """The own copies as if a server listed them; without a hash, so that the known ones are compared."""
-    listing = []
+def _put(remotes: Mapping[Path, Remote], copies: Copies | None, patience: Patience) -> None:
+    """Put each file at its target: a copy of the user, or else from the cache or its server."""
+    paths_and_remotes = {}
+    remotes_to_fetch = {}
+    for target, remote in remotes.items():
+        paths = copies.find(remote.name) if copies else ()
+        if paths:
+            paths_and_remotes[target] = (choose_copy(paths, remote.size), remote)
+        else:
+            remotes_to_fetch[target] = remote
+
+    if copies and paths_and_remotes:
+        take_copies(paths_and_remotes, copies)
+    if remotes_to_fetch:
+        fetch(remotes_to_fetch, patience)
+
+
+def _list_copies(copies: Copies, source: PublishedFiles) -> list[ListedFile]:
+    """The copies of the user as a listing. It has no hashes, so the known ones are compared."""
+    listing = {}
     for path in _published_files(copies, source):
-        known = source.known.get(path.name)
-        chosen = choose_copy(copies.find(path.name), known.size if known else None)
-        size = chosen.stat().st_size
-        listing.append(Listed(name=path.name, size=size, url=chosen.as_uri(), version="own copy"))
-    return list({file.name: file for file in listing}.values())
+        name = path.name
+        known_file = source.known.get(name)
+        copy = choose_copy(copies.find(name), known_file.size if known_file else None)
+        listing[name] = ListedFile(
+            name=name, size=copy.stat().st_size, url=copy.as_uri(), version="own copy"
+        )
+    return list(listing.values())
 
 
 def _published_files(
     copies: Copies, source: PublishedFiles, subjects: Subjects = "all"
 ) -> list[Path]:
-    """Those of the user's files that have the name of a file of this dataset, of these subjects."""
+    """The copies that have the name of a file of this dataset and these subjects."""
 
     def is_published(name: str) -> bool:
         match = re.fullmatch(source.subject_file, name)
@@ -246,100 +268,118 @@ def _published_files(
     ]
 
 
-def _refuse_to_overlook(brought: Brought, find: Callable[[Copies], Sequence[Path]]) -> None:
-    """InputError where the user's folder holds what is about to be fetched, and no key says whether to use it."""
-    folder = brought.left_in
-    if brought.copies or folder is None or not folder.is_dir():
+def _refuse_to_overlook(user_files: UserFiles, find: Callable[[Copies], Sequence[Path]]) -> None:
+    """InputError if the folder `left_in` holds what would be fetched, and is not to be used."""
+    folder = user_files.left_in
+    if user_files.copies or folder is None or not folder.is_dir():
         return
 
     paths = find(find_copies(folder))
     if paths:
         more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
         raise InputError(
-            f"{paths[0]}{more}: a file of yours has the name of one that would be fetched; to use it, set "
-            f"download.own_copy to {folder.absolute()} (dvc exp run -S download.own_copy={folder.absolute()}), to "
-            f"fetch it all the same, take it out of {folder}"
+            f"{paths[0]}{more}: a file of yours has the name of one that would be fetched; to use "
+            f"it, set download.own_copy to {folder.absolute()} (dvc exp run -S "
+            f"download.own_copy={folder.absolute()}), to fetch it all the same, take it out of "
+            f"{folder}"
         )
 
 
 def _subject_files(
-    source: PublishedFiles, listing: list[Listed], subjects: Subjects
-) -> Iterator[tuple[str, Listed]]:
-    """The chosen subjects' files, each with its place in the folder of EEG."""
-    there: dict[str, list[Listed]] = {}
+    source: PublishedFiles, listing: list[ListedFile], subjects: Subjects
+) -> Iterator[tuple[str, ListedFile]]:
+    """The files of the chosen subjects, each with its path below the folder of EEG."""
+    by_subject: dict[str, list[ListedFile]] = {}
     for file in listing:
         if match := re.fullmatch(source.subject_file, file.name):
-            there.setdefault(match[1], []).append(file)
-    chosen = sorted(there) if subjects == "all" else subjects
-    unknown = [subject for subject in chosen if subject not in there]
-    if unknown or not chosen:
+            by_subject.setdefault(match[1], []).append(file)
+
+    chosen = sorted(by_subject) if subjects == "all" else subjects
+    missing = [subject for subject in chosen if subject not in by_subject]
+    if missing or not chosen:
         raise _NotListed(
-            f"{source.eeg}: no subject {', '.join(unknown) or 'was chosen or is listed'}; "
-            + _how_to_choose(unknown, there)
+            f"{source.eeg}: no subject {', '.join(missing) or 'was chosen or is listed'}; "
+            + _how_to_choose(missing, by_subject)
         )
+
     for subject in chosen:
-        names = sorted(file.name for file in there[subject])
-        if len(names) != source.files_per_subject or len(set(names)) != len(names):
-            expected = (
-                "1 file" if source.files_per_subject == 1 else f"{source.files_per_subject} files"
-            )
-            raise _NotListed(
-                f"{source.eeg}: {subject}: expected {expected} such as {names[0]}, each once, got "
-                f"{len(names)}: {', '.join(names)}; name a mirror, leave the subject out of "
-                f"`subjects`, or {USE_OWN_COPIES}"
-            )
-        for file in there[subject]:
-            yield (file.name if len(names) == 1 else f"{subject}/{file.name}"), file
+        files = by_subject[subject]
+        _check_parts(source, subject, sorted(file.name for file in files))
+        for file in files:
+            yield (file.name if len(files) == 1 else f"{subject}/{file.name}"), file
 
 
-def _how_to_choose(unknown: Sequence[str], there: Mapping[str, list[Listed]]) -> str:
-    if not there:
+def _how_to_choose(missing: Sequence[str], by_subject: Mapping[str, list[ListedFile]]) -> str:
+    """The end of the error text for subjects that a listing lacks."""
+    if not by_subject:
         return f"there are none: name a mirror, or {USE_OWN_COPIES}"
-    near = suggestion(unknown[0], there) if unknown else ""
-    return f"there are {', '.join(sorted(there))}: choose of these in `subjects`{near}"
+    guess = suggestion(missing[0], by_subject) if missing else ""
+    return f"there are {', '.join(sorted(by_subject))}: choose of these in `subjects`{guess}"
 
 
-def _find(name: str, server: Server, listing: list[Listed]) -> Listed:
-    found = [file for file in listing if file.name == name]
-    if len(found) != 1:
+def _check_parts(source: PublishedFiles, subject: str, names: list[str]) -> None:
+    """Raises _NotListed unless a subject has the published number of files, of different names."""
+    n_files = source.files_per_subject
+    if len(names) == n_files and len(set(names)) == n_files:
+        return
+
+    expected = "1 file" if n_files == 1 else f"{n_files} files"
+    raise _NotListed(
+        f"{source.eeg}: {subject}: expected {expected} such as {names[0]}, each once, got "
+        f"{len(names)}: {', '.join(names)}; name a mirror, leave the subject out of `subjects`, or "
+        f"{USE_OWN_COPIES}"
+    )
+
+
+def _find(name: str, server: Server, listing: list[ListedFile]) -> ListedFile:
+    """The only file of this name. Raises _NotListed if there is none, or several."""
+    files = [file for file in listing if file.name == name]
+    if len(files) != 1:
         raise _NotListed(
-            f"{server}: expected one file {name}, got {len(found)} by that name; it lists "
+            f"{server}: expected one file {name}, got {len(files)} by that name; it lists "
             f"{', '.join(sorted(file.name for file in listing)) or 'nothing'}: name a mirror, or "
             f"{USE_OWN_COPIES}"
         )
-    return found[0]
+    return files[0]
 
 
-def _remote(server: Server, file: Listed, known_files: KnownFiles) -> Remote:
+def _remote(server: Server, file: ListedFile, known_files: KnownFiles) -> Remote:
+    """A listed file, ready to be fetched.
+
+    Raises InputError if it has no size or no address, or another size than the known file.
+    """
     if file.url is None or file.size is None:
+        lack = "no size" if file.url else "no address there, only a link to elsewhere"
         raise InputError(
-            f"{server}: {file.name} has "
-            f"{'no size' if file.url else 'no address there, only a link to elsewhere'}, so that "
-            f"it cannot be fetched; name a mirror, or {USE_OWN_COPIES}"
+            f"{server}: {file.name} has {lack}, so that it cannot be fetched; name a mirror, or "
+            f"{USE_OWN_COPIES}"
         )
+
+    # The key stands for the content: the same file of two servers is fetched once.
     if file.sha256:
         key = f"sha256-{file.sha256}"
     elif file.md5:
         key = f"md5-{file.md5}"
     else:
         key = f"{file.version}-{file.size}-{file.name}"
-    known = None if file.sha256 or file.md5 else known_files.get(file.name)
-    remote = Remote(file.name, file.url, file.size, key, file.sha256, file.md5, known)
-    if known and known.size != file.size:
-        raise InputError(new_version(file.name, f"expected {known.size} bytes, got {file.size}"))
-    return remote
+
+    known_file = None if file.sha256 or file.md5 else known_files.get(file.name)
+    if known_file and known_file.size != file.size:
+        problem = f"expected {known_file.size} bytes, got {file.size}"
+        raise InputError(new_version(file.name, problem))
+    return Remote(file.name, file.url, file.size, key, file.sha256, file.md5, known_file)
 
 
-def _list(server: Server, root: str, patience: Patience) -> list[Listed]:
-    """What the server at `root` lists now, stored for a day without a network."""
+def _list(server: Server, root: str, patience: Patience) -> list[ListedFile]:
+    """What the server at `root` lists now. It is stored for a later run without a network."""
     files = list_files(server, root, patience)
     with replacing(_listing_path(server, root)) as temporary:
         temporary.write_bytes(_LISTING.dump_json(files))
     return files
 
 
-def _stored_listing(server: Server, root: str) -> list[Listed]:
-    """What `_list` returned last, nothing if it never did."""
+def _stored_listing(server: Server, root: str) -> list[ListedFile]:
+    """What `_list` stored last; empty if nothing is stored."""
     try:
         return _LISTING.validate_json(_listing_path(server, root).read_bytes())
     except (FileNotFoundError, ValidationError):

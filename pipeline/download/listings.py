@@ -1,8 +1,8 @@
-"""The files that a server offers: what OSF, Figshare and S3 buckets say of them, each in its own way.
+"""The files that a server offers, as OSF, Figshare and S3 buckets list them.
 
 OSF: https://developer.osf.io, JSON:API 1.0, 100 requests an hour without an account.
-Figshare: https://docs.figshare.com, version 2, as anybody may ask it.
-S3: https://docs.aws.amazon.com/AmazonS3/latest/API/API_ListObjectsV2.html, of a bucket that anybody may list.
+Figshare: https://docs.figshare.com, version 2, without an account.
+S3: https://docs.aws.amazon.com/AmazonS3/latest/API/API_ListObjectsV2.html, of a public bucket.
 """
 
 import re
@@ -19,24 +19,27 @@ from pipeline.errors import InputError
 
 _T = TypeVar("_T")
 
-# They become file names in the cache.
+# The hashes become names of files in the cache, so they must be nothing but digits.
 _Hex64 = Annotated[str, StringConstraints(to_lower=True, pattern="^[0-9a-fA-F]{64}$")]
 _Hex32 = Annotated[str, StringConstraints(to_lower=True, pattern="^[0-9a-fA-F]{32}$")]
 
 
-class Listed(BaseModel):
-    """A file; without a size (in bytes) or an address it cannot be fetched."""
+class ListedFile(BaseModel):
+    """A file in a listing. Without a size (in bytes) or an address it cannot be fetched."""
 
     name: str
     size: int | None = Field(ge=0)
     url: str | None
-    version: str  # with name and size it stands for the content where there is no hash
+    version: str  # a file without a hash is told from others by its version, size and name
     sha256: _Hex64 | None = None
     md5: _Hex32 | None = None
 
 
-def list_files(server: Server, root: str, patience: Patience) -> list[Listed]:
-    """Each file that the server at the address `root` has, from all folders and pages. Raises InputError."""
+def list_files(server: Server, root: str, patience: Patience) -> list[ListedFile]:
+    """Each file that the server at the address `root` has, from all folders and pages.
+
+    Raises InputError if the server cannot be reached, or sends something else than a listing.
+    """
     match server:
         case Osf():
             return list(_list_node(server, root, patience))
@@ -49,6 +52,7 @@ def list_files(server: Server, root: str, patience: Patience) -> list[Listed]:
 def _read_page(
     address: str, server: Server, parse: Callable[[bytes], _T], patience: Patience
 ) -> _T:
+    """One page of a listing. `parse` raises ValueError or ParseError for anything else."""
     try:
         return parse(read(address, patience))
     except (ValueError, ElementTree.ParseError) as error:
@@ -57,8 +61,8 @@ def _read_page(
             first = error.errors()[0]
             problem = f"{'.'.join(map(str, first['loc']))} {first['msg']}".strip()
         raise InputError(
-            f"{address}: expected the file listing of {server}, got something else ({problem}); check the address of "
-            "the server under `download` in params.yaml"
+            f"{address}: expected the file listing of {server}, got something else ({problem}); "
+            "check the address of the server under `download` in params.yaml"
         ) from error
 
 
@@ -83,18 +87,23 @@ class _OsfPage(BaseModel):
     next: str | None = Field(None, validation_alias=AliasPath("links", "next"))
 
 
-def _list_node(server: Osf, api: str, patience: Patience) -> Iterator[Listed]:
+def _list_node(server: Osf, api: str, patience: Patience) -> Iterator[ListedFile]:
     addresses = [f"{api}/nodes/{server.node}/files/osfstorage/"]
-    for address in addresses:  # it grows
+    for address in addresses:  # further pages and folders are appended while we loop
         page = _read_page(address, server, _OsfPage.model_validate_json, patience)
         for item in page.data:
             if item.kind == "file":
-                hashes = {"sha256": item.sha256, "md5": item.md5}
-                yield Listed(
-                    name=item.name, size=item.size, url=item.download, version=server.node, **hashes
+                yield ListedFile(
+                    name=item.name,
+                    size=item.size,
+                    url=item.download,
+                    version=server.node,
+                    sha256=item.sha256,
+                    md5=item.md5,
                 )
-        linked = [page.next, *(item.content for item in page.data if item.kind == "folder")]
-        addresses += [link for link in linked if link is not None and link not in addresses]
+
+        links = [page.next, *(item.content for item in page.data if item.kind == "folder")]
+        addresses += [link for link in links if link is not None and link not in addresses]
 
 
 class _FigshareFile(BaseModel):
@@ -108,23 +117,26 @@ class _FigshareFile(BaseModel):
 _FIGSHARE_PAGE = TypeAdapter(list[_FigshareFile])
 
 
-def _list_article(server: Figshare, api: str, patience: Patience) -> Iterator[Listed]:
-    seen: set[int] = set()
-    number = 1
+def _list_article(server: Figshare, api: str, patience: Patience) -> Iterator[ListedFile]:
+    listed_ids: set[int] = set()
+    page_number = 1
     while True:
-        address = f"{api}/articles/{server.article}/files?page_size=100&page={number}"
-        files = _read_page(address, server, _FIGSHARE_PAGE.validate_json, patience)
-        new = [file for file in files if file.id not in seen]
-        if not new:  # an empty page, or the first one again from a server that has no pages
+        address = f"{api}/articles/{server.article}/files?page_size=100&page={page_number}"
+        page = _read_page(address, server, _FIGSHARE_PAGE.validate_json, patience)
+
+        # The last page is empty. A server without pages sends the first page again and again.
+        files = [file for file in page if file.id not in listed_ids]
+        if not files:
             return
-        for file in new:
-            # Not its `download_url`: the host that it names may want to see a browser and answer 202. The API's own
-            # link leads to the same storage.
+
+        for file in files:
+            # Not its `download_url`: that host may expect a browser, and answer 202 without data.
+            # The link of the API leads to the same storage.
             url = None if file.is_link_only else f"{api}/file/download/{file.id}"
             md5 = file.computed_md5 or None
-            yield Listed(name=file.name, size=file.size, url=url, version=str(file.id), md5=md5)
-        seen.update(file.id for file in new)
-        number += 1
+            yield ListedFile(name=file.name, size=file.size, url=url, version=str(file.id), md5=md5)
+        listed_ids.update(file.id for file in files)
+        page_number += 1
 
 
 class _BucketFile(BaseModel):
@@ -133,20 +145,21 @@ class _BucketFile(BaseModel):
     etag: str = Field("", validation_alias="ETag")
 
 
-def _list_bucket(server: Bucket, root: str, patience: Patience) -> Iterator[Listed]:
+def _list_bucket(server: Bucket, root: str, patience: Patience) -> Iterator[ListedFile]:
     query = {"list-type": "2", "prefix": server.prefix}
-    asked = set()
-    while (address := f"{root}/?{urlencode(query)}") not in asked:
-        asked.add(address)
+    read_addresses = set()  # a server that sends the same token again would never come to an end
+    while (address := f"{root}/?{urlencode(query)}") not in read_addresses:
+        read_addresses.add(address)
         files, token = _read_page(address, server, _parse_bucket_page, patience)
         for file in files:
-            # The ETag of a file that was stored in parts has a "-" and is no hash of the file.
+            # The ETag is the md5, but not for a file that was uploaded in parts: it has a "-" then.
             tag = re.sub("[^0-9A-Za-z-]", "", file.etag)
             md5 = tag if re.fullmatch("[0-9a-f]{32}", tag) else None
+
             name = file.key.rpartition("/")[2]
-            yield Listed(
-                name=name, size=file.size, url=f"{root}/{quote(file.key)}", version=tag, md5=md5
-            )
+            url = f"{root}/{quote(file.key)}"
+            yield ListedFile(name=name, size=file.size, url=url, version=tag, md5=md5)
+
         if token is None:
             return
         query["continuation-token"] = token
@@ -154,19 +167,20 @@ def _list_bucket(server: Bucket, root: str, patience: Patience) -> Iterator[List
 
 def _parse_bucket_page(body: bytes) -> tuple[list[_BucketFile], str | None]:
     """The files, and the token for the next page. Raises ValueError or ParseError."""
+    # XML entities are declared with "<!". They can read files and fill the memory.
     text = body.decode()
-    if (
-        "<!" in text
-    ):  # entities, which can name files and grow without end, are declared so; nothing else here is
+    if "<!" in text:
         raise ValueError("it declares something")
+
     root = ElementTree.fromstring(text)
-    fields = [
-        {field.tag.rpartition("}")[2]: field.text for field in item}
-        for item in root.findall("{*}Contents")
-    ]
     token = root.findtext("{*}NextContinuationToken")
+    files = []
+    for item in root.findall("{*}Contents"):
+        fields = {field.tag.rpartition("}")[2]: field.text for field in item}
+        files.append(fields)
+
     if root.tag.rpartition("}")[2] != "ListBucketResult":
         raise ValueError(f"it begins with {root.tag:.100}")
     if root.findtext("{*}IsTruncated") == "true" and not token:
         raise ValueError("it is cut off and does not say where it goes on")
-    return [_BucketFile.model_validate(item) for item in fields], token
+    return [_BucketFile.model_validate(fields) for fields in files], token

@@ -1,4 +1,6 @@
-"""The images of THINGS from the user's own copy: their licence stands behind a password, so nothing fetches them.
+"""The images of THINGS, taken from the user's own copy.
+
+They are not fetched, because their archive needs a password, which stands for their licence.
 
 Images: Hebart et al. 2019, https://doi.org/10.1371/journal.pone.0223792; https://osf.io/jum2f.
 """
@@ -19,12 +21,15 @@ from pipeline.untrusted.archives import ZIP_FAULTS, open_zip, read_member
 from pipeline.untrusted.pictures import LARGEST_IMAGE
 
 Key = tuple[str, ...]  # the last two parts of a path, with the suffix in lower case
-Places = Mapping[str, Sequence[str]]  # of each image id, the files of that name in the copy
+Matches = Mapping[str, Sequence[str]]  # image id -> the files of that name in the copy
 
 
 @dataclass(frozen=True)
 class _Copy:
-    """An opened folder or zip: the names of all its files, and what reads one of them or its size in bytes."""
+    """An opened folder or zip.
+
+    `names` are all its files. `read` returns the bytes of a file, `size` the number of its bytes.
+    """
 
     names: Sequence[str]
     read: Callable[[str], bytes]
@@ -32,128 +37,153 @@ class _Copy:
 
 
 def find_own_copy(setting: str) -> Path:
-    """The folder or zip that `download.things_images` names, if it can be read; InputError says where to get one."""
+    """The folder or zip that `download.things_images` names.
+
+    Raises InputError if it cannot be read, and then says where to get one.
+    """
+    # `dvc exp run` works in another folder, so a relative path would lead elsewhere.
     path = Path(setting).expanduser()
-    if (
-        not path.is_absolute() or not path.exists()
-    ):  # an experiment of DVC runs in another working directory
+    if not path.is_absolute() or not path.exists():
         raise InputError(
-            f"download.things_images is {setting!r}: expected the full path of your own copy of THINGS' images; get "
-            "images_THINGS.zip (about 12 GB) from https://osf.io/jum2f, accept its licence, whose password unpacks it, "
-            "and name the unpacked folder"
+            f"download.things_images is {setting!r}: expected the full path of your own copy of "
+            "THINGS' images; get images_THINGS.zip (about 12 GB) from https://osf.io/jum2f, accept "
+            "its licence, whose password unpacks it, and name the unpacked folder"
         )
     with _open(path):
         return path
 
 
-def check_images(own_copy: Path, wanted: Sequence[str]) -> None:
-    """InputError if the copy lacks one of the `wanted` images, or has two of other sizes; no image is read."""
-    with _open(own_copy) as copy:
-        _find_images(own_copy, copy, wanted)
+def check_images(own_copy: Path, image_ids: Sequence[str]) -> None:
+    """InputError if the copy lacks an image, or has files of different size for it.
 
-
-def collect_images(own_copy: Path, wanted: Sequence[str], target: Path) -> None:
-    """Write the `wanted` images, in their order and by these names, into one uncompressed zip of fixed dates.
-
-    An image such as `object_images/aardvark/aardvark_01b.jpg` is looked for below any folder of the copy, by its last
-    two parts. InputError, and no zip, where one is missing or two files of that name differ.
+    No image is read.
     """
     with _open(own_copy) as copy:
-        places = _find_images(own_copy, copy, wanted)
+        _find_images(own_copy, copy, image_ids)
+
+
+def collect_images(own_copy: Path, image_ids: Sequence[str], target: Path) -> None:
+    """Write the images into a new zip, in the order and under the names of their ids.
+
+    An image such as `object_images/aardvark/aardvark_01b.jpg` is found in any folder of the copy,
+    by the last two parts of its path. The zip is not compressed, and its dates are fixed, so that
+    the same images always make the same file. Raises InputError, and writes no zip, if an image is
+    missing or if two files of its name differ.
+    """
+    with _open(own_copy) as copy:
+        matches = _find_images(own_copy, copy, image_ids)
 
         with replacing(target) as part, zipfile.ZipFile(part, "w") as archive:
-            for image_id in tqdm(wanted, desc="images", unit="image", disable=None):
-                data = _read_one(own_copy, image_id, places[image_id], copy)
+            for image_id in tqdm(image_ids, desc="images", unit="image", disable=None):
+                data = _read_image(own_copy, image_id, matches[image_id], copy)
                 archive.writestr(zipfile.ZipInfo(image_id), data)  # dated 1980
 
 
-def _find_images(own_copy: Path, copy: _Copy, wanted: Sequence[str]) -> Places:
-    """The files of each wanted image; InputError if it has none, a link to nothing, or several of other sizes."""
-    places: dict[Key, list[str]] = {_key(image_id): [] for image_id in wanted}
-    for name in copy.names:
-        if (key := _key(name)) in places:
-            places[key].append(name)
+def _find_images(own_copy: Path, copy: _Copy, image_ids: Sequence[str]) -> Matches:
+    """The files of each image.
 
-    found = {image_id: places[_key(image_id)] for image_id in wanted}
-    missing = [image_id for image_id in wanted if not found[image_id]]
+    Raises InputError if an image has no file, a link to nothing, or files of different size.
+    """
+    names_by_key: dict[Key, list[str]] = {_key(image_id): [] for image_id in image_ids}
+    for name in copy.names:
+        key = _key(name)
+        if key in names_by_key:
+            names_by_key[key].append(name)
+
+    matches = {image_id: names_by_key[_key(image_id)] for image_id in image_ids}
+    missing = [image_id for image_id in image_ids if not matches[image_id]]
     if missing:
         raise InputError(
-            f"{own_copy}: {len(missing)} of {len(wanted)} images are missing, the first is {missing[0]}; "
-            f"{_what_it_is(copy.names, len(missing) == len(wanted))}"
+            f"{own_copy}: {len(missing)} of {len(image_ids)} images are missing, the first is "
+            f"{missing[0]}; {_remedy(copy.names, len(missing) == len(image_ids))}"
         )
 
+    # Files of different size differ. Files of the same size are compared when they are read.
     if own_copy.is_dir():
-        _check_links(own_copy, found)
-    for image_id, names in found.items():
+        _check_links(own_copy, matches)
+    for image_id, names in matches.items():
         if len(names) > 1 and len(set(map(copy.size, names))) > 1:
             raise _differ(own_copy, image_id, names)
-    return found
+    return matches
 
 
 def _key(name: str) -> Key:
-    """Cameras and Windows write .JPG for .jpg."""
+    """The suffix is in lower case, because cameras and Windows write .JPG for .jpg."""
     *folders, file = PurePosixPath(name).parts[-2:]
     stem, dot, suffix = file.rpartition(".")
     return (*folders, f"{stem}{dot}{suffix.lower()}")
 
 
-def _what_it_is(names: Sequence[str], all_missing: bool) -> str:
-    """What a copy without the images seems to be, and what is wanted."""
+def _remedy(names: Sequence[str], all_missing: bool) -> str:
+    """The end of the error text for missing images: what the copy seems to be, and what to do."""
     folders = {PurePosixPath(name).parent.name for name in names}
     if all_missing and any(re.fullmatch(r"\d{5}_.+", folder) for folder in folders):
         return (
-            "its folders are numbered, as 00001_aardvark is: it seems to be the image set of THINGS-EEG2, and the MEG "
-            "showed other images of THINGS; let download.things_images name the unpacked images_THINGS.zip "
-            "(https://osf.io/jum2f), with folders such as aardvark"
+            "its folders are numbered, as 00001_aardvark is: it seems to be the image set of "
+            "THINGS-EEG2, and the MEG showed other images of THINGS; let download.things_images "
+            "name the unpacked images_THINGS.zip (https://osf.io/jum2f), with folders such as "
+            "aardvark"
         )
     if all_missing:
         return (
-            "let download.things_images name the whole unpacked images_THINGS.zip (https://osf.io/jum2f), in which "
-            "each concept has a folder"
+            "let download.things_images name the whole unpacked images_THINGS.zip "
+            "(https://osf.io/jum2f), in which each concept has a folder"
         )
-    return "unpack images_THINGS.zip (https://osf.io/jum2f) again and whole, or copy those that are missing into it"
+    return (
+        "unpack images_THINGS.zip (https://osf.io/jum2f) again and whole, or copy those that are "
+        "missing into it"
+    )
 
 
-def _check_links(own_copy: Path, found: Places) -> None:
-    """InputError if images are links to nothing, as datalad and git-annex leave them before the files are fetched."""
-    broken = [image_id for image_id, names in found.items() if not all(map(os.path.exists, names))]
+def _check_links(own_copy: Path, matches: Matches) -> None:
+    """InputError if images are links to nothing.
+
+    datalad and git-annex make such links, and fetch the files only when they are asked to.
+    """
+    broken = [
+        image_id for image_id, names in matches.items() if not all(map(os.path.exists, names))
+    ]
     if broken:
         raise InputError(
-            f"{own_copy}: {len(broken)} of {len(found)} images are links whose target is not there, the first is "
-            f"{broken[0]}; fetch them first: datalad get, or git annex get, in that folder"
+            f"{own_copy}: {len(broken)} of {len(matches)} images are links whose target is not "
+            f"there, the first is {broken[0]}; fetch them first: datalad get, or git annex get, in "
+            "that folder"
         )
 
 
-def _read_one(own_copy: Path, image_id: str, names: Sequence[str], copy: _Copy) -> bytes:
-    """The image, which may lie there several times if all are the same; InputError if they differ."""
+def _read_image(own_copy: Path, image_id: str, names: Sequence[str], copy: _Copy) -> bytes:
+    """The bytes of an image; InputError if the files of its name differ."""
     data = copy.read(names[0])
-    if any(copy.read(other) != data for other in names[1:]):
+    if any(copy.read(name) != data for name in names[1:]):
         raise _differ(own_copy, image_id, names)
     return data
 
 
 def _differ(own_copy: Path, image_id: str, names: Sequence[str]) -> InputError:
+    first_step = "" if own_copy.is_dir() else "unpack it, and "
     return InputError(
         f"{own_copy}: has {len(names)} different files for the image {image_id}: "
-        f"{', '.join(sorted(names))}; {'' if own_copy.is_dir() else 'unpack it, and '}let "
-        "download.things_images name the folder of the published ones alone"
+        f"{', '.join(sorted(names))}; {first_step}let download.things_images name the folder of "
+        "the published ones alone"
     )
 
 
 @contextmanager
 def _open(own_copy: Path) -> Iterator[_Copy]:
+    """InputError if it is an encrypted zip, or no whole zip."""
     if own_copy.is_dir():
-        names = [name for name in files_below(own_copy) if not _is_of_macos(name)]
+        names = [name for name in files_below(own_copy) if not _is_macos_metadata(name)]
         yield _Copy(names, _read_file, os.path.getsize)
         return
 
     if _is_encrypted(own_copy):
         raise InputError(
-            f"{own_copy}: is encrypted; unpack it with the password of its licence (https://osf.io/jum2f) and let "
-            "download.things_images name the folder"
+            f"{own_copy}: is encrypted; unpack it with the password of its licence "
+            "(https://osf.io/jum2f) and let download.things_images name the folder"
         )
+
     with open_zip(own_copy, LARGEST_IMAGE) as archive:
-        names = [name for name in archive.namelist() if not _is_of_macos(name)]
+        names = [name for name in archive.namelist() if not _is_macos_metadata(name)]
         yield _Copy(
             names,
             lambda name: read_member(archive, name),
@@ -170,8 +200,8 @@ def _read_file(name: str) -> bytes:
         ) from error
 
 
-def _is_of_macos(name: str) -> bool:
-    """Whether it holds what macOS keeps beside a file: `__MACOSX/aardvark/._aardvark_01b.jpg` is no image."""
+def _is_macos_metadata(name: str) -> bool:
+    """Whether macOS wrote it beside a file: `__MACOSX/aardvark/._aardvark_01b.jpg` is no image."""
     return PurePosixPath(name).name.startswith("._")
 
 
@@ -180,4 +210,4 @@ def _is_encrypted(path: Path) -> bool:
         with zipfile.ZipFile(path) as archive:
             return any(info.flag_bits & 0x1 for info in archive.infolist())
     except (OSError, *ZIP_FAULTS):
-        return False  # `open_zip` says what is wrong with it
+        return False  # `open_zip` will say what is wrong with the file

@@ -1,8 +1,8 @@
 """The proxy that the environment names for an address, and HTTP through it.
 
-The variables are those of curl: HTTP_PROXY, HTTPS_PROXY and ALL_PROXY, small letters first, but for the hosts of
-NO_PROXY. Where none is set, macOS is asked for its settings. Nothing is read before the first request, so that a proxy
-that cannot be used harms nobody whose files are all here.
+The variables are those of curl: HTTP_PROXY, HTTPS_PROXY and ALL_PROXY; names in lower case come
+first. Hosts in NO_PROXY are asked directly. If no variable is set, the settings of macOS count.
+Nothing is read before the first request: who has all files needs no proxy.
 """
 
 import os
@@ -28,14 +28,16 @@ class Proxy:
     variable: str
 
     def __str__(self) -> str:
+        """Its address without user and password, and the variable."""
         port = f":{self.url.port}" if self.url.port else ""
-        return (
-            f"{self.url.scheme}://{self.url.host}{port} ({self.variable})"  # without its password
-        )
+        return f"{self.url.scheme}://{self.url.host}{port} ({self.variable})"
 
 
 def find_proxy(url: httpx.URL) -> Proxy | None:
-    """The proxy for an address, None if it is asked directly. InputError if the proxy named cannot be one."""
+    """The proxy for an address; None for a direct connection.
+
+    Raises InputError if the environment names something that cannot be a proxy.
+    """
     if urllib.request.proxy_bypass(url.host):
         return None
 
@@ -50,6 +52,7 @@ def find_proxy(url: httpx.URL) -> Proxy | None:
 
 
 def _parse(text: str, variable: str) -> Proxy:
+    """A proxy by its text in a variable; without a scheme it is an HTTP proxy."""
     with_scheme = text if "://" in text else f"http://{text}"
     try:
         url = httpx.URL(with_scheme)
@@ -64,14 +67,15 @@ def _parse(text: str, variable: str) -> Proxy:
 
 
 def _unusable(text: str, variable: str, problem: str) -> InputError:
-    _, _, shown = text.rpartition("@")  # without user and password
+    _, _, address = text.rpartition("@")  # without user and password
     return InputError(
-        f"{variable} names the proxy {shown!r}, which cannot be one ({problem}): correct it, or `unset {variable}`"
+        f"{variable} names the proxy {address!r}, which cannot be one ({problem}): correct it, or "
+        f"`unset {variable}`"
     )
 
 
 class ProxyTransport(httpx.AsyncBaseTransport):
-    """Sends each request by the proxy that the environment names for its address."""
+    """Sends each request through the proxy that the environment names for its address."""
 
     def __init__(self) -> None:
         self._transports: dict[Proxy | None, httpx.AsyncHTTPTransport] = {}
@@ -81,9 +85,10 @@ class ProxyTransport(httpx.AsyncBaseTransport):
         if proxy not in self._transports:
             proxy_url = proxy.url if proxy else None
             self._transports[proxy] = httpx.AsyncHTTPTransport(verify=_tls(), proxy=proxy_url)
+
         try:
             return await self._transports[proxy].handle_async_request(request)
-        except socksio.ProtocolError as error:  # httpx lets it through
+        except socksio.ProtocolError as error:  # httpx does not turn it into an error of its own
             raise httpx.ProxyError(f"it does not speak SOCKS ({error})", request=request) from error
 
     async def aclose(self) -> None:
@@ -93,4 +98,5 @@ class ProxyTransport(httpx.AsyncBaseTransport):
 
 @cache
 def _tls() -> ssl.SSLContext:
+    """Cached, because reading all certificates takes time."""
     return httpx.create_ssl_context()

@@ -1,35 +1,32 @@
-"""Files fetched over HTTP into a cache outside the repository, and put from there where they are wanted.
+"""Files fetched over HTTP into the cache, and put from there where they are used.
 
-The cache holds for each file, under a key that names its content:
-    <key>.part   the bytes that have come so far; the next run asks for the rest
-    <key>        the whole file: it gets this name when it has been synced and checked
-    <key>.json   its size and sha256, taken at that check
-    <key>.lock   held by the run that works on this file
-
-A new file must have the published size and sha256, else md5, else the sha256 that this project knows of it, else (a
-zip, as files of torch and numpy are) the CRC of each member. A file of none of these is known by its size alone. A
-cached file is hashed again each time it is put in place: the places are hard links to it, and what is written into one
-of them is written into the cache.
+`fetch` plans the downloads, checks that they fit on the disk, and runs several at a time. A
+`Download` is one file: `resume` receives the missing bytes, `verify` compares the whole file with
+what was published, and `place` puts it where it is used.
 """
 
 import asyncio
-import hashlib
 import os
 import shutil
 import time
-import zipfile
-import zlib
+from collections import Counter
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
-from pydantic import BaseModel, ValidationError
 from tqdm import tqdm
 
-from pipeline.datasets.known_files import KnownFile
-from pipeline.disks import existing
+from pipeline.disks import GB
+from pipeline.download.cache import CacheEntry, Record, is_cached, lock_entry
+from pipeline.download.remote import (
+    NewVersion,
+    Remote,
+    WrongFile,
+    check_file,
+    file_size,
+    new_version,
+)
 from pipeline.download.web import (
     PATIENCE,
     USE_OWN_COPIES,
@@ -43,87 +40,100 @@ from pipeline.download.web import (
     tell_user,
 )
 from pipeline.errors import InputError
-from pipeline.files import cache_folder, check_folders, fault_of, replacing, try_lock, waiting_note
+from pipeline.files import cache_folder, check_folders, fault_of
 
 FILES_AT_ONCE = 3
-POLLED = 0.1  # s between two looks at a lock
-RESTARTS = 4  # of a file from its first byte, by a server that cannot send the rest alone
-GB = 1e9
+RESTARTS = 4  # from the first byte, for a server that cannot send only the missing bytes
 
 
-@dataclass(frozen=True)
-class Remote:
-    """A file that a server offers; `key` names its content in the cache.
+def fetch(targets: Mapping[Path, Remote], patience: Patience = PATIENCE) -> None:
+    """Put each file at its path, and download before what the cache lacks.
 
-    Hashes are lower-case hex; of `sha256` the first digits do, where no more of them are published.
+    A file is a hard link to the cache, or a copy where no link is possible. If one file fails, the
+    others still come, and the bytes that have come stay for the next run. Raises InputError.
     """
-
-    name: str
-    url: str
-    size: int
-    key: str
-    sha256: str | None = None
-    md5: str | None = None
-    known: KnownFile | None = (
-        None  # what this project knows of the file, where the server names no hash
-    )
+    asyncio.run(_fetch(targets, patience))
 
 
-class _Record(BaseModel):
-    name: str  # for people who look into the cache
-    size: int
-    sha256: str
-
-
-class WrongFile(Exception):
-    """A file is not what was published; the text says expected and got."""
-
-
-class NewVersion(WrongFile):
-    """A file is another one than this project knows; the publisher may have replaced it."""
-
-
-def fetch(wanted: Mapping[Path, Remote], patience: Patience = PATIENCE) -> None:
-    """Put each file at its path, a hard link into the cache (else a copy), downloading first what the cache lacks.
-
-    One file's failure does not stop the others; what has come is kept for the next run. Raises InputError.
-    """
-    asyncio.run(_fetch(wanted, patience))
-
-
-def is_cached(remote: Remote) -> bool:
-    """Whether the cache holds the whole file, judged by its size; `fetch` looks at each byte."""
-    return _size(_entry(remote.key)) == remote.size
-
-
-def cached_size(key: str) -> int | None:
-    """The size in bytes of a cached file whose size nobody publishes, None if it is not there whole."""
-    record = _read_record(_entry(key))
-    return record.size if record and _size(_entry(key)) == record.size else None
-
-
-async def _fetch(wanted: Mapping[Path, Remote], patience: Patience) -> None:
-    remotes = {remote.key: remote for remote in wanted.values()}
+async def _fetch(targets: Mapping[Path, Remote], patience: Patience) -> None:
+    # Two targets may have the same content: it is downloaded once.
+    remotes = {remote.key: remote for remote in targets.values()}
     missing = [remote for remote in remotes.values() if not is_cached(remote)]
-    _plan(wanted, missing)
-    free = asyncio.Semaphore(FILES_AT_ONCE)
-    started = sum(_size(_part(remote.key)) for remote in missing)
-    with tqdm(
-        total=sum(remote.size for remote in missing),
-        initial=started,
+    _announce(len(remotes) - len(missing), missing)
+    _check_room(targets, missing)
+
+    bar = tqdm(
+        total=_total_size(missing),
+        initial=_part_sizes(missing),
         unit="B",
         unit_scale=True,
         disable=None,
-    ) as bar:
+    )
+    slots = asyncio.Semaphore(FILES_AT_ONCE)
+    with bar:
         async with open_client(patience) as client:
 
-            async def obtain(remote: Remote) -> None:
-                async with free:
-                    places = [path for path, other in wanted.items() if other.key == remote.key]
-                    await _obtain(client, remote, places, patience, bar)
+            async def download(remote: Remote) -> None:
+                async with slots:
+                    paths = [path for path in targets if targets[path].key == remote.key]
+                    await Download(remote, client, bar, patience).run(paths)
 
-            results = await asyncio.gather(*map(obtain, remotes.values()), return_exceptions=True)
-    errors = [result for result in results if isinstance(result, BaseException)]
+            # Exceptions come back as results, so that one failure does not stop the others.
+            results = await asyncio.gather(*map(download, remotes.values()), return_exceptions=True)
+    _raise_first([result for result in results if isinstance(result, BaseException)])
+
+
+def _announce(n_cached: int, missing: list[Remote]) -> None:
+    """Print what will be downloaded."""
+    cache = cache_folder()
+    if not missing:
+        print(f"Nothing to download: {n_cached} of {n_cached} files are in {cache}", flush=True)
+        return
+
+    free = shutil.disk_usage(cache).free
+    print(
+        f"To download into {cache}: {len(missing)} file(s), {_total_size(missing) / GB:.3f} GB, "
+        f"{_part_sizes(missing) / GB:.3f} GB of it came earlier; {n_cached} more are there whole; "
+        f"{free / GB:.3f} GB are free",
+        *(
+            f"  {remote.size / GB:8.3f} GB  {remote.name}{_no_hash_note(remote)}"
+            for remote in missing
+        ),
+        sep="\n",
+        flush=True,
+    )
+
+
+def _no_hash_note(remote: Remote) -> str:
+    if remote.sha256 or remote.md5 or remote.known_file:
+        return ""
+    check = "CRCs" if remote.name.endswith(".zip") else "size alone"
+    return f"  (no hash is published: checked by its {check})"
+
+
+def _check_room(targets: Mapping[Path, Remote], missing: list[Remote]) -> None:
+    """InputError if a disk is too small for the downloads and the copies, or cannot be written."""
+    needs: Counter[Path] = Counter()
+    if missing:
+        needs[cache_folder()] = _total_size(missing) - _part_sizes(missing)
+
+    # A hard link takes no room, and a copy takes the place of an older file.
+    for path, remote in targets.items():
+        is_link = CacheEntry(remote.key).can_link(path)
+        needs[path.parent] += 0 if is_link else remote.size - file_size(path)
+    check_folders(needs)
+
+
+def _total_size(remotes: list[Remote]) -> int:
+    return sum(remote.size for remote in remotes)
+
+
+def _part_sizes(remotes: list[Remote]) -> int:
+    return sum(CacheEntry(remote.key).part_size() for remote in remotes)
+
+
+def _raise_first(errors: list[BaseException]) -> None:
+    """Raise an error of the program first. Of several InputErrors, raise one that counts them."""
     for error in errors:
         if not isinstance(error, InputError) or len(errors) == 1:
             raise error
@@ -131,345 +141,233 @@ async def _fetch(wanted: Mapping[Path, Remote], patience: Patience) -> None:
         raise InputError(f"{errors[0]} ({len(errors) - 1} more failed too)")
 
 
-def _plan(wanted: Mapping[Path, Remote], missing: list[Remote]) -> None:
-    """Say what will be fetched, and raise InputError if it cannot fit."""
-    cache = cache_folder()
-    here = len({remote.key for remote in wanted.values()}) - len(missing)
-    if not missing:
-        print(f"Nothing to download: {here} of {here} files are in {cache}", flush=True)
-    else:
-        started = sum(_size(_part(remote.key)) for remote in missing)
-        size = sum(remote.size for remote in missing)
-        print(
-            f"To download into {cache}: {len(missing)} file(s), {size / GB:.3f} GB, {started / GB:.3f} GB of it "
-            f"came earlier; {here} more are there whole; {shutil.disk_usage(cache).free / GB:.3f} GB are free",
-            *(
-                f"  {remote.size / GB:8.3f} GB  {remote.name}{_no_hash_note(remote)}"
-                for remote in missing
-            ),
-            sep="\n",
-            flush=True,
-        )
-    needs = {cache: size - started} if missing else {}
-    for path, remote in wanted.items():
-        copied = 0 if _can_link(_entry(remote.key), path) else remote.size - _size(path)
-        needs[path.parent] = needs.get(path.parent, 0) + copied
-    check_folders(needs)
+class Download:
+    """One file on its way into the cache, and from there to the paths where it is used."""
 
+    def __init__(
+        self, remote: Remote, client: httpx.AsyncClient, bar: tqdm, patience: Patience
+    ) -> None:
+        self.remote = remote
+        self.client = client
+        self.bar = bar
+        self.patience = patience
 
-def _no_hash_note(remote: Remote) -> str:
-    if remote.sha256 or remote.md5 or remote.known:
-        return ""
-    return f"  (no hash is published: checked by its {'CRCs' if remote.name.endswith('.zip') else 'size alone'})"
+        self.entry = CacheEntry(remote.key)
+        self.n_other_sizes = 0  # answers that announced another size than the listing
+        self.n_restarts = 0  # answers that began at the first byte, not at the first missing one
 
-
-async def _obtain(
-    client: httpx.AsyncClient, remote: Remote, places: list[Path], patience: Patience, bar: tqdm
-) -> None:
-    """Make sure of the cached file, fetching it if need be, and put it in place."""
-    entry = _entry(remote.key)
-    try:
-        async with _locked(entry, remote) as may_write:
-            if not await asyncio.to_thread(_intact, entry, remote, may_write):
-                await _complete(_Transfer(client, remote, _part(remote.key), patience, bar))
-            for place in places:
-                await asyncio.to_thread(_place, entry, place)
-    except OSError as error:
-        fault = fault_of(error, entry) or error
-        raise InputError(
-            f"{remote.name}: {fault}; {_size(_part(remote.key))} of {remote.size} bytes are kept"
-        ) from error
-
-
-@asynccontextmanager
-async def _locked(entry: Path, remote: Remote) -> AsyncIterator[bool]:
-    """Yields whether the lock is held: of a cache that others fill, a whole file can be read without it."""
-    lock_file = entry.with_name(f"{entry.name}.lock")
-    try:
-        lock = try_lock(lock_file)
-    except InputError:
-        if not is_cached(remote):
-            raise
-        yield False
-        return
-    if lock is None:
-        tell_user(f"{remote.name}: another run is fetching it; {waiting_note(lock_file)}")
-    while lock is None:
-        await asyncio.sleep(POLLED)
-        lock = try_lock(lock_file)
-    try:
-        yield True
-    finally:
-        lock.release()
-
-
-def _intact(entry: Path, remote: Remote, may_write: bool) -> bool:
-    """Whether the cached file is still the one that was checked; a damaged one is removed."""
-    if not entry.exists():
-        return False
-    record = _read_record(entry)
-    try:
-        sha256 = check_file(
-            entry, replace(remote, sha256=remote.sha256 or record.sha256) if record else remote
-        )
-        if remote.known and sha256 != remote.known.sha256:
-            raise InputError(
-                new_version(remote.name, f"expected sha256 {remote.known.sha256}, got {sha256}")
-            )
-    except WrongFile as problem:
-        tell_user(f"{remote.name}: the copy in the cache is damaged ({problem}); fetching it again")
-        entry.unlink()
-        return False
-    if not record and may_write:
-        _write_record(entry, _Record(name=remote.name, size=remote.size, sha256=sha256))
-    return True
-
-
-@dataclass
-class _Transfer:
-    """One file on its way into `part`."""
-
-    client: httpx.AsyncClient
-    remote: Remote
-    part: Path
-    patience: Patience
-    bar: tqdm
-    n_other_sizes: int = 0  # answers that announced another size than the listing
-    n_restarts: int = 0  # answers that began at the first byte although the rest was asked for
-
-
-async def _complete(transfer: _Transfer) -> None:
-    """Fetch the rest of a file, check it, give it its name; one that is wrong is fetched once more from the start."""
-    remote, part = transfer.remote, transfer.part
-    entry = _entry(remote.key)
-    first_sha256 = None
-
-    for attempt in (1, 2):
-        await _receive(transfer)
+    async def run(self, paths: list[Path]) -> None:
+        """Download the file if the cache lacks it, and put it at `paths`. Raises InputError."""
         try:
-            sha256 = await asyncio.to_thread(_sync_and_check, part, remote)
-        except NewVersion as problem:
-            sha256 = _digest(part, "sha256")
-            if sha256 == first_sha256:  # twice the same: no damage on the way, another file
-                _keep(part, entry, remote, sha256)
-                raise InputError(new_version(remote.name, problem)) from problem
-            first_sha256 = sha256
+            async with lock_entry(self.entry, self.remote) as may_write:
+                if not await asyncio.to_thread(self.is_intact, may_write):
+                    await self.complete()
+                await asyncio.to_thread(self.place, paths)
+        except OSError as error:
+            fault = fault_of(error, self.entry.file) or error
+            raise InputError(f"{self.remote.name}: {fault}; {self._progress()}") from error
+
+    def is_intact(self, may_write: bool) -> bool:
+        """Whether the cache holds the file as it was verified. A damaged file is removed.
+
+        Raises InputError if the file is intact, but a new version that the user has not accepted.
+        """
+        remote = self.remote
+        entry = self.entry
+        if not entry.file.exists():
+            return False
+
+        # The sha256 of the first check is better than the CRCs or the size that were published.
+        record = entry.read_record()
+        expected = replace(remote, sha256=remote.sha256 or record.sha256) if record else remote
+        try:
+            sha256 = check_file(entry.file, expected)
         except WrongFile as problem:
-            if attempt == 2:
-                _drop(transfer)
-                raise InputError(
-                    f"{remote.name}: what came from {remote.url} is twice not the published file: {problem}; "
-                    f"nothing of it is kept: run it again later, name a mirror, or {USE_OWN_COPY}"
-                ) from problem
-        else:
-            _keep(part, entry, remote, sha256)
+            tell_user(
+                f"{remote.name}: the copy in the cache is damaged ({problem}); fetching it again"
+            )
+            entry.file.unlink()
+            return False
+
+        known_file = remote.known_file
+        if known_file and sha256 != known_file.sha256:
+            difference = f"expected sha256 {known_file.sha256}, got {sha256}"
+            raise InputError(new_version(remote.name, difference))
+
+        # A run was killed before it wrote the record, or the record is damaged.
+        if not record and may_write:
+            entry.write_record(Record(name=remote.name, size=remote.size, sha256=sha256))
+        return True
+
+    async def complete(self) -> None:
+        """Resume and verify. A wrong file is dropped and fetched a second time.
+
+        Raises InputError if the file is wrong twice.
+        """
+        remote = self.remote
+        new_sha256 = None  # of the first download, if it seems to be a new version
+
+        for attempt in (1, 2):
+            await self.resume()
+            try:
+                sha256 = await asyncio.to_thread(self.verify)
+            except WrongFile as problem:
+                # Damage on the way is hardly the same twice, so this is a new version. It stays in
+                # the cache, in case that the user accepts it.
+                if isinstance(problem, NewVersion) and problem.sha256 == new_sha256:
+                    self.entry.finish(remote.name, problem.sha256)
+                    raise InputError(new_version(remote.name, problem)) from problem
+
+                self.drop()
+                if attempt == 2:
+                    raise InputError(
+                        f"{remote.name}: what came from {remote.url} is twice not the published "
+                        f"file: {problem}; nothing of it is kept: run it again later, name a "
+                        f"mirror, or {USE_OWN_COPY}"
+                    ) from problem
+                if isinstance(problem, NewVersion):
+                    new_sha256 = problem.sha256
+            else:
+                self.entry.finish(remote.name, sha256)
+                return
+            tell_user(f"{remote.name}: what came is not the published file; fetching it once more")
+
+    async def resume(self) -> None:
+        """Receive the missing bytes, in as many requests as patience allows.
+
+        A server may have a longer file: then the part ends with one byte more than expected, and
+        `verify` refuses it. Raises InputError when patience is at its end.
+        """
+        try:
+            await retry(self._receive, self.remote.name, self.patience, self.entry.part_size)
+        except TryAgain as error:
+            raise InputError(
+                f"{self.remote.name}: {error}; gave up, {self._progress()}: run it again when the "
+                "network or the server is well, and it goes on from there, or "
+                f"{USE_OWN_COPY}"
+            ) from error
+
+    def verify(self) -> str:
+        """Sync the part to the disk, check it, and return its sha256. Raises WrongFile."""
+        with open(self.entry.part, "rb+") as file:
+            os.fsync(file.fileno())
+        return check_file(self.entry.part, self.remote)
+
+    def place(self, paths: list[Path]) -> None:
+        """Put the cached file at each path."""
+        for path in paths:
+            self.entry.place(path)
+
+    def drop(self) -> None:
+        """Remove the bytes that have come, so that the next request starts at the first byte."""
+        self.bar.update(-self.entry.part_size())
+        self.entry.part.unlink(missing_ok=True)
+
+    def _progress(self) -> str:
+        return f"{self.entry.part_size()} of {self.remote.size} bytes are kept"
+
+    async def _receive(self) -> None:
+        """Ask once for the missing bytes. Raises TryAgain or InputError if not all of them come."""
+        remote = self.remote
+        n_received = self.entry.part_size()
+        if n_received >= remote.size:
             return
-        _drop(transfer)
-        tell_user(f"{remote.name}: what came is not the published file; fetching it once more")
 
+        headers = {"Range": f"bytes={n_received}-"} if n_received else {}
+        async with self.client.stream("GET", remote.url, headers=headers) as response:
+            host = response.url.host
+            if response.status_code == 416:  # Range Not Satisfiable
+                self._check_announced_size(response)
+                self.drop()
+                raise TryAgain(
+                    f"{host} has fewer bytes than the {n_received} that came before; from the start"
+                )
 
-def _keep(part: Path, entry: Path, remote: Remote, sha256: str) -> None:
-    """Give a whole file its name in the cache."""
-    _write_record(entry, _Record(name=remote.name, size=_size(part), sha256=sha256))
-    os.replace(part, entry)
+            # An error page shows at its first bytes, before any of it is written.
+            chunks = response.aiter_raw()
+            first_chunk = await anext(chunks, b"")
+            refuse(response, first_chunk, f"{remote.name}: {remote.url}")
+            self._check_announced_size(response)
 
+            if n_received and self._starts_over(response, n_received):
+                self.bar.update(-n_received)
+                n_received = 0
+            await self._write(n_received, first_chunk, chunks, host)
 
-def _drop(transfer: _Transfer) -> None:
-    """Begin again with nothing."""
-    transfer.bar.update(-_size(transfer.part))
-    transfer.part.unlink(missing_ok=True)
+    def _check_announced_size(self, response: httpx.Response) -> None:
+        """InputError if the server's file has another size than the listing says.
 
+        Such a file can never be complete. But one wrong answer may be an accident, so the second
+        wrong answer is refused, or the first if the server has no bytes beyond those in the part.
+        """
+        remote = self.remote
+        size = announced_size(response)
+        if size is None or size == remote.size:
+            return
 
-async def _receive(transfer: _Transfer) -> None:
-    """Add to the part until it has the file's size (or a byte more, where the server has a longer one)."""
-    remote, part = transfer.remote, transfer.part
-    try:
-        await retry(
-            lambda: _receive_rest(transfer), remote.name, transfer.patience, lambda: _size(part)
-        )
-    except TryAgain as error:
-        raise InputError(
-            f"{remote.name}: {error}; gave up, {_size(part)} of {remote.size} bytes are kept: run it again when the "
-            f"network or the server is well, and it goes on from there, or {USE_OWN_COPY}"
-        ) from error
-
-
-async def _receive_rest(transfer: _Transfer) -> None:
-    remote, have = transfer.remote, _size(transfer.part)
-    if have >= remote.size:
-        return
-
-    headers = {"Range": f"bytes={have}-"} if have else {}
-    async with transfer.client.stream("GET", remote.url, headers=headers) as response:
-        if response.status_code == 416:
-            _check_announced_size(transfer, response)
-            _drop(transfer)
-            raise TryAgain(
-                f"{response.url.host} has fewer bytes than the {have} that came before; from the start"
+        self.n_other_sizes += 1
+        part_size = self.entry.part_size()
+        if self.n_other_sizes > 1 or size == part_size:
+            raise InputError(
+                f"{remote.name}: the listing says that it has {remote.size} bytes, and "
+                f"{response.url.host} has a file of {size}; {part_size} bytes are kept: run it "
+                f"again when the server's list is mended, name a mirror, or {USE_OWN_COPIES}"
             )
 
-        chunks = response.aiter_raw()
-        first_chunk = await anext(chunks, b"")
-        refuse(response, first_chunk, f"{remote.name}: {remote.url}")
-        _check_announced_size(transfer, response)
-        if have and _begins_anew(transfer, response, have):
-            transfer.bar.update(-have)
-            have = 0
-        await _append(transfer, have, first_chunk, chunks, response.url.host)
+    def _starts_over(self, response: httpx.Response, n_received: int) -> bool:
+        """Whether the answer starts at the first byte, and not after the `n_received` bytes.
 
+        Raises TryAgain for an answer that is neither, InputError after too many restarts.
+        """
+        remote = self.remote
+        host = response.url.host
+        if response.status_code == 206:  # Partial Content
+            if not response.headers.get("Content-Range", "").startswith(f"bytes {n_received}-"):
+                raise TryAgain(f"{host} sent another range than the one asked for")
+            return False
 
-def _check_announced_size(transfer: _Transfer, response: httpx.Response) -> None:
-    """InputError where the server's file has another size than the listing says: it can never be complete.
+        if response.headers.get("Content-Length", str(remote.size)) != str(remote.size):
+            raise TryAgain(f"{host} sent something of another size than the file")
 
-    Said once it may be a slip on the way, and the bytes are worth having; unless all of them are here already.
-    """
-    announced = announced_size(response)
-    if announced is None or announced == transfer.remote.size:
-        return
+        # The whole file again. Each restart costs up to all its bytes, so there are only a few.
+        self.n_restarts += 1
+        if self.n_restarts > RESTARTS:
+            raise InputError(
+                f"{remote.name}: {host} breaks off, and begins with the first byte each time "
+                f"instead of going on; gave up after {RESTARTS} restarts: name a mirror, or "
+                f"{USE_OWN_COPY}"
+            )
+        return True
 
-    transfer.n_other_sizes += 1
-    if transfer.n_other_sizes > 1 or announced == _size(transfer.part):
-        remote = transfer.remote
-        raise InputError(
-            f"{remote.name}: the listing says that it has {remote.size} bytes, and "
-            f"{response.url.host} has a file of {announced}; {_size(transfer.part)} bytes are "
-            "kept: run it again when the server's list is mended, name a mirror, or "
-            f"{USE_OWN_COPIES}"
-        )
+    async def _write(
+        self, n_received: int, chunk: bytes, chunks: AsyncIterator[bytes], host: str
+    ) -> None:
+        """Write `chunk` and all `chunks` after it to the part, behind its first `n_received` bytes.
 
+        Raises TryAgain if the server sends too slowly or stops too early.
+        """
+        remote = self.remote
+        patience = self.patience
+        period_start = time.monotonic()
+        n_at_start = n_received
 
-def _begins_anew(transfer: _Transfer, response: httpx.Response, have: int) -> bool:
-    """Whether the answer begins at the first byte; TryAgain where it is of neither kind."""
-    remote, host = transfer.remote, response.url.host
-    if response.status_code == 206:
-        if not response.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
-            raise TryAgain(f"{host} sent another range than the one asked for")
-        return False
+        with open(self.entry.part, "ab" if n_received else "wb") as file:
+            while chunk and n_received <= remote.size:
+                # One byte too many is enough to see that the file is longer than it should be.
+                chunk = chunk[: remote.size + 1 - n_received]
+                file.write(chunk)
+                self.bar.update(len(chunk))
+                n_received += len(chunk)
 
-    if response.headers.get("Content-Length", str(remote.size)) != str(remote.size):
-        raise TryAgain(f"{host} sent something of another size than the file")
-    transfer.n_restarts += 1
-    if transfer.n_restarts > RESTARTS:
-        raise InputError(
-            f"{remote.name}: {host} breaks off, and begins with the first byte each time instead of going on; gave up "
-            f"after {RESTARTS} restarts: name a mirror, or {USE_OWN_COPY}"
-        )
-    return True
+                # The timeout of the client only ends connections that send nothing at all.
+                if time.monotonic() - period_start > patience.silence:
+                    if n_received - n_at_start < patience.slowest * patience.silence:
+                        raise TryAgain(
+                            f"{host} sends less than {patience.slowest:.0f} bytes a second"
+                        )
+                    period_start = time.monotonic()
+                    n_at_start = n_received
+                chunk = await anext(chunks, b"")
 
-
-async def _append(
-    transfer: _Transfer, have: int, chunk: bytes, chunks: AsyncIterator[bytes], host: str
-) -> None:
-    """Write what comes behind the first `have` bytes; TryAgain where it is too slow or ends too early."""
-    remote, patience = transfer.remote, transfer.patience
-    checked = time.monotonic()
-    had = have
-
-    with open(transfer.part, "ab" if have else "wb") as file:
-        while chunk and have <= remote.size:
-            chunk = chunk[: remote.size + 1 - have]
-            file.write(chunk)
-            transfer.bar.update(len(chunk))
-            have += len(chunk)
-            if time.monotonic() - checked > patience.silence:
-                if have - had < patience.slowest * patience.silence:
-                    raise TryAgain(f"{host} sends less than {patience.slowest:.0f} bytes a second")
-                checked = time.monotonic()
-                had = have
-            chunk = await anext(chunks, b"")
-
-    if have < remote.size:
-        raise TryAgain(f"{host} stopped before the end")
-
-
-def _sync_and_check(part: Path, remote: Remote) -> str:
-    with open(part, "rb+") as file:
-        os.fsync(file.fileno())
-    return check_file(part, remote)
-
-
-def check_file(path: Path, remote: Remote) -> str:
-    """The sha256 of a file that is as published; raises WrongFile otherwise."""
-    if (size := _size(path)) != remote.size:
-        raise WrongFile(
-            f"expected {remote.size} bytes, got {'more' if size > remote.size else size}"
-        )
-    sha256 = _digest(path, "sha256")
-    if remote.sha256:
-        if not sha256.startswith(remote.sha256):
-            raise WrongFile(f"expected sha256 {remote.sha256}, got {sha256}")
-    elif remote.md5:
-        if (md5 := _digest(path, "md5")) != remote.md5:
-            raise WrongFile(f"expected md5 {remote.md5}, got {md5}")
-    elif remote.known:
-        if sha256 != remote.known.sha256:
-            raise NewVersion(f"expected sha256 {remote.known.sha256}, got {sha256}")
-    elif remote.name.endswith((".zip", ".npz")) or zipfile.is_zipfile(path):
-        _check_zip(path)
-    return sha256
-
-
-def new_version(file: object, problem: object) -> str:
-    """What to say of a file that is another one than this project knows."""
-    return (
-        f"{file}: is not the file that was published when this was written ({problem}), and no server names a "
-        "hash of it; its publisher may have replaced it: if you have made sure of that, set "
-        "download.accept_new_versions to true"
-    )
-
-
-def _check_zip(path: Path) -> None:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError) as error:
-        raise WrongFile(f"expected a whole zip, got one that cannot be read ({error})") from error
-    if damaged:
-        raise WrongFile(f"expected a whole zip, got a wrong CRC in its member {damaged}")
-
-
-def _digest(path: Path, algorithm: str) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, algorithm).hexdigest()
-
-
-def _place(entry: Path, place: Path) -> None:
-    with replacing(place) as temporary:
-        try:
-            if _can_link(entry, place):
-                os.link(entry.resolve(), temporary)
-                return
-        except OSError:  # a file system without hard links
-            pass
-        shutil.copyfile(entry, temporary)
-
-
-def _can_link(entry: Path, place: Path) -> bool:
-    """Whether the place is on the cache's disk, and the file ours: DVC changes the mode of what it has as a link."""
-    if entry.exists() and entry.stat().st_uid != os.geteuid():
-        return False
-    return existing(place.parent).stat().st_dev == cache_folder().stat().st_dev
-
-
-def _entry(key: str) -> Path:
-    return cache_folder() / key
-
-
-def _part(key: str) -> Path:
-    return cache_folder() / f"{key}.part"
-
-
-def _read_record(entry: Path) -> _Record | None:
-    try:
-        return _Record.model_validate_json(entry.with_name(f"{entry.name}.json").read_bytes())
-    except (FileNotFoundError, ValidationError):
-        return None
-
-
-def _write_record(entry: Path, record: _Record) -> None:
-    with replacing(entry.with_name(f"{entry.name}.json")) as temporary:
-        temporary.write_text(record.model_dump_json())
-
-
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.exists() else 0
+        if n_received < remote.size:
+            raise TryAgain(f"{host} stopped before the end")

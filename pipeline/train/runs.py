@@ -24,7 +24,7 @@ from pipeline.errors import InputError
 from pipeline.files import check_folders, replacing, sha256
 from pipeline.images.embeddings import Embeddings, read_embeddings
 from pipeline.preprocess.recordings import check_recordings, find_recordings, read_shape
-from pipeline.sections import Block, Runs, Train
+from pipeline.sections import BlockChoice, Runs, Train
 from pipeline.train.model import Notes, save_model, stackable
 from pipeline.train.samples import Samples, Shelf
 from pipeline.train.training import Split, Trained, derive_seeds, held_out, train_many
@@ -107,7 +107,7 @@ def averaged_test_eeg(eeg: tuple[Source, ...]) -> Shelf:
 
 @lru_cache(maxsize=4)
 def _embeddings(
-    source: Source, block: Block | Literal["mix"], views: str, views_in_gallery: str
+    source: Source, block: BlockChoice | Literal["mix"], views: str, views_in_gallery: str
 ) -> Embeddings:
     return read_embeddings(source.path, block, views, views_in_gallery)
 
