@@ -16,13 +16,14 @@ from timm.models.vision_transformer import Block as Layer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.images.models.vit import Block, ImageEncoder
+from pipeline.images.models.vit import ImageEncoder, Tokens
+from pipeline.sections import Block
 
 
 def accelerate(
     encoder: ImageEncoder,
     blocks: Sequence[Block],
-    tokens: Literal["cls", "mean"],
+    tokens: Tokens,
     precision: Literal["float32", "bfloat16"],
     device: torch.device,
 ) -> None:

@@ -1,4 +1,4 @@
-"""Batches of images: decoded by threads, embedded by all cores or GPUs, each saved in a file of its own.
+"""Batches of images: decoded by threads, embedded by all cores or GPUs, each saved in a file.
 
 Threads decode the next batches while the devices compute. Each image is decoded once for all its
 views. Each core of a CPU embeds a batch by itself, so that no core waits for another. A view of a
@@ -34,7 +34,7 @@ BATCHES_AHEAD = 2  # decoded in advance, for each thread that embeds
 
 @dataclass(frozen=True)
 class Batch:
-    """Images that are embedded together, and the file that keeps their embeddings, (V, B, sum of D)."""
+    """Images that are embedded together, and the file of their embeddings, (V, B, sum of D)."""
 
     file: Path
     image_ids: list[str]
@@ -50,7 +50,7 @@ class DecodedBatch:
 
 @dataclass(frozen=True)
 class Replica:
-    """The encoder on a device, for one thread that embeds. Threads of one device share the encoder."""
+    """The encoder on a device, for one thread; threads of one device share the encoder."""
 
     device: torch.device
     encoder: ImageEncoder
@@ -95,7 +95,7 @@ def embed_batches(
     parameters: Embed,
     bar: tqdm,
 ) -> None:
-    """Embed each batch and save it in its file. Each replica takes the next batch when it is free."""
+    """Embed each batch and save it in its file; a replica that is free takes the next batch."""
     n_threads = torch.get_num_threads()
     pinned = replicas[0].device.type == "cuda"
     n_ahead = max(1, BATCHES_AHEAD // len(decoder.views)) * len(replicas)

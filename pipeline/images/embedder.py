@@ -1,4 +1,4 @@
-"""Every image of the dataset through the frozen encoder, once for each of its views, into the embedding cache.
+"""Every image of the dataset through the frozen encoder, each view once, into the embedding cache.
 
 How `embed_images` works:
 
@@ -39,9 +39,9 @@ from pipeline.images.acceleration import accelerate
 from pipeline.images.batches import Batch, Decoder, embed_batches, make_replicas
 from pipeline.images.embeddings import ORIGINAL, Attributes, write_embeddings
 from pipeline.images.models.table import Load
-from pipeline.images.models.vit import Block, ImageEncoder
+from pipeline.images.models.vit import ImageEncoder
 from pipeline.images.views import check_views
-from pipeline.sections import Embed
+from pipeline.sections import Block, Embed
 from pipeline.untrusted.pictures import Images, open_images
 
 N_REFERENCE_IMAGES = 8
@@ -53,7 +53,8 @@ PACKAGES = ("torch", "torchvision", "timm", "pillow")  # their versions decide t
 class Reference:
     """Some images embedded one at a time, in float32 on the CPU, by the encoder as it was loaded.
 
-    `rows` (M,) are their rows in the cache; `values` holds (M, D) float32 for each block of each view.
+    `rows` (M,) are their rows in the cache. `values` holds (M, D) float32 for each block of each
+    view.
     """
 
     rows: np.ndarray

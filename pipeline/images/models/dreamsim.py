@@ -27,17 +27,16 @@ from timm.layers import QuickGELU
 from torch import Tensor, nn
 
 from pipeline.errors import InputError
-from pipeline.images.models.checkpoints import (
-    HOW_TO_MEND,
-    HOW_TO_REPLACE,
-    Architecture,
-    check_finite,
-    is_weights,
-    make_vit,
-    read_torch,
-)
+from pipeline.images.models.checkpoints import Architecture, make_vit
 from pipeline.images.models.vit import CLIP, IMAGENET, ImageEncoder, ViT
 from pipeline.untrusted.archives import open_zip, read_member
+from pipeline.untrusted.weights import (
+    HOW_TO_MEND,
+    HOW_TO_REPLACE,
+    check_finite,
+    is_weights,
+    read_torch,
+)
 
 LARGEST_MEMBER = 2**31  # bytes; DINO's two networks with their heads are 0.9 GB
 

@@ -21,8 +21,8 @@ from pipeline.images.embeddings import (
     write_embeddings,
     write_no_embeddings,
 )
-from pipeline.images.models.checkpoints import HOW_TO_MEND, HOW_TO_REPLACE
 from pipeline.untrusted.archives import open_zip, read_member
+from pipeline.untrusted.weights import HOW_TO_MEND, HOW_TO_REPLACE
 
 LARGEST_MEMBER = 2**26  # bytes; 1024 x 1024 float64 are an eighth of it
 CHECKED = 8  # rows that are computed again, each alone

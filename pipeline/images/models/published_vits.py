@@ -23,14 +23,9 @@ from timm.layers import QuickGELU
 from torch import Tensor
 
 from pipeline.errors import InputError
-from pipeline.images.models.checkpoints import (
-    HOW_TO_REPLACE,
-    Architecture,
-    is_weights,
-    make_vit,
-    read_weights,
-)
+from pipeline.images.models.checkpoints import Architecture, make_vit
 from pipeline.images.models.vit import CLIP, HALF, IMAGENET, Framing, ImageEncoder, Pixels, ViT
+from pipeline.untrusted.weights import HOW_TO_REPLACE, is_weights, read_weights
 
 Weights = dict[str, Tensor]
 

@@ -27,13 +27,14 @@ from torch import Tensor, nn
 
 from pipeline.errors import InputError
 from pipeline.files import replacing
-from pipeline.images.models.checkpoints import (
+from pipeline.images.models.vit import Framing, ImageEncoder, Tokens, check_blocks
+from pipeline.sections import Block
+from pipeline.untrusted.weights import (
     check_finite,
     holds_tensors,
     how_to_save_part,
     read_weights,
 )
-from pipeline.images.models.vit import Block, Framing, ImageEncoder, Tokens, check_blocks
 
 PREFIXES = (
     "module.",

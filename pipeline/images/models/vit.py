@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torchvision.transforms import functional as transforms
 
 from pipeline.errors import InputError
+from pipeline.sections import Block
 
-Block = int | Literal["last"]
 Tokens = Literal["cls", "mean"]
 
 
