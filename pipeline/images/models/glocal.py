@@ -1,4 +1,6 @@
-"""gLocal: a linear transform of a model's last embedding, fitted on people's judgements (arXiv 2306.04507).
+"""gLocal: a linear transform of a model's last embedding, fitted on people's judgements.
+
+Source: arXiv 2306.04507.
 
 `(x - mean) / std @ weights`, and `+ bias` where there is one, as thingsvision's `align` applies it.
 The aligned cache is computed from the unaligned one. The files of the transforms are those of

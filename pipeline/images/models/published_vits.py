@@ -1,4 +1,4 @@
-"""CLIP, OpenCLIP, DINO and DINOv2 as their authors publish them, and the features that gLocal was fitted on.
+"""CLIP, OpenCLIP, DINO and DINOv2 as their authors publish them, read as gLocal was fitted.
 
 The reference is what thingsvision 2.7 extracts:
 
