@@ -1,4 +1,4 @@
-"""An image encoder made ready for one pass over many images: the same function of the images, in less time.
+"""An image encoder made faster for many images: the same function of the images, in less time.
 
 - With tokens="cls", the deepest requested block computes queries and MLP for the CLS token only.
 - The linear layers compute in `precision`. The residual stream, the LayerNorms and the patch
@@ -69,7 +69,7 @@ def _replace_linear_layers(parent: nn.Module, dtype: torch.dtype, packed: bool) 
 
 
 class _Linear(nn.Module):
-    """A linear layer in another precision, with the GELU that follows it if `gelu`: (..., in) -> (..., out)."""
+    """A linear layer in another precision, and its GELU if `gelu`: (..., in) -> (..., out)."""
 
     weight: Tensor
     bias: Tensor

@@ -1,4 +1,4 @@
-"""Vision Transformers of timm as image encoders: pixels in, the embeddings of any of their blocks out."""
+"""Vision Transformers of timm as image encoders: pixels in, embeddings of any blocks out."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -130,12 +130,13 @@ class ViT(nn.Module):
         # After each block: patch tokens (B, patches, width), prefix tokens (B, prefix, width)
         tokens_after = dict(zip(distinct, outputs, strict=True))
         return [
-            self._pool(block, *tokens_after[number], tokens)
+            self._pool(block, tokens_after[number], tokens)
             for block, number in zip(blocks, numbers, strict=True)
         ]
 
-    def _pool(self, block: Block, patches: Tensor, prefix: Tensor, tokens: Tokens) -> Tensor:
-        """The tokens after a block -> (B, D)."""
+    def _pool(self, block: Block, after: tuple[Tensor, Tensor], tokens: Tokens) -> Tensor:
+        """The patch and prefix tokens after a block -> (B, D)."""
+        patches, prefix = after
         cls = prefix[:, :1]  # behind the CLS token some ViTs have registers
         if tokens == "mean":
             parts = [patches]
@@ -155,11 +156,11 @@ class ViT(nn.Module):
 
 
 class ImageEncoder(nn.Module):
-    """A frozen backbone of one ViT or more: pixels (B, 3, side, side) in [0, 1] -> embeddings (B, D).
+    """A frozen backbone of one ViT or more: pixels (B, 3, side, side) in [0, 1] -> (B, D).
 
     The embeddings of several blocks come from one pass. `framing` makes the pixels of a picture;
-    `preprocessing` says in words what is done to it before the blocks. All ViTs have the same number
-    of blocks and take images of the same size.
+    `preprocessing` says in words what is done to it before the blocks. All ViTs have the same
+    number of blocks and take images of the same size.
     """
 
     # Set by accelerate(), for layers that it does not replace
