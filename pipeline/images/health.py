@@ -64,8 +64,8 @@ def check(health: Health, name: str, tells_images_apart: bool) -> None:
     if tells_images_apart and health["duplicates"] > MOST_DUPLICATES * health["rows"]:
         raise InputError(
             f"{name}: {health['duplicates']} of {health['rows']} embeddings repeat another one, "
-            f"expected at most {MOST_DUPLICATES:.0%}; see that the images differ, and that none has "
-            "two names"
+            f"expected at most {MOST_DUPLICATES:.0%}; see that the images differ, and that none "
+            "has two names"
         )
 
     if not health["reference_cosine_centred"] >= AGREEMENT:

@@ -43,7 +43,7 @@ RANGES = {"blur": (0, 64), "low-resolution": (2, 223), "noise": (0, 1)}
 
 
 def check_views(views: Sequence[str]) -> None:
-    """InputError unless these are `original` and then views of the three kinds, none of them twice."""
+    """InputError unless these are `original` and then degraded views, none of them twice."""
     for view in views:
         if view != ORIGINAL:
             _parse(view)
