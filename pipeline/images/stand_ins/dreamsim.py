@@ -1,4 +1,4 @@
-"""Random checkpoints in the layouts that DreamSim publishes, so that the sample dataset needs no network.
+"""Random checkpoints in DreamSim's published layouts: the sample dataset needs no network.
 
 Layouts: what dreamsim 0.2.1 loads (arXiv 2306.09344), file by file. DINO's file is the full
 checkpoint of DINO (arXiv 2104.14294): student and teacher, each with its head. r, alpha and dropout
@@ -180,7 +180,7 @@ def _smooth(count: int, size: int, rng: np.random.Generator) -> np.ndarray:
 def _lora_adapter(
     n_vits: int, embed_dim: int, alpha: float, dropout: float, rng: np.random.Generator
 ) -> tuple[dict[str, Any], Weights]:
-    """The adapter as peft saves it from dreamsim's model: its configuration and its float32 matrices."""
+    """The adapter as peft saves it from dreamsim's model: configuration, float32 matrices."""
     share = 0.5  # size of the change, relative to the weights that it changes
     config = {
         "auto_mapping": {"base_model_class": "PerceptualModel", "parent_library": "dreamsim.model"},

@@ -25,7 +25,7 @@ SHARE = 0.3
 
 
 def make_files(name: str, file: str, transform: str, folder: Path, width: int = 64) -> None:
-    """Write the weights `folder`/`file` of a ViT with width / 64 heads, and `folder`/`transform`."""
+    """Write `folder`/`file`, a ViT with width / 64 heads, and `folder`/`transform`."""
     architecture = VITS[name].architecture
     rng = np.random.default_rng([20230, *b"weights", list(VITS).index(name)])
     grid = architecture.trained_size // architecture.patch_size
