@@ -38,6 +38,7 @@ def accelerate(
     for vit in encoder.vits:
         layers = vit.vit.blocks
         last = cast(Layer, layers[deepest - 1])
+        # Nothing reads the other tokens after the deepest block.
         if tokens == "cls" and not vit.with_patches and _can_be_split(last):
             layers[deepest - 1] = _ClsLayer(last)
 
@@ -61,6 +62,7 @@ def _replace_linear_layers(parent: nn.Module, dtype: torch.dtype, packed: bool) 
         if not isinstance(child, nn.Linear):
             continue
 
+        # oneDNN computes the exact GELU, which is nn.GELU, but no QuickGELU.
         is_first_of_mlp = isinstance(parent, Mlp) and name == "fc1"
         gelu = packed and is_first_of_mlp and type(parent.act) is nn.GELU
         setattr(parent, name, _Linear(child, dtype, packed, gelu))

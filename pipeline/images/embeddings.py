@@ -64,6 +64,7 @@ class Embeddings:
 
     def _by_another_name(self, image_id: str) -> str:
         """Under which name the cache seems to have this image, in words; "" if under none."""
+        # The same file in another folder
         file = image_id.rpartition("/")[2]
         similar = next((name for name in self.image_ids if name.rpartition("/")[2] == file), None)
         if not similar:
@@ -125,6 +126,7 @@ def read_embeddings(
             image_ids = file["image_ids"].asstr()[:]
             _check_ids(path, image_ids)
 
+            # Look at shapes first: values are read only when all fits together.
             names = _pick_blocks(path, file, block)
             groups = {ORIGINAL: _blocks(file), **file.get("views", {})}
             _check_choice_of_views(path, views, views_in_gallery, [*groups])
@@ -154,6 +156,7 @@ def read_embeddings(
 
 def _pick_blocks(path: Path, file: h5py.File, block: int | Literal["last", "mix"]) -> list[str]:
     """The names of the blocks to read, the deepest last; InputError for an unknown block."""
+    # Zeros before the numbers: 12 comes after 3, and last after all.
     available = sorted(_blocks(file), key=lambda name: (name == "last", name.zfill(9)))
     names = available if block == "mix" else [str(block)]
     if names[0] not in available:

@@ -90,6 +90,7 @@ def read_transform(path: Path) -> Transform:
 
 def _read_arrays(path: Path) -> dict[str, np.ndarray]:
     """The arrays of an .npz file by name; InputError for the first one that cannot be read."""
+    # An .npz file is a zip of .npy files.
     with open_zip(path, LARGEST_MEMBER) as archive:
         files = {
             name.removesuffix(".npy"): read_member(archive, name) for name in archive.namelist()
@@ -132,6 +133,7 @@ def write_aligned(unaligned: Path, transform_file: Path, target: Path) -> None:
             f"those of {unaligned} have {size}; {HOW_TO_REPLACE}"
         )
 
+    # A block of a degraded view is called `<view>/last`.
     views = [ORIGINAL, *(name.removesuffix("/last") for name in blocks if name.endswith("/last"))]
     aligned = []
     for view in views:

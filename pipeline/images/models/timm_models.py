@@ -141,6 +141,7 @@ def load_encoder(checkpoint: Path, name: str) -> ImageEncoder:
     its shape. timm reads them as it reads those that it publishes, but resizes nothing. InputError
     for the first weight that differs.
     """
+    # The names of the file become those of the model.
     skeleton = _skeleton(name)
     saved, place = _find_weights(read_weights(checkpoint), name, checkpoint)
     saved = _without_prefixes(saved, skeleton, checkpoint, place)
@@ -235,6 +236,7 @@ def _without_prefixes(
     model_names = skeleton.state_dict().keys()
     removed = ""
 
+    # Wrappers may be nested: each turn removes one prefix.
     while not saved.keys() & model_names and (prefix := _prefix(saved)):
         without_prefix = [key for key in saved if not key.startswith(prefix)]
         if without_prefix:

@@ -115,6 +115,7 @@ class ViT(nn.Module):
 
     def forward(self, images: Tensor, blocks: Sequence[Block], tokens: Tokens) -> list[Tensor]:
         """Pixels (B, 3, side, side) in [0, 1] -> one (B, D) for each block."""
+        # "last" and the number of the last block are two readings of the same tokens.
         numbers = [len(self.vit.blocks) if block == "last" else block for block in blocks]
         distinct = sorted(set(numbers))
         outputs: Any = self.vit.forward_intermediates(
