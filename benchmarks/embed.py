@@ -38,15 +38,14 @@ from benchmarks import write_latest
 from pipeline.compute.devices import device_name, pick_device
 from pipeline.compute.machine import n_cores
 from pipeline.images.acceleration import accelerate
-from pipeline.images.embedder import _embed_all, _passes
+from pipeline.images.batches import Batch, Decoder, embed_batches, make_replicas
 from pipeline.images.models.dreamsim import load_encoder
 from pipeline.images.models.vit import Framing
 from pipeline.images.stand_ins.dreamsim import make_checkpoint
-from pipeline.images.views import degrade
 from pipeline.params import read_params
 from pipeline.sections import Embed
 from pipeline.untrusted.archives import read_member
-from pipeline.untrusted.pictures import decode_image
+from pipeline.untrusted.pictures import Images, decode_image
 
 ROUNDS = 3
 BACKBONE, WIDTH, TOKENS, HEADS = "synclr_vitb16", 768, 197, 12
@@ -123,19 +122,21 @@ def ours(
     encoder, _ = load_encoder(folder / f"dreamsim_{BACKBONE}_checkpoint.zip", BACKBONE, "aligned")
     accelerate(encoder, parameters.blocks, parameters.tokens, parameters.precision, device)
 
-    def decode(name: str, target: torch.Tensor) -> None:
-        picture = encoder.framing(decode_image(read_member(archive, name), name))
-        for view, own in zip(views, target, strict=True):
-            own.copy_(degrade(picture, view, name))
+    def fingerprint(name: str) -> tuple[str, int, int]:
+        return name, 0, 0  # not used: no batch is looked for in a cache
 
-    passes = _passes(encoder, device)
+    images = Images(lambda name: read_member(archive, name), fingerprint)
+    decoder = Decoder(images, encoder.framing, views)
+    replicas = make_replicas(encoder, device)
 
     def embed(names: list[str]) -> np.ndarray:
         size = parameters.batch_size
-        todo = [(folder / f"{i:06}.npy", names[i : i + size]) for i in range(0, len(names), size)]
+        batches = [
+            Batch(folder / f"{i:06}.npy", names[i : i + size]) for i in range(0, len(names), size)
+        ]
         with tqdm(disable=True) as bar:
-            _embed_all(passes, todo, decode, parameters, bar)
-        return np.concatenate([np.load(file)[0] for file, _ in todo])
+            embed_batches(replicas, batches, decoder, parameters, bar)
+        return np.concatenate([np.load(batch.file)[0] for batch in batches])
 
     return embed
 
@@ -196,7 +197,7 @@ def rates(run: Callable[..., object], images: Sequence[str] | range) -> tuple[fl
 
 
 def decode_all(archive: zipfile.ZipFile, names: Sequence[str]) -> None:
-    """With as many threads as `_embed_all` has for it, into one place each."""
+    """With as many threads as `embed_batches` has for it, into one place each."""
     framing, targets = (
         Framing(),
         torch.empty(len(names), 3, Framing().side, Framing().side, dtype=torch.uint8),

@@ -23,8 +23,8 @@ from pipeline.datasets.sample import Size, make_raw
 from pipeline.datasets.table import SAMPLE
 from pipeline.errors import InputError
 from pipeline.files import sha256
-from pipeline.images import embedder
-from pipeline.images.embedder import RECOMPUTED, embed_images
+from pipeline.images.batches import embed_batch
+from pipeline.images.embedder import N_REFERENCE_IMAGES, embed_images
 from pipeline.images.embeddings import read_embeddings, read_health
 from pipeline.images.models.dreamsim import load_encoder
 from pipeline.images.models.table import IMAGE_MODELS, Load
@@ -248,10 +248,12 @@ def test_a_corrupt_image_is_named_and_the_work_so_far_kept(data, tmp_path, cache
     )  # the batches of 4 before the 17th
     decoded.clear()
     embed(data, tmp_path / "x.h5")
-    assert len(decoded) == RECOMPUTED + N - 16 and set(ids(data)[16:]) <= set(decoded)
+    assert len(decoded) == N_REFERENCE_IMAGES + N - 16 and set(ids(data)[16:]) <= set(decoded)
     decoded.clear()
     embed(data, tmp_path / "again.h5")
-    assert len(decoded) == RECOMPUTED, "what was computed once, for another stage too, is kept"
+    assert len(decoded) == N_REFERENCE_IMAGES, (
+        "what was computed once, for another stage too, is kept"
+    )
     assert (tmp_path / "again.h5").read_bytes() == (tmp_path / "x.h5").read_bytes()
     assert (tmp_path / "x.h5").read_bytes() == embed(data, tmp_path / "whole.h5").read_bytes()
 
@@ -270,7 +272,7 @@ def test_what_decides_the_numbers_decides_what_is_reused(data, tmp_path, cache, 
     ):
         decoded.clear()
         embed(data, tmp_path / "x.h5", **changes)
-        assert len(decoded) == RECOMPUTED + N
+        assert len(decoded) == N_REFERENCE_IMAGES + N
 
 
 def test_damaged_batches_in_the_cache_are_told_and_computed_again(
@@ -288,7 +290,7 @@ def test_damaged_batches_in_the_cache_are_told_and_computed_again(
     again = embed(data, tmp_path / "again.h5").read_bytes()
 
     assert again == whole
-    n_again = len(decoded) - RECOMPUTED
+    n_again = len(decoded) - N_REFERENCE_IMAGES
     assert 0 < n_again <= 3 * 4, "only the images of three batches"
     told = capsys.readouterr().out
     assert all(f"{file}: damaged, and computed again" in told for file in (cut, empty, not_finite))
@@ -326,7 +328,9 @@ def test_a_killed_stage_goes_on_where_it_was(data, tmp_path, cache, decoded):
     assert 5 <= done < N and not target.exists()
     same = {"batch_size": 1, "blocks": [6, "last"], "views": VIEWS}
     embed(data, target, **same)
-    assert len(decoded) == RECOMPUTED + N - done, "an image is decoded once for all its views"
+    assert len(decoded) == N_REFERENCE_IMAGES + N - done, (
+        "an image is decoded once for all its views"
+    )
     assert target.read_bytes() == embed(data, tmp_path / "whole.h5", **same).read_bytes()
 
 
@@ -465,13 +469,13 @@ class Small:
 def test_the_batch_halves_until_it_fits(capsys):
     images = torch.arange(11, dtype=torch.uint8).view(11, 1, 1, 1).expand(11, 3, 2, 2)
     device = torch.device("cpu")
-    values, fits = embedder.embed_batch(Small(3), images, parameters(batch_size=16), device, 16)
+    values, fits = embed_batch(Small(3), images, parameters(batch_size=16), device, 16)
     assert np.allclose(values[:, 0], np.arange(11)) and fits == 2
     assert [line.split(": ")[1] for line in capsys.readouterr().out.splitlines()] == [
         f"going on with {n} images at once" for n in (8, 4, 2)
     ]
     with pytest.raises(InputError, match="too little memory for one image"):
-        embedder.embed_batch(Small(0), images, parameters(), device, 1)
+        embed_batch(Small(0), images, parameters(), device, 1)
 
 
 def test_a_device_with_memory_for_two_images_gives_the_same_embeddings(

@@ -16,9 +16,9 @@ from torchvision import transforms
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from pipeline.errors import InputError
-from pipeline.images.models.checkpoints import read_weights
 from pipeline.images.models.published_vits import VITS, load_encoder
 from pipeline.images.models.table import IMAGE_MODELS
+from pipeline.untrusted.weights import read_weights
 from tests.dreamsim_offline import make_dino
 
 WIDTH, PROJECTED = 64, 48

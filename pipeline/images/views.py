@@ -4,19 +4,25 @@
 
 - `blur-<sd>`: a Gaussian blur; the sd in pixels.
 - `low-resolution-<pixels>`: made so many pixels high and wide, and large again, both bilinear.
-- `noise-<sd>`: Gaussian noise in every pixel and colour; the sd on the scale where black is 0 and white 1.
+- `noise-<sd>`: Gaussian noise in every pixel and colour; the sd on the scale where black is 0 and
+  white 1.
 
 Published, each at 224 x 224 after the resize and before mean and std, as here:
 
-- UBP (arXiv 2503.04207, github.com/HaitaoWuTJU/Uncertainty-aware-Blur-Prior): blur, OpenCV's kernels of 45, 51 and 57
-  pixels (blur-7.1, blur-8, blur-8.9).
-- Visual blur perception (AAAI 2026, github.com/makeitperfect/VisualEEGDecoding): blur, OpenCV's kernels of 3 to 63
-  (blur-0.8, blur-1.7, then each 0.9 wider up to blur-9.8), beside the original.
-- NeuroBridge (arXiv 2511.06836, github.com/feroooooo/NeuroBridge): OpenCV's kernel of 15 (blur-2.6), a tenth of the
-  pixels (low-resolution-22), noise of 25 grey levels (noise-0.098), and a mosaic, which is not here.
+- UBP (arXiv 2503.04207, github.com/HaitaoWuTJU/Uncertainty-aware-Blur-Prior): blur, OpenCV's
+  kernels of 45, 51 and 57 pixels (blur-7.1, blur-8, blur-8.9).
+- Visual blur perception (AAAI 2026, github.com/makeitperfect/VisualEEGDecoding): blur, OpenCV's
+  kernels of 3 to 63 (blur-0.8, blur-1.7, then each 0.9 wider up to blur-9.8), beside the original.
+- NeuroBridge (arXiv 2511.06836, github.com/feroooooo/NeuroBridge): OpenCV's kernel of 15
+  (blur-2.6), a tenth of the pixels (low-resolution-22), noise of 25 grey levels (noise-0.098), and
+  a mosaic, which we do not have.
 
-Deliberate differences: the resize before it is the bicubic one of the cache; UBP blurs less towards the middle of the
-picture, we blur alike everywhere; noise is rounded, where NeuroBridge cuts off the fraction, and is the image's own.
+Deliberate differences:
+
+- The resize before a view is the bicubic one of the cache.
+- UBP blurs less towards the middle of the picture; here the blur is the same everywhere.
+- NeuroBridge cuts off the fraction of noisy pixels; here they are rounded. Each image always gets
+  the same noise.
 """
 
 import hashlib
@@ -31,45 +37,54 @@ from torchvision.transforms.v2 import functional as transforms
 from pipeline.errors import InputError, suggestion
 from pipeline.images.embeddings import ORIGINAL
 
-# A blur needs half its kernel beside the picture, mirrored; torch 2.14 cannot make one pixel of a picture.
+# A blur mirrors half of its kernel beside the picture, which must be wide enough. torch 2.14 cannot
+# resize a picture to one pixel.
 RANGES = {"blur": (0, 64), "low-resolution": (2, 223), "noise": (0, 1)}
 
 
 def check_views(views: Sequence[str]) -> None:
-    """InputError unless these are `original` and then views of the three kinds, none of them twice."""
+    """InputError unless these are `original` and then degraded views, none of them twice."""
     for view in views:
         if view != ORIGINAL:
-            _parsed(view)
+            _parse(view)
     if views[0] != ORIGINAL:
         raise InputError(f"embed.views is {list(views)}: its first must be original")
     if len(set(views)) < len(views):
         raise InputError(f"embed.views names a view twice: {list(views)}; name each once")
 
 
-def _parsed(view: str) -> tuple[str, float]:
-    """The kind of a degraded view, and how strong; only one spelling of a number is taken: a view has one name."""
+def _parse(view: str) -> tuple[str, float]:
+    """The kind of a degraded view, and its strength; InputError for a wrong name.
+
+    A number has only one right spelling, so that a view has only one name.
+    """
     kind, _, number = view.rpartition("-")
     digits = r"\d+" if kind == "low-resolution" else r"\d+(\.\d+)?"
     if kind in RANGES and re.fullmatch(digits, number, re.ASCII):
-        strength, (least, most) = float(number), RANGES[kind]
+        strength = float(number)
+        least, most = RANGES[kind]
         if number == f"{strength:.15g}" and strength > 0 and least <= strength <= most:
             return kind, strength
+
     near = "" if (kind or view) in RANGES else suggestion(kind or view, (ORIGINAL, *RANGES))
     raise InputError(
-        f"embed.views has {view!r}: should be original, blur-<sd in pixels, up to 64> such as blur-2.6, "
-        "low-resolution-<pixels, 2 to 223> such as low-resolution-22, or noise-<sd between black 0 and white 1> such "
-        f"as noise-0.1; a number has no zero too many{near}"
+        f"embed.views has {view!r}: should be original, blur-<sd in pixels, up to 64> such as "
+        "blur-2.6, low-resolution-<pixels, 2 to 223> such as low-resolution-22, or noise-<sd "
+        "between black 0 and white 1> such as noise-0.1; a number has no zero too many"
+        f"{near}"
     )
 
 
 def degrade(picture: Tensor, view: str, image_id: str) -> Tensor:
-    """A view of a picture (3, side, side) uint8, of the same shape and dtype; InputError for a wrong name.
+    """A view of a picture (3, side, side) uint8, in the same shape and dtype.
 
-    It depends on nothing else: noise is drawn by the image's id.
+    It depends only on the arguments: the image's id is the seed of its noise. InputError for a
+    wrong name.
     """
     if view == ORIGINAL:
         return picture
-    kind, strength = _parsed(view)
+
+    kind, strength = _parse(view)
     if kind == "blur":
         return _blur(picture, strength)
     if kind == "low-resolution":
@@ -79,18 +94,20 @@ def degrade(picture: Tensor, view: str, image_id: str) -> Tensor:
 
 
 def _blur(picture: Tensor, sd: float) -> Tensor:
-    """With a kernel as wide as the one for which OpenCV takes this sd, so that published kernels are met.
+    """A Gaussian blur, with the kernel width for which OpenCV takes this sd, as in published code.
 
-    OpenCV's sd for a kernel of n pixels is 0.15 n + 0.35. Along one axis and then along the other it is the same blur,
-    and quicker: a sixth of the time at blur-8.
+    OpenCV's sd for a kernel of n pixels is 0.15 n + 0.35. Two passes, one along each axis, are the
+    same blur, in a sixth of the time at blur-8.
     """
     width = 2 * max(1, round((sd - 0.35) / 0.3 - 0.5)) + 1  # odd
-    along = transforms.gaussian_blur(picture.float(), [width, 1], [sd, sd])
-    return transforms.gaussian_blur(along, [1, width], [sd, sd]).round().to(torch.uint8)
+    one_axis = transforms.gaussian_blur(picture.float(), [width, 1], [sd, sd])
+    both_axes = transforms.gaussian_blur(one_axis, [1, width], [sd, sd])
+    return both_axes.round().to(torch.uint8)
 
 
 def _add_noise(picture: Tensor, sd: float, image_id: str) -> Tensor:
-    """Not torchvision's gaussian_noise: it draws from torch's only global generator, which all threads share."""
+    # Not torchvision's gaussian_noise: it draws from torch's global generator, which all threads
+    # share.
     seed = int.from_bytes(hashlib.sha256(image_id.encode()).digest()[:8])
     noise = torch.randn(picture.shape, generator=torch.Generator().manual_seed(seed))
     return (picture + 255 * sd * noise).round().clamp(0, 255).to(torch.uint8)

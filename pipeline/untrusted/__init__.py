@@ -1,1 +1,1 @@
-"""All that reads what strangers wrote: zips, pickles and pictures. Nothing in them is run or believed."""
+"""All that reads files of strangers: zips, pickles, pictures, weights. No code in them is run."""

@@ -1,7 +1,10 @@
-"""gLocal: a linear transform of a model's last embedding, fitted on people's judgements (arXiv 2306.04507).
+"""gLocal: a linear transform of a model's last embedding, fitted on people's judgements.
 
-`(x - mean) / std @ weights`, and `+ bias` where there is one, as thingsvision's `align` applies it. It is computed from
-the unaligned cache. The files are those of github.com/LukasMut/gLocal, transforms/<model>/<module>/transform.npz.
+Source: arXiv 2306.04507.
+
+`(x - mean) / std @ weights`, and `+ bias` where there is one, as thingsvision's `align` applies it.
+The aligned cache is computed from the unaligned one. The files of the transforms are those of
+github.com/LukasMut/gLocal, transforms/<model>/<module>/transform.npz.
 """
 
 import io
@@ -21,20 +24,21 @@ from pipeline.images.embeddings import (
     write_embeddings,
     write_no_embeddings,
 )
-from pipeline.images.models.checkpoints import HOW_TO_MEND, HOW_TO_REPLACE
 from pipeline.untrusted.archives import open_zip, read_member
+from pipeline.untrusted.weights import HOW_TO_MEND, HOW_TO_REPLACE
 
 LARGEST_MEMBER = 2**26  # bytes; 1024 x 1024 float64 are an eighth of it
-CHECKED = 8  # rows that are computed again, each alone
+N_REFERENCE_ROWS = 8  # computed again, one row at a time
 
 REFUSED = {"dino_vitb16", "dino_vitb16_patch", "dinov2_vitb14", "dinov2_vitb14_patch"}
 WHY_REFUSED = (
-    "the transforms that gLocal publishes for DINO ViT-B/16 and DINOv2 ViT-B/14 are one and the same file, so that at "
-    "least one is another model's, and both are refused; set alignment to dreamsim or name another backbone"
+    "the transforms that gLocal publishes for DINO ViT-B/16 and DINOv2 ViT-B/14 are one and the "
+    "same file, so that at least one is another model's, and both are refused; set alignment to "
+    "dreamsim or name another backbone"
 )
 CAVEAT = (
-    "gLocal's transform was fitted on people's judgements about the concepts of THINGS, the test concepts among them: "
-    "the image model has seen people compare what the EEG is tested on."
+    "gLocal's transform was fitted on people's judgements about the concepts of THINGS, the test "
+    "concepts among them: the image model has seen people compare what the EEG is tested on."
 )
 
 
@@ -54,90 +58,113 @@ class Transform:
 
 
 def read_transform(path: Path) -> Transform:
-    """Read a published transform, which runs no code; InputError where it is not one."""
+    """Read a published transform without running code; InputError where it is not one."""
+    arrays = _read_arrays(path)
+    shapes = {name: array.shape for name, array in arrays.items()}
+    size = shapes["weights"][0] if shapes.get("weights") else 0
+
+    expected = {"weights": (size, size), "bias": (size,), "mean": (), "std": ()}
+    with_bias = {"bias": (size,)} | shapes  # a file may lack it
+    all_numbers = all(array.dtype.kind == "f" for array in arrays.values())
+    if with_bias != expected or not size or not all_numbers or not arrays["std"] > 0:
+        contents = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
+        raise InputError(
+            f"{path}: expected numbers: weights (D, D), mean and std alone, and maybe bias (D,), "
+            f"got {contents or 'nothing'}; {HOW_TO_REPLACE}"
+        )
+
+    for name, array in arrays.items():
+        n_wrong = (~np.isfinite(array)).sum()
+        if n_wrong:
+            raise InputError(
+                f"{path}: {name} has {n_wrong} values that are not finite; {HOW_TO_MEND}"
+            )
+
+    return Transform(
+        weights=arrays["weights"].astype(np.float64),
+        bias=arrays.get("bias", np.zeros(size)).astype(np.float64),
+        mean=float(arrays["mean"]),
+        std=float(arrays["std"]),
+    )
+
+
+def _read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of an .npz file by name; InputError for the first one that cannot be read."""
+    # An .npz file is a zip of .npy files.
     with open_zip(path, LARGEST_MEMBER) as archive:
-        arrays = {
+        files = {
             name.removesuffix(".npy"): read_member(archive, name) for name in archive.namelist()
         }
-    found = {}
-    for name, data in arrays.items():
+
+    arrays = {}
+    for name, data in files.items():
         try:
-            found[name] = np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
+            arrays[name] = np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
         except (ValueError, EOFError, OSError) as error:
             raise InputError(
                 f"{path}: {name} is not an array of numbers ({error}); {HOW_TO_MEND}"
             ) from error
-    shapes = {name: array.shape for name, array in found.items()}
-    size = shapes.get("weights", (0,))[0] if shapes.get("weights") else 0
-    expected = {"weights": (size, size), "bias": (size,), "mean": (), "std": ()}
-    numbers = all(array.dtype.kind == "f" for array in found.values())
-    whole = shapes | {"bias": shapes.get("bias", (size,))}
-    if whole != expected or not size or not numbers or not found["std"] > 0:
-        raise InputError(
-            f"{path}: expected numbers: weights (D, D), mean and std alone, and maybe bias (D,), "
-            f"got {', '.join(f'{name} {shape}' for name, shape in shapes.items()) or 'nothing'}; "
-            f"{HOW_TO_REPLACE}"
-        )
-    for name, array in found.items():
-        if not np.isfinite(array).all():
-            raise InputError(
-                f"{path}: {name} has {(~np.isfinite(array)).sum()} values that are not finite; {HOW_TO_MEND}"
-            )
-    values = {name: array.astype(np.float64) for name, array in found.items()}
-    return Transform(
-        values["weights"],
-        values.get("bias", np.zeros(size)),
-        float(values["mean"]),
-        float(values["std"]),
-    )
+    return arrays
 
 
 def write_aligned(unaligned: Path, transform_file: Path, target: Path) -> None:
-    """Write the aligned cache from the unaligned one, in seconds; an empty one that says why where that has no meaning.
+    """Write the aligned cache, computed from the unaligned one in seconds.
 
-    The transform is that of the block `last` of the CLS token: other blocks are not in it. InputError where the
-    transform is not for embeddings of that size.
+    gLocal transforms the CLS token after the last block. Where the unaligned cache lacks it, the
+    aligned cache is empty and says why. InputError where the transform is for embeddings of another
+    size, or the result is not sound.
     """
-    made_with, blocks = read_about(unaligned)
-    if made_with.get("tokens") != "cls" or "last" not in blocks:
-        lacks = (
-            "embed.tokens: cls" if made_with.get("tokens") != "cls" else "last among embed.blocks"
+    attributes, blocks = read_about(unaligned)
+    if attributes.get("tokens") != "cls" or "last" not in blocks:
+        setting = (
+            "embed.tokens: cls" if attributes.get("tokens") != "cls" else "last among embed.blocks"
         )
         write_no_embeddings(
-            target, f"gLocal transforms the CLS token after the last block, and needs {lacks}"
+            target, f"gLocal transforms the CLS token after the last block, and needs {setting}"
         )
         return
-    views = [ORIGINAL, *(name.removesuffix("/last") for name in blocks if name.endswith("/last"))]
-    transform, cached = read_transform(transform_file), read_embeddings(unaligned, "last")
-    size = cached.values.shape[1]
+
+    transform = read_transform(transform_file)
+    cache = read_embeddings(unaligned, "last")
+    size = cache.values.shape[1]
     if size != len(transform.weights):
         raise InputError(
             f"{transform_file}: transforms embeddings of {len(transform.weights)} numbers, and "
             f"those of {unaligned} have {size}; {HOW_TO_REPLACE}"
         )
-    rows = np.unique(np.linspace(0, len(cached.values) - 1, CHECKED).astype(int))
+
+    # A block of a degraded view is called `<view>/last`.
+    views = [ORIGINAL, *(name.removesuffix("/last") for name in blocks if name.endswith("/last"))]
     aligned = []
     for view in views:
         name = "last" if view == ORIGINAL else f"{view}/last"
-        before = read_embeddings(unaligned, "last", view, view).values
-        values = transform(before)
-        measured = health.measure(
-            values, rows, np.concatenate([transform(before[[row]]) for row in rows])
-        )
+        values, measures = _align_view(unaligned, view, transform)
         health.check(
-            measured,
+            measures,
             f"{target} (from {transform_file.name}): block {name}",
             tells_images_apart=view == ORIGINAL,
         )
         feature = f"{blocks[name]['feature']}, transformed by gLocal"
-        aligned.append((name, values, measured | {"feature": feature}))
-    made_with |= {
+        aligned.append((name, values, measures | {"feature": feature}))
+
+    transform_notes = {"transform": transform_file.name, "sha256": sha256(transform_file)}
+    attributes |= {
         "encoder": "aligned",
         "alignment": "glocal",
-        "aligned_by": json.dumps(
-            {"transform": transform_file.name, "sha256": sha256(transform_file)}, sort_keys=True
-        ),
+        "aligned_by": json.dumps(transform_notes, sort_keys=True),
         "caveat": CAVEAT,
         "only": "gLocal transforms the last block alone",
     }
-    write_embeddings(target, list(cached.image_ids), aligned, made_with)
+    write_embeddings(target, list(cache.image_ids), aligned, attributes)
+
+
+def _align_view(
+    unaligned: Path, view: str, transform: Transform
+) -> tuple[np.ndarray, health.Health]:
+    """The transformed embeddings of a view, (N, D) float32, and their health."""
+    before = read_embeddings(unaligned, "last", view, view).values
+    values = transform(before)
+
+    rows = np.unique(np.linspace(0, len(values) - 1, N_REFERENCE_ROWS).astype(int))
+    reference = np.concatenate([transform(before[[row]]) for row in rows])
+    return values, health.measure(values, rows, reference)

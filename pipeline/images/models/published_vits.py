@@ -1,16 +1,22 @@
-"""CLIP, OpenCLIP, DINO and DINOv2 as their authors publish them, and the features that gLocal was fitted on.
+"""CLIP, OpenCLIP, DINO and DINOv2 as their authors publish them, read as gLocal was fitted.
 
-The reference is what thingsvision 2.7 extracts: of CLIP and OpenCLIP the module `visual` (the CLS token after the last
-LayerNorm, projected), of DINO and DINOv2 the CLS token of the module `norm`; and its pictures: the shorter side is
-resized to 224 (CLIP) or 256 pixels (DINO), and the middle 224 x 224 is kept. That is not what dreamsim does.
+The reference is what thingsvision 2.7 extracts:
 
-Sources: CLIP, arXiv 2103.00020, huggingface.co/openai; OpenCLIP, arXiv 2212.07143, github.com/mlfoundations/open_clip
-and huggingface.co/laion; DINO, arXiv 2104.14294, and DINOv2, arXiv 2304.07193, dl.fbaipublicfiles.com;
-thingsvision, doi 10.3389/fninf.2021.679838, github.com/ViCCo-Group/thingsvision.
+- CLIP, OpenCLIP: the module `visual`, which is the CLS token after the last LayerNorm, projected.
+- DINO, DINOv2: the CLS token of the module `norm`.
+- Pictures: the shorter side is resized to 224 pixels (CLIP) or 256 (DINO), and the middle 224 x 224
+  is used. dreamsim resizes the whole picture instead.
+
+Sources: CLIP, arXiv 2103.00020, huggingface.co/openai; OpenCLIP, arXiv 2212.07143,
+github.com/mlfoundations/open_clip and huggingface.co/laion; DINO, arXiv 2104.14294, and DINOv2,
+arXiv 2304.07193, dl.fbaipublicfiles.com; thingsvision, doi 10.3389/fninf.2021.679838,
+github.com/ViCCo-Group/thingsvision.
 
 Deliberate differences:
-- OpenAI's own file of CLIP is a program (TorchScript); the same weights are taken from where OpenAI keeps them for
-  transformers. thingsvision computes with them in half precision on a GPU, here they are float32.
+
+- OpenAI's own file of CLIP is a program (TorchScript). The same weights are taken from the file
+  that OpenAI publishes for transformers.
+- thingsvision computes CLIP in half precision on a GPU. Here CLIP is float32.
 """
 
 import re
@@ -23,17 +29,13 @@ from timm.layers import QuickGELU
 from torch import Tensor
 
 from pipeline.errors import InputError
-from pipeline.images.models.checkpoints import (
-    HOW_TO_REPLACE,
-    Architecture,
-    is_weights,
-    make_vit,
-    read_weights,
-)
+from pipeline.images.models.checkpoints import Architecture, make_vit
 from pipeline.images.models.vit import CLIP, HALF, IMAGENET, Framing, ImageEncoder, Pixels, ViT
+from pipeline.untrusted.weights import HOW_TO_REPLACE, is_weights, read_weights
 
 Weights = dict[str, Tensor]
 
+# What to replace in a name: theirs -> timm's.
 _OPEN_CLIP = {
     "class_embedding": "cls_token",
     "positional_embedding": "pos_embed",
@@ -65,42 +67,48 @@ _TRANSFORMERS = {
 
 def _of_open_clip(saved: Weights) -> Weights:
     """The image tower of an open_clip model under timm's names."""
-    return _of_clip(
-        {_renamed(name.removeprefix("visual."), _OPEN_CLIP): value for name, value in saved.items()}
-    )
+    weights = {
+        _rename(name.removeprefix("visual."), _OPEN_CLIP): value for name, value in saved.items()
+    }
+    return _of_clip(weights)
 
 
 def _of_transformers(saved: Weights) -> Weights:
-    """The image tower of a CLIPModel of transformers under timm's; it keeps queries, keys and values apart."""
+    """The image tower of a CLIPModel of transformers under timm's names.
+
+    transformers has one weight each for queries, keys and values; timm has one for all three.
+    """
     weights: Weights = {}
-    apart: dict[str, Weights] = {}
+    qkv: dict[str, Weights] = {}  # timm's name -> the weights of "q", "k" and "v"
     for name, value in saved.items():
-        if match := re.fullmatch(r"(.+\.)self_attn\.([qkv])_proj(\..+)", name):
-            apart.setdefault(_renamed(f"{match[1]}attn.qkv{match[3]}", _TRANSFORMERS), {})[
-                match[2]
-            ] = value
+        match = re.fullmatch(r"(.+\.)self_attn\.([qkv])_proj(\..+)", name)
+        if match:
+            timm_name = _rename(f"{match[1]}attn.qkv{match[3]}", _TRANSFORMERS)
+            qkv.setdefault(timm_name, {})[match[2]] = value
         else:
-            weights[_renamed(name, _TRANSFORMERS)] = value
-    joined = {
-        name: torch.cat([parts[part] for part in "qkv" if part in parts])
-        for name, parts in apart.items()
-    }
+            weights[_rename(name, _TRANSFORMERS)] = value
+
+    # A part that is missing gives a wrong shape, which is an InputError later.
+    for name, parts in qkv.items():
+        weights[name] = torch.cat([parts[part] for part in "qkv" if part in parts])
     if "proj" in weights:
         weights["proj"] = weights["proj"].T
-    return _of_clip(weights | joined)
+    return _of_clip(weights)
 
 
-def _renamed(name: str, names: dict[str, str]) -> str:
-    for theirs, ours in names.items():
-        name = name.replace(theirs, ours)
+def _rename(name: str, replacements: dict[str, str]) -> str:
+    for their_part, our_part in replacements.items():
+        name = name.replace(their_part, our_part)
     return name
 
 
 def _of_clip(weights: Weights) -> Weights:
-    """With timm's axes of length one, and with a bias of the patches, which CLIP has not."""
+    """The same weights in timm's shapes, and a bias of zeros for the patches: CLIP has none."""
+    # timm's cls_token is (1, 1, width), its pos_embed (1, positions, width).
     for name, n_axes in (("cls_token", 1), ("pos_embed", 2)):
         if name in weights and weights[name].ndim == n_axes:
-            weights[name] = weights[name].reshape(1, *([1] * (2 - n_axes)), *weights[name].shape)
+            weights[name] = weights[name].reshape(*[1] * (3 - n_axes), *weights[name].shape)
+
     if "cls_token" in weights:
         weights["patch_embed.proj.bias"] = torch.zeros(weights["cls_token"].shape[-1:])
     return weights
@@ -113,17 +121,16 @@ class PublishedViT:
     architecture: Architecture
     pixels: Pixels
     framing: Framing
-    prefixes: tuple[str, ...]  # of the names of its weights; what else the file holds is left alone
+    prefixes: tuple[str, ...]  # only weights whose names begin so are read
     rename: Callable[[Weights], Weights]
     ignored: tuple[str, ...] = ()
 
 
 _L14 = Architecture(14, n_blocks=24, clip=True)
-_CLIP_FRAMING, _DINO_FRAMING = (
-    Framing(short_side=224),
-    Framing(interpolation="bilinear", short_side=256),
-)
+_CLIP_FRAMING = Framing(short_side=224)
+_DINO_FRAMING = Framing(interpolation="bilinear", short_side=256)
 
+# By our names. DINO and DINOv2 need no renaming: timm took over their names.
 VITS = {
     "clip_vitl14": PublishedViT(
         replace(_L14, activation=QuickGELU),
@@ -149,7 +156,6 @@ VITS = {
         ignored=("mask_token",),  # for its training alone
     ),
 }
-"""By our names. What was published under DINO's names has timm's, which took them from there."""
 
 
 def load_encoder(checkpoint: Path, name: str) -> ImageEncoder:
@@ -160,16 +166,18 @@ def load_encoder(checkpoint: Path, name: str) -> ImageEncoder:
     published = VITS[name]
     saved = read_weights(checkpoint)
     saved = saved.get("state_dict", saved)  # of a checkpoint that was written while training
-    own = {}
+
+    tower = {}
     for key, value in saved.items() if isinstance(saved, dict) else ():
         key = str(key).removeprefix("module.")
         if key.startswith(published.prefixes) and key not in published.ignored:
-            own[key] = value
-    if not own or not is_weights(own):
+            tower[key] = value
+    if not tower or not is_weights(tower):
         raise InputError(
             f"{checkpoint} should hold the weights of {name} by name; {HOW_TO_REPLACE}"
         )
-    weights = {key: value.float() for key, value in published.rename(own).items()}
+
+    weights = {key: value.float() for key, value in published.rename(tower).items()}
     vit, projection = make_vit(weights, published.architecture, str(checkpoint))
     encoder = ImageEncoder(
         [ViT(vit, published.pixels, normed=True, projection=projection)], published.framing

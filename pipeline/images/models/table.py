@@ -15,7 +15,8 @@ from pipeline.images.models.vit import ImageEncoder
 from pipeline.images.stand_ins import dreamsim as dreamsim_stand_in
 from pipeline.images.stand_ins import published_vits as published_vits_stand_in
 
-# The checkpoint -> the encoder in evaluation mode, and what the cache is to say of its alignment ({} if it has none).
+# The checkpoint -> the encoder in evaluation mode, and facts on its alignment for the cache ({} if
+# it has none)
 Load = Callable[[Path], tuple[ImageEncoder, dict[str, Any]]]
 
 
@@ -34,9 +35,10 @@ class PublishedFile:
 
 @dataclass(frozen=True)
 class OfCache:
-    """An alignment that is a function of the unaligned embeddings: nothing is embedded again.
+    """An alignment that is a function of the unaligned embeddings: no image is embedded again.
 
-    `write(unaligned, file, target)` makes the one cache from the other; `file` is in the folder of weights.
+    `write(unaligned, file, target)` makes the aligned cache from the unaligned one. `file` is in
+    the folder of weights.
     """
 
     file: str
@@ -45,10 +47,10 @@ class OfCache:
 
 @dataclass(frozen=True)
 class ImageModel:
-    """One image model; each value of `aligned` is a kind of alignment, chosen by `alignment` in params.yaml.
+    """One image model; each key of `aligned` is a value of `alignment` in params.yaml.
 
-    `published` is empty where the user names a file of his own (download.weights_file). `stand_in(folder)` writes
-    random weights in the published layout, for datasets that are synthetic.
+    `published` is empty where the user names a file (download.weights_file). `stand_in(folder)`
+    writes random weights in the published layout, for synthetic datasets.
     """
 
     file: str  # of its checkpoint
@@ -72,16 +74,17 @@ def _of_dreamsim(name: str, release: str) -> ImageModel:
 def _with_glocal(
     name: str, root: str, path: str, transform: str, sha256: str | None = None
 ) -> ImageModel:
-    file, of_transform = path.rpartition("/")[2], f"glocal_{name}.npz"
+    file = path.rpartition("/")[2]
+    transform_file = f"glocal_{name}.npz"
     return ImageModel(
         file=file,
         published=[
             PublishedFile(root, path, file, sha256),
-            PublishedFile("glocal", f"{transform}/transform.npz", of_transform),
+            PublishedFile("glocal", f"{transform}/transform.npz", transform_file),
         ],
-        stand_in=partial(published_vits_stand_in.make_files, name, file, of_transform),
+        stand_in=partial(published_vits_stand_in.make_files, name, file, transform_file),
         unaligned=lambda checkpoint: (published_vits.load_encoder(checkpoint, name), {}),
-        aligned={"glocal": OfCache(of_transform, glocal.write_aligned)},
+        aligned={"glocal": OfCache(transform_file, glocal.write_aligned)},
     )
 
 
@@ -97,7 +100,8 @@ IMAGE_MODELS = {
     "clip_vitl14": _with_glocal(
         "clip_vitl14",
         "hugging_face",
-        "openai/clip-vit-large-patch14/resolve/32bd64288804d66eefd0ccbe215aa642df71cc41/model.safetensors",
+        "openai/clip-vit-large-patch14/resolve/"
+        "32bd64288804d66eefd0ccbe215aa642df71cc41/model.safetensors",
         "clip_ViT-L/14/visual",
         sha256="a2bf730a0c7debf160f7a6b50b3aaf3703e7e88ac73de7a314903141db026dcb",
     ),
@@ -129,7 +133,7 @@ IMAGE_MODELS = {
     ),
 }
 
-# Before the name of any model that timm has: its weights are a file of the user's
+# Before the name of a model of timm, whose weights are a file of the user's
 OF_TIMM = "timm/"
 
 
@@ -137,6 +141,7 @@ def find_model(backbone: str) -> ImageModel:
     """The entry of a backbone; InputError where there is none."""
     if backbone in IMAGE_MODELS:
         return IMAGE_MODELS[backbone]
+
     name = backbone.removeprefix(OF_TIMM)
     if name == backbone:
         near = suggestion(backbone, IMAGE_MODELS)
@@ -144,6 +149,7 @@ def find_model(backbone: str) -> ImageModel:
         raise InputError(
             f"backbone is {backbone!r}: should be one of {names} or {OF_TIMM}<name>{near}"
         )
+
     timm_models.check_name(name)
     return ImageModel(
         file=f"{name}.weights",
@@ -163,14 +169,22 @@ def find_alignment(backbone: str, alignment: str) -> Load | OfCache:
     kinds = find_model(backbone).aligned
     if alignment in kinds:
         return kinds[alignment]
-    there = kinds_of_alignment()
-    if alignment not in there:
-        near = suggestion(alignment, there)
-        raise InputError(f"alignment is {alignment!r}: should be one of {', '.join(there)}{near}")
+
+    all_kinds = kinds_of_alignment()
+    if alignment not in all_kinds:
+        near = suggestion(alignment, all_kinds)
+        raise InputError(
+            f"alignment is {alignment!r}: should be one of {', '.join(all_kinds)}{near}"
+        )
     if alignment == "glocal" and backbone in glocal.REFUSED:
         raise InputError(f"alignment is 'glocal': {glocal.WHY_REFUSED}")
-    has = f"is aligned by {' or '.join(kinds)} alone" if kinds else "has only the unaligned encoder"
-    change = f"set alignment to {' or '.join(kinds)}" if kinds else "set encoder to unaligned"
+
+    if kinds:
+        fact = f"is aligned by {' or '.join(kinds)} alone"
+        remedy = f"set alignment to {' or '.join(kinds)}"
+    else:
+        fact = "has only the unaligned encoder"
+        remedy = "set encoder to unaligned"
     raise InputError(
-        f"alignment is {alignment!r}: {backbone} {has}; {change}, or name another backbone"
+        f"alignment is {alignment!r}: {backbone} {fact}; {remedy}, or name another backbone"
     )

@@ -1,4 +1,4 @@
-"""Vision Transformers of timm as image encoders: pixels in, the embeddings of any of their blocks out."""
+"""Vision Transformers of timm as image encoders: pixels in, embeddings of any blocks out."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torchvision.transforms import functional as transforms
 
 from pipeline.errors import InputError
+from pipeline.sections import Block
 
-Block = int | Literal["last"]
 Tokens = Literal["cls", "mean"]
 
 
@@ -42,8 +42,8 @@ HALF = Pixels("one half", IMAGENET_INCEPTION_MEAN, IMAGENET_INCEPTION_STD)
 class Framing:
     """How a picture of any size becomes the square that a model sees.
 
-    The whole picture is resized, as dreamsim does it; with `short_side` its shorter side is resized to so many pixels
-    and the middle is kept, as thingsvision does it.
+    Without `short_side` the whole picture is resized, as dreamsim does it. With `short_side` the
+    shorter side is resized to so many pixels and the middle is cut out, as thingsvision does it.
     """
 
     side: int = 224  # pixels
@@ -54,24 +54,24 @@ class Framing:
         """RGB -> (3, side, side) uint8."""
         mode = transforms.InterpolationMode(self.interpolation)
         size = [self.side, self.side] if self.short_side is None else [self.short_side]
-        return transforms.pil_to_tensor(
-            transforms.center_crop(transforms.resize(image, size, mode), [self.side])
-        )
+        resized = transforms.resize(image, size, mode)
+        return transforms.pil_to_tensor(transforms.center_crop(resized, [self.side]))
 
     def __str__(self) -> str:
         if self.short_side is None:
             return f"whole image resized to {self.side} x {self.side} ({self.interpolation})"
         return (
-            f"shorter side resized to {self.short_side} ({self.interpolation}), of that the middle "
-            f"{self.side} x {self.side}"
+            f"shorter side resized to {self.short_side} ({self.interpolation}), "
+            f"of that the middle {self.side} x {self.side}"
         )
 
 
 class ViT(nn.Module):
     """One ViT with a CLS token, the normalisation before it, and what is read from it.
 
-    "last" is the token after the last block, `normed` by the last LayerNorm or not, times `projection` (width, D) or
-    not. `with_patches`: after the CLS token stands the mean of the patch tokens, (width + width).
+    The block "last" is the CLS token after the last block. If `normed`, it passes the last
+    LayerNorm; with a `projection` (width, D) it is then multiplied by it. With `with_patches`, the
+    mean of the patch tokens follows the CLS token in the embedding.
     """
 
     mean: Tensor
@@ -88,7 +88,10 @@ class ViT(nn.Module):
         with_patches: bool = False,
     ) -> None:
         super().__init__()
-        self.vit, self.pixels, self.normed, self.with_patches = vit, pixels, normed, with_patches
+        self.vit = vit
+        self.pixels = pixels
+        self.normed = normed
+        self.with_patches = with_patches
         self.register_buffer("mean", torch.tensor(pixels.mean).view(3, 1, 1))
         self.register_buffer("sd", torch.tensor(pixels.sd).view(3, 1, 1))
         self.register_buffer("projection", projection)
@@ -96,61 +99,72 @@ class ViT(nn.Module):
     def feature(self, block: Block, tokens: Tokens) -> str:
         """What stands for an image, in words."""
         mean = "mean of the patch tokens, each"
-        token = (
-            mean
-            if tokens == "mean"
-            else f"CLS token and {mean}"
-            if self.with_patches
-            else "CLS token"
-        )
+        if tokens == "mean":
+            token = mean
+        elif self.with_patches:
+            token = f"CLS token and {mean}"
+        else:
+            token = "CLS token"
+
         if block != "last":
             return f"{token} after block {block}"
         if not self.normed:
             return f"{token} after the last block, before the last LayerNorm"
-        return f"{token} after the last LayerNorm" + (
-            ", projected" if self.projection is not None else ""
-        )
+        projected = ", projected" if self.projection is not None else ""
+        return f"{token} after the last LayerNorm{projected}"
 
     def forward(self, images: Tensor, blocks: Sequence[Block], tokens: Tokens) -> list[Tensor]:
+        """Pixels (B, 3, side, side) in [0, 1] -> one (B, D) for each block."""
+        # "last" and the number of the last block are two readings of the same tokens.
         numbers = [len(self.vit.blocks) if block == "last" else block for block in blocks]
-        kept = sorted(set(numbers))
+        distinct = sorted(set(numbers))
         outputs: Any = self.vit.forward_intermediates(
             (images - self.mean) / self.sd,
-            indices=[number - 1 for number in kept],
+            indices=[number - 1 for number in distinct],
             norm=False,
             stop_early=True,
             intermediates_only=True,
             return_prefix_tokens=True,
             output_fmt="NLC",
         )
-        after = dict(zip(kept, outputs, strict=True))  # (B, patches, width), (B, prefix, width)
+
+        # After each block: patch tokens (B, patches, width), prefix tokens (B, prefix, width)
+        tokens_after = dict(zip(distinct, outputs, strict=True))
         return [
-            self._read(block, after[number], tokens)
+            self._pool(block, tokens_after[number], tokens)
             for block, number in zip(blocks, numbers, strict=True)
         ]
 
-    def _read(self, block: Block, after: tuple[Tensor, Tensor], tokens: Tokens) -> Tensor:
+    def _pool(self, block: Block, after: tuple[Tensor, Tensor], tokens: Tokens) -> Tensor:
+        """The patch and prefix tokens after a block -> (B, D)."""
         patches, prefix = after
         cls = prefix[:, :1]  # behind the CLS token some ViTs have registers
-        parts = [patches] if tokens == "mean" else [cls, patches] if self.with_patches else [cls]
-        return torch.cat(
-            [(self._last(part) if block == "last" else part).mean(1) for part in parts], dim=-1
-        )
+        if tokens == "mean":
+            parts = [patches]
+        elif self.with_patches:
+            parts = [cls, patches]
+        else:
+            parts = [cls]
 
-    def _last(self, tokens: Tensor) -> Tensor:
+        if block == "last":
+            parts = [self._norm_and_project(part) for part in parts]
+        return torch.cat([part.mean(1) for part in parts], dim=-1)
+
+    def _norm_and_project(self, tokens: Tensor) -> Tensor:
         if self.normed:
             tokens = self.vit.norm(tokens)
         return tokens if self.projection is None else tokens @ self.projection
 
 
 class ImageEncoder(nn.Module):
-    """A frozen backbone of one ViT or more: pixels (B, 3, side, side) in [0, 1] -> embeddings (B, D).
+    """A frozen backbone of one ViT or more: pixels (B, 3, side, side) in [0, 1] -> (B, D).
 
-    Those of several blocks come from one pass. `framing` makes the pixels of a picture; `preprocessing` says in words
-    what is done to it before the blocks. All ViTs have as many blocks and take images of the same size.
+    The embeddings of several blocks come from one pass. `framing` makes the pixels of a picture;
+    `preprocessing` says in words what is done to it before the blocks. All ViTs have the same
+    number of blocks and take images of the same size.
     """
 
-    # As `acceleration` sets it; layers that it replaces need not look
+    # Set by accelerate(), for layers that it does not replace
     arithmetic: torch.dtype = torch.float32
 
     def __init__(self, vits: Sequence[ViT], framing: Framing | None = None) -> None:
@@ -163,28 +177,28 @@ class ImageEncoder(nn.Module):
         )
 
     def feature(self, block: Block, tokens: Tokens) -> str:
-        """What stands for an image, in words; of several ViTs one after the other where they differ."""
-        return "; ".join(
-            vit.feature(block, tokens) for vit in self.vits[: None if block == "last" else 1]
-        )
+        """What stands for an image, in words; only for "last" may the ViTs differ."""
+        vits = self.vits if block == "last" else self.vits[:1]
+        return "; ".join(vit.feature(block, tokens) for vit in vits)
 
     def forward(
         self, images: Tensor, blocks: Sequence[Block] = ("last",), tokens: Tokens = "cls"
     ) -> list[Tensor]:
-        """One (B, D) for each of `blocks`; InputError for a block that is not there.
+        """One (B, D) for each of `blocks`; InputError for a block that the encoder does not have.
 
-        A number i in 1..n_blocks is the residual stream after block i, without norm or projection. `tokens`: the CLS
-        token, or the mean of the patch tokens; for "last" each of them first gets the norm and the projection that the
-        CLS token gets. The embeddings of several ViTs are concatenated.
+        A number i in 1..n_blocks is the residual stream after block i, without norm or projection.
+        `tokens`: the CLS token, or the mean of the patch tokens; for "last" each patch token first
+        gets the norm and the projection that the CLS token gets. The embeddings of several ViTs are
+        concatenated.
         """
         check_blocks(blocks, self.n_blocks)
-        each = [vit(images, blocks, tokens) for vit in self.vits]
-        return [torch.cat(parts, dim=-1) for parts in zip(*each, strict=True)]
+        outputs = [vit(images, blocks, tokens) for vit in self.vits]
+        return [torch.cat(parts, dim=-1) for parts in zip(*outputs, strict=True)]
 
 
 def check_blocks(blocks: Sequence[Block], n_blocks: int) -> None:
-    """InputError for the first block that an encoder with so many has not."""
+    """InputError for the first block that an encoder with `n_blocks` does not have."""
     wrong = [block for block in blocks if block != "last" and not 1 <= block <= n_blocks]
     if wrong:
-        there = f"the blocks 1 to {n_blocks} and last" if n_blocks else "last alone"
-        raise InputError(f"embed.blocks: this encoder has {there}, not {wrong[0]}")
+        available = f"the blocks 1 to {n_blocks} and last" if n_blocks else "last alone"
+        raise InputError(f"embed.blocks: this encoder has {available}, not {wrong[0]}")

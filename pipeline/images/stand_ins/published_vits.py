@@ -1,8 +1,9 @@
-"""Random weights in the layouts that CLIP, OpenCLIP, DINO and DINOv2 are published in, and a transform as gLocal's.
+"""Random weights in the published layouts of CLIP, OpenCLIP, DINO and DINOv2, and of gLocal.
 
-The ViTs are narrow, so that the sample dataset is embedded in minutes; a few weights of what else the files hold (text
-towers, counters) are there too. The transform is near the identity. As in `dreamsim_stand_in`, each number comes from
-one fixed seed, in float64 and rounded.
+The ViTs are narrow, so that the sample dataset is embedded in minutes. The published files also
+hold text towers and counters; a few such weights are in these files too. gLocal's transform is near
+the identity. As in `stand_ins.dreamsim`, each number comes from one fixed seed, in float64 and
+rounded to float32.
 """
 
 from pathlib import Path
@@ -17,15 +18,14 @@ from pipeline.files import replacing
 from pipeline.images.models.published_vits import VITS
 from pipeline.images.stand_ins.dreamsim import Weights, vit_weights
 
-MEAN, STD, SHARE = (
-    0.05,
-    0.8,
-    0.3,
-)  # of the transform: what it takes off, divides by, and how far it is from identity
+# gLocal's transform subtracts MEAN and divides by STD; SHARE is its distance from the identity.
+MEAN = 0.05
+STD = 0.8
+SHARE = 0.3
 
 
 def make_files(name: str, file: str, transform: str, folder: Path, width: int = 64) -> None:
-    """Write `folder`/`file`, the ViT's weights, and `folder`/`transform`; the ViT has width / 64 heads."""
+    """Write `folder`/`file`, a ViT with width / 64 heads, and `folder`/`transform`."""
     architecture = VITS[name].architecture
     rng = np.random.default_rng([20230, *b"weights", list(VITS).index(name)])
     grid = architecture.trained_size // architecture.patch_size
@@ -34,6 +34,7 @@ def make_files(name: str, file: str, transform: str, folder: Path, width: int = 
         for block in range(architecture.n_blocks):
             for layer in ("ls1", "ls2"):
                 weights[f"blocks.{block}.{layer}.gamma"] = 1 + 0.1 * rng.standard_normal(width)
+
     size = width
     if architecture.clip:
         size = width * 3 // 4  # published: 768 of 1024
@@ -41,6 +42,7 @@ def make_files(name: str, file: str, transform: str, folder: Path, width: int = 
         weights["proj"] = rng.standard_normal((width, size)) / np.sqrt(width)
     if name == "dinov2_vitl14":
         weights["mask_token"] = np.zeros((1, width))
+
     saved = _LAYOUTS.get(name, _flat)(weights, architecture.n_blocks)
     with replacing(folder / file) as part:
         if file.endswith(".safetensors"):
@@ -48,6 +50,7 @@ def make_files(name: str, file: str, transform: str, folder: Path, width: int = 
         else:
             with part.open("wb") as stream:  # to a path, the bytes would hold the file's name
                 torch.save(saved, stream)
+
     matrix = np.eye(size) + SHARE * rng.standard_normal((size, size)) / np.sqrt(size)
     with replacing(folder / transform) as part, part.open("wb") as stream:
         numbers = {
@@ -63,7 +66,7 @@ def _tensor(array: np.ndarray) -> Tensor:
 
 
 def _flat(weights: Weights, _n_blocks: int) -> dict[str, Any]:
-    """DINO's, whose names timm took."""
+    """The layout of DINO and DINOv2, whose names timm took over."""
     return {name: _tensor(value) for name, value in weights.items()}
 
 
@@ -79,7 +82,8 @@ def _open_clip(weights: Weights, n_blocks: int) -> dict[str, Any]:
     for theirs, ours in (("ln_pre", "norm_pre"), ("ln_post", "norm")):
         saved |= {f"{theirs}.{kind}": weights[f"{ours}.{kind}"] for kind in ("weight", "bias")}
     for block in range(n_blocks):
-        theirs, ours = f"transformer.resblocks.{block}", f"blocks.{block}"
+        theirs = f"transformer.resblocks.{block}"
+        ours = f"blocks.{block}"
         for kind in ("weight", "bias"):
             saved[f"{theirs}.attn.in_proj_{kind}"] = weights[f"{ours}.attn.qkv.{kind}"]
             saved[f"{theirs}.attn.out_proj.{kind}"] = weights[f"{ours}.attn.proj.{kind}"]
@@ -87,6 +91,7 @@ def _open_clip(weights: Weights, n_blocks: int) -> dict[str, Any]:
             saved[f"{theirs}.ln_2.{kind}"] = weights[f"{ours}.norm2.{kind}"]
             saved[f"{theirs}.mlp.c_fc.{kind}"] = weights[f"{ours}.mlp.fc1.{kind}"]
             saved[f"{theirs}.mlp.c_proj.{kind}"] = weights[f"{ours}.mlp.fc2.{kind}"]
+
     text = {
         "logit_scale": np.array(4.6),
         "text_projection": np.zeros((4, 4)),
@@ -116,7 +121,8 @@ def _transformers(weights: Weights, n_blocks: int) -> dict[str, Any]:
     for theirs, ours in (("pre_layrnorm", "norm_pre"), ("post_layernorm", "norm")):
         saved |= {f"{theirs}.{kind}": weights[f"{ours}.{kind}"] for kind in ("weight", "bias")}
     for block in range(n_blocks):
-        theirs, ours = f"encoder.layers.{block}", f"blocks.{block}"
+        theirs = f"encoder.layers.{block}"
+        ours = f"blocks.{block}"
         for kind in ("weight", "bias"):
             for part, value in zip(
                 "qkv", np.split(weights[f"{ours}.attn.qkv.{kind}"], 3), strict=True
@@ -127,19 +133,20 @@ def _transformers(weights: Weights, n_blocks: int) -> dict[str, Any]:
             saved[f"{theirs}.layer_norm2.{kind}"] = weights[f"{ours}.norm2.{kind}"]
             saved[f"{theirs}.mlp.fc1.{kind}"] = weights[f"{ours}.mlp.fc1.{kind}"]
             saved[f"{theirs}.mlp.fc2.{kind}"] = weights[f"{ours}.mlp.fc2.{kind}"]
-    rest = {"logit_scale": np.array(4.6), "text_projection.weight": np.zeros((4, 4))}
-    rest |= {
+
+    weights_beside = {
+        "logit_scale": np.array(4.6),
+        "text_projection.weight": np.zeros((4, 4)),
         "text_model.final_layer_norm.weight": np.ones(4),
         "visual_projection.weight": weights["proj"].T,
     }
+    tower = {f"vision_model.{name}": value for name, value in saved.items()}
     positions = torch.arange(weights["pos_embed"].shape[1])[None]
-    numbers = {
-        "vision_model.embeddings.position_ids": positions,
-        "text_model.embeddings.position_ids": positions[:, :4],
+    counters = {
+        "vision_model.embeddings.position_ids": positions.clone(),
+        "text_model.embeddings.position_ids": positions[:, :4].clone(),
     }
-    return _flat(
-        rest | {f"vision_model.{name}": value for name, value in saved.items()}, n_blocks
-    ) | {name: value.clone() for name, value in numbers.items()}
+    return _flat(weights_beside | tower, n_blocks) | counters
 
 
 _LAYOUTS = {
