@@ -19,12 +19,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.images.models.vit import ImageEncoder, Tokens
-from pipeline.sections import Block
+from pipeline.sections import BlockChoice
 
 
 def accelerate(
     encoder: ImageEncoder,
-    blocks: Sequence[Block],
+    blocks: Sequence[BlockChoice],
     tokens: Tokens,
     precision: Literal["float32", "bfloat16"],
     device: torch.device,

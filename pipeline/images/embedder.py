@@ -41,7 +41,7 @@ from pipeline.images.embeddings import ORIGINAL, Attributes, write_embeddings
 from pipeline.images.models.table import Load
 from pipeline.images.models.vit import ImageEncoder
 from pipeline.images.views import check_views
-from pipeline.sections import Block, Embed
+from pipeline.sections import BlockChoice, Embed
 from pipeline.untrusted.pictures import Images, open_images
 
 N_REFERENCE_IMAGES = 8
@@ -254,10 +254,10 @@ def _is_saved(file: Path, shape: tuple[int, int, int]) -> bool:
 def read_blocks(
     batches: list[Batch],
     views: list[str],
-    features: dict[Block, str],
+    features: dict[BlockChoice, str],
     reference: Reference,
     label: str,
-) -> Iterator[tuple[Block | str, np.ndarray, Attributes]]:
+) -> Iterator[tuple[BlockChoice | str, np.ndarray, Attributes]]:
     """Each block of each view, the deepest first: name in the cache, values (N, D), attributes.
 
     `features` says in words what each block holds; `label` names the cache in an InputError.
@@ -304,5 +304,5 @@ def _is_wrong(measures: health.Health) -> bool:
     return bool(measures["non_finite"]) or not measures["reference_cosine"] >= health.AGREEMENT
 
 
-def _depth(block: Block) -> float:
+def _depth(block: BlockChoice) -> float:
     return math.inf if block == "last" else block

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from pipeline.errors import InputError
 from pipeline.files import replacing
 from pipeline.images.models.vit import Framing, ImageEncoder, Tokens, check_blocks
-from pipeline.sections import Block
+from pipeline.sections import BlockChoice
 from pipeline.untrusted.weights import (
     check_finite,
     holds_tensors,
@@ -67,13 +67,13 @@ class PooledModel(ImageEncoder):
             "return_prefix_tokens" in options and getattr(model, "cls_token", None) is not None
         )
 
-    def feature(self, block: Block, tokens: Tokens) -> str:
+    def feature(self, block: BlockChoice, tokens: Tokens) -> str:
         if block == "last":
             return "features as the model pools them"
         return f"{'CLS token' if self.with_prefix else 'mean over the picture'} after block {block}"
 
     def forward(
-        self, images: Tensor, blocks: Sequence[Block] = ("last",), tokens: Tokens = "cls"
+        self, images: Tensor, blocks: Sequence[BlockChoice] = ("last",), tokens: Tokens = "cls"
     ) -> list[Tensor]:
         """One (B, D) for each of `blocks`; InputError for an unknown block or tokens "mean"."""
         check_blocks(blocks, self.n_blocks)
@@ -86,7 +86,7 @@ class PooledModel(ImageEncoder):
         ):
             return self._embed((images - self.mean) / self.sd, blocks)
 
-    def _embed(self, images: Tensor, blocks: Sequence[Block]) -> list[Tensor]:
+    def _embed(self, images: Tensor, blocks: Sequence[BlockChoice]) -> list[Tensor]:
         numbers = sorted({block for block in blocks if block != "last"})
         if not numbers:
             return [self.model(images)] * len(blocks)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torchvision.transforms import functional as transforms
 
 from pipeline.errors import InputError
-from pipeline.sections import Block
+from pipeline.sections import BlockChoice
 
 Tokens = Literal["cls", "mean"]
 
@@ -96,7 +96,7 @@ class ViT(nn.Module):
         self.register_buffer("sd", torch.tensor(pixels.sd).view(3, 1, 1))
         self.register_buffer("projection", projection)
 
-    def feature(self, block: Block, tokens: Tokens) -> str:
+    def feature(self, block: BlockChoice, tokens: Tokens) -> str:
         """What stands for an image, in words."""
         mean = "mean of the patch tokens, each"
         if tokens == "mean":
@@ -113,7 +113,9 @@ class ViT(nn.Module):
         projected = ", projected" if self.projection is not None else ""
         return f"{token} after the last LayerNorm{projected}"
 
-    def forward(self, images: Tensor, blocks: Sequence[Block], tokens: Tokens) -> list[Tensor]:
+    def forward(
+        self, images: Tensor, blocks: Sequence[BlockChoice], tokens: Tokens
+    ) -> list[Tensor]:
         """Pixels (B, 3, side, side) in [0, 1] -> one (B, D) for each block."""
         # "last" and the number of the last block are two readings of the same tokens.
         numbers = [len(self.vit.blocks) if block == "last" else block for block in blocks]
@@ -135,7 +137,7 @@ class ViT(nn.Module):
             for block, number in zip(blocks, numbers, strict=True)
         ]
 
-    def _pool(self, block: Block, after: tuple[Tensor, Tensor], tokens: Tokens) -> Tensor:
+    def _pool(self, block: BlockChoice, after: tuple[Tensor, Tensor], tokens: Tokens) -> Tensor:
         """The patch and prefix tokens after a block -> (B, D)."""
         patches, prefix = after
         cls = prefix[:, :1]  # behind the CLS token some ViTs have registers
@@ -176,13 +178,13 @@ class ImageEncoder(nn.Module):
             f"{self.framing}; mean and std of {'; '.join(vit.pixels.name for vit in vits)}"
         )
 
-    def feature(self, block: Block, tokens: Tokens) -> str:
+    def feature(self, block: BlockChoice, tokens: Tokens) -> str:
         """What stands for an image, in words; only for "last" may the ViTs differ."""
         vits = self.vits if block == "last" else self.vits[:1]
         return "; ".join(vit.feature(block, tokens) for vit in vits)
 
     def forward(
-        self, images: Tensor, blocks: Sequence[Block] = ("last",), tokens: Tokens = "cls"
+        self, images: Tensor, blocks: Sequence[BlockChoice] = ("last",), tokens: Tokens = "cls"
     ) -> list[Tensor]:
         """One (B, D) for each of `blocks`; InputError for a block that the encoder does not have.
 
@@ -196,7 +198,7 @@ class ImageEncoder(nn.Module):
         return [torch.cat(parts, dim=-1) for parts in zip(*outputs, strict=True)]
 
 
-def check_blocks(blocks: Sequence[Block], n_blocks: int) -> None:
+def check_blocks(blocks: Sequence[BlockChoice], n_blocks: int) -> None:
     """InputError for the first block that an encoder with `n_blocks` does not have."""
     wrong = [block for block in blocks if block != "last" and not 1 <= block <= n_blocks]
     if wrong:
