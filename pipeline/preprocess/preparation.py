@@ -39,6 +39,7 @@ from pipeline.datasets.entry import POSTERIOR, Dataset, Layout
 from pipeline.datasets.image_table import SPLITS, Split, read_image_table
 from pipeline.errors import FETCH_AGAIN, InputError, suggestion
 from pipeline.files import check_folders, new_hdf5, save_array, sha256
+from pipeline.preprocess.windows import find_window
 from pipeline.sections import Preprocess
 
 UNITS_OF_TRIAL = "share of the norm of the released trace, no physical unit"
@@ -236,22 +237,22 @@ def pick_channels(
 
 
 def pick_samples(layout: Layout, window: list[float] | Literal["published"], path: Path) -> slice:
-    """The samples within the window; a thousandth of a sample is allowed for rounding."""
+    """The samples within the window, see `find_window`; InputError where the EEG lacks them."""
     if window == "published":
         return slice(None)
-    (first, last), times = window, layout.times
-    slack = layout.step / 1000
-    if not times[0] - slack <= first <= last <= times[-1] + slack:
+    first, last = window
+    times = layout.times
+    samples = find_window(times, layout.step, window)
+    if samples is None:
         raise InputError(
             f"{path}: preprocess.window {first} .. {last} s is no part of the recorded "
             f"{times[0]:g} .. {times[-1]:g} s: set a first and a later last time within it"
         )
-    start, stop = np.searchsorted(times, [first - slack, last + slack])
-    if start == stop:
+    if samples.start == samples.stop:
         raise InputError(
             f"{path}: no sample lies in preprocess.window {first} .. {last} s: widen it"
         )
-    return slice(int(start), int(stop))
+    return samples
 
 
 def _prepare(block: np.ndarray, normalise: bool, average: bool) -> np.ndarray:
