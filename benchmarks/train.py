@@ -27,7 +27,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from benchmarks import write_latest
 from benchmarks.plain import PlainModel, optimizers, train_epoch
 from pipeline.compute.devices import device_name, pick_device, use_precision
-from pipeline.eeg_encoders import nice
+from pipeline.eeg_encoders import fast_nice
 from pipeline.eeg_encoders.nice import NiceRecipe
 from pipeline.params import read_params
 from pipeline.retrieval import retrieval_metrics
@@ -56,7 +56,10 @@ GRADIENTS = (
     "ExpandBackward0",
     "SqrtBackward0",
 )  # of normalisations
-LABELS = ((NiceRecipe, "composed", "conv: filters"), (nice, "_window_moments", "norm: moments"))
+LABELS = (
+    (NiceRecipe, "composed_filters", "conv: filters"),
+    (fast_nice, "_window_moments", "norm: moments"),
+)
 LABELS += ((functional, "normalize", "norm: unit length"),)
 
 

@@ -1,68 +1,86 @@
-"""Retrieval: of all the images of a gallery, is the one that was seen the nearest to the brain response?"""
+"""Retrieval: is the image that was seen the nearest of a gallery to the brain response?
+
+Axes: N images of the gallery, and as many EEG responses. The match of response i is image i.
+"""
 
 import numpy as np
 import torch
 from torch import Tensor
 
-LEAST_VARIANCE = 1e-12  # of cosines; anything smaller is rounding
+LEAST_VARIANCE = 1e-12  # of cosines; a smaller one is due to rounding
 
 
 def symmetric_cross_entropy(logits: Tensor) -> Tensor:
-    """The contrastive loss (...) of logits (..., N, N) with the matching pairs on the diagonal: InfoNCE in CLIP's form.
+    """The contrastive loss: logits (..., N, N), matching pairs on the diagonal -> (...), in nats.
 
-    The mean of the cross-entropy over rows (EEG -> image) and columns (image -> EEG); ln N where all logits are equal.
-    Source: arXiv 2103.00020, figure 3; the same quantity over a test gallery is the recipe's nice_loss. Not by
-    F.cross_entropy, whose deterministic gradient on a GPU waits for the device, which no captured step may do.
+    InfoNCE in CLIP's form: the mean of the cross-entropy over rows (EEG -> image) and over columns
+    (image -> EEG). It is ln N where all logits are equal. Source: arXiv 2103.00020, figure 3. Over
+    a test gallery, the recipe calls the same quantity nice_loss.
     """
+    # Not F.cross_entropy: its deterministic gradient on a GPU waits for the device, and a step
+    # that is captured as a CUDA graph must not wait.
     matches = [logits.log_softmax(dim).diagonal(dim1=-2, dim2=-1) for dim in (-1, -2)]
     return -torch.stack(matches).mean((0, -1))
 
 
 def rank_of_match(similarity: Tensor) -> Tensor:
-    """For each row of (..., N, N) how many columns are at least as similar as the matching one, itself included.
+    """The rank of the match in each row: similarity (..., N, N) -> (..., N) int64, 1 is best.
 
-    1 is best. A tie counts against the match, and so does NaN: a constant embedding must not rank first by luck.
+    It is the number of columns that are at least as similar as the match, the match included. Ties
+    and NaN count against the match: a constant embedding must not rank first by luck.
     """
     match = similarity.diagonal(dim1=-2, dim2=-1)
     return (~(similarity < match[..., None])).sum(-1)
 
 
 def score_queries(similarity: Tensor, logit_scale: float) -> dict[str, Tensor]:
-    """What each test image i contributes: (..., N, N) cosine similarities, of EEG i with image i on the diagonal.
+    """The scores of each test image, from cosine similarities (..., N, N) of EEG with images.
 
-    Returns float64 (..., N): `nice_loss`, whose mean is the symmetric cross-entropy; `rank` of the image seen among all
-    images, and `image_to_eeg_rank` of the response among all responses; `matched_cosine`; `mismatched_cosine` and
-    `mismatched_square`, means over the other images.
+    Returns float64 (..., N) by name:
+
+    * `nice_loss`: its mean is the symmetric cross-entropy;
+    * `rank`: of the match among all images, for the EEG;
+    * `image_to_eeg_rank`: of the match among all responses, for the image;
+    * `matched_cosine`: of the match;
+    * `mismatched_cosine`, `mismatched_square`: means of the cosine and its square over the other
+      images.
     """
     n_way = similarity.shape[-1]
     similarity = similarity.double()
     matched = similarity.diagonal(dim1=-2, dim2=-1)
     logits = logit_scale * similarity
-    others = max(1, n_way - 1)
+    n_mismatched = max(1, n_way - 1)
+
     return {
         "nice_loss": (logits.logsumexp(-1) + logits.logsumexp(-2)) / 2 - logit_scale * matched,
         "rank": rank_of_match(similarity).double(),
         "image_to_eeg_rank": rank_of_match(similarity.mT).double(),
         "matched_cosine": matched,
-        "mismatched_cosine": (similarity.sum(-1) - matched) / others,
-        "mismatched_square": (similarity.square().sum(-1) - matched.square()) / others,
+        "mismatched_cosine": (similarity.sum(-1) - matched) / n_mismatched,
+        "mismatched_square": (similarity.square().sum(-1) - matched.square()) / n_mismatched,
     }
 
 
 def weigh_queries(
     queries: dict[str, np.ndarray], counts: np.ndarray, top_k: list[int]
 ) -> dict[str, np.ndarray]:
-    """The metrics of a gallery from what `score_queries` says of its N images, image i counted counts[b, i] times.
+    """The metrics of a gallery in B resamples, from the scores (N,) of `score_queries`.
 
-    `counts` (B, N) float64: ones, or how often each image is in each of B resamples. Returns (B,) float64 by metric:
-    `nice_loss`; top-k accuracies, mean and median rank and mean reciprocal rank (mrr) of both directions; mean cosine
-    of matching and of differing pairs, their difference, and its size in standard deviations: Cohen's d with the root
-    mean square of the standard deviations of the two kinds of pairs, NaN where neither varies.
+    `counts` (B, N) float64 says how often each image is in each resample; ones are the gallery
+    itself. Returns (B,) float64 by metric:
+
+    * `nice_loss`;
+    * for both directions the top-k accuracies, the mean and median rank, and the mean reciprocal
+      rank (mrr);
+    * the mean cosine of matching and of mismatching pairs, and their difference;
+    * `cosine_effect_size`: the difference in standard deviations, Cohen's d. The standard
+      deviation is the root mean square of those of both kinds of pairs; NaN where neither varies.
     """
 
     def mean(values: np.ndarray) -> np.ndarray:
         return counts @ values / counts.sum(1)
 
+    # Ranks, from EEG to images and back.
     metrics = {"nice_loss": mean(queries["nice_loss"])}
     for direction in ("", "image_to_eeg_"):
         rank = queries[f"{direction}rank"]
@@ -70,10 +88,14 @@ def weigh_queries(
         metrics[f"{direction}mean_rank"] = mean(rank)
         metrics[f"{direction}median_rank"] = _weighted_median(rank, counts)
         metrics[f"{direction}mrr"] = mean(1 / rank)
-    matched, mismatched = mean(queries["matched_cosine"]), mean(queries["mismatched_cosine"])
+
+    # Cosines of matching and mismatching pairs.
+    matched = mean(queries["matched_cosine"])
+    mismatched = mean(queries["mismatched_cosine"])
     variance = mean(queries["matched_cosine"] ** 2) - matched**2
     variance += mean(queries["mismatched_square"]) - mismatched**2
     sd = np.sqrt(np.where(variance > LEAST_VARIANCE, variance / 2, np.nan))
+
     return metrics | {
         "matched_cosine": matched,
         "mismatched_cosine": mismatched,
@@ -83,17 +105,21 @@ def weigh_queries(
 
 
 def retrieval_metrics(similarity: Tensor, logit_scale: float, top_k: list[int]) -> dict[str, float]:
-    """Metrics of one gallery from cosine similarities (N queries, N images), the match of query i being image i."""
-    queries = {
-        name: values.cpu().numpy()
-        for name, values in score_queries(similarity, logit_scale).items()
-    }
+    """The metrics of one gallery, see `weigh_queries`, from cosine similarities (N, N)."""
+    scores = score_queries(similarity, logit_scale)
+    queries = {name: values.cpu().numpy() for name, values in scores.items()}
     metrics = weigh_queries(queries, np.ones((1, len(similarity))), top_k)
     return {name: float(value[0]) for name, value in metrics.items()}
 
 
 def _weighted_median(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """The median of each resample, (B,): the mean of the two middle values where their number is even."""
+    """The median of values (N,) in each resample of `counts` (B, N): (B,)."""
     order = np.argsort(values)
-    values, below, total = values[order], counts[:, order].cumsum(1), counts.sum(1, keepdims=True)
-    return (values[(2 * below < total).sum(1)] + values[(2 * below <= total).sum(1)]) / 2
+    values = values[order]
+    n_so_far = counts[:, order].cumsum(1)
+    total = counts.sum(1, keepdims=True)
+
+    # The two middle values, which are the same one where the number of values is odd.
+    lower = values[(2 * n_so_far < total).sum(1)]
+    upper = values[(2 * n_so_far <= total).sum(1)]
+    return (lower + upper) / 2

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from pipeline.eeg_encoders.atm import AtmS, sinusoids
 from pipeline.eeg_encoders.braindecode_networks import LEAST_SAMPLES
 from pipeline.eeg_encoders.encoder import Dropout
-from pipeline.eeg_encoders.nice import _Convolutions, _Elu
+from pipeline.eeg_encoders.fast_nice_cpu import convolve_in_chunks, fast_elu
 from pipeline.eeg_encoders.table import EEG_ENCODERS, make_eeg_encoder
 from pipeline.errors import InputError
 from pipeline.retrieval import symmetric_cross_entropy
@@ -199,7 +199,7 @@ def test_the_convolutions_sum_the_gradients_of_weights_without_loss(dtype):
     results = []
     for used in (dtype, torch.float64):
         leaves = [weight.detach().to(used).requires_grad_() for weight in weights]
-        output = _Convolutions.apply(eeg.to(used), *leaves, 1, True)
+        output = convolve_in_chunks(eeg.to(used), *leaves, 1)
         output.backward(of_output.to(used))
         results.append([output.detach(), *(leaf.grad for leaf in leaves)])
     for got, expected in zip(*results, strict=True):
@@ -228,7 +228,7 @@ def test_the_elu_is_torchs_and_passes_on_what_is_not_a_number(dtype):
     x = (torch.randn(1003, dtype=torch.float64) * 20).to(dtype)
     x[:3] = torch.tensor([0.0, torch.inf, -torch.inf])
     x, y = x.clone().requires_grad_(), x.double().requires_grad_()
-    got, expected = _Elu.apply(x), F.elu(y)
+    got, expected = fast_elu(x), F.elu(y)
     got.sum().backward(), expected.sum().backward()
     accuracy = 4 * torch.finfo(dtype).eps
     torch.testing.assert_close(got.double(), expected, rtol=accuracy, atol=accuracy)
@@ -236,7 +236,7 @@ def test_the_elu_is_torchs_and_passes_on_what_is_not_a_number(dtype):
     for place in range(len(x)):
         broken = x.detach().clone()
         broken[place] = torch.nan
-        assert _Elu.apply(broken).isnan().nonzero().tolist() == [[place]]
+        assert fast_elu(broken).isnan().nonzero().tolist() == [[place]]
 
 
 def test_the_recipe_has_794_thousand_parameters():

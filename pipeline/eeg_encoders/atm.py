@@ -1,7 +1,9 @@
-"""ATM with the ShallowNet-like convolution, arXiv 2403.07721.
+"""ATM: attention over the channels, then NICE's convolutions.
 
-Layers as in https://github.com/dongyangli-del/EEG_Image_decode (models/atms.py), which starts from torch's own first
-weights. Deliberate differences: see `AtmS`.
+Paper: Li et al., arXiv 2403.07721; the variant with the ShallowNet-like convolution.
+Code: https://github.com/dongyangli-del/EEG_Image_decode, models/atms.py.
+Shapes: EEG (B, C, T) -> features (B, 1440) for 250 samples, as published.
+Deliberate differences: in the docstring of `AtmS`.
 """
 
 import math
@@ -14,25 +16,34 @@ from pipeline.eeg_encoders.nice import Nice
 
 
 class AtmS(EegEncoder):
-    """EEG (B, C, T) -> features: one transformer layer whose tokens are the channels, then NICE's convolutions.
+    """EEG (B, C, T) float -> features (B, output_size).
 
-    Deliberate differences from the published code, whose MLP projector is not part of this encoder:
+    One transformer layer, whose tokens are the channels, and NICE's convolutions after it. The
+    weights start as torch draws them, as in the published code.
 
-    * Nothing belongs to one subject (no subject token, no subject-wise layers), so that the encoder can be applied to
-      a subject who was not in training.
-    * The position of the channel is added to each token, a fixed sinusoid, as in the paper; the code leaves it out.
-    * The width of the tokens is the number of samples, rounded up to a multiple of the heads (published: 250 for 250
-      samples, with heads of 62).
-    * `dropout` is that of the convolutions; in the transformer it is half of it (published: 0.5 and 0.25).
+    Deliberate differences from the published code:
+
+    * The MLP projector is not part of this encoder.
+    * Nothing belongs to one subject: no subject token and no layers for a subject. So the encoder
+      can be applied to a subject who was not in training.
+    * A fixed sinusoid marks the position of the channel in each token, as in the paper. The code
+      leaves it out.
+    * The width of a token is the number of samples, rounded up to a multiple of the number of
+      heads. Published: a width of 250 for 250 samples, and heads of 62.
+    * `dropout` is that of the convolutions, and half of it that of the transformer. Published: 0.5
+      and 0.25.
+
+    InputError where T < 75.
     """
 
     HEADS = 4
-    HIDDEN = 256
+    HIDDEN = 256  # units of the transformer's feedforward layer
 
     def __init__(self, n_chans: int, n_times: int, sfreq: float, dropout: float) -> None:
         super().__init__()
         require_samples("atm-s", n_times, Nice.WINDOW)
         width = math.ceil(n_times / self.HEADS) * self.HEADS
+
         self.embed = nn.Linear(n_times, width)
         self.register_buffer("positions", sinusoids(n_chans, width), persistent=False)
         self.dropout = nn.Dropout(dropout / 2)
@@ -40,23 +51,29 @@ class AtmS(EegEncoder):
             width, self.HEADS, self.HIDDEN, dropout / 2, activation="gelu", batch_first=True
         )
         self.norm = nn.LayerNorm(width)
+
+        # To the convolutions, a token looks like the EEG of a channel.
         self.convolutions = Nice(n_chans, width, sfreq, dropout)
         self.output_size = self.convolutions.output_size
 
     def plain(self, eeg: Tensor) -> Tensor:
-        """The layers one after the other: what `forward` must equal."""
+        """The published layers one after the other; the tests compare `forward` with this."""
         return self.convolutions.plain(self.attended(eeg))
 
     def forward(self, eeg: Tensor) -> Tensor:
         return self.convolutions(self.attended(eeg))
 
     def attended(self, eeg: Tensor) -> Tensor:
-        """(B, C, T) -> (B, C, width)."""
-        return self.norm(self.attend(self.dropout(self.embed(eeg) + self.positions)))
+        """The transformer's output: (B, C, T) -> (B, C, width)."""
+        tokens = self.dropout(self.embed(eeg) + self.positions)
+        return self.norm(self.attend(tokens))
 
 
 def sinusoids(n_positions: int, width: int) -> Tensor:
-    """Sines (even columns) and cosines (odd columns) of falling frequency: (n_positions, width), as in 1706.03762."""
+    """The fixed positions of arXiv 1706.03762: (n_positions, width) float32.
+
+    Even columns are sines and odd columns cosines; their frequency falls from column to column.
+    """
     rate = 10000.0 ** (-torch.arange(0, width, 2) / width)
     angle = torch.arange(n_positions)[:, None] * rate
     return torch.stack([angle.sin(), angle.cos()], dim=2).flatten(1)

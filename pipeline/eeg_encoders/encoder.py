@@ -1,4 +1,4 @@
-"""What every EEG encoder is, and what they share."""
+"""The base class of all EEG encoders, and the dropout layer of those that are trained together."""
 
 import torch
 from torch import Tensor, nn
@@ -7,25 +7,30 @@ from pipeline.errors import InputError
 
 
 class EegEncoder(nn.Module):
-    """Turns EEG (B, n_chans, n_times) float32 into features (B, output_size), which a projector then maps further.
+    """EEG (B, n_chans, n_times) float32 -> features (B, output_size); a projector follows it.
 
-    A class of the table is made by `Class(n_chans=, n_times=, sfreq=, dropout=)`, with `sfreq` in Hz, and sets
-    `output_size`.
+    The table makes an encoder by `Class(n_chans=, n_times=, sfreq=, dropout=)`, with `sfreq` in
+    Hz. The class sets `output_size`.
     """
 
     output_size: int
-    # Torch.func.vmap can compute many at once, and nothing is random but `Dropout`
+
+    # Whether torch.func.vmap can compute many models at once. Such an encoder draws no random
+    # numbers, except in `Dropout`.
     stackable = False
-    stacked = False  # it does
+
+    # `train/stack.py` sets this to True while several models share one forward pass by vmap.
+    stacked = False
 
     def draw_weights(self, model: nn.Module) -> None:
-        """Draw the first weights of a whole model, projectors included, as the encoder's published code does.
+        """Draw the initial weights of a whole model, with projectors, as the published code does.
 
-        Here: nothing is drawn anew, all weights stay as torch drew them.
+        Here nothing is drawn: all weights stay as torch drew them.
         """
 
 
 def require_samples(name: str, n_times: int, least: int) -> None:
+    """InputError where the EEG has fewer samples than the encoder called `name` needs."""
     if n_times < least:
         raise InputError(
             f"train.eeg_encoder = {name} needs at least {least} samples, not {n_times}: "
@@ -34,34 +39,45 @@ def require_samples(name: str, n_times: int, least: int) -> None:
 
 
 class Dropout(nn.Module):
-    """nn.Dropout for inputs (B, ...) of `n_units` values each: x times `factors` (B, n_units), 0 or 1 / (1 - p).
+    """nn.Dropout for inputs (B, ...) with `n_units` values for each sample.
 
-    Whoever trains sets the factors, so that models that are trained together drop what each would drop alone; where
-    they are None, torch's global generator draws them.
+    The input is multiplied by `factors` (B, n_units), which are 0 or 1 / (1 - p). The training
+    sets them. So each of several models that are trained together drops what it would drop alone.
+    Where `factors` is None, torch's global generator draws them.
     """
 
     factors: Tensor | None
 
     def __init__(self, p: float, n_units: int) -> None:
         super().__init__()
-        self.p, self.n_units = p, n_units
+        self.p = p
+        self.n_units = n_units
         self.register_buffer("factors", None, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return x
-        factors = (
-            drop(draw_bits(x.numel(), x.device), self.p) if self.factors is None else self.factors
-        )
+
+        factors = self.factors
+        if factors is None:
+            factors = drop(draw_bits(x.numel(), x.device), self.p)
         return x * factors.view(x.shape).to(x.dtype)
 
 
 def draw_bits(n: int, device: torch.device, generator: torch.Generator | None = None) -> Tensor:
-    """(n,) int16, all values alike often; in a third of the time of drawing n float numbers on a CPU."""
-    four = torch.empty(-(-n // 4), dtype=torch.int64, device=device)
-    return four.random_(-(2**63), None, generator=generator).view(torch.int16)[:n]
+    """Uniform random numbers: (n,) int16 over the whole range of the type.
+
+    On a CPU this takes a third of the time of drawing n float numbers.
+    """
+    # Each int64 gives four int16.
+    numbers = torch.empty(-(-n // 4), dtype=torch.int64, device=device)
+    return numbers.random_(-(2**63), None, generator=generator).view(torch.int16)[:n]
 
 
 def drop(bits: Tensor, p: float) -> Tensor:
-    """Of int16 the factors of `Dropout`, float32 of the same shape: p is exact to 1 / 65536."""
-    return bits.float().ge_(round(p * 2**16) - 2**15).mul_(1 / (1 - p))  # quicker than by booleans
+    """The factors of `Dropout` from uniform int16: float32 of the same shape.
+
+    p is exact to 1 / 65536.
+    """
+    # In place and without booleans: quicker.
+    return bits.float().ge_(round(p * 2**16) - 2**15).mul_(1 / (1 - p))

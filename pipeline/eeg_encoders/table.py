@@ -1,6 +1,6 @@
-"""The table of EEG encoders: a name of `train.eeg_encoder`, and what makes it; see `encoder.EegEncoder`.
+"""The table of EEG encoders: each value of `train.eeg_encoder`, and the class that it stands for.
 
-Another encoder is a class and a line here.
+To add an encoder, write a subclass of `encoder.EegEncoder` and add a line to the table.
 """
 
 from collections.abc import Callable
@@ -28,17 +28,19 @@ def make_eeg_encoder(
 ) -> EegEncoder:
     """A freshly initialised encoder for EEG (B, n_chans, n_times) at `sfreq` (Hz).
 
-    Raises InputError for an unknown name, for too few samples and, for braindecode's, where it is not installed.
+    InputError for an unknown name, for too few samples, and where the encoder needs braindecode
+    and braindecode is not installed.
     """
     if name not in EEG_ENCODERS:
         near = suggestion(name, EEG_ENCODERS)
-        raise InputError(
-            f"train.eeg_encoder = {name} is not known: choose one of {', '.join(EEG_ENCODERS)}{near}"
-        )
+        names = ", ".join(EEG_ENCODERS)
+        raise InputError(f"train.eeg_encoder = {name} is not known: choose one of {names}{near}")
     return EEG_ENCODERS[name](n_chans=n_chans, n_times=n_times, sfreq=sfreq, dropout=dropout)
 
 
 def can_be_stacked(name: str) -> bool:
-    """Whether models with this encoder can be trained many at once, see `EegEncoder.stackable`."""
-    made_by = EEG_ENCODERS.get(name)
-    return isinstance(made_by, type) and issubclass(made_by, EegEncoder) and made_by.stackable
+    """Whether many models with this encoder can be trained at once, see `EegEncoder.stackable`."""
+    encoder_class = EEG_ENCODERS.get(name)
+    if not isinstance(encoder_class, type):  # a partial of a class that is not stackable
+        return False
+    return issubclass(encoder_class, EegEncoder) and encoder_class.stackable

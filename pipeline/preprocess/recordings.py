@@ -1,4 +1,4 @@
-"""The prepared EEG of one subject, read from the HDF5 file that `preparation` writes and describes."""
+"""The prepared EEG of one subject, read from the file that `preparation` writes and describes."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -18,7 +18,7 @@ Split = Literal["train", "test"]
 SPLITS: tuple[Split, ...] = ("train", "test")
 AVERAGED_AT_ONCE = 16  # conditions whose repetitions are in memory together
 CHECKED_AT_ONCE = 16 << 20  # values
-# A file that is only taken away, DVC would put back.
+# DVC would put back a file that is only taken away: so `subjects` comes first.
 LEAVE_OUT = "or leave that subject out of `subjects` (a file of your own: take it away)"
 
 
@@ -28,54 +28,62 @@ class Recording:
 
     subject: str
     ch_names: tuple[str, ...]  # C
-    places: (
-        np.ndarray | None
-    )  # (C, 2) on the head seen from above, rim at 1; None: the 10-05 system knows the names
+    # (C, 2) on the head seen from above, rim at 1; None: the 10-05 system knows the names
+    places: np.ndarray | None
     times: np.ndarray  # (T,) float64, seconds from stimulus onset
     sfreq: float  # Hz
     caveats: tuple[str, ...]  # what every result of this EEG must say
     eeg: np.ndarray  # (N, C, T) or (N, R, C, T), in the unit that the file names
     image_ids: np.ndarray  # (N,) str, unique over both splits
-    concept_in_split: (
-        np.ndarray
-    )  # (N,) str, its number restarts in each split: never compare it across them
+    # (N,) str, numbered anew in each split: never compare it across splits
+    concept_in_split: np.ndarray
     things_concept: np.ndarray  # (N,) str, the same names in both splits
 
 
 def read_shape(path: Path, split: Split, average: bool) -> tuple[tuple[int, ...], np.dtype]:
-    """Shape of the EEG that `read_split` would return, and the type in which it is stored; InputError as there."""
+    """Shape of the EEG that `read_split` would return, and the type in which it is stored.
+
+    InputError as in `read_split`.
+    """
     with _opened(path) as file:
         eeg = file[split]["eeg"]
-        shape, dtype = tuple(eeg.shape), eeg.dtype
-    return ((shape[0], *shape[2:]) if average and len(shape) == 4 else shape), dtype
+        shape = tuple(eeg.shape)
+        dtype = eeg.dtype
+
+    if average and len(shape) == 4:
+        shape = (shape[0], *shape[2:])
+    return shape, dtype
 
 
 def read_split(path: Path, split: Split, average: bool, out: np.ndarray | None = None) -> Recording:
-    """One split of a file written by `preparation`; with `average`, `eeg` is the mean over repetitions, (N, C, T).
+    """One split of a file written by `preparation`.
 
-    It comes as float32, or float64 where it is stored so; or it is read into `out`, of the shape that `read_shape`
-    tells and any floating type. The mean is taken in pieces, so that the repetitions are never all in memory.
-    InputError for a foreign or cut file.
+    With `average`, `eeg` is the mean over repetitions, (N, C, T), taken in pieces, so that the
+    repetitions are never all in memory. `eeg` is float32, or float64 where it is stored so. With
+    `out`, it is read into that array, of the shape that `read_shape` gives and any floating type.
+    InputError for a file that `preparation` did not write, or that is cut.
     """
     with _opened(path) as file:
         eeg = file[split]["eeg"]
         recording = _describe(file, split, _read_eeg(eeg, average and eeg.ndim == 4, out))
+
     _check_shape(path, split, recording)
     _check_finite(path, split, recording)
     return recording
 
 
 def find_recordings(folder: Path) -> dict[str, Path]:
-    """The prepared subjects of a folder, by name; hidden files, such as macOS adds, are none."""
+    """The file of each prepared subject in a folder; hidden files, as macOS adds them, are none."""
     return {path.stem: path for path in sorted(folder.glob("[!.]*.h5"))}
 
 
 def check_recordings(paths: Sequence[Path]) -> None:
-    """InputError unless these subjects can be trained and tested together; it names file, image and channel.
+    """InputError unless these subjects can be trained and tested together.
 
-    All must have the channels, times and rate of the first one, and its test images and their number of repetitions;
-    each must be named after its subject, and every value be finite. Both splits of every file are read, piece by piece,
-    which takes about half a second a GB beside reading from the disk.
+    All must have the channels, times and rate of the first one, its test images, and as many test
+    repetitions. Each file must be named after its subject, and every value be finite; the error
+    names file, image and channel. Both splits of every file are read, piece by piece, which takes
+    about half a second a GB beside reading from the disk.
     """
     first: dict[Split, tuple[Recording, tuple[int, ...]]] = {}
     for path in paths:
@@ -85,14 +93,9 @@ def check_recordings(paths: Sequence[Path]) -> None:
                 _check_shape(path, split, recording)
                 _check_finite(path, split, recording)
                 shape = recording.eeg.shape
-            _check_alike(
-                path,
-                split,
-                recording,
-                shape,
-                *first.setdefault(split, (recording, shape)),
-                paths[0],
-            )
+
+            first_recording, first_shape = first.setdefault(split, (recording, shape))
+            _check_alike(path, split, recording, shape, first_recording, first_shape, paths[0])
 
 
 def _describe(file: h5py.File, split: Split, eeg: np.ndarray | h5py.Dataset) -> Recording:
@@ -120,15 +123,15 @@ def _check_shape(path: Path, split: Split, recording: Recording) -> None:
         or recording.eeg.dtype.kind != "f"
     ):
         raise InputError(
-            f"{path}: the {split} EEG is {recording.eeg.dtype} {shape}, expected floating point with {expected} "
-            f"conditions, channels and samples; {PREPARE_AGAIN}"
+            f"{path}: the {split} EEG is {recording.eeg.dtype} {shape}, expected floating point "
+            f"with {expected} conditions, channels and samples; {PREPARE_AGAIN}"
         )
     if len(set(recording.image_ids)) != len(recording.image_ids):
         raise InputError(f"{path}: image ids of the {split} split are not unique; {PREPARE_AGAIN}")
 
 
 def _check_finite(path: Path, split: Split, recording: Recording) -> None:
-    """Piece by piece, so that it needs little memory."""
+    """InputError for a value that is not finite. In pieces, so that it needs little memory."""
     eeg = recording.eeg
     n_rows = max(1, CHECKED_AT_ONCE // max(1, math.prod(eeg.shape[1:])))
     for start in range(0, len(eeg), n_rows):
@@ -137,8 +140,9 @@ def _check_finite(path: Path, split: Split, recording: Recording) -> None:
             row, *_, channel, _ = np.argwhere(~finite)[0]
             condition = start + int(row)
             raise InputError(
-                f"{path}: the {split} EEG of condition {condition} (from 0), image {recording.image_ids[condition]}, "
-                f"is not finite in channel {recording.ch_names[channel]}; {PREPARE_AGAIN}, {LEAVE_OUT}"
+                f"{path}: the {split} EEG of condition {condition} (from 0), image "
+                f"{recording.image_ids[condition]}, is not finite in channel "
+                f"{recording.ch_names[channel]}; {PREPARE_AGAIN}, {LEAVE_OUT}"
             )
 
 
@@ -151,50 +155,60 @@ def _check_alike(
     first_shape: tuple[int, ...],
     first_path: Path,
 ) -> None:
-    """InputError where a subject, of whose EEG only the shape is known, differs from the first in what all share."""
+    """InputError where a subject differs from the first one in what all subjects must share."""
     remedy = f"{PREPARE_AGAIN}, {LEAVE_OUT}"
+
+    # The file itself.
     if split == "test" and len(shape) != 4:
         raise InputError(
             f"{path}: the test EEG {shape} lacks the axis of repetitions; {PREPARE_AGAIN}"
         )
     if recording.subject != path.stem:
         raise InputError(
-            f"{path}: is the EEG of {recording.subject}; name it {recording.subject}.h5, or take it away"
+            f"{path}: is the EEG of {recording.subject}; name it {recording.subject}.h5, or take "
+            "it away"
         )
-    for mine, other in zip_longest(recording.ch_names, first.ch_names, fillvalue="none"):
-        if mine != other:
+
+    # Channels and times.
+    for name, expected in zip_longest(recording.ch_names, first.ch_names, fillvalue="none"):
+        if name != expected:
             raise InputError(
-                f"{path}: has not the channels of {first_path} in the same order: {mine} stands where {other} is "
-                f"expected; {remedy}"
+                f"{path}: has not the channels of {first_path} in the same order: {name} stands "
+                f"where {expected} is expected; {remedy}"
             )
     if recording.sfreq != first.sfreq or not np.array_equal(recording.times, first.times):
         raise InputError(
-            f"{path}: has {_times_told(recording)}, and {first_path} has {_times_told(first)}; {remedy}"
+            f"{path}: has {_describe_times(recording)}, and {first_path} has "
+            f"{_describe_times(first)}; {remedy}"
         )
+
+    # Repetitions and test images.
     if len(shape) != len(first_shape):
         raise InputError(
-            f"{path}: the {split} EEG is {shape}, and that of {first_path} is {first_shape}: the repetitions of one of "
-            f"them are averaged; {remedy}"
+            f"{path}: the {split} EEG is {shape}, and that of {first_path} is {first_shape}: the "
+            f"repetitions of one of them are averaged; {remedy}"
         )
     if split == "test":
         differing = set(recording.image_ids) ^ set(first.image_ids)
         if differing:
             raise InputError(
-                f"{path}: has not the test images of {first_path}: one of them lacks {min(differing)}; {remedy}"
+                f"{path}: has not the test images of {first_path}: one of them lacks "
+                f"{min(differing)}; {remedy}"
             )
         if shape[1] != first_shape[1]:
             raise InputError(
-                f"{path}: has {shape[1]} test repetitions, and {first_path} has {first_shape[1]}; {remedy}"
+                f"{path}: has {shape[1]} test repetitions, and {first_path} has "
+                f"{first_shape[1]}; {remedy}"
             )
 
 
-def _times_told(recording: Recording) -> str:
+def _describe_times(recording: Recording) -> str:
     times = recording.times
     return f"{len(times)} samples from {times[0]:g} to {times[-1]:g} s at {recording.sfreq:g} Hz"
 
 
 def read_caveats(path: Path) -> tuple[str, ...]:
-    """What every result of this EEG must say; InputError as `read_split`."""
+    """Sentences that every result of this EEG must say; InputError as in `read_split`."""
     with _opened(path) as file:
         return tuple(file.attrs["caveats"])
 
@@ -215,9 +229,11 @@ def _read_eeg(eeg: h5py.Dataset, average: bool, out: np.ndarray | None) -> np.nd
     if out is None:
         shape = (eeg.shape[0], *eeg.shape[2:]) if average else eeg.shape
         out = np.empty(shape, np.result_type(eeg.dtype, np.float32))
+
     if not average:
         eeg.read_direct(out)
         return out
+
     for start in range(0, len(eeg), AVERAGED_AT_ONCE):
         rows = slice(start, start + AVERAGED_AT_ONCE)
         out[rows] = eeg[rows].mean(axis=1, dtype=np.float64)

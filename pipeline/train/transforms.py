@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.errors import InputError
+from pipeline.preprocess.windows import find_window
 
 CUT = 4  # standard deviations after which the Gaussian is cut, as scipy does
 
@@ -26,18 +27,19 @@ def pick_window(
     """
     if window == "all":
         return slice(None)
-    (first, last), times, slack = window, start + np.arange(n_times) / sfreq, 1e-3 / sfreq
-    if not times[0] - slack <= first <= last <= times[-1] + slack:
+    first, last = window
+    times = start + np.arange(n_times) / sfreq
+    samples = find_window(times, 1 / sfreq, window)
+    if samples is None:
         raise InputError(
             f"train.eeg_window {first} .. {last} s is no part of the EEG's {times[0]:g} .. {times[-1]:g} s: "
             "set a first and a later last time within it"
         )
-    begin, end = np.searchsorted(times, [first - slack, last + slack])
-    if begin == end:
+    if samples.start == samples.stop:
         raise InputError(
             f"no sample of the EEG lies in train.eeg_window {first} .. {last} s: widen it"
         )
-    return slice(int(begin), int(end))
+    return samples
 
 
 class Smoothing(nn.Module):
