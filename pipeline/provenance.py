@@ -304,6 +304,7 @@ def _meaning(node: object) -> object:
         case ast.Raise(exc=ast.expr() as error):  # the text of an error computes nothing
             return ["Raise", [_meaning(kind) for kind in _kinds(error)]]
         case ast.AST():
+            # An empty field counts as none: newer versions of Python have more fields.
             meanings = {}
             for name, value in ast.iter_fields(node):
                 is_empty = value is None or value == []

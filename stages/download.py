@@ -34,13 +34,13 @@ def main(
 
     # The user's own files are checked before hours of downloading.
     brought = Brought(open_copies(p.download.own_copy), left_in, p.download.accept_new_versions)
-    things = None
+    own_images = None
     if isinstance(source, PublishedFiles) and isinstance(source.images, OwnCopy):
-        things = find_own_copy(p.download.things_images)
+        own_images = find_own_copy(p.download.things_images)
 
     def check_metadata(metadata: Path) -> None:
-        assert things
-        check_images(things, image_ids_of(p.dataset, metadata))
+        assert own_images
+        check_images(own_images, image_ids_of(p.dataset, metadata))
 
     addresses = Addresses(p.download.osf_api, p.download.figshare_api, p.download.openneuro)
     fetch_dataset(
@@ -51,10 +51,10 @@ def main(
         images,
         metadata,
         brought=brought,
-        check_metadata=check_metadata if things else None,
+        check_metadata=check_metadata if own_images else None,
     )
-    if things:
-        collect_images(things, image_ids_of(p.dataset, metadata), images / "things_images.zip")
+    if own_images:
+        collect_images(own_images, image_ids_of(p.dataset, metadata), images / "things_images.zip")
     write_image_table(image_table, dataset.read_metadata(metadata))
 
     files = [

@@ -91,6 +91,8 @@ def describe(p: Params, notes: Notes, cache: Embeddings) -> dict[str, Any]:
         "views": cache.views,
         "views_in_gallery": cache.views_in_gallery,
     }
+
+    # Of a learned mix of blocks, the blocks that were mixed
     if cache.blocks:
         made_with["mixed_blocks"] = ", ".join(cache.blocks)
     return made_with

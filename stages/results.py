@@ -26,6 +26,8 @@ def _show_metrics(comparison: dict[str, Any]) -> None:
     """Each metric of both sides, and their difference."""
     baseline = comparison["baseline"]
     second = comparison["other"]
+
+    # Two intervals: over new subjects or seeds, and over new test images for these very models.
     rows = [
         {
             "metric": name,
@@ -38,10 +40,10 @@ def _show_metrics(comparison: dict[str, Any]) -> None:
         }
         for name, row in comparison["metrics"].items()
     ]
-    over = " and ".join(comparison["ci95_over"]) or "nothing: one seed tells too little"
+    sampled = " and ".join(comparison["ci95_over"]) or "nothing: one seed tells too little"
     show(
         f"{second[0].upper()}{second[1:]} against {baseline}; interval of the difference and p "
-        f"over {over}; of these models: test images",
+        f"over {sampled}; of these models: test images",
         rows,
     )
 

@@ -96,6 +96,7 @@ def describe(p: Params, caches: Iterable[Path], recording: Path) -> dict[str, An
 
 def print_study(summary: dict[str, Any]) -> None:
     """Print a table of the cells, and the answer."""
+    # A figure that a cell does not have is an empty field.
     rows = [
         {
             "backbone": cell["backbone"],
