@@ -1,11 +1,16 @@
-"""Which code decides a result, as a hash for each module that the result runs through.
+"""Which code decides a result: a hash for each file of the project that computes it.
 
-From a program on, all is followed that it uses: functions, classes and values of this project, by their names. What
-computes counts, and nothing else: comments, docstrings, blank lines, type hints and the texts of errors do not, so that
-a corrected sentence makes nothing anew. Of a table (the EEG encoders, the image models, the datasets) only the entries
-count that were chosen: another entry changes no result of those that are there.
+A cached result is used again only if the code that made it has not changed. To know that, we start
+at a program (or a module) and follow every name that it uses: functions, classes and values, from
+file to file, as long as they belong to this project.
 
-The files are read and not imported, which takes a second less for each library.
+- Only what computes counts. Comments, docstrings, blank lines, type hints and the texts of errors
+  do not, so that a corrected sentence does not make a result outdated.
+- Of a table (EEG encoders, image models, datasets) only the chosen entries count. A new entry does
+  not change the results of the entries that exist.
+
+The files are read as syntax trees (the module `ast`) and not imported, because the import of some
+libraries takes seconds.
 """
 
 import ast
@@ -19,62 +24,78 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-TABLES = {  # dictionaries, each in a module of its own
+
+# Name of a table: its file. A table is a dictionary.
+TABLES = {
     "DATASETS": "pipeline/datasets/table.py",
     "EEG_ENCODERS": "pipeline/eeg_encoders/table.py",
     "IMAGE_MODELS": "pipeline/images/models/table.py",
 }
-Chosen = Mapping[str, Collection[str]]  # the entries of each table
-_Place = tuple[Path, str | None]  # a file, and a name that it binds or None for all of it
-# Fields of a node that compute nothing, or that differ between versions of Python.
+
+# Name of a table: the names of the chosen entries, such as {"EEG_ENCODERS": ["nice"]}
+Chosen = Mapping[str, Collection[str]]
+
+# A file and a name that is defined in it; None in place of the name means the whole file.
+_Target = tuple[Path, str | None]
+
+# Fields of a syntax node that compute nothing, or that differ between versions of Python
 WITHOUT_EFFECT = {"annotation", "returns", "type_comment", "type_params", "kind", "ctx"}
-# Two threads in ast.parse at once may fail in Python 3.11 (SystemError: recursion depth)
+
+# In Python 3.11 ast.parse may fail in two threads at once (SystemError: recursion depth).
 _parsing = threading.Lock()
 
 
 def code_of(program: Path, chosen: Chosen) -> dict[str, str]:
-    """A hash for each module that a program runs through, by its path below the project's folder.
+    """A hash for each file that a program uses, by its path in the project's folder.
 
-    `chosen` names the entries of the tables, {"EEG_ENCODERS": ["nice"]}; of a table that it lacks all entries count.
-    The files directly in `pipeline`, those in `pipeline/compute`, `stages/__init__.py` and `stages/names.py` say where
-    and how work is done: no result depends on them, but for `retrieval.py`, and `devices.py`, which sets the precision.
+    All entries count of a table that `chosen` does not name.
+
+    Some files only say where and how work is done, so that no result depends on them: the files
+    directly in `pipeline` but for `retrieval.py`, those of `pipeline/compute` but for `devices.py`
+    (it sets the precision), `stages/__init__.py` and `stages/names.py`.
     """
     return _hashes([(program.resolve(), None)], chosen)
 
 
 def code_hash(code: str, packages: Sequence[str], chosen: Chosen) -> str:
-    """Of the module whose `__file__` is given, the entries that it is handed, and the versions of these packages."""
+    """One hash for all code that a module uses; `code` is the module's `__file__`.
+
+    The `chosen` entries of tables count too, and the installed versions of `packages`.
+    """
     entries = [(ROOT / TABLES[table], table) for table in chosen]
-    return fingerprint(
-        _hashes([(Path(code), None), *entries], chosen), [_version(name) for name in packages]
-    )
+    hashes = _hashes([(Path(code), None), *entries], chosen)
+    versions = [_version(name) for name in packages]
+    return fingerprint(hashes, versions)
 
 
-def _hashes(start: Sequence[_Place], chosen: Chosen) -> dict[str, str]:
+def _hashes(start: Sequence[_Target], chosen: Chosen) -> dict[str, str]:
+    """A hash for each file that is used from these targets on."""
     used = follow(start, chosen)
     return {str(path.relative_to(ROOT)): _hash(path, used[path], chosen) for path in sorted(used)}
 
 
-def follow(start: Sequence[_Place], chosen: Chosen) -> dict[Path, set[ast.stmt]]:
-    """The statements of each file that are used, directly or through another one, from some places on."""
+def follow(start: Sequence[_Target], chosen: Chosen) -> dict[Path, set[ast.stmt]]:
+    """The statements of each file that are used from these targets on, directly or indirectly."""
     used: dict[Path, set[ast.stmt]] = {}
-    waiting = list(start)
-    seen = set(waiting)
-    while waiting:
-        path, name = waiting.pop()
+    to_visit = list(start)
+    reached = set(to_visit)
+
+    while to_visit:
+        path, name = to_visit.pop()
         module = _read(path)
         statements = module.always + (module.all if name is None else module.binds.get(name, []))
         used.setdefault(path, set()).update(statements)
+
         for statement in statements:
-            new = set(_uses(statement, module, chosen)) - seen
-            seen |= new
-            waiting += new
+            new = set(_uses(statement, module, chosen)) - reached
+            reached |= new
+            to_visit += new
 
     return used
 
 
 def fingerprint(*decided_by: object) -> str:
-    """32 hexadecimal digits for plain data."""
+    """A hash of data that JSON can hold: 32 hexadecimal digits."""
     return _digest(decided_by)
 
 
@@ -84,12 +105,12 @@ def _digest(data: object) -> str:
 
 @dataclass(frozen=True)
 class _Module:
-    """The statements of a file: all of them, those that run whatever is used of it, and those that bind each name."""
+    """A file of the project as top-level statements."""
 
     path: Path
     all: list[ast.stmt]
-    always: list[ast.stmt]
-    binds: Mapping[str, list[ast.stmt]]
+    always: list[ast.stmt]  # run by every import, and define no name
+    binds: Mapping[str, list[ast.stmt]]  # by the name that they define
 
 
 @functools.cache
@@ -97,9 +118,12 @@ def _read(path: Path) -> _Module:
     with _parsing:
         tree = ast.parse(path.read_text())
 
+    statements: list[ast.stmt] = []
+    for statement in tree.body:
+        statements += _split_import(statement)
+
     binds: dict[str, list[ast.stmt]] = {}
     always = []
-    statements = [each for statement in tree.body for each in _one_import_each(statement)]
     for statement in statements:
         names = _names_bound_by(statement)
         for name in names:
@@ -109,8 +133,8 @@ def _read(path: Path) -> _Module:
     return _Module(path, statements, always, binds)
 
 
-def _one_import_each(statement: ast.stmt) -> list[ast.stmt]:
-    """`from x import a, b` as two statements: who uses a does not use b."""
+def _split_import(statement: ast.stmt) -> list[ast.stmt]:
+    """`from x import a, b` as two statements, because code that uses a need not use b."""
     if isinstance(statement, ast.ImportFrom):
         return [
             ast.ImportFrom(statement.module, [alias], statement.level) for alias in statement.names
@@ -121,6 +145,7 @@ def _one_import_each(statement: ast.stmt) -> list[ast.stmt]:
 
 
 def _names_bound_by(statement: ast.stmt) -> list[str]:
+    """The names that a statement defines: of functions, classes, imports and variables."""
     match statement:
         case ast.FunctionDef(name=name) | ast.ClassDef(name=name):
             return [name]
@@ -135,43 +160,51 @@ def _names_bound_by(statement: ast.stmt) -> list[str]:
 
 
 def _is_guard(statement: ast.stmt) -> bool:
-    """Whether this is `if __name__ == "__main__"` or `if TYPE_CHECKING`, which decide no result."""
+    """Whether this is `if __name__ == "__main__"` or `if TYPE_CHECKING`: no result needs them."""
     return isinstance(statement, ast.If) and any(
         isinstance(node, ast.Name) and node.id in ("__name__", "TYPE_CHECKING")
         for node in ast.walk(statement.test)
     )
 
 
-def _uses(statement: ast.stmt, module: _Module, chosen: Chosen) -> Iterable[_Place]:
-    """What of this project a statement uses: (file, the name that it binds), or (file, None) for all of a file."""
-    node = _without_other_entries(statement, chosen)
-    return _cached_uses(statement, module.path) if node is statement else _find_uses(node, module)
+def _uses(statement: ast.stmt, module: _Module, chosen: Chosen) -> Iterable[_Target]:
+    """What a statement uses of this project."""
+    node = _keep_chosen_entries(statement, chosen)
+    if node is statement:
+        return _cached_uses(statement, module.path)
+    return _find_uses(node, module)
 
 
 @functools.cache
-def _cached_uses(statement: ast.stmt, path: Path) -> tuple[_Place, ...]:
+def _cached_uses(statement: ast.stmt, path: Path) -> tuple[_Target, ...]:
     return tuple(_find_uses(statement, _read(path)))
 
 
-def _find_uses(statement: ast.AST, module: _Module) -> Iterator[_Place]:
+def _find_uses(statement: ast.AST, module: _Module) -> Iterator[_Target]:
     names: set[str] = set()
-    attributes: set[tuple[str, str | None]] = set()  # of `name.attribute`
-    with_attribute: set[ast.Name] = set()
-    for node in _walk(statement):  # an attribute comes before the name in it
+    attributes: set[tuple[str, str | None]] = set()  # (name, attribute) of `name.attribute`
+    names_in_attributes: set[ast.Name] = set()
+
+    # The node of an attribute comes before the node of the name in it.
+    for node in _walk(statement):
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
             attributes.add((node.value.id, node.attr))
-            with_attribute.add(node.value)
-        elif isinstance(node, ast.Name) and node not in with_attribute:
+            names_in_attributes.add(node.value)
+        elif isinstance(node, ast.Name) and node not in names_in_attributes:
             names.add(node.id)
-        elif (
-            isinstance(node, ast.Import | ast.ImportFrom) and node is not statement
-        ):  # within a function
-            yield from (target for each in _one_import_each(node) if (target := _target(each)))
+        elif isinstance(node, ast.Import | ast.ImportFrom) and node is not statement:
+            # An import within a function
+            for single_import in _split_import(node):
+                target = _imported_target(single_import)
+                if target:
+                    yield target
 
+    # An imported name is used. Of an imported module only the attributes that are used count.
     if isinstance(statement, ast.Import | ast.ImportFrom):
-        target = _target(statement)
-        if target and target[1]:  # of a module as a whole, only the attributes that are used count
+        target = _imported_target(statement)
+        if target and target[1]:
             yield target
+
     for name, attribute in attributes | {(name, None) for name in names}:
         if name in module.binds:
             yield module.path, name
@@ -180,21 +213,20 @@ def _find_uses(statement: ast.AST, module: _Module) -> Iterator[_Place]:
 
 
 def _modules_called(name: str, module: _Module) -> list[Path]:
-    """The files of this project that a name stands for in a module, by an import of the whole file."""
-    targets = [_target(each) for each in module.binds.get(name, [])]
+    """The files of this project that are imported as a whole under this name."""
+    targets = [_imported_target(statement) for statement in module.binds.get(name, [])]
     return [target[0] for target in targets if target and target[1] is None]
 
 
-def _target(statement: ast.stmt) -> _Place | None:
-    """The file of this project, and the name in it, that an import of one name is about; the name is None for a file.
-
-    None where it is about a library.
-    """
+def _imported_target(statement: ast.stmt) -> _Target | None:
+    """What the import of one name gets from this project; None if it is from a library."""
     match statement:
         case ast.ImportFrom(module=str(module), names=[alias]):
             file = _file_of(f"{module}.{alias.name}")
-            within = _file_of(module)
-            return (file, None) if file else (within, alias.name) if within else None
+            if file:
+                return file, None
+            parent = _file_of(module)
+            return (parent, alias.name) if parent else None
         case ast.Import(names=[alias]):
             file = _file_of(alias.name)
             return (file, None) if file else None
@@ -202,18 +234,21 @@ def _target(statement: ast.stmt) -> _Place | None:
 
 
 def _file_of(module: str) -> Path | None:
-    """The file of a module that can change a result; None for any other."""
+    """The file of a module of this project that can change a result; None for any other module."""
     package, *names = module.split(".")
+
+    # The modules that `code_of` names: they say only where and how work is done.
     if module != "pipeline.retrieval" and package == "pipeline" and len(names) == 1:
         return None
     if module == "stages.names" or (names[:1] == ["compute"] and names[1:] != ["devices"]):
         return None
+
     path = ROOT.joinpath(package, *names).with_suffix(".py")
     return path if path.is_file() else None
 
 
-def _without_other_entries(statement: ast.stmt, chosen: Chosen) -> ast.AST:
-    """The statement; where it is a table, the entries that were chosen."""
+def _keep_chosen_entries(statement: ast.stmt, chosen: Chosen) -> ast.AST:
+    """The statement itself; in place of a table only the entries that are chosen."""
     if not isinstance(statement, ast.Assign | ast.AnnAssign) or not isinstance(
         statement.value, ast.Dict
     ):
@@ -224,12 +259,12 @@ def _without_other_entries(statement: ast.stmt, chosen: Chosen) -> ast.AST:
 
     keys = [ast.literal_eval(key) for key in statement.value.keys if key]
     entries = dict(zip(keys, statement.value.values, strict=True))
-    # Not every choice has an entry: timm's models are made when they are asked for
+    # A choice may have no entry: models of timm are made by their name.
     return ast.List([entries[name] for name in sorted(chosen[table]) if name in entries])
 
 
 def _walk(node: ast.AST) -> Iterator[ast.AST]:
-    """All nodes that compute."""
+    """A node and all nodes in it that compute."""
     yield node
     for name, value in ast.iter_fields(node):
         if name in WITHOUT_EFFECT:
@@ -240,9 +275,14 @@ def _walk(node: ast.AST) -> Iterator[ast.AST]:
 
 
 def _hash(path: Path, used: set[ast.stmt], chosen: Chosen) -> str:
-    """Of the statements that are used of a file, in its order."""
-    statements = [_without_other_entries(each, chosen) for each in _read(path).all if each in used]
-    return _digest([_cached_meaning(each) for each in statements if not _is_text(each)])
+    """The hash of the statements of a file that are used, in the order of the file."""
+    meanings = []
+    for statement in _read(path).all:
+        if statement in used:
+            node = _keep_chosen_entries(statement, chosen)
+            if not _is_text(node):
+                meanings.append(_cached_meaning(node))
+    return _digest(meanings)
 
 
 @functools.cache
@@ -251,32 +291,34 @@ def _cached_meaning(statement: ast.AST) -> object:
 
 
 def _meaning(node: object) -> object:
-    """A node as plain data, without what computes nothing; the same in every version of Python.
+    """A node as plain data, without what computes nothing.
 
-    `ast.dump` and `ast.unparse` are not: they change with Python, and a result would seem to be of other code.
+    The data is the same in every version of Python. The texts of `ast.dump` and `ast.unparse`
+    are not: with another Python all results would seem to be outdated.
     """
     match node:
         case list():
-            return [_meaning(each) for each in node if not _is_text(each)]
+            return [_meaning(child) for child in node if not _is_text(child)]
         case ast.arg(arg=name):
             return name
-        case ast.Raise(exc=ast.expr() as error):  # its text computes nothing
+        case ast.Raise(exc=ast.expr() as error):  # the text of an error computes nothing
             return ["Raise", [_meaning(kind) for kind in _kinds(error)]]
         case ast.AST():
-            fields = {
-                name: value for name, value in ast.iter_fields(node) if name not in WITHOUT_EFFECT
-            }
-            meanings = {
-                name: _meaning(value)
-                for name, value in fields.items()
-                if value is not None and value != []
-            }
+            # An empty field counts as none: newer versions of Python have more fields.
+            meanings = {}
+            for name, value in ast.iter_fields(node):
+                is_empty = value is None or value == []
+                if name not in WITHOUT_EFFECT and not is_empty:
+                    meanings[name] = _meaning(value)
             return [type(node).__name__, meanings]
     return repr(node)
 
 
 def _kinds(error: ast.expr) -> list[ast.expr]:
-    """What is raised, without its text: of `fault(path) or InputError("...")` it is `fault` and `InputError`."""
+    """What is raised, without its text.
+
+    Of `fault(path) or InputError("...")` that is `fault` and `InputError`.
+    """
     match error:
         case ast.Call(func=kind):
             return [kind]
@@ -286,7 +328,7 @@ def _kinds(error: ast.expr) -> list[ast.expr]:
 
 
 def _is_text(node: object) -> bool:
-    """Whether this is a docstring, or another text that stands by itself."""
+    """Whether this is a docstring, or another text that is a statement."""
     return (
         isinstance(node, ast.Expr)
         and isinstance(node.value, ast.Constant)
@@ -295,6 +337,7 @@ def _is_text(node: object) -> bool:
 
 
 def _version(package: str) -> str:
+    """The installed version of a package."""
     try:
         return version(package)
     except PackageNotFoundError:

@@ -1,6 +1,9 @@
-"""One command a DVC stage: read, call the library, write. Paths come from dvc.yaml, values from params.yaml."""
+"""The commands: one file for each DVC stage, which reads, calls the library and writes.
 
-import stages.interpreter  # noqa: F401  # isort: skip  # first: another Python may lack what comes next
+Paths come from dvc.yaml, values from params.yaml. Here is what all stages share.
+"""
+
+import stages.interpreter  # noqa: F401  # isort: skip  # first: another Python may lack the next
 
 import functools
 import json
@@ -22,17 +25,22 @@ from pipeline.errors import InputError
 from pipeline.files import fault_of, replacing
 from stages.outputs import noted_run
 
-# Before torch is imported: threads that spin while they wait for each other made training five times slower on a
-# machine that others use too; threads that sleep at once made it a third slower on one that nobody else uses. GNU's
-# OpenMP now spins for some 10 microseconds.
+# This must be set before torch is imported. Threads that spin while they wait for each other made
+# training five times slower on a shared machine. Threads that sleep at once made it a third slower
+# on a machine of one's own. With these values GNU's OpenMP spins for some 10 microseconds.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ |= {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "1000"}
-# Without it a GPU's matrix products differ from run to run.
+
+# Without this a GPU's matrix products differ from run to run.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
 def run(main: Callable[..., str]) -> None:
-    """Run a stage as a command; `main` returns what it wrote, or "". What the user can mend is told in one sentence."""
+    """Run a stage as a command.
+
+    `main` returns the names of what it wrote, or "". An error that the user can mend is printed as
+    one sentence, without a traceback.
+    """
 
     @functools.wraps(main)
     def command(*arguments: object, **options: object) -> None:
@@ -42,16 +50,18 @@ def run(main: Callable[..., str]) -> None:
             with noted_run():
                 written = main(*arguments, **options)
         except (InputError, OSError) as error:
-            print(f"error: {fault_of(error, Path.cwd()) or error}", file=sys.stderr)
+            sentence = fault_of(error, Path.cwd()) or error
+            print(f"error: {sentence}", file=sys.stderr)
             raise typer.Exit(1) from None
         except MemoryError as error:
             reason = f" ({error})" if str(error) else ""
             print(
-                f"error: there is too little memory{reason}: run this where there is more, or with fewer workers "
-                "(preprocess.workers, runs.workers)",
+                f"error: there is too little memory{reason}: run this where there is more, or with "
+                "fewer workers (preprocess.workers, runs.workers)",
                 file=sys.stderr,
             )
             raise typer.Exit(1) from None
+
         if written:
             print(f"wrote {written} in {time.monotonic() - started:.1f} s")
 
@@ -61,25 +71,33 @@ def run(main: Callable[..., str]) -> None:
 
 
 def check_links(values: Iterable[object]) -> None:
-    """InputError where DVC runs the stage and a folder of its paths is a link out of the project.
+    """Raises InputError where DVC runs the stage and one of its folders links out of the project.
 
-    DVC would end with an error then, but only when the stage is done, and its hours of work lost.
+    DVC refuses such a folder too, but only after the stage, and hours of work would be lost.
     """
     if "DVC_ROOT" not in os.environ:
         return
+
     project = Path.cwd().resolve()
-    for path in (value for value in values if isinstance(value, Path) and not value.is_absolute()):
+    paths = [value for value in values if isinstance(value, Path)]
+    for path in paths:
+        if path.is_absolute():
+            continue
         folder = path.parent.resolve()
         if not folder.is_relative_to(project):
             raise InputError(
-                f"{path.parent} lies in {folder} by a link, and DVC keeps nothing outside of the project: take the "
-                "link away and clone the project onto that disk (what was fetched is taken from the cache), or have "
-                "the folder mounted in place of the link (mount --bind); then run it again"
+                f"{path.parent} lies in {folder} by a link, and DVC keeps nothing outside of the "
+                "project: take the link away and clone the project onto that disk (what was "
+                "fetched is taken from the cache), or have the folder mounted in place of the link "
+                "(mount --bind); then run it again"
             )
 
 
 def write_json(path: Path, values: dict[str, Any]) -> dict[str, Any]:
-    """Write a file of metrics; what is undefined (NaN) is null. Returns the values as they are read from it."""
+    """Write a file of metrics, and return the values as a reader of the file gets them.
+
+    NaN is written as JSON null.
+    """
     values = json.loads(json.dumps(values), parse_constant=lambda _: None)
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(values, indent=2) + "\n")
@@ -87,11 +105,15 @@ def write_json(path: Path, values: dict[str, Any]) -> dict[str, Any]:
 
 
 def show(title: str, rows: Sequence[Mapping[str, object]]) -> None:
-    """Print rows of the same keys as a table: ruled on a terminal, plain columns in a file or a pipe."""
+    """Print rows with the same keys as a table.
+
+    On a terminal the table has rules. In a file or a pipe it has plain columns, and nothing is cut.
+    """
     console = Console(highlight=False)
     plain = not console.is_terminal
     if plain:
-        console = Console(highlight=False, width=1000)  # nothing is cut or wrapped
+        console = Console(highlight=False, width=1000)
+
     table = Table(box=None if plain else box.SIMPLE_HEAD, pad_edge=False)
     texts = [
         [f"{value:.3f}" if isinstance(value, float) else str(value) for value in row.values()]
@@ -100,6 +122,7 @@ def show(title: str, rows: Sequence[Mapping[str, object]]) -> None:
     for name, column in zip(rows[0], zip(*texts, strict=True), strict=True):
         numbers = all(re.fullmatch(r"[-+]?[\d.]*", text) for text in column)
         table.add_column(Text(name), justify="right" if numbers else "left")
+
     for row in texts:
         table.add_row(*map(Text, row))
     console.print(Text(title, "bold"))

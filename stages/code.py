@@ -1,7 +1,7 @@
-"""Which code decides each stage's result, for DVC: a stage depends on its record instead of on files of code.
+"""Write a record of the code behind each stage. In dvc.yaml a stage depends on its record.
 
-A record changes where something changes that the stage computes with. It does not where a sentence is corrected, nor
-where an EEG encoder, an image model or a dataset is added that the parameters do not choose.
+A record changes where code changes that the stage computes with. It does not change where prose is
+corrected, or where an EEG encoder, image model or dataset is added that the parameters do not use.
 """
 
 from pathlib import Path
@@ -12,7 +12,7 @@ from stages import run, write_json
 
 
 def main(params: Path, records: list[Path]) -> str:
-    """`records` are named after the stages' files, and those of the study lie in a folder of that name."""
+    """`records` have the names of the stages' files; the study's lie in a folder `study`."""
     p = read_params(params)
     for record in records:
         program = Path(__file__).with_name(f"{record.stem}.py")

@@ -1,9 +1,9 @@
-"""Compare two evaluations that differ in one thing, by default the encoder; DVC computes what is missing.
+"""Compare two evaluations that differ in one thing, by default the image encoder.
 
-The parameters are those of the workspace, which stays as it is. Each side is an experiment of DVC in a temporary folder
-(`dvc exp run --temp`), which takes uncommitted changes of tracked files along; where the run cache has it already that
-takes seconds. The experiment is removed once its evaluation has been read. Interrupted, a training goes on from its
-last epoch next time.
+Each side is an experiment of DVC in a temporary folder (`dvc exp run --temp`), with the parameters
+of the workspace and its uncommitted changes of tracked files. The workspace stays as it is. A side
+that is in DVC's run cache takes seconds; else it is trained and evaluated. The experiment is
+removed once its evaluation has been read. An interrupted training resumes from its last epoch.
 """
 
 import os
@@ -41,14 +41,39 @@ def main(
     comparison: Path = Path("metrics/comparison.json"),
 ) -> str:
     p = read_params(params)
-    if evaluations and len(evaluations) != 2:
+    _check_files(evaluations or [], seeds)
+    _check_sides(baseline, other)
+
+    with tempfile.TemporaryDirectory() as folder:
+        files = evaluations or [
+            evaluate(baseline, seeds, Path(folder) / "baseline.h5"),
+            evaluate(other, seeds, Path(folder) / "other.h5"),
+        ]
+        first, second = (read_similarities(path) for path in files)
+        result = compare(first, second, p.evaluate, p.seed)
+        result["sha256"] = [sha256(path) for path in files]
+
+    print_comparison(write_json(comparison, result))
+    return str(comparison)
+
+
+def _check_files(evaluations: list[Path], seeds: int | None) -> None:
+    """Raises InputError unless there are two files and no seeds, or no files."""
+    if not evaluations:
+        return
+    if len(evaluations) != 2:
         raise InputError(
             f"give two evaluations, or none to have DVC make them: got {len(evaluations)}"
         )
-    if evaluations and seeds:
+    if seeds:
         raise InputError(
-            "--seeds is for evaluations that DVC makes: the files given hold the seeds that they hold"
+            "--seeds is for evaluations that DVC makes: the files given hold the seeds that they "
+            "hold"
         )
+
+
+def _check_sides(baseline: str, other: str) -> None:
+    """Raises InputError unless both set the same parameter."""
     for option, value in (("--baseline", baseline), ("--other", other)):
         _check_assignment(option, value)
     if baseline.partition("=")[0] != other.partition("=")[0]:
@@ -56,42 +81,36 @@ def main(
             f"--baseline and --other should set the same parameter, got {baseline} and {other}"
         )
 
-    with tempfile.TemporaryDirectory() as folder:
-        wanted = {"baseline": baseline, "other": other}
-        files = evaluations or [
-            evaluate(value, seeds, Path(folder) / f"{side}.h5") for side, value in wanted.items()
-        ]
-        first, second = (read_similarities(path) for path in files)
-        result = compare(first, second, p.evaluate, p.seed)
-        result["sha256"] = [sha256(path) for path in files]
-    print_comparison(write_json(comparison, result))
-    return str(comparison)
-
 
 def _check_assignment(option: str, value: str) -> None:
-    """InputError unless it sets a key of params.yaml, as `encoder=aligned` does."""
+    """Raises InputError unless the value sets a key of params.yaml, as `encoder=aligned` does."""
     key, sign, _ = value.partition("=")
     if not sign:
         raise InputError(
             f"{option} is {value}: expected a parameter and its value, such as encoder=aligned"
         )
     if key not in keys(Params):
-        raise InputError(
-            f"{option} is {value}: params.yaml has no key {key}" + suggestion(key, keys(Params))
-        )
+        near = suggestion(key, keys(Params))
+        raise InputError(f"{option} is {value}: params.yaml has no key {key}{near}")
 
 
-def evaluate(value: str, seeds: int | None, target: Path) -> Path:
-    """The evaluation on the parameters of the workspace but for `value` (key=value), and `seeds` if given."""
+def evaluate(assignment: str, seeds: int | None, target: Path) -> Path:
+    """Have DVC make an evaluation, and copy it to `target`.
+
+    The parameters are those of the workspace, but for `assignment` (key=value) and `seeds`.
+    """
+    print(f"{assignment}: taken from DVC's cache, or trained and evaluated", flush=True)
     name = f"compare-{target.stem}-{os.getpid()}"
-    print(f"{value}: taken from DVC's cache, or trained and evaluated", flush=True)
-    values = ["-S", value] + (["-S", f"train.seeds={seeds}"] if seeds else [])
-    command = ["dvc", "exp", "run", "--quiet", "--temp", "--name", name, *values, "evaluate"]
+    settings = ["-S", assignment]
+    if seeds:
+        settings += ["-S", f"train.seeds={seeds}"]
+    command = ["dvc", "exp", "run", "--quiet", "--temp", "--name", name, *settings, "evaluate"]
+
     try:
         if subprocess.run(command).returncode:
             raise InputError(
-                f"the side {value} could not be evaluated; the lines above tell why (a file that git does not "
-                "know is not taken along: git add it)"
+                f"the side {assignment} could not be evaluated; the lines above tell why (a file "
+                "that git does not know is not taken along: git add it)"
             )
         DVCFileSystem(rev=name).get_file(EVALUATION, str(target))
     finally:

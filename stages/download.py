@@ -1,4 +1,4 @@
-"""Get the files of the chosen dataset as they are published: the subjects' EEG, the images, the metadata."""
+"""Download the chosen dataset as published: the EEG of the subjects, the images, the metadata."""
 
 from pathlib import Path
 from typing import Annotated
@@ -27,21 +27,22 @@ def main(
     ] = None,
 ) -> str:
     p = read_params(params)
-    check_names(p)  # here, where a first run begins: not after hours of downloading and embedding
+    check_names(p)  # a first run begins here: a wrong name must not show only after hours
+
     dataset = DATASETS[p.dataset]
     source = dataset.source
 
-    # What the user brings is looked at before hours of downloading.
+    # The user's own files are checked before hours of downloading.
     user_files = UserFiles(
         open_copies(p.download.own_copy), left_in, p.download.accept_new_versions
     )
-    things = None
+    own_images = None
     if isinstance(source, PublishedFiles) and isinstance(source.images, OwnCopy):
-        things = find_own_copy(p.download.things_images)
+        own_images = find_own_copy(p.download.things_images)
 
-    def check_things(metadata: Path) -> None:
-        assert things
-        check_images(things, image_ids_of(p.dataset, metadata))
+    def check_metadata(metadata: Path) -> None:
+        assert own_images
+        check_images(own_images, image_ids_of(p.dataset, metadata))
 
     addresses = Addresses(p.download.osf_api, p.download.figshare_api, p.download.openneuro)
     fetch_dataset(
@@ -52,10 +53,10 @@ def main(
         images,
         metadata,
         user_files=user_files,
-        check_metadata=check_things if things else None,
+        check_metadata=check_metadata if own_images else None,
     )
-    if things:
-        collect_images(things, image_ids_of(p.dataset, metadata), images / "things_images.zip")
+    if own_images:
+        collect_images(own_images, image_ids_of(p.dataset, metadata), images / "things_images.zip")
     write_image_table(image_table, dataset.read_metadata(metadata))
 
     files = [
@@ -67,6 +68,7 @@ def main(
 
 
 def image_ids_of(dataset: str, metadata: Path) -> list[str]:
+    """The ids of all training and then all test images."""
     tables = DATASETS[dataset].read_metadata(metadata)
     return [image_id for split in SPLITS for image_id in tables[split]["image_ids"]]
 

@@ -1,6 +1,7 @@
-"""Embed every image once: with the unaligned encoder, or with one that was aligned with people."""
+"""Embed every image once, with the unaligned image encoder or with one that is aligned."""
 
 from pathlib import Path
+from typing import NamedTuple
 
 from pipeline.compute.devices import pick_device
 from pipeline.errors import EMBED_AGAIN, InputError
@@ -10,6 +11,16 @@ from pipeline.images.models.table import OfCache, find_alignment, find_model
 from pipeline.params import read_params
 from pipeline.sections import Embed
 from stages import run, show
+
+
+class Paths(NamedTuple):
+    """The files that embedding reads, and the one that it writes."""
+
+    images: Path
+    image_table: Path
+    weights: Path  # the folder of the backbone's files
+    unaligned: Path  # the cache of the unaligned encoder
+    target: Path  # the cache to write
 
 
 def main(
@@ -23,47 +34,54 @@ def main(
     target: Path,
 ) -> str:
     p = read_params(params)
-    return embed(p.embed, backbone, alignment, images, image_table, weights, unaligned, target)
+    paths = Paths(images, image_table, weights, unaligned, target)
+    return embed(p.embed, backbone, alignment, paths)
 
 
-def embed(
-    parameters: Embed,
-    backbone: str,
-    alignment: str,
-    images: Path,
-    image_table: Path,
-    weights: Path,
-    unaligned: Path,
-    target: Path,
-) -> str:
-    """`alignment` is a kind, or none; `unaligned` is the cache of the unaligned encoder, `target` the one to write."""
+def embed(parameters: Embed, backbone: str, alignment: str, paths: Paths) -> str:
+    """Write the cache `paths.target` and print how sound it is; `alignment` is a kind, or none.
+
+    The cache is empty where the backbone has no such alignment.
+    """
     model = find_model(backbone)
     encoder = "unaligned" if alignment == "none" else "aligned"
     try:
         load = model.unaligned if alignment == "none" else find_alignment(backbone, alignment)
-    except (
-        InputError
-    ) as error:  # DVC asks for both encoders, also where nobody wants the aligned one
+    except InputError as error:
+        # DVC runs this for both encoders, also where the user needs only the unaligned one.
         print(error)
-        write_no_embeddings(target, str(error))
-        return str(target)
+        write_no_embeddings(paths.target, str(error))
+        return str(paths.target)
+
     if isinstance(load, OfCache):
-        of = read_about(unaligned)[0].get("backbone")
-        if of != backbone:
-            raise InputError(
-                f"{unaligned}: is the cache of {of}, and that of {backbone} is needed; {EMBED_AGAIN}"
-            )
-        load.write(unaligned, weights / load.file, target)
+        _check_backbone(paths.unaligned, backbone)
+        load.write(paths.unaligned, paths.weights / load.file, paths.target)
     else:
-        names = {"backbone": backbone, "encoder": encoder, "alignment": alignment}
-        device = pick_device(parameters.device)
         embed_images(
-            image_table, images, load, weights / model.file, target, names, parameters, device
+            paths.image_table,
+            paths.images,
+            load,
+            paths.weights / model.file,
+            paths.target,
+            {"backbone": backbone, "encoder": encoder, "alignment": alignment},
+            parameters,
+            pick_device(parameters.device),
         )
-    rows = [{"block": block, **health} for block, health in read_health(target).items()]
+
+    rows = [{"block": block, **health} for block, health in read_health(paths.target).items()]
     if rows:
         show(f"{backbone}, {encoder}", rows)
-    return str(target)
+    return str(paths.target)
+
+
+def _check_backbone(cache: Path, backbone: str) -> None:
+    """Raises InputError if the cache is of another backbone."""
+    found_backbone = read_about(cache)[0].get("backbone")
+    if found_backbone != backbone:
+        raise InputError(
+            f"{cache}: is the cache of {found_backbone}, and that of {backbone} is needed; "
+            f"{EMBED_AGAIN}"
+        )
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
-"""Score the trained models on the test images: the metrics, tables of them, and the similarities behind them."""
+"""Score the trained models on the test images: metrics, tables, and the similarities behind."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,10 @@ from pipeline.evaluate.evaluation import headline, summarise_block_weights, tabu
 from pipeline.evaluate.scoring import score
 from pipeline.evaluate.similarities import Similarities, settings_of, write_similarities
 from pipeline.files import replacing
-from pipeline.images.embeddings import read_about, read_embeddings
-from pipeline.params import read_params
+from pipeline.images.embeddings import Embeddings, read_about, read_embeddings
+from pipeline.params import Params, read_params
 from pipeline.preprocess.recordings import read_split
-from pipeline.train.model import load_model
+from pipeline.train.model import ContrastiveModel, Notes, load_model
 from stages import run, show, write_json
 
 
@@ -27,46 +28,35 @@ def main(
 ) -> str:
     """`summaries` are named after what is in them: evaluation.json, the figures that people compare, and CSV tables."""
     p = read_params(params)
-    models = [
-        load_model(folder) for folder in sorted(path for path in model.iterdir() if path.is_dir())
-    ]
-    if not models:
-        raise InputError(f"{model}: holds no trained model; {TRAIN_AGAIN}")
-    notes = models[0][1]
-    files = [
-        eeg / f"{subject}.h5"
-        for subject in sorted({name for _, notes in models for name in notes["tested_on"]})
-    ]
-    recordings = (read_split(path, "test", average=False) for path in files)
-    dataset = DATASETS[p.dataset]
-    made_with = {
-        "dataset": p.dataset,
-        "synthetic": dataset.synthetic,
-        "backbone": p.backbone,
-        "encoder": p.encoder,
-        "alignment": p.alignment if p.encoder == "aligned" else "none",
-        "block": notes["train"]["block"],
-        "protocol": notes["protocol"],
-        "selected_on": notes["selected_on"],
-    }
+    models = load_models(model)
+    notes = models[0][1]  # all models share the settings that are read below
     trained = notes["train"]
     cache = read_embeddings(
         embeddings, trained["block"], trained["views"], trained["views_in_gallery"]
     )
-    made_with |= {"views": cache.views, "views_in_gallery": cache.views_in_gallery}
-    if cache.blocks:
-        made_with["mixed_blocks"] = ", ".join(cache.blocks)
+    made_with = describe(p, notes, cache)
+
+    # Every subject that some model is tested on, read one after the other
+    subjects = sorted({name for _, notes in models for name in notes["tested_on"]})
+    files = [eeg / f"{subject}.h5" for subject in subjects]
+    recordings = (read_split(path, "test", average=False) for path in files)
     outcomes, axes = score(recordings, models, cache, p.evaluate, p.seed)
+
     summary, frames = tabulate(outcomes, axes, made_with, p.evaluate, p.seed)
     summary |= summarise_block_weights(notes for _, notes in models)
-    of_images = read_about(embeddings)[0].get("caveat")
-    summary["caveats"] = [*dataset.caveats, *([of_images] if of_images else []), *axes.caveats]
+    summary["caveats"] = [
+        *DATASETS[p.dataset].caveats,
+        *caveats_of(embeddings),
+        *axes.caveats,
+    ]
+
+    settings = settings_of(trained, files, embeddings)
     everything = Similarities(
         image_ids=axes.image_ids,
         concept=axes.concept,
         things_concept=axes.things_concept,
-        scored=[one.scored for one in outcomes],
-        made_with=made_with | {"settings": settings_of(notes["train"], files, embeddings)},
+        scored=[outcome.scored for outcome in outcomes],
+        made_with=made_with | {"settings": settings},
     )
     write_similarities(similarities, everything)
     summary = write_json(details, summary)
@@ -82,10 +72,50 @@ def main(
     return str(details)
 
 
-def print_summary(summary: dict[str, Any], top_k: list[int]) -> None:
+def load_models(folder: Path) -> list[tuple[ContrastiveModel, Notes]]:
+    """Each trained model with its notes, by the names of their folders.
+
+    Raises InputError where there is none.
+    """
+    folders = sorted(path for path in folder.iterdir() if path.is_dir())
+    if not folders:
+        raise InputError(f"{folder}: holds no trained model; {TRAIN_AGAIN}")
+    return [load_model(path) for path in folders]
+
+
+def describe(p: Params, notes: Notes, cache: Embeddings) -> dict[str, Any]:
+    """What an evaluation says of the data, the encoders and the training behind it."""
+    made_with = {
+        "dataset": p.dataset,
+        "synthetic": DATASETS[p.dataset].synthetic,
+        "backbone": p.backbone,
+        "encoder": p.encoder,
+        "alignment": p.alignment if p.encoder == "aligned" else "none",
+        "block": notes["train"]["block"],
+        "protocol": notes["protocol"],
+        "selected_on": notes["selected_on"],
+        "views": cache.views,
+        "views_in_gallery": cache.views_in_gallery,
+    }
+
+    # Of a learned mix of blocks, the blocks that were mixed
+    if cache.blocks:
+        made_with["mixed_blocks"] = ", ".join(cache.blocks)
+    return made_with
+
+
+def caveats_of(embeddings: Path) -> list[str]:
+    """The caveat that a cache of embeddings carries, if any."""
+    caveat = read_about(embeddings)[0].get("caveat")
+    return [caveat] if caveat else []
+
+
+def print_summary(summary: dict[str, Any], top_k: Sequence[int]) -> None:
+    """Print what restricts the figures, and then the main figures as a table."""
     if summary["synthetic"]:
         print(
-            "synthetic data: these figures show that the pipeline works and mean nothing about brains"
+            "synthetic data: these figures show that the pipeline works and mean nothing about "
+            "brains"
         )
     for caveat in summary["caveats"]:
         print(caveat)
@@ -93,17 +123,20 @@ def print_summary(summary: dict[str, Any], top_k: list[int]) -> None:
         left_out = summary["n_collapsed"] < summary["n_runs"]
         consequence = "are left out of the means" if left_out else "are no result"
         print(f"{summary['n_collapsed']} of {summary['n_runs']} runs collapsed: they {consequence}")
+
+    if "block_weights" in summary:
+        weights = ", ".join(
+            f"{block} {weight:.2f}" for block, weight in summary["block_weights"].items()
+        )
+        print(f"weights of the blocks, mean of the runs: {weights}")
+
+    low = summary["ci95_low"]
+    high = summary["ci95_high"]
     names = ["nice_loss", *(f"top{k}_acc" for k in top_k), "matched_cosine", "mismatched_cosine"]
-    low, high = summary["ci95_low"], summary["ci95_high"]
     rows = [
         {"metric": name, "value": summary[name], "low": low[name], "high": high[name]}
         for name in names
     ]
-    if "block_weights" in summary:
-        told = ", ".join(
-            f"{name} {weight:.2f}" for name, weight in summary["block_weights"].items()
-        )
-        print(f"weights of the blocks, mean of the runs: {told}")
     gallery = f"{summary['n_way']}-way, {summary['n_subjects']} subjects"
     show(f"{summary['encoder']}, {gallery}; chance of top-1 {summary['chance_top1']:.3f}", rows)
 

@@ -1,4 +1,4 @@
-"""What the embedding caches say of themselves, as metrics."""
+"""Write the health figures that the two embedding caches carry to a file of metrics."""
 
 from pathlib import Path
 

@@ -1,6 +1,6 @@
-"""What can be named in params.yaml: the tables of this library together, so that a misspelt name fails at once.
+"""Check the names in params.yaml against the library's tables, before any long work begins.
 
-Apart from `params`, because some of these tables take seconds to import.
+Not part of `pipeline.params`, because some of the tables take seconds to import.
 """
 
 from collections.abc import Collection
@@ -15,24 +15,22 @@ from pipeline.params import Params
 
 
 def check_names(p: Params) -> None:
-    """InputError for the first name that no table has."""
-    tables: tuple[tuple[str, str, Collection[str]], ...] = (
-        ("dataset", p.dataset, DATASETS),
-        ("train.eeg_encoder", p.train.eeg_encoder, EEG_ENCODERS),
-    )
-    for key, name, table in tables:
-        if name not in table:
-            near = suggestion(name, table)
-            raise InputError(
-                f"params.yaml: {key} is {name!r}: should be one of {', '.join(table)}{near}"
-            )
-    check_installed(p.train.eeg_encoder)
+    """Raises InputError for the first name of the pipeline's parameters that no table has."""
+    _check_name(f"dataset is {p.dataset!r}", p.dataset, DATASETS)
+
+    eeg_encoder = p.train.eeg_encoder
+    _check_name(f"train.eeg_encoder is {eeg_encoder!r}", eeg_encoder, EEG_ENCODERS)
+    check_installed(eeg_encoder)
+
     check_views(p.embed.views)
     check_image_model(p.backbone, p.encoder, p.alignment)
 
 
 def check_image_model(backbone: str, encoder: str, alignment: str) -> None:
-    """InputError where there is no such backbone or alignment, or, of the aligned encoder, where they do not match."""
+    """Raises InputError for an unknown backbone or alignment.
+
+    With the aligned encoder also where the backbone has no such alignment.
+    """
     try:
         find_model(backbone)
         if encoder == "aligned" or alignment not in kinds_of_alignment():
@@ -42,38 +40,47 @@ def check_image_model(backbone: str, encoder: str, alignment: str) -> None:
 
 
 def check_study(p: Params) -> None:
-    """InputError for the first name in the grid of the study that no table has, that is there twice, or has no cell."""
+    """Raises InputError for the first name in the study's grid that is wrong.
+
+    That is an unknown name, a name that is listed twice, or a backbone that has no aligned block
+    in the grid.
+    """
     for key, names in p.study.model_dump(exclude={"seeds"}).items():
         if len(set(names)) < len(names):
-            raise InputError(
-                f"params.yaml: study.{key} names one twice: {', '.join(map(str, names))}"
-            )
-    lists: tuple[tuple[str, list[str], Collection[str]], ...] = (
-        ("study.eeg_encoders", p.study.eeg_encoders, EEG_ENCODERS),
-        ("study.alignments", p.study.alignments, kinds_of_alignment()),
-    )
-    for key, names, table in lists:
-        for name in names:
-            if name not in table:
-                near = suggestion(name, table)
-                raise InputError(
-                    f"params.yaml: {key} has {name!r}: should be of {', '.join(table)}{near}"
-                )
+            listed = ", ".join(map(str, names))
+            raise InputError(f"params.yaml: study.{key} names one twice: {listed}")
+
+    for name in p.study.eeg_encoders:
+        _check_name(f"study.eeg_encoders has {name!r}", name, EEG_ENCODERS)
+    for name in p.study.alignments:
+        _check_name(f"study.alignments has {name!r}", name, kinds_of_alignment())
 
     for name in p.study.eeg_encoders:
         check_installed(name)
     for backbone in p.study.backbones:
-        loads = [
-            load
-            for kind, load in find_model(backbone).aligned.items()
-            if kind in p.study.alignments
-        ]
-        if (
-            loads
-            and "last" not in p.study.blocks
-            and all(isinstance(load, OfCache) for load in loads)
-        ):
-            raise InputError(
-                f"params.yaml: study.blocks lacks last, and of {backbone} only the block last is aligned: add it, or "
-                "take that out of study.backbones"
-            )
+        _check_aligned_blocks(p, backbone)
+
+
+def _check_name(setting: str, name: str, table: Collection[str]) -> None:
+    """Raises InputError unless the table has this name; `setting` is how the sentence begins."""
+    if name not in table:
+        near = suggestion(name, table)
+        raise InputError(f"params.yaml: {setting}: should be one of {', '.join(table)}{near}")
+
+
+def _check_aligned_blocks(p: Params, backbone: str) -> None:
+    """Raises InputError where the grid has no block of a backbone that can be aligned.
+
+    An alignment that is computed from the unaligned cache exists only for the last block.
+    """
+    loads = []
+    for kind, load in find_model(backbone).aligned.items():
+        if kind in p.study.alignments:
+            loads.append(load)
+
+    only_last = bool(loads) and all(isinstance(load, OfCache) for load in loads)
+    if only_last and "last" not in p.study.blocks:
+        raise InputError(
+            f"params.yaml: study.blocks lacks last, and of {backbone} only the block last is "
+            "aligned: add it, or take that out of study.backbones"
+        )

@@ -1,7 +1,11 @@
-"""Which files in the outputs of stages no stage has made: DVC deletes them without asking before a stage runs.
+"""Find files in the outputs of stages that no stage has made.
 
-A file is a stage's if DVC has its content in its cache, if it has another name on the disk (a hard link: deleting it
-loses nothing), or if the stage was running when it was written, which each command notes at its start and end.
+DVC empties the outputs of a stage before it runs, and does not ask. A file of the user would be
+lost. A file counts as made by a stage if one of these is true:
+
+- DVC has its content in the cache.
+- It has a second name on the disk (a hard link), so that to delete it loses nothing.
+- It was written while the stage ran. Each command notes when it starts and ends.
 """
 
 import hashlib
@@ -23,7 +27,7 @@ if TYPE_CHECKING:
 
 NOTES = Path(".dvc/tmp/stages")
 SLACK = 2.0  # s, between the clock of a file system and that of this machine
-FOLDERS = ("data", "metrics")  # in which all outputs lie
+FOLDERS = ("data", "metrics")  # all outputs lie in these
 
 
 class _Note(BaseModel):
@@ -32,13 +36,13 @@ class _Note(BaseModel):
     stage: str
     arguments: list[str]
     started: float
-    ended: float | None = None  # it runs, or was killed
+    ended: float | None = None  # None while it runs, and for ever if it was killed
 
 
 @contextmanager
 def noted_run() -> Iterator[None]:
-    """Note when this command runs, so that what it leaves half-made is known as its own."""
-    if not Path(".dvc").is_dir():  # by hand, outside of a project
+    """Note when this command runs. So a file that it leaves half-written counts as its own."""
+    if not Path(".dvc").is_dir():  # started by hand, outside of a project of DVC
         yield
         return
 
@@ -56,7 +60,10 @@ def noted_run() -> Iterator[None]:
 
 
 def find_foreign_files(root: Path) -> list[tuple[Path, Path]]:
-    """(file, output in which it lies) of each file that DVC would delete and that no stage has made."""
+    """Each file that DVC would delete and no stage has made, with the output that it lies in.
+
+    Both paths are relative to `root`, the folder of the project.
+    """
     candidates = [path for folder in FOLDERS for path in _files_of_one_name(root / folder)]
     if not candidates:
         return []
@@ -68,20 +75,24 @@ def find_foreign_files(root: Path) -> list[tuple[Path, Path]]:
     with Repo(str(root)) as repo:
         outputs = [output for output in repo.index.outs if output.use_cache]
         for path in candidates:
-            output = next(
-                (output for output in outputs if path.is_relative_to(output.fs_path)), None
-            )
-            if (
-                output
-                and not _has_content(repo, path)
-                and not _is_half_made(path, output, root, notes)
-            ):
+            output = _output_around(path, outputs)
+            if output is None or _is_in_cache(repo, path):
+                continue
+            if not _is_half_made(path, output, root, notes):
                 foreign.append((path.relative_to(root), Path(output.fs_path).relative_to(root)))
     return foreign
 
 
+def _output_around(path: Path, outputs: list["Output"]) -> "Output | None":
+    """The output that a file is or lies in."""
+    for output in outputs:
+        if path.is_relative_to(output.fs_path):
+            return output
+    return None
+
+
 def _files_of_one_name(folder: Path) -> Iterator[Path]:
-    """Files that hold something and have no other hard link: to delete one of them is to lose it."""
+    """Files that are not empty and have no second hard link: to delete one is to lose it."""
     for parent, _, names in os.walk(folder):
         for name in names:
             path = Path(parent, name)
@@ -90,22 +101,23 @@ def _files_of_one_name(folder: Path) -> Iterator[Path]:
                 yield path
 
 
-def _has_content(repo: "Repo", path: Path) -> bool:
-    """Whether DVC has hashed the file as it is now, and holds that content in its cache."""
+def _is_in_cache(repo: "Repo", path: Path) -> bool:
+    """Whether DVC has hashed the file as it is now, and has that content in its cache."""
     from dvc.fs import localfs
 
-    _, known = repo.state.get(str(path), localfs)
-    return bool(known) and repo.cache.local.exists(known.value)
+    _, content_hash = repo.state.get(str(path), localfs)
+    return bool(content_hash) and repo.cache.local.exists(content_hash.value)
 
 
 def _is_half_made(path: Path, output: "Output", root: Path, notes: list[_Note]) -> bool:
     """Whether the file was written while the stage of this output ran."""
-    written = path.lstat().st_ctime
+    changed_at = path.lstat().st_ctime
     stage = output.stage.cmd.split()[2].removeprefix("stages.")  # python -m stages.<stage> ...
     argument = str(Path(output.fs_path).relative_to(root))
-    return any(
-        note.stage == stage
-        and argument in note.arguments
-        and note.started - SLACK <= written <= (note.ended or time.time()) + SLACK
-        for note in notes
-    )
+
+    for note in notes:
+        is_of_stage = note.stage == stage and argument in note.arguments
+        ended = note.ended or time.time()
+        if is_of_stage and note.started - SLACK <= changed_at <= ended + SLACK:
+            return True
+    return False

@@ -1,9 +1,11 @@
-"""Look at the user's files: those that he brought, and those that lie where a stage is about to write.
+"""Look at the user's own files, before any other stage runs.
 
-DVC sees no file outside of its outputs. So the names, sizes and times of the files that the parameters name go into a
-record that other stages depend on: a corrected file is used, and one that has not changed costs a look. And DVC empties
-the outputs of a stage before it runs. A file that no stage has made would be lost, so it ends the run here, before any
-other stage.
+DVC does not see the files outside of the project that the parameters name. So their names, sizes
+and times are written into a record that other stages depend on. A corrected file is then used, and
+an unchanged file is not read again.
+
+DVC also empties the outputs of a stage before it runs. A file of the user that lies there would be
+lost, so this ends the run.
 """
 
 import hashlib
@@ -41,13 +43,18 @@ def main(params: Path, dataset_record: Path, weights_record: Path) -> str:
 
 
 def look(setting: str, endings: Sequence[str]) -> str:
-    """What stands for a file, or for the files of a folder that end so, by names, sizes and times: nothing is read."""
+    """A hash of the names, sizes and times of a file, or of the files below a folder.
+
+    Only files with one of these endings count, and no content is read. `setting` is the value of a
+    parameter. Where it names nothing that exists, the answer is "none".
+    """
     path = Path(setting).expanduser()
-    if setting == "none" or not path.exists():  # the stage that needs it says what is wrong
+    if setting == "none" or not path.exists():  # the stage that needs the file says what is wrong
         return "none"
 
     names: Iterable[str] = [str(path)] if path.is_file() else files_below(path)
     paths = [Path(name) for name in names if name.lower().endswith(tuple(endings))]
+
     facts = []
     for file in sorted(paths):
         if file.is_file():
@@ -57,7 +64,7 @@ def look(setting: str, endings: Sequence[str]) -> str:
 
 
 def refuse_to_delete(foreign: Sequence[tuple[Path, Path]]) -> None:
-    """InputError for files (path, the output in which it lies) that no stage has made."""
+    """Raises InputError if there are files that no stage has made: (file, its output)."""
     if not foreign:
         return
 

@@ -1,4 +1,7 @@
-"""Bring each subject's EEG into one HDF5 file: training images averaged over repetitions, test repetitions kept."""
+"""Write each subject's EEG to one HDF5 file.
+
+Training repetitions are averaged, and test repetitions stay apart.
+"""
 
 from pathlib import Path
 

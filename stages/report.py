@@ -31,15 +31,22 @@ def main(
 ) -> str:
     """`tables` are the CSV files of the evaluate stage, named after what is in them."""
     p = read_params(params)
-    summary, scored = json.loads(evaluation.read_text()), read_similarities(similarities)
+
+    # What the other stages have found
+    summary = json.loads(evaluation.read_text())
+    scored = read_similarities(similarities)
     frames = {path.stem: pd.read_csv(path) for path in tables}
     compared = _comparison_of(similarities, comparison)
+
+    # Some datasets do not allow that their images are passed on.
     dataset = DATASETS[summary["dataset"]]
     shows_images = dataset.may_share_images or p.evaluate.embed_images
     thumbnails = read_thumbnails(images, scored.image_ids.tolist()) if shows_images else None
+
     learning = learning_curves(pd.read_csv(history), pd.read_csv(published_curve), summary)
     with replacing(curves) as temporary:
         learning.to_csv(temporary, index=False)
+
     pictures.mkdir(parents=True, exist_ok=True)
     drawn = draw_pictures(
         pictures, scored, frames["channels"], cosines(scored, summary, compared), thumbnails
@@ -57,6 +64,7 @@ def main(
         shows_images=shows_images,
         hashes={str(path): sha256(path) for path in (evaluation, similarities, history, *tables)},
     )
+
     files = [*(picture.path for picture in drawn), page]
     show("report", [{"file": str(path), "MB": path.stat().st_size / 1e6} for path in files])
     return str(page)

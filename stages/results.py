@@ -15,21 +15,24 @@ def print_comparison(comparison: dict[str, Any]) -> None:
     """Two tables and the answer."""
     if "metrics" in comparison:
         _show_metrics(comparison)
-    dataset = DATASETS.get(
-        comparison["dataset"]
-    )  # a comparison may come from where there are other datasets
+    # The file may come from a version of the project with other datasets.
+    dataset = DATASETS.get(comparison["dataset"])
     if dataset is not None and dataset.published:
-        _show_beside(comparison, dataset.published)
+        _show_published(comparison, dataset.published)
     print(comparison["answer"])
 
 
 def _show_metrics(comparison: dict[str, Any]) -> None:
-    baseline, other = comparison["baseline"], comparison["other"]
+    """Each metric of both sides, and their difference."""
+    baseline = comparison["baseline"]
+    second = comparison["other"]
+
+    # Two intervals: over new subjects or seeds, and over new test images for these very models.
     rows = [
         {
             "metric": name,
             baseline: _number(row[baseline]),
-            other: _number(row[other]),
+            second: _number(row[second]),
             "difference": _number(row["difference"], "+"),
             "95 % interval": _interval(row["ci95"]),
             "p": _number(row["p"]),
@@ -37,34 +40,42 @@ def _show_metrics(comparison: dict[str, Any]) -> None:
         }
         for name, row in comparison["metrics"].items()
     ]
-    over = " and ".join(comparison["ci95_over"]) or "nothing: one seed tells too little"
-    title = f"{other[0].upper()}{other[1:]} against {baseline}; interval of the difference and p over {over}"
-    show(f"{title}; of these models: test images", rows)
+    sampled = " and ".join(comparison["ci95_over"]) or "nothing: one seed tells too little"
+    show(
+        f"{second[0].upper()}{second[1:]} against {baseline}; interval of the difference and p "
+        f"over {sampled}; of these models: test images",
+        rows,
+    )
 
 
-def _show_beside(comparison: dict[str, Any], published: tuple[Published, ...]) -> None:
+def _show_published(comparison: dict[str, Any], published: tuple[Published, ...]) -> None:
     """Both sides above the published figures."""
-    note = f"{comparison['n_way']}-way, {comparison['dataset']}{', synthetic' if comparison['synthetic'] else ''}"
+    synthetic = ", synthetic" if comparison["synthetic"] else ""
+    note = f"{comparison['n_way']}-way, {comparison['dataset']}{synthetic}"
+
     rows = []
     if "metrics" in comparison:
         for side in (comparison["baseline"], comparison["other"]):
-            top1, top5 = (
-                _percent(comparison["metrics"].get(f"top{k}_acc", {}).get(side)) for k in (1, 5)
-            )
+            top1 = _percent(comparison["metrics"].get("top1_acc", {}).get(side))
+            top5 = _percent(comparison["metrics"].get("top5_acc", {}).get(side))
             rows.append(_row(f"this run, {side}", comparison["protocol"], top1, top5, note))
-    rows += [_row(one.method, one.protocol, one.top1, one.top5, one.note) for one in published]
-    tasks = "; ".join(dict.fromkeys(one.task for one in published))
+    for row in published:
+        rows.append(_row(row.method, row.protocol, row.top1, row.top5, row.note))
+
+    tasks = "; ".join(dict.fromkeys(row.task for row in published))
     show(f"Published on {tasks}: only rows of one protocol compare, on the same data", rows)
 
 
 def _row(
     method: str, protocol: str, top1: float | None, top5: float | None, note: str
 ) -> dict[str, str]:
-    accuracies = {
-        name: "" if value is None else f"{value:.1f}"
-        for name, value in (("top-1 %", top1), ("top-5 %", top5))
+    return {
+        "method": method,
+        "protocol": protocol,
+        "top-1 %": "" if top1 is None else f"{top1:.1f}",
+        "top-5 %": "" if top5 is None else f"{top5:.1f}",
+        "note": note,
     }
-    return {"method": method, "protocol": protocol} | accuracies | {"note": note}
 
 
 def _interval(ends: list[float | None] | None) -> str:
@@ -93,7 +104,8 @@ def main(
         ) from error
     if evaluation.exists() and sha256(evaluation) not in compared:
         print(
-            f"{evaluation} is another run than those compared: `make compare` brings this up to date"
+            f"{evaluation} is another run than those compared: `make compare` brings this up to "
+            "date"
         )
     return ""
 

@@ -1,5 +1,6 @@
-"""Run the grid of the study: what of it was not run before; then the table, the answer, pictures and a page of all."""
+"""Run the grid of the study, as far as it has not run before; then write its table and page."""
 
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ from pipeline.errors import InputError
 from pipeline.files import replacing, sha256
 from pipeline.images.embeddings import read_about
 from pipeline.images.models.table import OfCache, find_model
-from pipeline.params import read_params
+from pipeline.params import Params, read_params
 from pipeline.preprocess.recordings import read_caveats
 from pipeline.report.study_page import write_study_page
 from pipeline.report.study_pictures import draw_study_pictures
@@ -30,32 +31,20 @@ def main(
 ) -> str:
     p = read_params(params)
     check_study(p)
-    dataset, subjects = DATASETS[p.dataset], sources(eeg)
-    models = {backbone: find_model(backbone) for backbone in p.study.backbones}
-    kinds = {
-        backbone: {kind: isinstance(load, OfCache) for kind, load in model.aligned.items()}
-        for backbone, model in models.items()
-    }
+
+    subjects = sources(eeg)
+    kinds = kinds_of(p.study.backbones)
     trials = plan_study(p.study, p.seed, list(subjects), kinds)
     answers, failures = run_study(trials, subjects, embeddings, p.train, p.runs)
-    of_images = {
-        read_about(path)[0].get("caveat")
-        for path in {cache_of(embeddings, trial) for trial in trials}
-    }
-    facts: dict[str, Any] = {
-        "dataset": p.dataset,
-        "synthetic": dataset.synthetic,
-        "selected_on": p.train.select_on,
-        "caveats": [
-            *dataset.caveats,
-            *sorted(caveat for caveat in of_images if caveat),
-            *read_caveats(next(iter(subjects.values())).path),
-        ],
-    }
+
+    caches = {cache_of(embeddings, trial) for trial in trials}
+    first_recording = next(iter(subjects.values())).path
+    facts = describe(p, caches, first_recording)
     summary, frame = summarise(answers, failures, facts, p.evaluate, p.seed)
     with replacing(table) as temporary:
         frame.to_csv(temporary, index=False)
     summary = write_json(metrics, summary)
+
     pictures.mkdir(parents=True, exist_ok=True)
     write_study_page(
         page,
@@ -71,15 +60,43 @@ def main(
         hashes={str(path): sha256(path) for path in (table, metrics)},
     )
     print_study(summary)
+
     if failures:
         raise InputError(
-            f"{len(failures)} of {len(trials)} runs are missing from {table}, as told above: mend what made them fail "
-            "and run this again, which runs only them"
+            f"{len(failures)} of {len(trials)} runs are missing from {table}, as told above: mend "
+            "what made them fail and run this again, which runs only them"
         )
     return f"{table}, {metrics}, {page}"
 
 
+def kinds_of(backbones: Sequence[str]) -> dict[str, dict[str, bool]]:
+    """The kinds of alignment of each backbone, and whether each is computed from its cache."""
+    kinds = {}
+    for backbone in backbones:
+        loads = find_model(backbone).aligned
+        kinds[backbone] = {kind: isinstance(load, OfCache) for kind, load in loads.items()}
+    return kinds
+
+
+def describe(p: Params, caches: Iterable[Path], recording: Path) -> dict[str, Any]:
+    """What a summary says of the data behind it; all subjects have the caveats of `recording`."""
+    dataset = DATASETS[p.dataset]
+    caveats_of_images = {read_about(cache)[0].get("caveat") for cache in caches}
+    return {
+        "dataset": p.dataset,
+        "synthetic": dataset.synthetic,
+        "selected_on": p.train.select_on,
+        "caveats": [
+            *dataset.caveats,
+            *sorted(caveat for caveat in caveats_of_images if caveat),
+            *read_caveats(recording),
+        ],
+    }
+
+
 def print_study(summary: dict[str, Any]) -> None:
+    """Print a table of the cells, and the answer."""
+    # A figure that a cell does not have is an empty field.
     rows = [
         {
             "backbone": cell["backbone"],

@@ -1,11 +1,11 @@
-"""Embed every image once for the study: `embed` with the blocks of the study's grid."""
+"""Embed every image once for the study: the stage `embed`, with the blocks of the study's grid."""
 
 from pathlib import Path
 
 from pipeline.errors import InputError
 from pipeline.params import read_params
 from stages import run
-from stages.embed import embed
+from stages.embed import Paths, embed
 from stages.names import check_study
 
 
@@ -21,13 +21,16 @@ def main(
 ) -> str:
     p = read_params(params)
     check_study(p)
-    blocks = [block for block in p.study.blocks if block != "mix"]  # which mixes these
+
+    blocks = [block for block in p.study.blocks if block != "mix"]  # mix is made of the others
     if not blocks:
         raise InputError(
             f"{params}: study.blocks is mix alone: name the blocks that it mixes beside it"
         )
     parameters = p.embed.model_copy(update={"blocks": blocks})
-    return embed(parameters, backbone, alignment, images, image_table, weights, unaligned, target)
+
+    paths = Paths(images, image_table, weights, unaligned, target)
+    return embed(parameters, backbone, alignment, paths)
 
 
 if __name__ == "__main__":

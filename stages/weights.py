@@ -1,4 +1,4 @@
-"""Get the files of weights of a backbone, or for synthetic data random weights in their layouts."""
+"""Get the weights of a backbone; for synthetic data, random weights in the same file layout."""
 
 import shutil
 from pathlib import Path
@@ -26,6 +26,7 @@ def main(
 ) -> str:
     p = read_params(params)
     model = find_model(backbone)
+
     user_files = UserFiles(open_copies(p.download.own_copy), left_in)
     addresses = {
         "dino": p.download.dino,
@@ -34,6 +35,7 @@ def main(
         "hugging_face": p.download.hugging_face,
         "open_clip": p.download.open_clip,
     }
+
     if DATASETS[p.dataset].synthetic:
         model.stand_in(weights)
     elif model.published:
@@ -52,14 +54,14 @@ def main(
             shutil.copyfile(p.download.weights_file, copy)
     else:
         raise InputError(
-            f"download.weights_file is {p.download.weights_file}: the weights of {backbone} are published nowhere that "
-            "this fetches them from, set it to the full path of your file of them (safetensors, or saved by torch)"
+            f"download.weights_file is {p.download.weights_file}: the weights of {backbone} are "
+            "published nowhere that this fetches them from, set it to the full path of your file "
+            "of them (safetensors, or saved by torch)"
         )
+
     files = sorted(weights.iterdir())
-    show(
-        f"{backbone}: weights",
-        [{"file": str(path), "MB": path.stat().st_size / 1e6} for path in files],
-    )
+    rows = [{"file": str(path), "MB": path.stat().st_size / 1e6} for path in files]
+    show(f"{backbone}: weights", rows)
     return ", ".join(map(str, files))
 
 

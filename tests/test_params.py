@@ -268,11 +268,11 @@ def test_a_missing_file_is_told(tmp_path):
     [
         (
             {"eeg_encoders": ["nise"]},
-            "study.eeg_encoders has 'nise': should be of nice-recipe, .*; is it nice[?]",
+            "study.eeg_encoders has 'nise': should be one of nice-recipe, .*; is it nice[?]",
         ),
         (
             {"alignments": ["dreamsin"]},
-            "study.alignments has 'dreamsin': should be of dreamsim, glocal; is it dreamsim[?]",
+            "study.alignments has 'dreamsin': should be one of dreamsim, glocal; is it dreamsim[?]",
         ),
         ({"blocks": [6, "last", 6]}, "study.blocks names one twice: 6, last, 6"),
         (

@@ -19,7 +19,7 @@ from dask import config
 from dask.system import CPU_COUNT
 from distributed import Client
 
-from pipeline.compute.workers import fitting, side_by_side
+from pipeline.compute.workers import max_local_workers, side_by_side
 from pipeline.errors import InputError
 
 Step = Callable[[], None]
@@ -214,15 +214,15 @@ def test_workers_share_out_the_gpus_and_are_shown_on_a_terminal(tmp_path, monkey
 
 def test_as_many_workers_as_fit(monkeypatch):
     cores = CPU_COUNT
-    assert fitting(1, 1000, on_gpus=False) == cores
-    assert fitting(1, 1, on_gpus=False) == 1
-    assert fitting(10**15, 1000, on_gpus=False) == 1
+    assert max_local_workers(1, 1000, on_gpus=False) == cores
+    assert max_local_workers(1, 1, on_gpus=False) == 1
+    assert max_local_workers(10**15, 1000, on_gpus=False) == 1
     monkeypatch.setattr("torch.cuda.device_count", lambda: 3)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert fitting(1, 1000, on_gpus=True) == 3
-    assert fitting(psutil.virtual_memory().available * 2 // 5, 1000, on_gpus=True) == 2
+    assert max_local_workers(1, 1000, on_gpus=True) == 3
+    assert max_local_workers(psutil.virtual_memory().available * 2 // 5, 1000, on_gpus=True) == 2
     monkeypatch.setattr("distributed.system.MEMORY_LIMIT", 1000)  # a container's
-    assert fitting(500, 1000, on_gpus=True) == 2
+    assert max_local_workers(500, 1000, on_gpus=True) == 2
 
 
 def endless(task: tuple[Path, int], step: Step) -> None:

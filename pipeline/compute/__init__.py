@@ -1,1 +1,1 @@
-"""Where the work is done: devices, cores and memory, workers and SLURM jobs, and what an interruption leaves."""
+"""Where and how work is done: devices, memory, workers, SLURM jobs, and interrupted work."""

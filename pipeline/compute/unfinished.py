@@ -1,7 +1,7 @@
-"""Long work that may be interrupted: what is done so far is kept in the cache folder until all of it is.
+"""Long work that may be interrupted: its partial results stay in the cache folder until it is done.
 
-Its name there is a hash of all that decides the result, code and versions among it, so that a rerun with anything
-changed starts anew. Two runs that would share a folder take turns.
+The folder's name is a hash of all that decides the result, code and versions too. So a run resumes
+only if nothing has changed, and else starts anew. Two runs with the same folder take turns.
 """
 
 import shutil
@@ -10,11 +10,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from filelock import BaseFileLock
+
 from pipeline.errors import InputError
 from pipeline.files import cache_folder, check_folders, try_lock, waiting_note
 from pipeline.provenance import Chosen, code_hash, fingerprint
 
-POLLED = 0.1  # s between two looks at a lock
+POLL_EVERY = 0.1  # s between two attempts to take a lock
 
 
 @contextmanager
@@ -26,27 +28,27 @@ def unfinished(
     decided_by: object,
     keep: bool = False,
 ) -> Iterator[Path]:
-    """The folder for work of this kind, this run's alone, removed if it succeeds unless it is to `keep`.
+    """The folder for the partial results of some work, for this run alone.
 
-    `code` is the `__file__` of the module that does the work: with all of this project that it uses (`provenance`) it
-    decides the result, as do the `chosen` entries of tables, the versions of `packages` and `decided_by`, any plain
-    data.
+    It is removed once the work has succeeded, unless `keep` is set. `kind` is a folder of the cache
+    folder, such as training. All else decides the result: the module that does the work (`code` is
+    its `__file__`) with all code that it uses, the versions of `packages`, the `chosen` entries of
+    tables (`pipeline.provenance`), and `decided_by`, any data that JSON can hold.
+
+    Raises InputError where the cache folder cannot be written.
     """
     folder = cache_folder() / kind / fingerprint(code_hash(code, packages, chosen), decided_by)
     try:
         check_folders({folder.parent: 0})
     except InputError:
+        # A cache that others fill may be read-only for us and hold all that is needed.
         if not (keep and folder.exists()):
             raise
-        yield folder  # of a cache that others fill: it may hold all that is wanted
+        yield folder
         return
+
     folder.parent.mkdir(exist_ok=True)
-    lock_file = folder.with_name(f"{folder.name}.lock")
-    if (lock := try_lock(lock_file)) is None:
-        print(f"{kind}: another run works on the same; {waiting_note(lock_file)}", flush=True)
-    while lock is None:
-        time.sleep(POLLED)
-        lock = try_lock(lock_file)
+    lock = _wait_for_lock(folder.with_name(f"{folder.name}.lock"), kind)
     try:
         folder.mkdir(exist_ok=True)
         yield folder
@@ -54,3 +56,14 @@ def unfinished(
             shutil.rmtree(folder)
     finally:
         lock.release()
+
+
+def _wait_for_lock(file: Path, kind: str) -> BaseFileLock:
+    """The lock of this file; the user is told if another run has it."""
+    lock = try_lock(file)
+    if lock is None:
+        print(f"{kind}: another run works on the same; {waiting_note(file)}", flush=True)
+    while lock is None:
+        time.sleep(POLL_EVERY)
+        lock = try_lock(file)
+    return lock

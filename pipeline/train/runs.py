@@ -19,7 +19,7 @@ from tqdm import tqdm
 from pipeline.compute.devices import be_deterministic, pick_device
 from pipeline.compute.machine import n_cores
 from pipeline.compute.unfinished import unfinished
-from pipeline.compute.workers import fitting, side_by_side
+from pipeline.compute.workers import max_local_workers, side_by_side
 from pipeline.errors import InputError
 from pipeline.files import check_folders, replacing, sha256
 from pipeline.images.embeddings import Embeddings, read_embeddings
@@ -206,7 +206,7 @@ def how_many(where: Runs, runs: Sequence[Run], eeg: Mapping[str, Source], gpus: 
         return 1
     held = {_held(runs, eeg)} if gpus else {_held([run], eeg) for run in runs}
     needed = max(sum(_training_bytes(source.path) for source in sources) for sources in held)
-    return fitting(needed + RUN_BYTES, len(runs), on_gpus=gpus)
+    return max_local_workers(needed + RUN_BYTES, len(runs), on_gpus=gpus)
 
 
 def stacks(runs: Sequence[T], parameters: Train, n_workers: int, gpus: bool) -> list[tuple[T, ...]]:
