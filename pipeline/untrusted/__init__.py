@@ -1,1 +1,1 @@
-"""All that reads what strangers wrote: zips, pickles and pictures. Nothing in them is run or believed."""
+"""Readers of strangers' files: zips, pickles, pictures. Nothing in them is run or believed."""
