@@ -141,7 +141,9 @@ def open_eeg(
     trials = {split: _trials(epochs.metadata, images, split, str(path)) for split in SPLITS}
     yield RawEeg(
         Layout(
-            tuple(epochs.ch_names), epochs.times.astype(np.float64), places(epochs.info, str(path))
+            tuple(epochs.ch_names),
+            epochs.times.astype(np.float64),
+            sensor_positions(epochs.info, str(path)),
         ),
         {split: _blocks(epochs, trials[split], path) for split in SPLITS},
     )
@@ -257,7 +259,7 @@ def _blocks(epochs: "mne.BaseEpochs", trials: np.ndarray, path: Path) -> Iterato
         yield data.reshape(*block.shape, *data.shape[1:])
 
 
-def places(info: "mne.Info", where: str) -> np.ndarray:
+def sensor_positions(info: "mne.Info", where: str) -> np.ndarray:
     """The sensors (C, 2) on the head seen from above, nose up, the lowest at 1 from the middle; float64.
 
     By the angle from the top of the sphere nearest to the sensors (azimuthal equidistant). InputError names `where`.

@@ -193,7 +193,7 @@ def _choose_listed(
 
     servers = dict.fromkeys([source.eeg, *(server for server, _ in named.values())])
     listings = {server: list_of(server) for server in servers}
-    known = {} if accept_new_versions else source.known
+    known = {} if accept_new_versions else source.known_files
 
     wanted = {}
     for place, file in _subject_files(source, listings[source.eeg], subjects):
@@ -223,7 +223,7 @@ def _list_copies(copies: Copies, source: PublishedFiles) -> list[Listed]:
     """The own copies as if a server listed them; without a hash, so that the known ones are compared."""
     listing = []
     for path in _published_files(copies, source):
-        known = source.known.get(path.name)
+        known = source.known_files.get(path.name)
         chosen = choose_copy(copies.find(path.name), known.size if known else None)
         size = chosen.stat().st_size
         listing.append(Listed(name=path.name, size=size, url=chosen.as_uri(), version="own copy"))

@@ -324,8 +324,8 @@ def _create_eeg(
 def _write_axes(file: h5py.File, layout: Layout, picks: slice | list[int], samples: slice) -> None:
     _write_text(file, "ch_names", np.array(layout.ch_names)[picks].tolist())
     file["times"] = layout.times[samples]
-    if layout.places is not None:
-        file["places"] = layout.places[picks]
+    if layout.sensor_positions is not None:
+        file["places"] = layout.sensor_positions[picks]
     file["times"].attrs["units"] = "s"
     file["ch_names"].make_scale("channel")
     file["times"].make_scale("time")
