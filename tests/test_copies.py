@@ -26,7 +26,7 @@ PLACES = (
     [f"eeg/{name}" for name in NAMES[:2]] + [f"images/{name}" for name in NAMES[2:4]] + ["metadata"]
 )
 # A dataset of two subjects, of whose files nothing is known.
-SOURCE = replace(THINGS_EEG2, subjects=("sub-01", "sub-02"), known={})
+SOURCE = replace(THINGS_EEG2, subjects=("sub-01", "sub-02"), known_files={})
 
 
 @pytest.fixture(autouse=True)
@@ -161,7 +161,7 @@ def test_one_that_is_damaged_is_named_and_stays(disk: Path, server: Server, tmp_
 
 
 def test_one_that_is_not_the_known_file_needs_a_key(disk: Path, tmp_path: Path) -> None:
-    source = replace(SOURCE, known=known(disk))
+    source = replace(SOURCE, known_files=known(disk))
     get(tmp_path / "a", disk, source=source)
     for size in (4000, 5000):  # as long as the known one, and longer
         make_zip(tmp_path / "new.zip", size)
@@ -185,7 +185,9 @@ def test_two_of_a_name(disk: Path, server: Server, tmp_path: Path) -> None:
     get(
         tmp_path / "b",
         disk,
-        source=replace(SOURCE, known={"sub-01.zip": known(disk / "THINGS EEG")["sub-01.zip"]}),
+        source=replace(
+            SOURCE, known_files={"sub-01.zip": known(disk / "THINGS EEG")["sub-01.zip"]}
+        ),
     )
     get(tmp_path / "c", disk / "THINGS EEG", at(server))  # "or name its folder"
     assert "sub-01.zip" not in server.sent()
@@ -237,7 +239,7 @@ def test_meg_in_parts(tmp_path: Path) -> None:
     for part in ("", "-1", "-2", "-3"):
         (disk / f"preprocessed_P1-epo{part}.fif").write_bytes(f"part{part}".encode())
     (disk / "sample_attributes_P1.csv").write_text("trial_type,image_path\n")
-    get(tmp_path / "a", disk, source=replace(THINGS_MEG, subjects=("P1",), known={}))
+    get(tmp_path / "a", disk, source=replace(THINGS_MEG, subjects=("P1",), known_files={}))
     assert {path.name for path in (tmp_path / "a/eeg/P1").iterdir()} == {
         path.name for path in disk.glob("*.fif")
     }

@@ -49,12 +49,12 @@ SIZE = 400_000
 CHECKPOINT = "dreamsim_synclr_vitb16_checkpoint.zip"
 SYNCLR = f"v0.2.1-checkpoints/{CHECKPOINT}"
 # Files of other contents than the published ones: nothing is known of them.
-EEG2 = replace(THINGS_EEG2, known={})
-MEG_FILES = replace(THINGS_MEG, known={})
+EEG2 = replace(THINGS_EEG2, known_files={})
+MEG_FILES = replace(THINGS_MEG, known_files={})
 # The same files by three kinds of servers.
 KINDS = {
     "osf": EEG2,
-    "figshare": replace(THINGS_EEG2_RAW, known={}),
+    "figshare": replace(THINGS_EEG2_RAW, known_files={}),
     "bucket": replace(EEG2, eeg=Bucket("anp5v/")),
 }
 LISTED_AS = {"osf": "anp5v", "figshare": "18470912", "bucket": "bucket"}
@@ -475,7 +475,7 @@ def test_a_known_hash_checks_what_no_server_hashes(
 ) -> None:
     """One flipped bit in a file that was stored in parts."""
     name = "preprocessed_P1-epo-2.fif"
-    source = replace(MEG_FILES, known=known_meg(published))
+    source = replace(MEG_FILES, known_files=known_meg(published))
     server.set_faults({"bucket": [fault("no_hashes", -1)], name: [fault("flip", at=60_000)]})
     get(server, tmp_path / "a", ["P1"], source=source)
     assert (tmp_path / "a/eeg/P1" / name).read_bytes() == originals(published)[name].read_bytes()
@@ -487,7 +487,7 @@ def test_a_file_that_was_published_anew_needs_a_key(
 ) -> None:
     """The same twice is no damage; it is kept, and taken when the user says so, without another download."""
     name = "preprocessed_P1-epo-2.fif"
-    source = replace(MEG_FILES, known=known_meg(published))
+    source = replace(MEG_FILES, known_files=known_meg(published))
     server.set_faults({"bucket": [fault("no_hashes", -1)], name: [fault("flip", 2, at=60_000)]})
     refused = (
         f"^{name}: is not the file that was published .*expected sha256 .*, "
@@ -527,7 +527,7 @@ def test_a_size_that_is_not_the_known_one_is_told_before_the_download(
     server: Server, published: Path, tmp_path: Path
 ) -> None:
     server.set_faults({"anp5v": [fault("no_hashes", -1)]})
-    source = replace(EEG2, known={"sub-01.zip": KnownFile(7, "0" * 64)})
+    source = replace(EEG2, known_files={"sub-01.zip": KnownFile(7, "0" * 64)})
     with pytest.raises(
         InputError, match="^sub-01.zip: is not the file .*expected 7 bytes, got 400"
     ):
@@ -543,17 +543,21 @@ def test_a_size_that_is_not_the_known_one_is_told_before_the_download(
 def test_the_known_files_are_those_of_the_sources() -> None:
     """Each has a name that its source wants; sizes and hashes were published, so that a slip of a digit shows here."""
     for source, n_files in ((THINGS_EEG2, 13), (THINGS_EEG2_RAW, 3), (THINGS_MEG, 17)):
-        assert len(source.known) == n_files
+        assert len(source.known_files) == n_files
         named = {source.metadata_file, *source.image_files}
         subjects = {
-            match[1] for name in source.known if (match := re.fullmatch(source.subject_file, name))
+            match[1]
+            for name in source.known_files
+            if (match := re.fullmatch(source.subject_file, name))
         }
         assert subjects in (set(source.subjects), set())
         assert all(
-            name in named or re.fullmatch(source.subject_file, name) for name in source.known
+            name in named or re.fullmatch(source.subject_file, name) for name in source.known_files
         )
-        assert all(re.fullmatch("[0-9a-f]{64}", file.sha256) for file in source.known.values())
-        assert len({file.sha256 for file in source.known.values()}) == n_files
+        assert all(
+            re.fullmatch("[0-9a-f]{64}", file.sha256) for file in source.known_files.values()
+        )
+        assert len({file.sha256 for file in source.known_files.values()}) == n_files
 
 
 def test_slow_but_steady_is_left_alone(server: Server, published: Path, tmp_path: Path) -> None:

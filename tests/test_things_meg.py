@@ -16,8 +16,8 @@ from pipeline.datasets.things_meg import (
     find_subjects,
     memory_needed,
     open_eeg,
-    places,
     read_metadata,
+    sensor_positions,
 )
 from pipeline.errors import InputError
 from pipeline.sections import Preprocess
@@ -388,9 +388,9 @@ def test_a_table_of_trials_that_is_not_there_is_refused(tmp_path: Path) -> None:
 # Sensors
 
 
-def test_places_are_those_of_the_layout_that_the_sensors_come_from() -> None:
+def test_sensor_positions_are_those_of_the_layout_that_the_sensors_come_from() -> None:
     _, flat, _ = sensors(275)
-    found = places(make_info(275), "P1")
+    found = sensor_positions(make_info(275), "P1")
     assert found.dtype == np.float64
     assert np.hypot(*found.T).max() == pytest.approx(1)
     assert np.allclose(found, flat, atol=1e-6)  # the positions are held as float32 or so
@@ -398,7 +398,7 @@ def test_places_are_those_of_the_layout_that_the_sensors_come_from() -> None:
 
 def test_left_is_left_and_the_nose_is_up() -> None:
     names, _, _ = sensors(275)
-    found = dict(zip(names, places(make_info(275), "P1"), strict=True))
+    found = dict(zip(names, sensor_positions(make_info(275), "P1"), strict=True))
     assert found["MLT21-1609"][0] < -0.5 < 0.5 < found["MRT21-1609"][0]
     assert found["MZO03-1609"][1] < 0 < found["MZF01-1609"][1]
 
@@ -409,4 +409,4 @@ def test_sensors_without_positions_are_refused(position: float) -> None:
     for channel in info["chs"]:
         channel["loc"][:3] = position
     with pytest.raises(InputError, match="P1: the sensors have no positions"):
-        places(info, "P1")
+        sensor_positions(info, "P1")

@@ -1,1 +1,1 @@
-"""The datasets, a file each: where its files are published, and what they become: images, names and EEG."""
+"""The datasets, a file each: where the files are, and what is made of them."""

@@ -1,4 +1,4 @@
-"""What a dataset is to the rest of the library: one entry of the table in `datasets`.
+"""What a dataset is to the rest of the library: one entry of `DATASETS` in `table.py`.
 
 Axes: N conditions (images), R repetitions, C channels, T samples.
 """
@@ -19,37 +19,32 @@ from pipeline.sections import Preprocess
 
 # The channels that THINGS-EEG2 released, in its order: `preprocess.channels: posterior`.
 POSTERIOR = (
-    "Pz",
-    "P3",
-    "P7",
-    "O1",
-    "Oz",
-    "O2",
-    "P4",
-    "P8",
-    "P1",
-    "P5",
-    "PO7",
-    "PO3",
-    "POz",
-    "PO4",
-    "PO8",
-    "P6",
-    "P2",
+    *("Pz", "P3", "P7", "O1", "Oz", "O2", "P4", "P8", "P1", "P5"),
+    *("PO7", "PO3", "POz", "PO4", "PO8", "P6", "P2"),
 )
+
+# Keys of `preprocess` that only raw recordings allow, and their values that change nothing.
+_VALUES_WITHOUT_EFFECT = {
+    "sfreq": "published",
+    "baseline": "none",
+    "mvnn": "none",
+    "sessions": "all",
+}
 
 
 @dataclass(frozen=True)
 class Layout:
-    """What both splits of a recording share: C channel names and T times in seconds from stimulus onset, float64.
+    """The axes that both splits of a recording share.
 
-    `places` (C, 2) are the sensors on the head seen from above, nose up, the rim at 1; None where the names tell them
-    (the 10-05 system).
+    `ch_names`: C channel names.
+    `times` (T,): seconds from stimulus onset, float64.
+    `sensor_positions` (C, 2): the sensors on the head seen from above, nose up, the rim of the head
+    at distance 1. None where `ch_names` are those of the 10-05 system, which has known positions.
     """
 
     ch_names: tuple[str, ...]
     times: np.ndarray
-    places: np.ndarray | None = None
+    sensor_positions: np.ndarray | None = None
 
     @property
     def step(self) -> float:
@@ -59,40 +54,55 @@ class Layout:
 
 @dataclass(frozen=True)
 class RawEeg:
-    """One subject's opened recording. `blocks[split]`: float64 (n, R, C, T), one after the other along N, once.
+    """One subject's opened recording.
 
-    What a split gave is right only when its blocks have ended without an error: names, times and checksums may come
-    after the values in a file, and are compared then. InputError where count, shape, type or a value is not what it
-    should be.
+    `blocks[split]`: float64 blocks (n, R, C, T), consecutive along N. They can be read once.
+    `caveats`: sentences for every report, on how these recordings were read.
+    `n_repetitions[split]` (N,): the repetitions of each image of a split, 0 for one that was not
+    shown. None where all images were shown equally often. Where they were not, the blocks hold only
+    the images that were shown, and R is the same for all images of a block.
+
+    Names, times and checksums can come after the values in a file. Therefore the values of a split
+    are right only when its blocks have ended without an error. Raises InputError, while blocks are
+    read, where a count, a shape, a type or a value is not as expected.
     """
 
     layout: Layout
     blocks: Mapping[Split, Iterator[np.ndarray]]
-    caveats: tuple[str, ...] = ()  # sentences for every report, on how these recordings were read
-    # (N,) of all images of a split, 0: not seen. None: all were seen, as often. Where images differ, the blocks hold
-    # only those that were seen, and R is the same within a block.
+    caveats: tuple[str, ...] = ()
     n_repetitions: Mapping[Split, np.ndarray] | None = None
 
 
 def size_of_files(path: Path, preprocess: Preprocess) -> int:
-    """The bytes of a file, or of those in a folder: what a reader takes that holds them whole."""
+    """Bytes of a file, or of all files in a folder: the memory of a reader that loads all of it."""
     files = path.iterdir() if path.is_dir() else [path]
     return sum(file.stat().st_size for file in files)
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """One dataset. Its functions are of a module's top level, so that worker processes can be given the entry.
+    """One dataset.
 
-    `find_subjects(folder)`: the file of each subject in the folder of raw EEG, {} where there is none.
-    `read_metadata(path)`: a table a split, one row an image in the order of the EEG conditions; columns `image_ids`
-    (unique over both splits), `concept` (may be numbered within the split) and `things_concept` (compares across them).
-    An image id is a path whose first folder is the name of a zip among the images: `a/b.jpg` lies in `a.zip`.
-    `open_eeg(file, images, preprocess)`: a subject's EEG; its conditions are the rows of `images`, what `read_metadata`
-    gave. Of `preprocess` it takes what must be done while the recordings are read (`sfreq`, `baseline`, `mvnn`,
-    `sessions`), and refuses what these data do not allow; `require_as_published` refuses all of it.
-    `memory_needed(file, preprocess)`: about the bytes of memory that `open_eeg` and its blocks take. It reads no EEG,
-    and is asked of all subjects before the first one is read: InputError for what names and sizes of files tell.
+    Its functions are at the top level of a module, so that the entry can be sent to workers.
+
+    `source`: where its files come from, or the function that makes them.
+    `find_subjects(folder)`: the file of each subject in the folder of raw EEG, {} if there is none.
+    `read_metadata(path)`: one table a split, one row an image in the order of the EEG conditions.
+    Its columns are `image_ids` (unique over both splits), `concept` (may be numbered within the
+    split) and `things_concept` (the same in both splits). An image id is a path whose first folder
+    is the name of a zip of images: `a/b.jpg` is in `a.zip`.
+    `open_eeg(file, images, preprocess)`: one subject's EEG. Its conditions are the rows of
+    `images`, which `read_metadata` returned. It does the steps of `preprocess` that need raw
+    recordings (`sfreq`, `baseline`, `mvnn`, `sessions`). A dataset that was published as epochs
+    refuses these steps with `require_as_published`.
+    `units`: the physical unit of the EEG as released, in words.
+    `memory_needed(file, preprocess)`: about the bytes of memory that `open_eeg` and its blocks
+    take. It is called for all subjects before any EEG is read. It reads no EEG, and raises
+    InputError for what is already wrong with the names and sizes of files.
+    `caveats`: sentences for every report.
+    `may_share_images`: whether a page that holds the images may be passed on.
+    `synthetic`: whether all of it was made by this library.
+    `published`: published figures on it, in the order in which reports show them.
     """
 
     source: PublishedFiles | Make
@@ -101,28 +111,25 @@ class Dataset:
     open_eeg: Callable[
         [Path, Mapping[Split, pd.DataFrame], Preprocess], AbstractContextManager[RawEeg]
     ]
-    units: str  # of the EEG as released, in words
+    units: str
     memory_needed: Callable[[Path, Preprocess], int] = size_of_files
-    caveats: tuple[str, ...] = ()  # sentences for every report
-    may_share_images: bool = False  # whether a page that holds them may be passed on
+    caveats: tuple[str, ...] = ()
+    may_share_images: bool = False
     synthetic: bool = False
-    published: tuple[Published, ...] = ()  # figures on it, in the order in which they are shown
+    published: tuple[Published, ...] = ()
 
 
 def require_as_published(preprocess: Preprocess, prepared_as: str) -> None:
-    """InputError where `preprocess` asks for what can only be done to raw recordings; `prepared_as` says what was done.
+    """For data that were published as epochs: allow no step that needs raw recordings.
 
-    Of data that were published as epochs.
+    `prepared_as` says in the message how the data were prepared. Raises InputError where
+    `preprocess` asks for such a step.
     """
-    for key, as_published in (
-        ("sfreq", "published"),
-        ("baseline", "none"),
-        ("mvnn", "none"),
-        ("sessions", "all"),
-    ):
+    for key, without_effect in _VALUES_WITHOUT_EFFECT.items():
         value = getattr(preprocess, key)
-        if value != as_published:
+        if value != without_effect:
             raise InputError(
-                f"preprocess.{key} is {value}: only raw recordings (dataset: things-eeg2-raw) allow that, and these "
-                f"data were published prepared ({prepared_as}); set it to {as_published}"
+                f"preprocess.{key} is {value}: only raw recordings (dataset: things-eeg2-raw) "
+                f"allow that, and these data were published prepared ({prepared_as}); set it to "
+                f"{without_effect}"
             )

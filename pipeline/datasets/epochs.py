@@ -1,12 +1,15 @@
 """Epochs cut out of a continuous recording, their baseline taken off, at a lower rate.
 
-What a sample at a lower rate is: MNE pads an epoch with its first and last value to a power of two and resamples it by
-FFT. The new rate times that length is rounded to a whole number of samples, so that the instants of the new samples are
-near the grid tmin, tmin + 1 / sfreq, ..., not on it; the released THINGS-EEG2 is written with the times of the grid,
-and so is ours. For 1000 Hz and the two published epochs:
-  -0.2 .. 0.8 s at 100 Hz (1001 samples, 2048 with the padding, 205 and then 100 new ones): the sample called -0.2 s is
-  the EEG of -0.2035 s, the one called 0.79 s that of 0.7855 s, so 3.5 to 4.5 ms earlier than its name;
-  -0.2 .. 1.0 s at 250 Hz (1201, 2048, 512 and then 300): every sample is the EEG 1 ms later than its name.
+What a sample at a lower rate is: MNE pads an epoch with its first and last value to a power of two,
+and resamples it by FFT. The new rate times the padded length is rounded to a whole number of
+samples. Therefore the new samples are taken near the grid tmin, tmin + 1 / sfreq, ..., not on it.
+The released THINGS-EEG2 is written with the times of the grid, and so is ours. For 1000 Hz and the
+two published epochs:
+- -0.2 .. 0.8 s at 100 Hz (1001 samples, 2048 with the padding, of which 205 and then 100 new ones
+  are made): the sample called -0.2 s is the EEG of -0.2035 s, the one called 0.79 s is that of
+  0.7855 s. So each is the EEG 3.5 to 4.5 ms before its name.
+- -0.2 .. 1.0 s at 250 Hz (1201, 2048, 512 and then 300): each sample is the EEG 1 ms after its
+  name.
 """
 
 from collections.abc import Sequence
@@ -21,9 +24,13 @@ from pipeline.errors import InputError
 
 @dataclass(frozen=True)
 class EpochPlan:
-    """Epochs from `tmin` to `tmax` s, the mean of `baseline` (first, last) s taken off, then at `sfreq` Hz, then cut.
+    """How epochs are cut, in this order.
 
-    Of their samples `keep` stay, whose (T,) `times` in seconds from stimulus onset are those of the nominal grid.
+    `tmin`, `tmax`: first and last second of the epoch, from stimulus onset.
+    `baseline`: first and last second of the interval whose mean is taken off; None takes none off.
+    `sfreq`: the new rate in Hz.
+    `keep`: the samples at the new rate that stay.
+    `times` (T,): seconds from stimulus onset of the samples that stay, those of the nominal grid.
     """
 
     tmin: float
@@ -39,50 +46,67 @@ def plan_epochs(
     window: Sequence[float],
     baseline: Sequence[float] | Literal["none"],
     recorded_sfreq: float,
-    where: str,
+    file: str,
 ) -> EpochPlan:
-    """Epochs of a recording at `recorded_sfreq` Hz that hold the baseline, and the window with one new sample after it.
+    """Plan epochs at `sfreq` Hz of a recording at `recorded_sfreq` Hz.
 
-    Those samples of the new rate stay that lie in `window` [first, last] s, both included. InputError where the rate is
-    above the recorded one, or an interval is none. `where` is what messages call the recording.
+    The epochs hold the baseline, and the window with one new sample after it. The samples in
+    `window` [first, last] s stay, both ends included. `file` is what messages call the recording.
+    Raises InputError where the rate is above the recorded one, or an interval is not valid.
     """
     if not 0 < sfreq <= recorded_sfreq:
         raise InputError(
-            f"{where}: is recorded at {recorded_sfreq:g} Hz, preprocess.sfreq is {sfreq:g}; choose a lower rate"
+            f"{file}: is recorded at {recorded_sfreq:g} Hz, preprocess.sfreq is {sfreq:g}; choose "
+            "a lower rate"
         )
-    for name, interval in (("window", window), ("baseline", baseline)):
-        if interval != "none" and not (
-            len(interval) == 2 and np.isfinite(interval).all() and interval[0] <= interval[1]
-        ):
-            raise InputError(
-                f"preprocess.{name} is {interval}, expected its first and last second, in this order"
-            )
-    (first, last), step = window, 1 / sfreq
-    off = None if baseline == "none" else (float(baseline[0]), float(baseline[1]))
-    start = round(min(first, off[0] if off else first) * recorded_sfreq) / recorded_sfreq
-    tmax = max(last + step, off[1] if off else last)
-    grid = np.round(start + np.arange(int((tmax - start) * sfreq) + 1) * step, 9)
-    slack = step / 1000
-    begin, end = (int(i) for i in np.searchsorted(grid, [first - slack, last + slack]))
-    if end - begin < 2:
+    _check_interval("window", window)
+    first, last = window
+    step = 1 / sfreq
+
+    start = first
+    end = last + step
+    baseline_interval = None
+    if baseline != "none":
+        _check_interval("baseline", baseline)
+        baseline_interval = (float(baseline[0]), float(baseline[1]))
+        start = min(first, baseline_interval[0])
+        end = max(end, baseline_interval[1])
+
+    # The epoch begins at a sample of the recording; the new samples count from there.
+    tmin = round(start * recorded_sfreq) / recorded_sfreq
+    grid = np.round(tmin + np.arange(int((end - tmin) * sfreq) + 1) * step, 9)
+
+    slack = step / 1000  # so that rounding never drops a sample at an end of the window
+    keep_from, keep_to = np.searchsorted(grid, [first - slack, last + slack]).tolist()
+    if keep_to - keep_from < 2:
         raise InputError(
-            f"preprocess.window {first} .. {last} s holds {end - begin} samples at {sfreq:g} Hz, "
-            "expected at least 2: choose a longer window, or a higher rate (preprocess.sfreq)"
+            f"preprocess.window {first} .. {last} s holds {keep_to - keep_from} samples at "
+            f"{sfreq:g} Hz, expected at least 2: choose a longer window, or a higher rate "
+            "(preprocess.sfreq)"
         )
-    return EpochPlan(start, tmax, off, sfreq, slice(begin, end), grid[begin:end])
+    times = grid[keep_from:keep_to]
+    return EpochPlan(tmin, end, baseline_interval, sfreq, slice(keep_from, keep_to), times)
+
+
+def _check_interval(key: str, interval: Sequence[float]) -> None:
+    if len(interval) != 2 or not np.isfinite(interval).all() or interval[0] > interval[1]:
+        raise InputError(
+            f"preprocess.{key} is {interval}, expected its first and last second, in this order"
+        )
 
 
 def epoch_bounds(plan: EpochPlan, sfreq: float) -> tuple[int, int]:
-    """The first and the last sample of an epoch, counted from its event, in a recording at `sfreq` Hz."""
+    """The first and the last sample of an epoch, counted from its event, at `sfreq` Hz."""
     return round(plan.tmin * sfreq), round(plan.tmax * sfreq)
 
 
 def cut_epochs(raw: "mne.io.BaseRaw", events: np.ndarray, plan: EpochPlan) -> np.ndarray:
-    """The epochs of `events` (n, 3; sample, 0, id) in any order: (n, C, T) float64 in the unit of `raw`.
+    """The epochs of `events` (n, 3; sample, 0, id) in any order: (n, C, T) float64, unit of `raw`.
 
-    All of an epoch must lie in the recording. About three times the epochs at the recorded rate are in memory.
+    All of an epoch must lie in the recording. About three times the epochs at the recorded rate are
+    in memory.
     """
-    order = np.argsort(events[:, 0])  # MNE wants them in the order of time
+    order = np.argsort(events[:, 0])  # MNE wants events in the order of time
     epochs = mne.Epochs(
         raw,
         events[order],
@@ -93,6 +117,7 @@ def cut_epochs(raw: "mne.io.BaseRaw", events: np.ndarray, plan: EpochPlan) -> np
         verbose=False,
     )
     epochs.resample(plan.sfreq, n_jobs=1, verbose=False)
+
     eeg = np.empty((len(events), len(raw.ch_names), len(plan.times)))
     eeg[order] = epochs.get_data(copy=False)[:, :, plan.keep]
     return eeg

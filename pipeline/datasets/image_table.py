@@ -1,9 +1,11 @@
-"""The images of a dataset as a table, `data/fetched/images.csv`: the same columns whatever the dataset's own metadata.
+"""The images of a dataset as a table, `data/fetched/images.csv`.
+
+It has the same columns for every dataset:
 
     split, image_ids, concept, things_concept
 
-One row an image, in the order of the EEG conditions of its split. So that what only needs the images, such as the
-embedding cache, does not depend on which EEG was recorded with them.
+One row an image, in the order of the EEG conditions of its split. What needs only the images, such
+as the embedding cache, reads this table and does not depend on the EEG.
 """
 
 from collections.abc import Mapping
@@ -28,19 +30,25 @@ def write_image_table(path: Path, images: Mapping[Split, pd.DataFrame]) -> None:
 
 
 def read_image_table(path: Path) -> dict[Split, pd.DataFrame]:
-    """A table a split, with the columns `image_ids`, `concept`, `things_concept`; InputError for another file."""
+    """A table a split, with the columns `image_ids`, `concept` and `things_concept`.
+
+    Raises InputError where the file is not such a table.
+    """
     try:
         table = pd.read_csv(path, dtype=str, keep_default_na=False)
     except (OSError, ValueError) as error:
         raise unreadable(error, path) or InputError(
             f"{path}: cannot be read as a table of images ({error}); {FETCH_AGAIN}"
         ) from error
+
     if list(table.columns) != COLUMNS or table["image_ids"].duplicated().any():
         raise InputError(
-            f"{path}: expected the columns {', '.join(COLUMNS)} and each image once, got {', '.join(table.columns)}; "
-            f"{FETCH_AGAIN}"
+            f"{path}: expected the columns {', '.join(COLUMNS)} and each image once, got "
+            f"{', '.join(table.columns)}; {FETCH_AGAIN}"
         )
-    return {
-        split: table[table["split"] == split].drop(columns="split").reset_index(drop=True)
-        for split in SPLITS
-    }
+
+    images: dict[Split, pd.DataFrame] = {}
+    for split in SPLITS:
+        rows = table[table["split"] == split]
+        images[split] = rows.drop(columns="split").reset_index(drop=True)
+    return images

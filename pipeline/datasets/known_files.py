@@ -1,8 +1,12 @@
-"""Size and sha256 of published files, for servers that name no hash and for copies that people bring along.
+"""Size and sha256 of published files.
 
-THINGS-EEG2: the keys of git-annex in https://github.com/nemarDatasets/nm000232 at 0e548b8 (CC BY 4.0), which holds the
-files that OSF publishes. That OSF serves exactly these bytes was checked for image_metadata.npy alone.
-THINGS-MEG: those of https://github.com/OpenNeuroDatasets/ds004212 at 136f529 (CC0).
+They are needed for servers that give no hash, and for files that users have already.
+
+THINGS-EEG2: from the git-annex keys of https://github.com/nemarDatasets/nm000232 at 0e548b8
+(CC BY 4.0), which holds the files that OSF publishes. Only for image_metadata.npy was it checked
+that OSF serves exactly these bytes.
+THINGS-MEG: from the git-annex keys of https://github.com/OpenNeuroDatasets/ds004212 at 136f529
+(CC0).
 """
 
 from collections.abc import Mapping
@@ -11,18 +15,19 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class KnownFile:
-    """A published file."""
+    """Size in bytes and hash of a published file."""
 
-    size: int  # bytes
+    size: int
     sha256: str
 
 
 KnownFiles = Mapping[str, KnownFile]  # by name
 
 
-def _read(table: str) -> KnownFiles:
+def _read(table: str, prefix: str = "") -> KnownFiles:
+    """Read lines of name, size and sha256; `prefix` is the beginning of all names."""
     rows = (line.split() for line in table.strip().splitlines())
-    return {name: KnownFile(int(size), sha256) for name, size, sha256 in rows}
+    return {f"{prefix}{name}": KnownFile(int(size), sha256) for name, size, sha256 in rows}
 
 
 THINGS_EEG2_IMAGES = _read("""
@@ -44,22 +49,30 @@ sub-09.zip 1071469818 7c5a67083e5c5b73f2d2ede03d7e76f082f6d61ae4f74ec08783ce5841
 sub-10.zip 1071595380 6cd7111bbd8d62d29b05abe0533fa6bca8f634ef85ce9c19ae8ab0a853681094
 """)
 
-THINGS_MEG = _read("""
-preprocessed_P1-epo-1.fif 2062925822 2cdba9ee10e9c0e38f4af8c0cc18db70232e8a5120df83e20b3e96834322691d
-preprocessed_P1-epo-2.fif 2062921582 a3c88feb9b011a10c5d62113afb05a7097ff5b96bfba209c5197e54eb5144713
-preprocessed_P1-epo-3.fif 2062932029 6d2cfc6db7529b12027bf9897e33e1143a91e838dd49f259b7dc2e9c7207713c
-preprocessed_P1-epo.fif 2062925832 f86409d6b0a47f0584e9dd20e7d59cdd4def78899537f2d908da75dd27693efb
-preprocessed_P2-epo-1.fif 2062925748 e27f913e4bd816993363066ad484139c953f55394e9a3cb5c5bec240d0fbcf8f
-preprocessed_P2-epo-2.fif 2062926052 dd8d0f23d878a2d747dc9c0f6ee83dde8ef7f8e5e0eae38a8069a11ebab05fa5
-preprocessed_P2-epo-3.fif 2062928825 52200eb4b46340185970d6df82ba5f5169e396a63efaead4b82268014b96b1fa
-preprocessed_P2-epo.fif 2062924957 a73ace29e8f6fa984016a102741019be5b085570ba707d30667d2af6fffe82c6
-preprocessed_P3-epo-1.fif 2062925330 d825f527a3643c03246b5e38c6c96f0ad2d714fbd4251d66efd237023d9a99cb
-preprocessed_P3-epo-2.fif 2062921848 d753fe32c39d18481839ab5db7ee2b83c9115198d160ec40adb7a3882dda8382
-preprocessed_P3-epo-3.fif 2062932000 0938e99725eb553dac25bfc70859a9d455069db993816a6c6910edb70b34b194
-preprocessed_P3-epo.fif 2062925192 89b9716814f40c71b8ac0cf7c6e71e64a0666ae09470390a2f6e6d67f99d6ba2
-preprocessed_P4-epo-1.fif 2062925567 99fea43c22741bd06a77670b03b228de6ba271b4e1a6565fa5e085852aaf9d48
-preprocessed_P4-epo-2.fif 2062925392 8222bf09b30f88188d38e65fce8d10ae5989f30f9afc9c5c9b3ff5fdf4ca6251
-preprocessed_P4-epo-3.fif 2062928271 d6be250ded9464acae2d1008d10eaa6656562a039be08dc530ffb52dbfe1345e
-preprocessed_P4-epo.fif 2062925347 a37b41601120591cbce935c53bc3f6594569071064a7929b0df6703d0ac054d4
+_THINGS_MEG_EPOCHS = _read(
+    """
+P1-epo-1.fif 2062925822 2cdba9ee10e9c0e38f4af8c0cc18db70232e8a5120df83e20b3e96834322691d
+P1-epo-2.fif 2062921582 a3c88feb9b011a10c5d62113afb05a7097ff5b96bfba209c5197e54eb5144713
+P1-epo-3.fif 2062932029 6d2cfc6db7529b12027bf9897e33e1143a91e838dd49f259b7dc2e9c7207713c
+P1-epo.fif 2062925832 f86409d6b0a47f0584e9dd20e7d59cdd4def78899537f2d908da75dd27693efb
+P2-epo-1.fif 2062925748 e27f913e4bd816993363066ad484139c953f55394e9a3cb5c5bec240d0fbcf8f
+P2-epo-2.fif 2062926052 dd8d0f23d878a2d747dc9c0f6ee83dde8ef7f8e5e0eae38a8069a11ebab05fa5
+P2-epo-3.fif 2062928825 52200eb4b46340185970d6df82ba5f5169e396a63efaead4b82268014b96b1fa
+P2-epo.fif 2062924957 a73ace29e8f6fa984016a102741019be5b085570ba707d30667d2af6fffe82c6
+P3-epo-1.fif 2062925330 d825f527a3643c03246b5e38c6c96f0ad2d714fbd4251d66efd237023d9a99cb
+P3-epo-2.fif 2062921848 d753fe32c39d18481839ab5db7ee2b83c9115198d160ec40adb7a3882dda8382
+P3-epo-3.fif 2062932000 0938e99725eb553dac25bfc70859a9d455069db993816a6c6910edb70b34b194
+P3-epo.fif 2062925192 89b9716814f40c71b8ac0cf7c6e71e64a0666ae09470390a2f6e6d67f99d6ba2
+P4-epo-1.fif 2062925567 99fea43c22741bd06a77670b03b228de6ba271b4e1a6565fa5e085852aaf9d48
+P4-epo-2.fif 2062925392 8222bf09b30f88188d38e65fce8d10ae5989f30f9afc9c5c9b3ff5fdf4ca6251
+P4-epo-3.fif 2062928271 d6be250ded9464acae2d1008d10eaa6656562a039be08dc530ffb52dbfe1345e
+P4-epo.fif 2062925347 a37b41601120591cbce935c53bc3f6594569071064a7929b0df6703d0ac054d4
+""",
+    prefix="preprocessed_",
+)
+
+_THINGS_MEG_TRIALS = _read("""
 sample_attributes_P1.csv 3386624 f41e8a2f123a5f82fa7ece3c81cf6630bd76ada7414c968a61d70b91c3021d08
 """)
+
+THINGS_MEG = {**_THINGS_MEG_EPOCHS, **_THINGS_MEG_TRIALS}

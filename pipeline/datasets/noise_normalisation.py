@@ -1,7 +1,7 @@
-"""Multivariate noise normalisation (MVNN): a covariance of the noise makes EEG channels alike and uncorrelated.
+"""Multivariate noise normalisation (MVNN): EEG channels of unit variance and uncorrelated noise.
 
-Guggenmos, Sterzer & Cichy 2018, doi 10.1016/j.neuroimage.2018.02.044; as done for THINGS-EEG2 in
-https://github.com/gifale95/eeg_encoding (02_eeg_preprocessing).
+Source: Guggenmos, Sterzer & Cichy 2018, doi 10.1016/j.neuroimage.2018.02.044; as done for
+THINGS-EEG2 in https://github.com/gifale95/eeg_encoding (02_eeg_preprocessing).
 Axes: N conditions (images), R repetitions, C channels, T samples; B sets of n observations.
 """
 
@@ -13,48 +13,55 @@ Observations = Literal["time", "epochs"]
 
 
 def observations(eeg: np.ndarray, of: Observations) -> np.ndarray:
-    """Sets of observations (B, n, C) whose covariances are averaged, from EEG (N, R, C, T).
+    """Sets of observations (B, n, C), whose covariances are averaged, from EEG (N, R, C, T).
 
-    "time": the R repetitions of a condition at one moment are a set. "epochs": the T samples of one epoch are.
+    "time": a set is the R repetitions of one condition at one sample.
+    "epochs": a set is the T samples of one epoch.
     """
-    n_chans = eeg.shape[2]
+    _, n_repetitions, n_chans, n_times = eeg.shape
     if of == "time":
-        return eeg.transpose(0, 3, 1, 2).reshape(-1, eeg.shape[1], n_chans)
-    return eeg.transpose(0, 1, 3, 2).reshape(-1, eeg.shape[3], n_chans)
+        return eeg.transpose(0, 3, 1, 2).reshape(-1, n_repetitions, n_chans)
+    return eeg.transpose(0, 1, 3, 2).reshape(-1, n_times, n_chans)
 
 
 def mean_covariance(x: np.ndarray) -> np.ndarray:
-    """The mean over B of the shrinkage covariances of observations x (B, n, C): (C, C), in the square of their unit.
+    """The mean over B of the shrinkage covariances of observations x (B, n, C).
 
-    Each is what `sklearn.discriminant_analysis._cov(x[b], shrinkage="auto")` gives: Ledoit and Wolf's estimate
-    (doi 10.1016/S0047-259X(03)00096-4) of the standardised channels, scaled back. Here for all sets at once, because a
-    subject has a hundred thousand of them, or millions.
+    The result is (C, C), in the square of the unit of x. Each covariance is what
+    `sklearn.discriminant_analysis._cov(x[b], shrinkage="auto")` gives: Ledoit and Wolf's estimate
+    (doi 10.1016/S0047-259X(03)00096-4) of the standardised channels, scaled back. All sets are
+    computed at once, because a subject has a hundred thousand of them, or millions.
     """
     n_sets, n, n_chans = x.shape
+
+    # Standardise the channels of each set.
     mean = x.mean(axis=1)
     centred = x - mean[:, None]
     variance = np.square(centred).mean(axis=1)  # (B, C)
     eps = np.finfo(x.dtype).eps
-    constant = variance <= n * eps * variance + np.square(
-        n * eps * mean
-    )  # sklearn leaves the scale of such channels
-    scale = np.where(constant, 1, np.sqrt(variance))
+    rounding_error = n * eps * variance + np.square(n * eps * mean)
+    # sklearn does not scale a channel whose variance is only rounding error.
+    scale = np.where(variance <= rounding_error, 1, np.sqrt(variance))  # (B, C)
     z = centred / scale[:, None]
 
+    # The target of the shrinkage: mu times the identity, which has the same trace.
     squares = np.square(z)
     trace = squares.sum(axis=(1, 2)) / n
     mu = trace / n_chans
-    # The covariance of z and the products of its observations have the same sum of squares: take the smaller.
+
+    # Z Z' and Z' Z have the same sum of squares: take the smaller matrix.
     products = z @ z.swapaxes(1, 2) if n < n_chans else z.swapaxes(1, 2) @ z
-    spread = np.square(products).sum(axis=(1, 2)) / n**2
-    noise = (np.square(squares.sum(axis=2)).sum(axis=1) / n - spread) / (n_chans * n)
-    distance = (
-        spread - 2 * mu * trace + n_chans * np.square(mu)
-    ) / n_chans  # from a multiple of the identity
+    sum_of_squares = np.square(products).sum(axis=(1, 2)) / n**2  # of the covariance
+
+    # Shrink by the error of the covariance relative to its distance from the target.
+    fourth_moment = np.square(squares.sum(axis=2)).sum(axis=1) / n
+    error = (fourth_moment - sum_of_squares) / (n_chans * n)
+    distance = (sum_of_squares - 2 * mu * trace + n_chans * np.square(mu)) / n_chans
     shrinkage = np.divide(
-        np.minimum(noise, distance), distance, out=np.zeros(n_sets), where=distance > 0
+        np.minimum(error, distance), distance, out=np.zeros(n_sets), where=distance > 0
     )
 
+    # Sum over the sets: (1 - shrinkage) * covariance + shrinkage * target, scaled back.
     weighted = centred * ((1 - shrinkage) / n)[:, None, None]
     total = weighted.reshape(-1, n_chans).T @ centred.reshape(-1, n_chans)
     total += np.diag((shrinkage * mu) @ np.square(scale))
@@ -62,9 +69,13 @@ def mean_covariance(x: np.ndarray) -> np.ndarray:
 
 
 def whitening(covariance: np.ndarray) -> np.ndarray | None:
-    """The symmetric matrix covariance^(-1/2), (C, C), to multiply the channels with; None where it does not exist."""
-    values, vectors = np.linalg.eigh(covariance)
-    if not values[0] > len(values) * np.finfo(values.dtype).eps * values[-1]:
+    """The symmetric matrix covariance^(-1/2), (C, C), to multiply the channels with.
+
+    None where it does not exist: the covariance has no full rank.
+    """
+    values, vectors = np.linalg.eigh(covariance)  # values rise
+    smallest_valid = len(values) * np.finfo(values.dtype).eps * values[-1]
+    if not values[0] > smallest_valid:
         return None
     whitener: np.ndarray = vectors / np.sqrt(values) @ vectors.T
     return whitener

@@ -1,7 +1,9 @@
-"""Published figures, each with its task and protocol: what a result may be read beside.
+"""Published figures to read a result beside, each with its task and protocol.
 
-Unlike protocols do not compare: trained on a subject and tested on the same (within-subject), tested on a subject who
-was not in training (leave-one-subject-out), or trained on all together and tested on each of them (pooled).
+Only figures of the same protocol compare:
+- within-subject: trained and tested on the same subject
+- leave-one-subject-out: tested on a subject who was not in training
+- pooled: trained on all subjects together, tested on each of them
 """
 
 from dataclasses import dataclass
@@ -13,7 +15,7 @@ class Published:
 
     task: str  # dataset, gallery and number of subjects, in words
     method: str
-    source: str
+    paper: str  # that reports the figures
     protocol: str
     top1: float
     top5: float | None
@@ -21,21 +23,46 @@ class Published:
 
 
 _EEG2 = "THINGS-EEG2, 200-way, mean of 10 subjects"
-_REDONE, _PAPER = "re-implementation of arXiv 2502.03081", "arXiv 2502.03081"
-_WITHIN, _LEFT_OUT = "within-subject", "leave-one-subject-out"
-_OF_RECIPE = "17 channels, 100 Hz, one seed; epoch chosen on the test set"
+_PAPER = "arXiv 2502.03081"
+_REIMPLEMENTATION = f"re-implementation of {_PAPER}"
+
+# Protocols
+_WITHIN = "within-subject"
+_LEFT_OUT = "leave-one-subject-out"
+
+# Notes
+_OF_REIMPLEMENTATION = "17 channels, 100 Hz, one seed; epoch chosen on the test set"
 _OF_PAPER = "63 channels, 250 Hz, 5 seeds; as others quote it"
 _NICE = "scored against other images of the concept: another task"
 _UBP = "17 channels, 250 Hz; stops on the training loss, last epoch reached"
 _UBP_LEFT_OUT = "17 channels, 250 Hz; stops on other subjects' responses to the test images"
-_NEUROBRIDGE = "its code writes the epoch with the lowest test loss, and the last; which is printed is not known"
+_NEUROBRIDGE = (
+    "its code writes the epoch with the lowest test loss, and the last; which is printed is not "
+    "known"
+)
 _SHALLOW = "middle layers of the image encoder, 5 seeds"
 _SHALLOW_LEFT_OUT = f"{_SHALLOW}; table 1 of its first version, others quote 22.4 / 50.8"
 _SAMGA = "stops and selects on test top-1"
 
 ON_THINGS_EEG2 = (
-    Published(_EEG2, "NICE + SynCLR, unaligned", _REDONE, "pooled", 47.7, 79.9, _OF_RECIPE),
-    Published(_EEG2, "NICE + SynCLR, aligned", _REDONE, "pooled", 65.0, 92.3, _OF_RECIPE),
+    Published(
+        _EEG2,
+        "NICE + SynCLR, unaligned",
+        _REIMPLEMENTATION,
+        "pooled",
+        47.7,
+        79.9,
+        _OF_REIMPLEMENTATION,
+    ),
+    Published(
+        _EEG2,
+        "NICE + SynCLR, aligned",
+        _REIMPLEMENTATION,
+        "pooled",
+        65.0,
+        92.3,
+        _OF_REIMPLEMENTATION,
+    ),
     Published(_EEG2, "NICE + SynCLR, unaligned", _PAPER, _WITHIN, 44.2, None, _OF_PAPER),
     Published(_EEG2, "NICE + SynCLR, aligned", _PAPER, _WITHIN, 58.4, None, _OF_PAPER),
     Published(_EEG2, "NICE", "arXiv 2308.13234", _WITHIN, 16.1, 43.6, _NICE),

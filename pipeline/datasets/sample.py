@@ -1,9 +1,13 @@
-"""The built-in miniature dataset: procedural pictures and simulated EEG in the published layout.
+"""The built-in miniature dataset: procedural pictures and simulated EEG.
 
-Layout: THINGS-EEG2, Gifford et al. 2022, doi 10.1016/j.neuroimage.2022.119754 (osf.io/3jk45). With it, and with the
-stand-ins of the image models, everything runs without the network; its results say nothing about brains.
-Every number comes from one fixed seed. The arithmetic is float64 and what is written is rounded far more coarsely, so
-that neither the number of threads nor the vector width of a machine shows in the bytes.
+Published: nothing; all of it is made here. With it, and with the stand-ins of the image models,
+everything runs without the network. Its results say nothing about brains.
+Layout: that of THINGS-EEG2, Gifford et al. 2022, doi 10.1016/j.neuroimage.2022.119754
+(osf.io/3jk45).
+
+Every number comes from one fixed seed. The arithmetic is float64, and what is written is rounded
+far more coarsely, so that the bytes do not depend on the number of threads or the vector width of
+a machine.
 """
 
 import io
@@ -43,9 +47,11 @@ def make_raw(
     metadata: Path,
     size: Size | None = None,
 ) -> None:
-    """Write `eeg_dir`/sub-XX.zip, `images_dir`/training_images.zip and test_images.zip, and the pickled `metadata`.
+    """Write the EEG, the images and the metadata as published.
 
-    A subject's archive does not depend on which other subjects are written. Raises InputError for an unknown subject.
+    These are `eeg_dir`/sub-XX.zip, training_images.zip and test_images.zip in `images_dir`, and the
+    saved dictionary `metadata`. A subject's archive does not depend on which other subjects are
+    written. Raises InputError for an unknown subject.
     """
     chosen = SUBJECTS if subjects == "all" else subjects
     for subject in chosen:
@@ -54,6 +60,7 @@ def make_raw(
             raise InputError(
                 f"subjects: the sample dataset has {', '.join(SUBJECTS)}, not {subject!r}{near}"
             )
+
     size = size or Size()
     catalogue = _catalogue(size)
     train_latents, test_latents = _latents(size)
@@ -63,7 +70,9 @@ def make_raw(
     test_features = _write_pictures(images_dir / "test_images.zip", catalogue, "test", test_latents)
     with replacing(metadata) as part:
         part.write_bytes(_npy(catalogue))
-    mean, std = train_features.mean(0), train_features.std(0)
+
+    mean = train_features.mean(0)
+    std = train_features.std(0)
     for subject in chosen:
         rng = _rng("eeg", SUBJECTS.index(subject))
         kernel = draw_kernel(rng)
@@ -99,11 +108,15 @@ def _npy(content: dict[str, Any]) -> bytes:
 
 
 def _catalogue(size: Size) -> dict[str, list[str]]:
-    """The metadata: as published, number prefixes restart in each split, and only the _THINGS names are global."""
+    """The metadata.
+
+    As published, the numbers in front of names restart in each split. Only the _THINGS names are
+    the same in both.
+    """
     n_concepts = size.train_concepts + size.test_concepts
-    is_test = np.isin(
-        np.arange(n_concepts), _rng("split").permutation(n_concepts)[: size.test_concepts]
-    )
+    test_concepts = _rng("split").permutation(n_concepts)[: size.test_concepts]
+    is_test = np.isin(np.arange(n_concepts), test_concepts)
+
     catalogue = {}
     for split, indices, n_images in (
         ("train", np.flatnonzero(~is_test), size.images_per_concept),
@@ -114,6 +127,7 @@ def _catalogue(size: Size) -> dict[str, list[str]]:
             for number, index in enumerate(indices, 1)
             for image in range(1, n_images + 1)
         ]
+
         catalogue[f"{split}_img_concepts"] = [
             f"{number:05d}_pattern_{index:04d}" for number, index, _ in rows
         ]
@@ -127,7 +141,10 @@ def _catalogue(size: Size) -> dict[str, list[str]]:
 
 
 def _latents(size: Size) -> tuple[np.ndarray, np.ndarray]:
-    """What is in the training and the test pictures, (N, 20) in 0..1: images lie near the random point of a concept."""
+    """What is in the training and the test pictures, (N, 20) each, in 0..1.
+
+    A concept is a random point, and its images lie near that point.
+    """
     splits = []
     for split, n_concepts, n_images in (
         ("train", size.train_concepts, size.images_per_concept),
@@ -137,14 +154,15 @@ def _latents(size: Size) -> tuple[np.ndarray, np.ndarray]:
         near = rng.random((n_concepts, 1, 20)) + 0.06 * rng.standard_normal(
             (n_concepts, n_images, 20)
         )
-        splits.append(1 - np.abs(1 - np.abs(near.reshape(-1, 20))))  # reflected at the borders
+        # Reflect at 0 and 1, so that all values lie between them.
+        splits.append(1 - np.abs(1 - np.abs(near.reshape(-1, 20))))
     return splits[0], splits[1]
 
 
 def _write_pictures(
     path: Path, catalogue: dict[str, list[str]], split: str, latents: np.ndarray
 ) -> np.ndarray:
-    """Write the JPEG archive and return the features that the simulated brain sees, (N, F) float64."""
+    """Write the JPEG archive. Return the features that the EEG responds to, (N, F) float64."""
     rng = _rng(f"sizes of {split}")
     features = []
     names = zip(catalogue[f"{split}_img_concepts"], catalogue[f"{split}_img_files"], strict=True)
@@ -164,30 +182,37 @@ def _draw(latent: np.ndarray, width: int, height: int) -> Image.Image:
     """A colour gradient, a bent grating or check over it, and a ring of flowers on top."""
     hue1, turn, hue2, hue3, sat1, sat2, sat3, val1, val2, val3 = latent[:10]
     slope, tilt, frequency, bend, check, contrast, count, petals, radius, spin = latent[10:]
-    y, x = np.meshgrid(
-        np.linspace(-1, 1, height // 2), np.linspace(-1, 1, width // 2), indexing="ij"
-    )
+    rows = np.linspace(-1, 1, height // 2)
+    columns = np.linspace(-1, 1, width // 2)
+    y, x = np.meshgrid(rows, columns, indexing="ij")
 
+    # The gradient
     slope = 2 * np.pi * slope
     first = _colour(hue1, 0.25 + 0.75 * sat1, 0.35 + 0.65 * val1)
     second = _colour(hue1 + turn / 2, 0.2 + 0.8 * sat2, 0.25 + 0.75 * val2)
     pixels = _mix(first, second, _step(1.5 * (x * np.cos(slope) + y * np.sin(slope))))
 
-    tilt, frequency = np.pi * tilt, 1.5 * np.pi * 6**frequency
-    along, across = x * np.cos(tilt) + y * np.sin(tilt), y * np.cos(tilt) - x * np.sin(tilt)
+    # The grating or check, in axes that are turned by `tilt`
+    tilt = np.pi * tilt
+    frequency = 1.5 * np.pi * 6**frequency
+    along = x * np.cos(tilt) + y * np.sin(tilt)
+    across = y * np.cos(tilt) - x * np.sin(tilt)
     wave = np.sin(frequency * along + 2.5 * bend * np.sin(3 * across)) + check * np.sin(
         frequency * across
     )
     ink = _colour(hue2, 0.3 + 0.7 * sat3, 1 - 0.8 * val3)
     pixels = _mix(pixels, ink, (0.15 + 0.75 * contrast) * _step(2.5 * wave))
 
-    count, petals = 1 + int(5.999 * count), 2 + int(5.999 * petals)
-    radius, ring = (0.22 + 0.5 * radius) / np.sqrt(count), 0.55 * (count > 1)
-    angle = (np.arctan2(y, x) - 2 * np.pi * spin) % (
-        2 * np.pi / count
-    ) - np.pi / count  # folded: all flowers at once
+    # The flowers: fold the angle, so that one formula draws all of them
+    count = 1 + int(5.999 * count)
+    petals = 2 + int(5.999 * petals)
+    radius = (0.22 + 0.5 * radius) / np.sqrt(count)
+    ring = 0.55 * (count > 1)
+    sector = 2 * np.pi / count
+    angle = (np.arctan2(y, x) - 2 * np.pi * spin) % sector - np.pi / count
     distance = np.hypot(x, y)
-    dx, dy = distance * np.cos(angle) - ring, distance * np.sin(angle)
+    dx = distance * np.cos(angle) - ring
+    dy = distance * np.sin(angle)
     distance = np.hypot(dx, dy)
     edge = radius * (1 + 0.3 * np.cos(petals * np.arctan2(dy, dx)))
     shaded = _colour(hue3, 0.9, 0.95) * np.clip(1.1 - 0.5 * distance / radius, 0.2, 1)[..., None]
@@ -213,19 +238,25 @@ def _step(x: np.ndarray) -> np.ndarray:
 
 
 def _features(picture: Image.Image) -> np.ndarray:
-    """Mean colours on a 4 x 4 grid, then edge strength in 4 directions at 3 scales: (60,) float64."""
+    """Mean colours on a 4 x 4 grid, then edges in 4 directions at 3 scales: (60,) float64."""
     pixels = np.asarray(picture.resize((96, 96), Image.Resampling.BOX)) / 255  # (96, 96, 3)
     colours = pixels.reshape(4, 24, 4, 24, 3).mean((1, 3)).ravel()
+
     edges = []
     for scale in (1, 2, 4):
         light = pixels.reshape(96 // scale, scale, 96 // scale, scale, 3).mean((1, 3, 4))
-        dy, dx = light[1:, :-1] - light[:-1, :-1], light[:-1, 1:] - light[:-1, :-1]
+        dy = light[1:, :-1] - light[:-1, :-1]
+        dx = light[:-1, 1:] - light[:-1, :-1]
         edges += [np.abs(np.cos(a) * dx + np.sin(a) * dy).mean() for a in np.pi * np.arange(4) / 4]
     return np.concatenate([colours, edges])
 
 
 def draw_kernel(rng: np.random.Generator) -> np.ndarray:
-    """The response to each feature, (60, 17, 100): two bumps after 80 ms, mixed into channels as a subject does."""
+    """The response to each feature, (60, 17, 100): features, channels, times.
+
+    Two bumps after 80 ms, mixed into the channels. The mixing is in part the subject's own, drawn
+    with `rng`.
+    """
     shared = _rng("kernel")
     peaks = shared.uniform(0.11, 0.5, size=(2, 60, 1))  # s
     rise = np.clip((TIMES - 0.08) / (peaks - 0.08), 0, None)
@@ -237,14 +268,18 @@ def draw_kernel(rng: np.random.Generator) -> np.ndarray:
 def simulate_eeg(
     features: np.ndarray, kernel: np.ndarray, n_repetitions: int, rng: np.random.Generator
 ) -> np.ndarray:
-    """Responses to standardised features (N, F) plus 1/f noise of uneven strength: (N, R, C, T) float64."""
+    """Responses to standardised features (N, F) plus 1/f noise: (N, R, C, T) float64.
+
+    The strength of the noise differs between repetitions.
+    """
     responses = 0.03 * np.tensordot(features, kernel, 1)  # (N, C, T)
     shape = (n_repetitions, *kernel.shape[1:])  # (R, C, T)
+
     frequency = np.fft.rfftfreq(shape[-1])
     frequency[0] = np.inf  # no offset
-    pink = frequency**-0.5 / np.sqrt(
-        2 * (1 / frequency).sum() / shape[-1]
-    )  # white noise in, unit variance out
+    # A filter that turns white noise of unit variance into 1/f noise of unit variance.
+    pink = frequency**-0.5 / np.sqrt(2 * (1 / frequency).sum() / shape[-1])
+
     eeg = np.empty((len(features), *shape))
     for condition, response in enumerate(responses):
         noise = np.fft.irfft(pink * np.fft.rfft(rng.standard_normal(shape)), shape[-1])

@@ -1,4 +1,7 @@
-"""Arrays that wait on the disk while a file is prepared, and of which nothing stays there, however the process ends."""
+"""Arrays that wait on the disk while a file is prepared.
+
+Nothing of them stays on the disk, however the process ends.
+"""
 
 import errno
 import os
@@ -15,24 +18,27 @@ from pipeline.errors import InputError
 
 
 class Scratch:
-    """A file without a name: the system frees it when its process ends. Use it as a context manager.
+    """A file without a name, which the system deletes when the process ends. A context manager.
 
-    About `n_bytes` are reserved for it in the folder for temporary files (the environment variable TMPDIR), so that
-    other processes cannot take the room meanwhile. InputError where there is too little room; `what` is what the
-    message calls the arrays.
+    About `n_bytes` are reserved for it in the folder for temporary files (the environment variable
+    TMPDIR), so that other processes cannot take the room. `content` is what messages call the
+    arrays. Raises InputError where there is too little room.
     """
 
-    def __init__(self, n_bytes: int, what: str) -> None:
-        self._n_bytes, self._what = n_bytes, what
+    def __init__(self, n_bytes: int, content: str) -> None:
+        self._n_bytes = n_bytes
+        self._content = content
         self._folder = _temporary_folder()
-        with self._full_disk_told():
+
+        with self._disk_faults_as_input_errors():
             if shutil.disk_usage(self._folder).free < n_bytes:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            self._file: BinaryIO = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115, __exit__ closes it
+            # __exit__ closes it.
+            self._file: BinaryIO = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115
 
     def __enter__(self) -> "Scratch":
         try:
-            with self._full_disk_told():
+            with self._disk_faults_as_input_errors():
                 _reserve(self._file, self._n_bytes)
         except InputError:
             self._file.close()
@@ -48,36 +54,45 @@ class Scratch:
         return self._file.tell()
 
     def append(self, values: np.ndarray) -> None:
-        """Write an array behind the others."""
-        with self._full_disk_told():
+        """Write an array after the others."""
+        with self._disk_faults_as_input_errors():
             self._file.write(np.ascontiguousarray(values).data)
             self._file.flush()
 
     def read(self, begin: int, shape: tuple[int, ...]) -> np.ndarray:
-        """The float64 array of this shape that begins at this byte; nothing is appended after the first reading."""
+        """The float64 array of this shape that begins at this byte.
+
+        Do not append after the first call: reading moves the end.
+        """
         self._file.seek(begin)
         return np.fromfile(self._file, np.float64, int(np.prod(shape))).reshape(shape)
 
     @contextmanager
-    def _full_disk_told(self) -> Iterator[None]:
+    def _disk_faults_as_input_errors(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:
             free = shutil.disk_usage(self._folder).free
             raise InputError(
-                f"{self._folder}: {self._what} need about {self._n_bytes / 1e9:.1f} GB there for a while, and "
-                f"{free / 1e9:.1f} GB are free ({error.strerror}); let the environment variable TMPDIR name a folder "
-                "with more room, as in `TMPDIR=/data/tmp dvc repro`, or lower preprocess.workers, of which each needs "
+                f"{self._folder}: {self._content} need about {self._n_bytes / 1e9:.1f} GB there "
+                f"for a while, and {free / 1e9:.1f} GB are free ({error.strerror}); let the "
+                "environment variable TMPDIR name a folder with more room, as in "
+                "`TMPDIR=/data/tmp dvc repro`, or lower preprocess.workers, of which each needs "
                 "as much"
             ) from error
 
 
 def _temporary_folder() -> Path:
-    """The folder that TMPDIR names; Python itself takes another one where it cannot write there."""
-    folder, wanted = tempfile.gettempdir(), os.environ.get("TMPDIR")
-    if wanted and not (os.path.isdir(wanted) and os.path.samefile(wanted, folder)):
+    """The folder that TMPDIR names. Raises InputError where nobody can write there.
+
+    Python itself would silently take another folder.
+    """
+    folder = tempfile.gettempdir()
+    chosen = os.environ.get("TMPDIR")
+    if chosen and not (os.path.isdir(chosen) and os.path.samefile(chosen, folder)):
         raise InputError(
-            f"TMPDIR is {wanted}, which is no folder that can be written to: make it, or name another one"
+            f"TMPDIR is {chosen}, which is no folder that can be written to: make it, or name "
+            "another one"
         )
     return Path(folder)
 
@@ -89,5 +104,6 @@ def _reserve(file: BinaryIO, n_bytes: int) -> None:
     try:
         os.posix_fallocate(file.fileno(), 0, n_bytes)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):  # of a file system that cannot
+        # Some file systems cannot reserve; then the room is taken while arrays are written.
+        if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
             raise

@@ -1,6 +1,7 @@
-"""Where a dataset's files come from, as plain data; `pipeline.download` knows how each kind of server is spoken to.
+"""Where the files of a dataset come from, as plain data.
 
-A new kind of server is one more small class here, and what lists its files there.
+`pipeline.download` knows how to speak to each kind of server. A new kind is one more small class
+here, and a function in `pipeline/download/listings.py` that lists its files.
 """
 
 from collections.abc import Callable
@@ -49,32 +50,37 @@ Server = Osf | Figshare | Bucket
 
 @dataclass(frozen=True)
 class OwnCopy:
-    """The user's own copy of the images of THINGS: a password, which is their licence, is in front of the download."""
+    """The user's own copy of the images of THINGS, whose download asks for the licence password."""
 
 
 @dataclass(frozen=True)
 class PublishedFiles:
-    """What is wanted of a dataset from which servers; files are known by their names, in whatever folder they lie."""
+    """The files of a dataset and their servers. Files are found by name, in any folder.
+
+    `subject_file`: a regular expression for the name of a subject's file. Its one group is the
+    subject.
+    `files_per_subject`: where there are several, the download puts them in a folder that is named
+    after the subject.
+    `subjects`: all that were published.
+    `known_files`: size and sha256 by name, for files whose server gives no hash.
+    """
 
     eeg: Server
-    subject_file: (
-        str  # a regular expression for the name of a subject's file; its one group is the subject
-    )
+    subject_file: str
     images: Server | OwnCopy
     image_files: tuple[str, ...]
     metadata: Server
     metadata_file: str
-    # Where there are several, they get a folder that is named after the subject
     files_per_subject: int = 1
-    subjects: tuple[str, ...] = ()  # all that were published
-    known: KnownFiles = field(
-        default_factory=dict
-    )  # by name: what is known of files that a server names no hash of
+    subjects: tuple[str, ...] = ()
+    known_files: KnownFiles = field(default_factory=dict)
 
 
-# Files that are made here: called with the subjects, the folders for EEG and for images and the path of the metadata.
+# A function that makes the files of a dataset on this machine. Its arguments are the subjects, the
+# folder for EEG, the folder for images and the path of the metadata.
 Make = Callable[[Subjects, Path, Path, Path], None]
 
+# The EEG as the authors preprocessed it, and the images: two nodes of the project osf.io/3jk45.
 THINGS_EEG2 = PublishedFiles(
     eeg=Osf("anp5v"),
     subject_file=r"(sub-\d+)\.zip",
@@ -83,13 +89,16 @@ THINGS_EEG2 = PublishedFiles(
     metadata=Osf("y63gw"),
     metadata_file="image_metadata.npy",
     subjects=tuple(f"sub-{number:02}" for number in range(1, 11)),
-    known={**known_files.THINGS_EEG2_IMAGES, **known_files.THINGS_EEG2_PREPROCESSED},
+    known_files={**known_files.THINGS_EEG2_IMAGES, **known_files.THINGS_EEG2_PREPROCESSED},
 )
 
 # The same recordings before preprocessing: 63 channels at 1000 Hz, about 10 GB a subject.
-THINGS_EEG2_RAW = replace(THINGS_EEG2, eeg=Figshare(18470912), known=known_files.THINGS_EEG2_IMAGES)
+THINGS_EEG2_RAW = replace(
+    THINGS_EEG2, eeg=Figshare(18470912), known_files=known_files.THINGS_EEG2_IMAGES
+)
 
-# OpenNeuro ds004212, https://doi.org/10.7554/eLife.82580: MNE splits a subject's epochs into four files, about 8 GB.
+# OpenNeuro ds004212, https://doi.org/10.7554/eLife.82580. MNE splits a subject's epochs into four
+# files, about 8 GB together.
 THINGS_MEG = PublishedFiles(
     eeg=Bucket("ds004212/derivatives/preprocessed/"),
     subject_file=r"preprocessed_(P\d+)-epo(?:-\d+)?\.fif",
@@ -99,5 +108,5 @@ THINGS_MEG = PublishedFiles(
     metadata=Bucket("ds004212/sourcedata/sample_attributes_"),
     metadata_file="sample_attributes_P1.csv",
     subjects=("P1", "P2", "P3", "P4"),
-    known=known_files.THINGS_MEG,
+    known_files=known_files.THINGS_MEG,
 )

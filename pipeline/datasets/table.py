@@ -1,4 +1,4 @@
-"""The datasets by name. To add one, add an entry here: everything else takes what the entry says."""
+"""The datasets by name. To add one, add an entry: the rest of the library takes what it says."""
 
 from dataclasses import replace
 
@@ -14,18 +14,18 @@ THINGS_EEG2 = Dataset(
     memory_needed=things_eeg2.memory_needed,
     units="as released: whitened (multivariate noise normalisation), no physical unit",
     caveats=(
-        "The release was whitened with a covariance of training and test EEG together: everybody who uses it shares "
-        "that leak.",
+        "The release was whitened with a covariance of training and test EEG together: everybody "
+        "who uses it shares that leak.",
     ),
     published=ON_THINGS_EEG2,
 )
 
-# In the published layout, so that all that reads the published data reads it too.
+# The synthetic sample has the published layout, so that the readers above read it too.
 SAMPLE = replace(
     THINGS_EEG2, source=sample.make_raw, caveats=(), may_share_images=True, synthetic=True
 )
 
-# As recorded, so that channels, rate, window and noise normalisation can be chosen; the same images.
+# The raw recordings: channels, rate, window and noise normalisation are free. The same images.
 THINGS_EEG2_RAW = replace(
     THINGS_EEG2,
     source=sources.THINGS_EEG2_RAW,

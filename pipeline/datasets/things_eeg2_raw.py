@@ -1,14 +1,19 @@
-"""THINGS-EEG2 as recorded: 63 EEG channels at 1000 Hz, made into the same blocks as the released, preprocessed EEG.
+"""THINGS-EEG2 as recorded, made into the same blocks as the released, preprocessed EEG.
 
-Data: Gifford et al. 2022, doi 10.1016/j.neuroimage.2022.119754; Figshare+ 18470912 (the layout: see `raw_files`).
-The steps are those of https://github.com/gifale95/eeg_encoding (02_eeg_preprocessing), which made the release, and of
-https://github.com/eeyhsong/NICE-EEG (preprocessing), which made the 63 channels at 250 Hz: epochs, baseline and lower
-rate (see `epochs`), then multivariate noise normalisation in each session (see `noise_normalisation`). As there,
-- the noise covariance is of the samples that are kept: NICE-EEG cuts off what is before the image first, and the
-  release keeps all of an epoch;
-- an image counts twice (training) or 20 times (test) in a session in which it is shown, though some are shown more
-  often. Ours are the first ones, NICE-EEG and the release draw them at random.
-Ours do not shuffle: repetitions stand in the order of sessions, then of time. Averages over them are the same.
+Published: Gifford et al. 2022, doi 10.1016/j.neuroimage.2022.119754; Figshare+ 18470912.
+Layout: one zip a subject, 63 EEG channels at 1000 Hz in four sessions (see `raw_files`).
+Made of it: epochs, baseline and lower rate (see `epochs`), then multivariate noise normalisation
+in each session (see `noise_normalisation`).
+
+The steps are those of https://github.com/gifale95/eeg_encoding (02_eeg_preprocessing), which made
+the release, and of https://github.com/eeyhsong/NICE-EEG (preprocessing), which made the 63 channels
+at 250 Hz. Where the two differ, or differ from ours:
+- The noise covariance is that of the samples that are kept. NICE-EEG first cuts off the samples
+  before the image; the release keeps the whole epoch.
+- An image counts twice (training) or 20 times (test) in a session that shows it, though some are
+  shown more often. We take the first ones. NICE-EEG and the release draw them at random.
+- Ours are not shuffled: repetitions are in the order of sessions, then of time. Averages over
+  them are the same.
 Axes: N conditions (images), R repetitions, C channels, T samples.
 """
 
@@ -48,51 +53,56 @@ from pipeline.untrusted.archives import open_zip
 __all__ = ["caveats", "find_subjects", "memory_needed", "open_eeg"]
 
 LARGEST_RAW = 4 << 30  # bytes of one file, about twice the largest published
-TRIALS = 200  # epochs that are cut at once; at 1000 Hz, 63 channels of 1.2 s have 121 MB
-CUTTING = 400 << 20  # bytes in memory while so many are cut
-BLOCK = 32 << 20  # about so many bytes of prepared EEG are handed on at once
+EPOCHS_AT_ONCE = 200  # cut together; at 1000 Hz, 63 channels of 1.2 s have 121 MB
+CUTTING_BYTES = 400 << 20  # memory while these are cut
+BLOCK_BYTES = 32 << 20  # about the size of one block of prepared EEG
 TRAINING_IMAGES_IN_A_SESSION = 0.5  # share of them; a session shows all test images
 
 
 def caveats(preprocess: Preprocess) -> tuple[str, ...]:
-    """Sentences that every result of EEG prepared so must carry."""
+    """Sentences that every result of EEG with this preparation must carry."""
     sentences = []
+
     if preprocess.mvnn != "none" and preprocess.mvnn_from != "training":
         sentences.append(
-            "The noise normalisation saw the test EEG: its covariance is the mean of that of the training EEG and that "
-            "of the test EEG (preprocess.mvnn_from)."
+            "The noise normalisation saw the test EEG: its covariance is the mean of that of the "
+            "training EEG and that of the test EEG (preprocess.mvnn_from)."
         )
-    if not _is_complete(preprocess):
-        used = ", ".join(map(str, sorted(preprocess.sessions)))
+
+    if not _uses_all_sessions(preprocess):
+        sessions = ", ".join(map(str, sorted(preprocess.sessions)))
         sentences.append(
-            f"Of the {len(SESSIONS)} sessions of each subject only {used} were used (preprocess.sessions): there are "
-            "fewer repetitions, and training images may be missing."
+            f"Of the {len(SESSIONS)} sessions of each subject only {sessions} were used "
+            "(preprocess.sessions): there are fewer repetitions, and training images may be "
+            "missing."
         )
     return tuple(sentences)
 
 
-def _is_complete(preprocess: Preprocess) -> bool:
+def _uses_all_sessions(preprocess: Preprocess) -> bool:
     return preprocess.sessions == "all" or set(preprocess.sessions) == set(SESSIONS)
 
 
 def memory_needed(path: Path, preprocess: Preprocess) -> int:
-    """The bytes of memory that `open_eeg` takes: one file of EEG as float64, and epochs that are cut.
+    """The bytes of memory that `open_eeg` takes: one file of EEG as float64, and the epochs cut.
 
-    Only the archive's directory is read. InputError for what it tells already: `preprocess` lacks what raw recordings
-    need, or a session is missing.
+    Only the archive's directory is read. Raises InputError where a session is missing, or where
+    `preprocess` leaves rate or window as published.
     """
-    _chosen_grid(path, preprocess)
+    _require_rate_and_window(path, preprocess)
     with open_zip(path, LARGEST_RAW) as archive:
         members = choose_sessions(archive, preprocess.sessions, subject_of(path))
-        return max(archive.getinfo(name).file_size for name in members.values()) + CUTTING
+        largest = max(archive.getinfo(name).file_size for name in members.values())
+    return largest + CUTTING_BYTES
 
 
-def _chosen_grid(path: Path, preprocess: Preprocess) -> tuple[float, Sequence[float]]:
-    """Rate and window; InputError where they are left as published, which raw recordings are not."""
+def _require_rate_and_window(path: Path, preprocess: Preprocess) -> tuple[float, Sequence[float]]:
+    """Rate in Hz and window in s. Raises InputError where they are left as published."""
     if preprocess.sfreq == "published" or preprocess.window == "published":
         raise InputError(
-            f"{path}: holds the EEG as recorded, at 1000 Hz and without epochs, so that preprocess.sfreq and .window "
-            "cannot be published; choose both, as params/paper-data or params/release-data do"
+            f"{path}: holds the EEG as recorded, at 1000 Hz and without epochs, so that "
+            "preprocess.sfreq and .window cannot be published; choose both, as params/paper-data "
+            "or params/release-data do"
         )
     return preprocess.sfreq, preprocess.window
 
@@ -101,48 +111,54 @@ def _chosen_grid(path: Path, preprocess: Preprocess) -> tuple[float, Sequence[fl
 def open_eeg(
     path: Path, images: Mapping[Split, pd.DataFrame], preprocess: Preprocess
 ) -> Iterator[RawEeg]:
-    """The EEG of one subject, see `RawEeg`: in V, or without unit unless `preprocess.mvnn` is "none".
+    """The EEG of one subject, see `RawEeg`: in V, or without unit if `preprocess.mvnn` is set.
 
-    The wanted sessions are read and cut into epochs when the context is entered, which takes minutes; the epochs wait
-    in the folder for temporary files (10 GB for 63 channels at 250 Hz; see `Scratch`), of which nothing stays.
-    In memory are the wanted channels of one file, once, and some hundred epochs: 2.2 GB for a full-size subject.
-    InputError for a file that is not as published, a channel that it lacks, a session or a repetition that is missing,
-    an epoch that reaches beyond the recording, too little room in that folder.
+    When the context is entered, the chosen sessions are read and cut into epochs, which takes
+    minutes. The epochs wait in the folder for temporary files (10 GB for 63 channels at 250 Hz, see
+    `Scratch`); nothing stays there. In memory are the chosen channels of one file and some hundred
+    epochs: 2.2 GB for a full-size subject.
+
+    Raises InputError for a file that is not as published, a missing channel, session or repetition,
+    an epoch that reaches beyond the recording, or too little room in that folder.
     """
-    sfreq, window = _chosen_grid(path, preprocess)
+    sfreq, window = _require_rate_and_window(path, preprocess)
+    uses_all_sessions = _uses_all_sessions(preprocess)
+
     with open_zip(path, LARGEST_RAW) as archive:
         members = choose_sessions(archive, preprocess.sessions, subject_of(path))
-        sessions = sorted({session for session, _ in members})
-        known = read_channels(archive, members[sessions[0], "test"])
-        rows = known.rows(preprocess.channels, str(path))
-        plan = plan_epochs(sfreq, window, preprocess.baseline, known.sfreq, str(path))
-        steps = _Steps(known, rows, plan, preprocess.mvnn)
+        first_session = min(session for session, _ in members)
+        channels = read_channels(archive, members[first_session, "test"])
+        rows = channels.rows(preprocess.channels, str(path))
+        plan = plan_epochs(sfreq, window, preprocess.baseline, channels.sfreq, str(path))
+        steps = _Steps(channels, rows, plan, preprocess.mvnn)
 
-        epoch_bytes = (len(rows) - 1) * len(plan.times) * 8
+        n_chans = len(rows) - 1  # the last row is the stim channel
+        epoch_bytes = n_chans * len(plan.times) * 8
         n_bytes = _count_epochs(images, members) * epoch_bytes
         with Scratch(n_bytes, f"the epochs of {path.name}") as scratch:
             parts = _read_sessions(archive, members, images, steps, preprocess, scratch)
-            layout = Layout(tuple(known.names[row] for row in rows[:-1]), plan.times)
+
             counts = {
                 split: _count_repetitions(
                     parts[split],
                     len(images[split]),
-                    alike=split == "test" or _is_complete(preprocess),
-                    where=f"{path}: {FILES[split]}",
+                    must_be_equal=split == "test" or uses_all_sessions,
+                    file=f"{path}: {FILES[split]}",
                 )
                 for split in SPLITS
             }
-            blocks = {split: _gather(parts[split], counts[split]) for split in SPLITS}
-            yield RawEeg(
-                layout, blocks, caveats(preprocess), None if _is_complete(preprocess) else counts
-            )
+            blocks = {split: _gather_sessions(parts[split], counts[split]) for split in SPLITS}
+
+            layout = Layout(tuple(channels.names[row] for row in rows[:-1]), plan.times)
+            n_repetitions = None if uses_all_sessions else counts
+            yield RawEeg(layout, blocks, caveats(preprocess), n_repetitions)
 
 
 @dataclass(frozen=True)
 class _Steps:
-    """What is done with each file: these rows of it, of which the stim channel is the last, cut into epochs."""
+    """What is done with each file: take these rows, the last of them the stim channel, and cut."""
 
-    known: Channels
+    channels: Channels
     rows: Sequence[int]
     plan: EpochPlan
     mvnn: Literal["none", "time", "epochs"]
@@ -150,17 +166,24 @@ class _Steps:
 
 @dataclass(frozen=True)
 class _Part:
-    """Epochs of one session and split on the disk, float64 (len(images), R, C, T); images are rows from 0, rising."""
+    """The epochs of one session and split on the disk, float64 (len(images), R, C, T).
+
+    `images`: their rows in the metadata from 0, rising.
+    `shape`: (R, C, T).
+    `begin`: their first byte in `scratch`.
+    `covariance` (C, C): of the noise; 0 if there is no noise normalisation.
+    `whitener` (C, C): to multiply the channels with when they are read.
+    """
 
     images: np.ndarray
     shape: tuple[int, int, int]
     scratch: Scratch
-    begin: int  # their first byte in it
-    covariance: np.ndarray  # (C, C) of the noise; 0 unless it is asked for
+    begin: int
+    covariance: np.ndarray
     whitener: np.ndarray | None = None
 
     def read(self, begin: int, end: int) -> np.ndarray:
-        """Those of images[begin:end], whitened."""
+        """The epochs of images[begin:end], whitened."""
         image_bytes = math.prod(self.shape) * 8
         eeg = self.scratch.read(self.begin + begin * image_bytes, (end - begin, *self.shape))
         return eeg if self.whitener is None else self.whitener @ eeg
@@ -168,11 +191,12 @@ class _Part:
 
 def _count_epochs(images: Mapping[Split, pd.DataFrame], members: Members) -> int:
     """About how many epochs these files hold, from what the experiment showed in a session."""
-    in_a_session = {
-        "train": len(images["train"]) * TRAINING_IMAGES_IN_A_SESSION * REPETITIONS["train"],
+    n_training_images = len(images["train"]) * TRAINING_IMAGES_IN_A_SESSION
+    epochs_in_a_session = {
+        "train": n_training_images * REPETITIONS["train"],
         "test": len(images["test"]) * REPETITIONS["test"],
     }
-    return round(sum(in_a_session[split] for _, split in members))
+    return round(sum(epochs_in_a_session[split] for _, split in members))
 
 
 def _read_sessions(
@@ -183,18 +207,20 @@ def _read_sessions(
     preprocess: Preprocess,
     scratch: Scratch,
 ) -> dict[Split, list[_Part]]:
-    """The epochs of each session, written to `scratch` one after the other."""
+    """The epochs of each session, written to `scratch` one session after the other."""
     parts: dict[Split, list[_Part]] = {split: [] for split in SPLITS}
     for session in sorted({session for session, _ in members}):
-        of_session = {
-            split: _write_epochs(
-                archive, members[session, split], split, len(images[split]), steps, scratch
-            )
-            for split in SPLITS
-        }
-        whitened = _whiten(of_session, preprocess, f"{archive.filename}: session {session}")
+        session_parts: dict[Split, _Part] = {}
         for split in SPLITS:
-            parts[split].append(whitened[split])
+            name = members[session, split]
+            session_parts[split] = _write_epochs(
+                archive, name, split, len(images[split]), steps, scratch
+            )
+
+        session_name = f"{archive.filename}: session {session}"
+        session_parts = _whiten(session_parts, preprocess, session_name)
+        for split in SPLITS:
+            parts[split].append(session_parts[split])
     return parts
 
 
@@ -206,97 +232,118 @@ def _write_epochs(
     steps: _Steps,
     scratch: Scratch,
 ) -> _Part:
-    """Write the epochs of one recording, by image and then by time."""
-    where, known, plan, repetitions = (
-        f"{archive.filename}: {name}",
-        steps.known,
-        steps.plan,
-        REPETITIONS[split],
-    )
-    recording = read_rows(archive, name, known, steps.rows)
-    events = find_events(recording[-1], known.sfreq, n_images, repetitions, where)
-    _check_bounds(events, plan, known.sfreq, recording.shape[1], where)
-    info = mne.create_info([known.names[row] for row in steps.rows[:-1]], known.sfreq, "eeg")
+    """Write the epochs of one recording, sorted by image, then by time."""
+    file = f"{archive.filename}: {name}"
+    channels = steps.channels
+    plan = steps.plan
+    n_repetitions = REPETITIONS[split]
+
+    recording = read_rows(archive, name, channels, steps.rows)
+    events = find_events(recording[-1], channels.sfreq, n_images, n_repetitions, file)
+    _check_bounds(events, plan, channels.sfreq, recording.shape[1], file)
+
+    ch_names = [channels.names[row] for row in steps.rows[:-1]]
+    info = mne.create_info(ch_names, channels.sfreq, "eeg")
     raw = mne.io.RawArray(recording[:-1], info, verbose=False)  # not a copy
-    shape = (repetitions, len(raw.ch_names), len(plan.times))
-    covariance = np.zeros((shape[1], shape[1]))
-    trials = max(1, TRIALS // repetitions) * repetitions  # whole images
+
+    # Whole images are cut at once, so that each has all its repetitions in one piece.
+    shape = (n_repetitions, len(ch_names), len(plan.times))
+    n_at_once = max(1, EPOCHS_AT_ONCE // n_repetitions) * n_repetitions
+    covariance = np.zeros((len(ch_names), len(ch_names)))
     begin = scratch.end
-    for start in range(0, len(events), trials):
-        eeg = cut_epochs(raw, events[start : start + trials], plan)
+    for start in range(0, len(events), n_at_once):
+        eeg = cut_epochs(raw, events[start : start + n_at_once], plan)
         scratch.append(eeg)
+
         if steps.mvnn != "none":
             sets = observations(eeg.reshape(-1, *shape), steps.mvnn)
             covariance += mean_covariance(sets) * (len(eeg) / len(events))
-    return _Part(events[::repetitions, 2] - 1, shape, scratch, begin, covariance)
+
+    image_rows = events[::n_repetitions, 2] - 1
+    return _Part(image_rows, shape, scratch, begin, covariance)
 
 
 def _check_bounds(
-    events: np.ndarray, plan: EpochPlan, sfreq: float, n_samples: int, where: str
+    events: np.ndarray, plan: EpochPlan, sfreq: float, n_samples: int, file: str
 ) -> None:
+    """Raise InputError where an epoch reaches beyond the recording."""
     first, last = epoch_bounds(plan, sfreq)
     beyond = (events[:, 0] + first < 0) | (events[:, 0] + last >= n_samples)
     if beyond.any():
         sample, _, image = events[beyond.argmax()]
         raise InputError(
-            f"{where}: image {image} (from 1) appears at sample {sample} of {n_samples}, so that its epoch of "
-            f"{plan.tmin:g} .. {plan.tmax:g} s is not all recorded; choose a shorter preprocess.window or .baseline"
+            f"{file}: image {image} (from 1) appears at sample {sample} of {n_samples}, so that "
+            f"its epoch of {plan.tmin:g} .. {plan.tmax:g} s is not all recorded; choose a shorter "
+            "preprocess.window or .baseline"
         )
 
 
-def _whiten(parts: dict[Split, _Part], preprocess: Preprocess, where: str) -> dict[Split, _Part]:
-    """The parts of a session, to be whitened when they are read."""
+def _whiten(
+    parts: dict[Split, _Part], preprocess: Preprocess, session_name: str
+) -> dict[Split, _Part]:
+    """The parts of a session, with the matrix that whitens them when they are read."""
     if preprocess.mvnn == "none":
         return parts
+
     covariance = parts["train"].covariance
     if preprocess.mvnn_from == "training-and-test":
         covariance = (covariance + parts["test"].covariance) / 2
+
     whitener = whitening(covariance)
     if whitener is None:
         raise InputError(
-            f"{where}: the noise covariance of the channels has no inverse, because some of them are sums of others; "
-            "leave channels out (preprocess.channels), or set preprocess.mvnn to none"
+            f"{session_name}: the noise covariance of the channels has no inverse, because some of "
+            "them are sums of others; leave channels out (preprocess.channels), or set "
+            "preprocess.mvnn to none"
         )
     return {split: replace(part, whitener=whitener) for split, part in parts.items()}
 
 
 def _count_repetitions(
-    parts: Sequence[_Part], n_images: int, alike: bool, where: str
+    parts: Sequence[_Part], n_images: int, must_be_equal: bool, file: str
 ) -> np.ndarray:
-    """The repetitions of each image in all sessions together, (n_images,); `alike`: they must be as many of each."""
+    """The repetitions of each image in all sessions together, (n_images,).
+
+    Raises InputError where they differ between images and `must_be_equal`.
+    """
     counts = np.zeros(n_images, int)
     for part in parts:
         counts[part.images] += part.shape[0]
-    if alike and counts.min() != counts.max():
+
+    if must_be_equal and counts.min() != counts.max():
         raise InputError(
-            f"{where}: image {counts.argmin() + 1} (from 1) has {counts.min()} repetitions in all sessions together, "
-            f"others have {counts.max()}, expected as many of each; a session may be missing or be that of another "
-            "subject: preprocess.sessions can leave it out, such as -S 'preprocess.sessions=[1,2]'"
+            f"{file}: image {counts.argmin() + 1} (from 1) has {counts.min()} repetitions in all "
+            f"sessions together, others have {counts.max()}, expected as many of each; a session "
+            "may be missing or be that of another subject: preprocess.sessions can leave it out, "
+            "such as -S 'preprocess.sessions=[1,2]'"
         )
     return counts
 
 
-def _gather(parts: Sequence[_Part], counts: np.ndarray) -> Iterator[np.ndarray]:
-    """The EEG of the images that were seen, all sessions together, in blocks (images, R, C, T) of the same R."""
-    seen = np.flatnonzero(counts)
+def _gather_sessions(parts: Sequence[_Part], counts: np.ndarray) -> Iterator[np.ndarray]:
+    """The EEG of the images that were shown, all sessions together, in blocks (n, R, C, T).
+
+    `counts` are the repetitions of each image. R is the same for all images of a block.
+    """
+    image_rows = np.flatnonzero(counts)
     shape = (counts.max(), *parts[0].shape[1:])
-    step = max(1, BLOCK // (math.prod(shape) * 8))
-    for start in range(0, len(seen), step):
-        images = seen[start : start + step]
+    n_at_once = max(1, BLOCK_BYTES // (math.prod(shape) * 8))
+
+    for start in range(0, len(image_rows), n_at_once):
+        images = image_rows[start : start + n_at_once]
         block = np.empty((len(images), *shape))
-        filled = np.zeros(len(images), int)
+        filled = np.zeros(len(images), int)  # repetitions of each image so far
         for part in parts:
             begin, end = np.searchsorted(part.images, [images[0], images[-1] + 1])
-            if begin < end:
-                at = np.searchsorted(images, part.images[begin:end])
-                block[at[:, None], filled[at, None] + np.arange(part.shape[0])] = part.read(
-                    begin, end
-                )
-                filled[at] += part.shape[0]
+            if begin == end:
+                continue
+            i = np.searchsorted(images, part.images[begin:end])
+            repetitions = filled[i, None] + np.arange(part.shape[0])
+            block[i[:, None], repetitions] = part.read(begin, end)
+            filled[i] += part.shape[0]
 
-        # Images with fewer repetitions than others are handed on apart.
+        # Split where the number of repetitions changes, so that a block has only one.
         changes = np.flatnonzero(np.diff(filled)) + 1
-        for eeg, n_repetitions in zip(
-            np.split(block, changes), np.split(filled, changes), strict=True
-        ):
+        pieces = np.split(block, changes)
+        for eeg, n_repetitions in zip(pieces, np.split(filled, changes), strict=True):
             yield eeg[:, : n_repetitions[0]]

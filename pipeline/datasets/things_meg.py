@@ -1,10 +1,16 @@
-"""THINGS-MEG as published: prepared epochs in four files a subject, one table of trials, and the user's copy of THINGS.
+"""THINGS-MEG as published: prepared epochs.
 
-Data: Hebart et al. 2023, doi 10.7554/eLife.82580; https://openneuro.org/datasets/ds004212, derivatives/preprocessed and
-sourcedata. Prepared by https://github.com/ViCCo-Group/THINGS-data, MEG/step1_preprocessing.py: 0.1 to 40 Hz, -0.1 to
-1.3 s at 200 Hz, each trial and channel in standard deviations of its own 0.1 s before onset.
-Trials are `exp` (an image once), `test` (each of 200 images 12 times) or `catch`. The order of trials differs between
-subjects: what was seen in a trial is read from the epochs' own metadata. MNE keeps that as JSON, and unpickles nothing.
+Published: Hebart et al. 2023, doi 10.7554/eLife.82580; https://openneuro.org/datasets/ds004212,
+derivatives/preprocessed and sourcedata. The images are the user's own copy of THINGS.
+Layout: four FIF files of epochs a subject, and one table of trials. Trials are `exp` (an image
+once), `test` (each of 200 images 12 times) or `catch`. The order of trials differs between
+subjects.
+Prepared by https://github.com/ViCCo-Group/THINGS-data, MEG/step1_preprocessing.py: 0.1 to 40 Hz,
+-0.1 to 1.3 s at 200 Hz, each trial and channel in standard deviations of its own 0.1 s before
+onset.
+Made of it: a table of images a split, and the MEG in blocks, float64, sorted by image. Which image
+a trial showed is read from the metadata in the epochs. MNE stores them as JSON and unpickles
+nothing.
 Axes: N conditions (images), R repetitions, C channels, T samples.
 """
 
@@ -13,7 +19,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-import mne  # loads itself at the first use, which is why its types stand in quotes here
+import mne  # loads its modules at the first use, so its types are in quotes here
 import numpy as np
 import pandas as pd
 
@@ -23,24 +29,33 @@ from pipeline.errors import FETCH_AGAIN, InputError
 from pipeline.files import unreadable
 from pipeline.sections import Preprocess
 
-UNITS = "as released: standard deviations of the 0.1 s before onset in the same trial and channel, no physical unit"
+UNITS = (
+    "as released: standard deviations of the 0.1 s before onset in the same trial and channel, no "
+    "physical unit"
+)
 PREPARED_AS = "epochs at 200 Hz, in standard deviations of the time before onset"
 CAVEATS = (
     "Each training image was shown once: the training data are single trials.",
     "The concepts of the test images were taken out of training, which leaves 1654 of 1854.",
 )
-N_PARTS = 4
-# The zip that the download makes of the user's copy, and the folder in it
-IMAGES_FOLDER = "things_images"
-IN_MEMORY = 300 << 20  # bytes that reading takes, whatever the size of the files
-# Trials in memory at a time: 58 MB at full size, and 8 test images of 12 repetitions
-BLOCK_TRIALS = 96
-REF_FILE_NAME = 118  # in FIF: the name of the file that comes next
+N_PARTS = 4  # files of a subject
+IMAGES_FOLDER = "things_images"  # the zip that the download makes of the user's copy
+MEMORY_BYTES = 300 << 20  # that reading takes, whatever the size of the files
+TRIALS_AT_ONCE = 96  # in memory; 58 MB at full size, and 8 test images of 12 repetitions
 
-# `image_path` of a trial, by its `trial_type`; a concept may hold underscores and digits (coat_rack, bat2)
+# In FIF: a tag is 16 bytes of header and a value; this kind names the file that comes next.
+TAG_HEADER_BYTES = 16
+REF_FILE_NAME = 118
+
+# `image_path` of a trial, by its `trial_type`. A concept may hold underscores and digits, such as
+# coat_rack and bat2.
 IMAGE_PATHS = {
     "exp": r"images_meg/(?P<concept>[^/]+)/(?P<file>[^/]+\.jpg)",
     "test": r"images_test_meg/(?P<file>(?P<concept>[^/]+)_\d+[a-z]+\.jpg)",
+}
+EXAMPLES = {
+    "exp": "images_meg/coat_rack/coat_rack_01b.jpg",
+    "test": "images_test_meg/coat_rack_13s.jpg",
 }
 TRIAL_TYPES: dict[Split, str] = {"train": "exp", "test": "test"}
 
@@ -51,11 +66,13 @@ def find_subjects(folder: Path) -> dict[str, Path]:
 
 
 def read_metadata(path: Path) -> dict[Split, pd.DataFrame]:
-    """One row an image, by concept, then file; columns `image_ids`, `concept` and `things_concept`, which are the same.
+    """One row an image, sorted by concept, then file.
 
-    `path` is sample_attributes_P1.csv, or that of another subject: all saw the same images. An image id is such
-    as `things_images/coat_rack/coat_rack_13s.jpg`. Training images are those of `exp` trials whose concept no test
-    image shows, test images those of `test` trials.
+    Columns: `image_ids`, such as `things_images/coat_rack/coat_rack_13s.jpg`, `concept` and
+    `things_concept`, which are the same. `path` is sample_attributes_P1.csv, or that of another
+    subject: all saw the same images. Training images are those of `exp` trials whose concept no
+    test image shows, test images those of `test` trials. Raises InputError where the file is not as
+    published.
     """
     try:
         trials = pd.read_csv(path, dtype=str, keep_default_na=False)
@@ -67,87 +84,87 @@ def read_metadata(path: Path) -> dict[Split, pd.DataFrame]:
         raise InputError(
             f"{path}: is not a table of trials as CSV ({error}); {FETCH_AGAIN}"
         ) from error
-    exp, test = (_images(trials, trial_type, str(path)) for trial_type in IMAGE_PATHS)
+
+    exp = _images_of_trials(trials, "exp", str(path))
+    test = _images_of_trials(trials, "test", str(path))
     unknown = test.loc[~test["concept"].isin(exp["concept"]), "image_ids"]
     if len(unknown):
         raise InputError(
-            f"{path}: the test image {unknown.iloc[0]!a:.100} is of a concept that no exp trial has, expected one of "
-            f"those {exp['concept'].nunique()}; {FETCH_AGAIN}"
+            f"{path}: the test image {unknown.iloc[0]!a:.100} is of a concept that no exp trial "
+            f"has, expected one of those {exp['concept'].nunique()}; {FETCH_AGAIN}"
         )
+
     train = exp[~exp["concept"].isin(test["concept"])]
     if train.empty:
         raise InputError(
-            f"{path}: no concept is left for training, all {exp['concept'].nunique()} have a test image; {FETCH_AGAIN}"
+            f"{path}: no concept is left for training, all {exp['concept'].nunique()} have a test "
+            f"image; {FETCH_AGAIN}"
         )
     return {"train": _table(train), "test": _table(test)}
 
 
-def _images(trials: pd.DataFrame, trial_type: str, where: str) -> pd.DataFrame:
+def _images_of_trials(trials: pd.DataFrame, trial_type: str, file: str) -> pd.DataFrame:
     """`image_ids` and `concept` of the trials of a type, each at its index in `trials`."""
     absent = {"trial_type", "image_path"} - set(trials.columns)
     if absent:
+        columns = ", ".join(map(str, trials.columns))[:200]
         raise InputError(
-            f"{where}: the trials have no {min(absent)}, they have {', '.join(map(str, trials.columns))[:200]}; "
-            f"{FETCH_AGAIN}"
+            f"{file}: the trials have no {min(absent)}, they have {columns}; {FETCH_AGAIN}"
         )
+
     paths = trials.loc[trials["trial_type"] == trial_type, "image_path"].astype(str)
     if paths.empty:
-        raise InputError(f"{where}: has no trials of type {trial_type}; {FETCH_AGAIN}")
-    found = paths.str.extract(rf"\A(?:{IMAGE_PATHS[trial_type]})\Z")
-    wrong = paths[found["concept"].isna()]
+        raise InputError(f"{file}: has no trials of type {trial_type}; {FETCH_AGAIN}")
+
+    names = paths.str.extract(rf"\A(?:{IMAGE_PATHS[trial_type]})\Z")
+    wrong = paths[names["concept"].isna()]
     if len(wrong):
-        expected = {
-            "exp": "images_meg/coat_rack/coat_rack_01b.jpg",
-            "test": "images_test_meg/coat_rack_13s.jpg",
-        }
         raise InputError(
-            f"{where}: image_path of a trial of type {trial_type} is {wrong.iloc[0]!a:.100}, "
-            f"expected such as {expected[trial_type]}; {FETCH_AGAIN}"
+            f"{file}: image_path of a trial of type {trial_type} is {wrong.iloc[0]!a:.100}, "
+            f"expected such as {EXAMPLES[trial_type]}; {FETCH_AGAIN}"
         )
-    return pd.DataFrame(
-        {
-            "image_ids": IMAGES_FOLDER + "/" + found["concept"] + "/" + found["file"],
-            "concept": found["concept"],
-        }
-    )
+    image_ids = IMAGES_FOLDER + "/" + names["concept"] + "/" + names["file"]
+    return pd.DataFrame({"image_ids": image_ids, "concept": names["concept"]})
 
 
-def _table(seen: pd.DataFrame) -> pd.DataFrame:
-    images = seen.drop_duplicates().sort_values(["concept", "image_ids"], ignore_index=True)
-    return images.assign(things_concept=images["concept"])
+def _table(images: pd.DataFrame) -> pd.DataFrame:
+    """Each image once, sorted by concept, then file."""
+    table = images.drop_duplicates().sort_values(["concept", "image_ids"], ignore_index=True)
+    return table.assign(things_concept=table["concept"])
 
 
 def memory_needed(path: Path, preprocess: Preprocess) -> int:
     """The bytes of memory that `open_eeg` takes.
 
-    InputError where a file is missing, or `preprocess` wants what cannot be done.
+    Raises InputError where a file is missing, or where `preprocess` asks for a step that needs raw
+    recordings.
     """
     require_as_published(preprocess, PREPARED_AS)
-    _parts(path)
-    return IN_MEMORY
+    _part_files(path)
+    return MEMORY_BYTES
 
 
 @contextmanager
 def open_eeg(
     path: Path, images: Mapping[Split, pd.DataFrame], preprocess: Preprocess
 ) -> Iterator[RawEeg]:
-    """The MEG of one subject, whose folder is `path`, see `RawEeg`: R is 1 in training and 12 in the test.
+    """The MEG of one subject, whose folder is `path`, see `RawEeg`: R is 1 in training, 12 in test.
 
-    `images` as `read_metadata` gives them. Trials are read when their block is asked for, each from its place on the
-    disk, so that about 0.3 GB are in memory whatever the size of the files.
+    `images` as `read_metadata` returns them. The trials of a block are read from the disk when the
+    block is asked for, so that about 0.3 GB are in memory whatever the size of the files.
     """
     require_as_published(preprocess, PREPARED_AS)
     epochs = _open_epochs(path)
-    trials = {split: _trials(epochs.metadata, images, split, str(path)) for split in SPLITS}
-    yield RawEeg(
-        Layout(
-            tuple(epochs.ch_names), epochs.times.astype(np.float64), places(epochs.info, str(path))
-        ),
-        {split: _blocks(epochs, trials[split], path) for split in SPLITS},
-    )
+    trials = {
+        split: _trials_of_images(epochs.metadata, images, split, str(path)) for split in SPLITS
+    }
+
+    positions = sensor_positions(epochs.info, str(path))
+    layout = Layout(tuple(epochs.ch_names), epochs.times.astype(np.float64), positions)
+    yield RawEeg(layout, {split: _blocks(epochs, trials[split], path) for split in SPLITS})
 
 
-def _parts(folder: Path) -> list[Path]:
+def _part_files(folder: Path) -> list[Path]:
     name = f"preprocessed_{folder.name}-epo"
     parts = [folder / f"{name}{f'-{i}' if i else ''}.fif" for i in range(N_PARTS)]
     missing = [part for part in parts if not part.is_file()]
@@ -160,17 +177,20 @@ def _parts(folder: Path) -> list[Path]:
 
 def _open_epochs(folder: Path) -> "mne.BaseEpochs":
     """All parts as one, their values still on the disk."""
-    parts = _parts(folder)
+    parts = _part_files(folder)
+
+    # Each part names the next one, and MNE opens whatever is named: compare before MNE does.
     for part, following in zip(parts, [*parts[1:], None], strict=True):
-        with _fif_faults(part):
+        with _fif_faults_as_input_errors(part):
             link = _next_part(part)
         expected = following.name if following else None
         if link != expected:
             raise InputError(
-                f"{part}: says that {link or 'no file'} comes next, expected {expected or 'no file'}; it is not this "
-                f"part of this recording; {FETCH_AGAIN}"
+                f"{part}: says that {link or 'no file'} comes next, expected "
+                f"{expected or 'no file'}; it is not this part of this recording; {FETCH_AGAIN}"
             )
-    with _fif_faults(folder):
+
+    with _fif_faults_as_input_errors(folder):
         epochs = mne.read_epochs(parts[0], proj=False, preload=False, verbose="error")
     if epochs.metadata is None:
         raise InputError(
@@ -180,19 +200,25 @@ def _open_epochs(folder: Path) -> "mne.BaseEpochs":
 
 
 def _next_part(part: Path) -> str | None:
-    """The file that a part names as the next: MNE would open whatever is named there.
+    """The name of the next file that a part holds; None if it is the last.
 
-    A FIF file is a chain of tags, each a header of kind, type, size and position of the next (0: at once, -1: none),
-    then its value. MNE would follow a chain that turns back for ever. ValueError where it does, or leaves the file.
+    A FIF file is a chain of tags. A tag is a header of kind, type, size and position of the next
+    tag (0: directly after this one, -1: none), then its value. MNE would follow a chain that turns
+    back for ever. Raises ValueError where the chain turns back or leaves the file.
     """
+    name = None
     with part.open("rb") as file:
-        position, length, name = 0, part.stat().st_size, None
+        position = 0
+        length = part.stat().st_size
         while 0 <= position < length:
             file.seek(position)
-            kind, _, size, following = struct.unpack(">iIIi", file.read(16).ljust(16, b"\xff"))
-            end = position + 16 + size
+            header = file.read(TAG_HEADER_BYTES).ljust(TAG_HEADER_BYTES, b"\xff")
+            kind, _, size, following = struct.unpack(">iIIi", header)
+
+            end = position + TAG_HEADER_BYTES + size
             if end > length or 0 < following < end:
                 raise ValueError(f"the entry at byte {position} of {length} is damaged or cut")
+
             if kind == REF_FILE_NAME:
                 name = file.read(size).decode("latin-1")
             position = following or end
@@ -200,76 +226,82 @@ def _next_part(part: Path) -> str | None:
 
 
 @contextmanager
-def _fif_faults(path: Path) -> Iterator[None]:
-    """Turns damage, met while `path` is read, into InputError."""
+def _fif_faults_as_input_errors(path: Path) -> Iterator[None]:
+    """Turn damage into InputError; `path` is what the message calls the file."""
     try:
         yield
-    except (
-        Exception
-    ) as error:  # a damaged file makes MNE raise anything, the bare Exception among it
+    except Exception as error:  # a damaged file makes MNE raise any class, even Exception itself
         reason = " ".join(str(error).split()) or type(error).__name__
         raise unreadable(error, path) or InputError(
             f"{path}: cannot be read as epochs of MNE ({reason:.200}); {FETCH_AGAIN}"
         ) from error
 
 
-def _trials(
-    metadata: pd.DataFrame, images: Mapping[Split, pd.DataFrame], split: Split, where: str
+def _trials_of_images(
+    metadata: pd.DataFrame, images: Mapping[Split, pd.DataFrame], split: Split, file: str
 ) -> np.ndarray:
-    """The numbers (N, R) of the trials in which each image was seen, in the order of `images`."""
-    seen = _images(metadata.reset_index(drop=True), TRIAL_TYPES[split], where)
+    """The numbers (N, R) of the trials that showed each image, in the order of `images`."""
+    trials = _images_of_trials(metadata.reset_index(drop=True), TRIAL_TYPES[split], file)
     if split == "train":
-        seen = seen[~seen["concept"].isin(images["test"]["things_concept"])]
+        trials = trials[~trials["concept"].isin(images["test"]["things_concept"])]
+
     image_ids = pd.Index(images[split]["image_ids"])
-    row = image_ids.get_indexer(pd.Index(seen["image_ids"]))
-    unknown = seen.loc[row < 0, "image_ids"]
+    row = image_ids.get_indexer(pd.Index(trials["image_ids"]))  # of the image of each trial
+    unknown = trials.loc[row < 0, "image_ids"]
     if len(unknown):
         raise InputError(
-            f"{where}: the {split} image {unknown.iloc[0]!a:.100} is not in the table of trials; "
+            f"{file}: the {split} image {unknown.iloc[0]!a:.100} is not in the table of trials; "
             f"they may be of different releases: {FETCH_AGAIN}"
         )
+
+    # Test images: as many repetitions as most images have.
     counts = np.bincount(row, minlength=len(image_ids))
     n_repetitions = 1 if split == "train" else int(np.bincount(counts[counts > 0]).argmax())
     wrong = np.flatnonzero(counts != n_repetitions)
     if len(wrong):
         raise InputError(
-            f"{where}: the {split} image {image_ids[wrong[0]]} is seen {counts[wrong[0]]} times, "
+            f"{file}: the {split} image {image_ids[wrong[0]]} is seen {counts[wrong[0]]} times, "
             f"expected {n_repetitions}, and so are {len(wrong) - 1} others; one of its {N_PARTS} "
             f"files may be another subject's: {FETCH_AGAIN}"
         )
-    return seen.index.to_numpy()[np.argsort(row, kind="stable")].reshape(
-        len(image_ids), n_repetitions
-    )
+
+    by_image = trials.index.to_numpy()[np.argsort(row, kind="stable")]
+    return by_image.reshape(len(image_ids), n_repetitions)
 
 
 def _blocks(epochs: "mne.BaseEpochs", trials: np.ndarray, path: Path) -> Iterator[np.ndarray]:
-    n_conditions = max(1, BLOCK_TRIALS // trials.shape[1])
+    """The MEG of `trials` (N, R) in blocks (n, R, C, T)."""
+    n_conditions = max(1, TRIALS_AT_ONCE // trials.shape[1])
     for start in range(0, len(trials), n_conditions):
-        block = trials[start : start + n_conditions]
-        with _fif_faults(path):
-            data = epochs.get_data(item=block.ravel(), copy=False, verbose="error")
+        numbers = trials[start : start + n_conditions]
+        with _fif_faults_as_input_errors(path):
+            data = epochs.get_data(item=numbers.ravel(), copy=False, verbose="error")
+
         wrong = ~np.isfinite(data).all(axis=(1, 2))
         if wrong.any():
-            trial = block.ravel()[wrong.argmax()]
+            trial = numbers.ravel()[wrong.argmax()]
             raise InputError(
                 f"{path}: trial {trial} (from 0) holds NaN or infinite values; {FETCH_AGAIN}"
             )
-        yield data.reshape(*block.shape, *data.shape[1:])
+        yield data.reshape(*numbers.shape, *data.shape[1:])
 
 
-def places(info: "mne.Info", where: str) -> np.ndarray:
-    """The sensors (C, 2) on the head seen from above, nose up, the lowest at 1 from the middle; float64.
+def sensor_positions(info: "mne.Info", file: str) -> np.ndarray:
+    """The sensors (C, 2) on the head seen from above, nose up, the lowest at distance 1; float64.
 
-    By the angle from the top of the sphere nearest to the sensors (azimuthal equidistant). InputError names `where`.
+    The distance is the angle from the top of the sphere that fits the sensors best (azimuthal
+    equidistant projection). Raises InputError, naming `file`, where sensors have no positions.
     """
     xyz = np.array([channel["loc"][:3] for channel in info["chs"]], dtype=np.float64)
     if not np.isfinite(xyz).all() or np.ptp(xyz, axis=0).min() == 0:
-        raise InputError(f"{where}: the sensors have no positions; {FETCH_AGAIN}")
-    # |xyz|^2 = 2 xyz . centre + (radius^2 - |centre|^2)
-    centre = np.linalg.lstsq(
-        np.column_stack([2 * xyz, np.ones(len(xyz))]), (xyz**2).sum(1), rcond=None
-    )[0][:3]
+        raise InputError(f"{file}: the sensors have no positions; {FETCH_AGAIN}")
+
+    # Fit the sphere: |xyz|^2 = 2 xyz . centre + (radius^2 - |centre|^2), linear in both unknowns.
+    design = np.column_stack([2 * xyz, np.ones(len(xyz))])
+    centre = np.linalg.lstsq(design, (xyz**2).sum(1), rcond=None)[0][:3]
+
     x, y, z = (xyz - centre).T
-    flat = np.hypot(x, y)
-    angle = np.arctan2(flat, z)
-    return np.stack([x, y], 1) * (angle / angle.max() / np.maximum(flat, 1e-9))[:, None]
+    horizontal = np.hypot(x, y)
+    angle = np.arctan2(horizontal, z)
+    scale = angle / angle.max() / np.maximum(horizontal, 1e-9)
+    return np.stack([x, y], 1) * scale[:, None]

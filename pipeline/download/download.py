@@ -212,7 +212,7 @@ def _choose_listed(
 
     servers = dict.fromkeys([source.eeg, *(server for server, _ in servers_and_names.values())])
     listings = {server: list_of(server) for server in servers}
-    known_files = {} if accept_new_versions else source.known
+    known_files = {} if accept_new_versions else source.known_files
 
     remotes = {}
     for path, file in _subject_files(source, listings[source.eeg], subjects):
@@ -244,7 +244,7 @@ def _list_copies(copies: Copies, source: PublishedFiles) -> list[ListedFile]:
     listing = {}
     for path in _published_files(copies, source):
         name = path.name
-        known_file = source.known.get(name)
+        known_file = source.known_files.get(name)
         copy = choose_copy(copies.find(name), known_file.size if known_file else None)
         listing[name] = ListedFile(
             name=name, size=copy.stat().st_size, url=copy.as_uri(), version="own copy"

@@ -417,8 +417,8 @@ def _write_axes(file: h5py.File, layout: Layout, picks: slice | list[int], sampl
     """Channel names, times and sensors of the picked channels and samples."""
     _write_text(file, "ch_names", np.array(layout.ch_names)[picks].tolist())
     file["times"] = layout.times[samples]
-    if layout.places is not None:
-        file["places"] = layout.places[picks]
+    if layout.sensor_positions is not None:
+        file["places"] = layout.sensor_positions[picks]
 
     file["times"].attrs["units"] = "s"
     file["ch_names"].make_scale("channel")

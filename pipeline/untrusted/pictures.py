@@ -1,4 +1,8 @@
-"""Pictures of a dataset, in zips, read by image id; and the table that says which there are."""
+"""The pictures of a dataset, in zips, read by image id.
+
+An image id is the path of a file in a zip, and its first folder is the name of the zip: `a/b.jpg`
+lies in `a.zip`.
+"""
 
 import io
 import struct
@@ -17,62 +21,72 @@ from pipeline.untrusted.archives import open_zip, read_member
 
 LARGEST_IMAGE = 64 << 20  # bytes of one image file; the published ones have about 100 kB
 
+# What PIL raises for a damaged picture, at whatever byte the damage is.
+_PICTURE_FAULTS = (
+    UnidentifiedImageError,
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    struct.error,
+    zlib.error,
+)
+
 
 @dataclass(frozen=True)
 class Images:
-    """Opened images. `read_bytes(image_id)` is the file as it is stored; threads may call it side by side.
+    """Opened images.
 
-    `fingerprint(image_id)` is its name, size in bytes and CRC-32 or another checksum, known without reading the image.
+    `read_bytes(image_id)`: the file as it is stored. Several threads may call it at once.
+    `fingerprint(image_id)`: its name, its size in bytes and a checksum such as CRC-32, without
+    reading the image.
     """
 
     read_bytes: Callable[[str], bytes]
     fingerprint: Callable[[str], tuple[str, int, int]]
 
     def read(self, image_id: str) -> Image.Image:
-        """The picture as RGB; InputError if it is damaged or none."""
+        """The picture as RGB. Raises InputError as `decode_image` does."""
         return decode_image(self.read_bytes(image_id), image_id)
 
 
 def decode_image(data: bytes, image_id: str) -> Image.Image:
-    """The picture as RGB, 8 bits a colour.
+    """The picture as RGB, 8 bits a colour, from the bytes of a JPEG or PNG file.
 
-    It is converted as PIL does it, and so do dreamsim, timm and torchvision: a turn that EXIF asks for is not made, and
-    colour profiles are not applied, as programs that show stimuli do neither. 16 bits become 8 by their upper half.
-    InputError if it is no JPEG or PNG, is damaged, is a bomb, is see-through in part or an animation.
+    PIL converts it, as it does for dreamsim, timm and torchvision. EXIF's rotation and colour
+    profiles are not applied, because programs that show stimuli do not apply them. Of 16 bits the
+    upper 8 are kept. Raises InputError where the file is no JPEG or PNG, is damaged, has far too
+    many pixels, is see-through in part or is an animation.
     """
     try:
-        # Only these formats: some of the others that PIL knows start programs.
+        # Only these two formats: some others that PIL knows start programs.
         with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as image:
-            most = Image.MAX_IMAGE_PIXELS
-            if most is not None and image.width * image.height > most:
-                raise _unusable(
-                    image_id,
-                    f"has {image.width} x {image.height} pixels, more than the {most} that are taken",
-                )
-            if (
-                image.format == "PNG" and getattr(image, "n_frames", 1) > 1
-            ):  # a camera's JPEG may hold a thumbnail
-                raise _unusable(
-                    image_id, "is an animation, of which nobody knows here what was seen"
-                )
+            _check_picture(image, image_id)
             return _to_rgb(image, image_id)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise _unusable(image_id, f"unpacks to far too many pixels ({error})") from error
-    except (
-        UnidentifiedImageError,
-        OSError,
-        SyntaxError,
-        ValueError,
-        EOFError,
-        struct.error,
-        zlib.error,
-    ) as error:
+    except _PICTURE_FAULTS as error:
         raise _unusable(image_id, f"cannot be decoded as JPEG or PNG ({error})") from error
 
 
+def _check_picture(image: Image.Image, image_id: str) -> None:
+    """Raise InputError for what the header already says, before any pixel is decoded."""
+    max_pixels = Image.MAX_IMAGE_PIXELS
+    if max_pixels is not None and image.width * image.height > max_pixels:
+        raise _unusable(
+            image_id,
+            f"has {image.width} x {image.height} pixels, more than the {max_pixels} that are taken",
+        )
+
+    # Several frames in a JPEG are no animation: a camera adds a thumbnail.
+    if image.format == "PNG" and getattr(image, "n_frames", 1) > 1:
+        raise _unusable(image_id, "is an animation, of which nobody knows here what was seen")
+
+
 def _to_rgb(image: Image.Image, image_id: str) -> Image.Image:
-    """InputError where something behind the picture would have been seen through it."""
-    if image.mode.startswith("I"):  # 16 bits of grey, which PIL would cut off at 255: all white
+    """Convert to RGB. Raises InputError where the background would have been seen through it."""
+    # 16 bits of grey. PIL's own conversion would turn all values above 255 white.
+    if image.mode.startswith("I"):
         if "transparency" in image.info:
             raise _see_through(image_id)
         upper_half = (np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)
@@ -92,37 +106,44 @@ def _see_through(image_id: str) -> InputError:
 
 
 def _unusable(image_id: str, problem: str) -> InputError:
-    """Both the archives and the user's own copy of the images are read when `download` runs."""
+    """The advice names the stage that reads both the archives and the user's own copy."""
     return InputError(
-        f"{image_id}: {problem}; put an RGB picture of what was seen in its place, in the archive or folder that you "
-        "have it from, and run: dvc repro --force download"
+        f"{image_id}: {problem}; put an RGB picture of what was seen in its place, in the archive "
+        "or folder that you have it from, and run: dvc repro --force download"
     )
 
 
 @contextmanager
 def open_images(folder: Path, image_ids: Sequence[str]) -> Iterator[Images]:
-    """The images in the zips that these ids name: `a/b.jpg` lies in `a.zip`. InputError names the first missing one."""
+    """Open the zips that hold these images. Raises InputError naming the first missing image."""
+    ids_by_zip: dict[str, list[str]] = {}
+    for image_id in image_ids:
+        ids_by_zip.setdefault(image_id.split("/")[0], []).append(image_id)
+
     with ExitStack() as stack:
         archive_of: dict[str, zipfile.ZipFile] = {}
-        for name in sorted({image_id.split("/")[0] for image_id in image_ids}):
-            own = [image_id for image_id in image_ids if image_id.split("/")[0] == name]
-            archive = stack.enter_context(_open_image_zip(folder / f"{name}.zip", own))
-            archive_of |= dict.fromkeys(own, archive)
+        for name, ids in sorted(ids_by_zip.items()):
+            archive = stack.enter_context(_open_image_zip(folder / f"{name}.zip", ids))
+            archive_of |= dict.fromkeys(ids, archive)
+
+        def read_bytes(image_id: str) -> bytes:
+            return read_member(archive_of[image_id], image_id)
 
         def fingerprint(image_id: str) -> tuple[str, int, int]:
             member = archive_of[image_id].getinfo(image_id)
-            return member.filename, member.file_size, member.CRC  # compared when the image is read
+            return member.filename, member.file_size, member.CRC  # the CRC as the zip declares it
 
-        yield Images(lambda image_id: read_member(archive_of[image_id], image_id), fingerprint)
+        yield Images(read_bytes, fingerprint)
 
 
 def _open_image_zip(path: Path, image_ids: Sequence[str]) -> zipfile.ZipFile:
     archive = open_zip(path, LARGEST_IMAGE)
-    held = set(archive.namelist())
-    missing = [image_id for image_id in image_ids if image_id not in held]
+    members = set(archive.namelist())
+    missing = [image_id for image_id in image_ids if image_id not in members]
     if missing:
         archive.close()
         raise InputError(
-            f"{path}: {len(missing)} of {len(image_ids)} images are missing, the first is {missing[0]}; {FETCH_AGAIN}"
+            f"{path}: {len(missing)} of {len(image_ids)} images are missing, the first is "
+            f"{missing[0]}; {FETCH_AGAIN}"
         )
     return archive
