@@ -56,8 +56,8 @@ def main(
     made_with |= {"views": cache.views, "views_in_gallery": cache.views_in_gallery}
     if cache.blocks:
         made_with["mixed_blocks"] = ", ".join(cache.blocks)
-    outcomes, axes = score(recordings, models, cache, p.evaluate, p.seed)
-    summary, frames = tabulate(outcomes, axes, made_with, p.evaluate, p.seed)
+    scores, axes = score(recordings, models, cache, p.evaluate, p.seed)
+    summary, frames = tabulate(scores, axes, made_with, p.evaluate, p.seed)
     summary |= summarise_block_weights(notes for _, notes in models)
     of_images = read_about(embeddings)[0].get("caveat")
     summary["caveats"] = [*dataset.caveats, *([of_images] if of_images else []), *axes.caveats]
@@ -65,7 +65,7 @@ def main(
         image_ids=axes.image_ids,
         concept=axes.concept,
         things_concept=axes.things_concept,
-        scored=[one.scored for one in outcomes],
+        results=[subject.result for subject in scores],
         made_with=made_with | {"settings": settings_of(notes["train"], files, embeddings)},
     )
     write_similarities(similarities, everything)

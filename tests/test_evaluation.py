@@ -6,8 +6,8 @@ import pandas as pd
 import pytest
 
 from pipeline.evaluate.evaluation import summarise, summarise_block_weights, tabulate
-from pipeline.evaluate.scoring import Axes, Outcome
-from pipeline.evaluate.similarities import Scored
+from pipeline.evaluate.scoring import Scores, SharedAxes
+from pipeline.evaluate.similarities import SubjectResult
 from pipeline.params import read_params
 from pipeline.sections import Evaluate
 
@@ -28,9 +28,9 @@ def parameters(**changes: object) -> Evaluate:
     return Evaluate(**read_params(Path("params.yaml")).evaluate.model_dump() | small | changes)
 
 
-def axes() -> Axes:
+def axes() -> SharedAxes:
     ids = np.array([str(i) for i in range(N)], dtype=object)
-    return Axes(ids, ids, ids, ("O1", "O2"), np.arange(6) / 10, 4, [slice(0, 3), slice(3, 6)])
+    return SharedAxes(ids, ids, ids, ("O1", "O2"), np.arange(6) / 10, 4, [slice(0, 3), slice(3, 6)])
 
 
 def outcome(
@@ -40,23 +40,23 @@ def outcome(
     collapsed: bool = False,
     fold: str = "pooled",
     epoch: int = 1,
-) -> Outcome:
+) -> Scores:
     """A run of which only the ranks are known; half of the images are second best where the EEG is masked."""
     sides = (np.zeros((N, k), np.float32) for k in (2, 2, N))
-    scored = Scored(fold, seed, subject, epoch, collapsed, 1.0, *sides)
+    scored = SubjectResult(fold, seed, subject, epoch, collapsed, 1.0, *sides)
     whole = {name: np.zeros(N) for name in NAMES} | {"rank": np.array(ranks, float)}
     whole["image_to_eeg_rank"], whole["matched_cosine"] = np.ones(N), np.full(N, 0.5)
     less = {name: np.stack([values, values]) for name, values in whole.items()}
     less["rank"][1, : N // 2] = 2
     less["matched_cosine"] = np.array([[0.2] * N, [0.4] * N])
-    return Outcome(scored, whole, windows=less, channels=less, repetitions={1: less, 2: less})
+    return Scores(scored, whole, windows=less, channels=less, repetitions={1: less, 2: less})
 
 
 ALL_FIRST, ALL_SECOND = [1] * N, [2] * N
 
 
 @pytest.fixture
-def two() -> list[Outcome]:
+def two() -> list[Scores]:
     return [outcome("a", 1, ALL_FIRST), outcome("b", 1, ALL_SECOND)]
 
 

@@ -8,7 +8,7 @@ from study_grid import FACTS, answer, cells, draw, names, trials
 
 from pipeline.compare.comparison import compare
 from pipeline.errors import InputError
-from pipeline.evaluate.similarities import Scored, Similarities
+from pipeline.evaluate.similarities import Similarities, SubjectResult
 from pipeline.evaluate.statistics import holm
 from pipeline.params import read_params
 from pipeline.sections import Evaluate
@@ -116,7 +116,7 @@ def test_a_cell_says_what_compare_says():
                 + 0.5 * random.standard_normal((N, N))
                 + 0.2 * (trial.encoder == "aligned")
             )
-            one = Scored(
+            one = SubjectResult(
                 trial.fold,
                 trial.seed,
                 subject,

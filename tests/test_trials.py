@@ -140,8 +140,8 @@ def test_a_run_of_a_study_is_that_of_the_train_and_evaluate_stages(
     assert len(outcomes) == len(answers) == 2
     order = np.argsort(axes.image_ids)
     for outcome in outcomes:
-        answer = answers[outcome.scored.fold, outcome.scored.subject]
-        assert answer.selected_epoch == outcome.scored.selected_epoch
+        answer = answers[outcome.result.fold, outcome.result.subject]
+        assert answer.selected_epoch == outcome.result.selected_epoch
         for name, values in outcome.whole.items():
             np.testing.assert_allclose(
                 answer.queries[name], values[order], rtol=1e-5, atol=1e-6, err_msg=name

@@ -14,7 +14,7 @@ import numpy as np
 
 from pipeline.compare.differences import ALPHA, Tested, pair
 from pipeline.errors import InputError
-from pipeline.evaluate.similarities import Scored, Similarities
+from pipeline.evaluate.similarities import Similarities, SubjectResult
 from pipeline.evaluate.statistics import draw_resamples, mean_by_subject
 from pipeline.retrieval import weigh_queries
 from pipeline.sections import Evaluate
@@ -58,7 +58,7 @@ def compare(
     if thing == "encoder":
         sides = {name: sides[name] for name in sorted(names, reverse=True)}
     runs = {
-        name: {(s.fold, s.seed, s.subject): s for s in side.scored} for name, side in sides.items()
+        name: {(s.fold, s.seed, s.subject): s for s in side.results} for name, side in sides.items()
     }
     whole = sorted(
         key for key in runs[names[0]] if not any(of[key].collapsed for of in runs.values())
@@ -70,11 +70,11 @@ def compare(
         **dict(zip(("baseline", "other"), sides, strict=True)),
         "n_way": n_way,
         "chance_top1": 1 / n_way,
-        "subjects": sorted({scored.subject for scored in other.scored}),
-        "seeds": sorted({scored.seed for scored in other.scored}),
-        "runs": _runs(other.scored),
+        "subjects": sorted({scored.subject for scored in other.results}),
+        "seeds": sorted({scored.seed for scored in other.results}),
+        "runs": _runs(other.results),
         "collapsed": {
-            name: _runs(s for s in side.scored if s.collapsed) for name, side in sides.items()
+            name: _runs(s for s in side.results if s.collapsed) for name, side in sides.items()
         },
     }
     if whole:
@@ -85,15 +85,15 @@ def compare(
     return _answer(result) | result | {"settings": made_with["settings"]}
 
 
-def _runs(scored: Iterable[Scored]) -> list[str]:
+def _runs(scored: Iterable[SubjectResult]) -> list[str]:
     return sorted({one.run for one in scored})
 
 
 def _facts(side: Similarities) -> dict[str, Any]:
     """All that two evaluations should have in common, but for one thing."""
     return _flat(side.made_with) | {
-        "subjects": sorted({scored.subject for scored in side.scored}),
-        "runs": _runs(side.scored),
+        "subjects": sorted({scored.subject for scored in side.results}),
+        "runs": _runs(side.results),
         "n_way": len(side.image_ids),
         "the test images": side.image_ids.tolist(),
     }
@@ -150,7 +150,7 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _differences(
-    kept: dict[str, list[Scored]], of: Similarities, parameters: Evaluate, seed: int
+    kept: dict[str, list[SubjectResult]], of: Similarities, parameters: Evaluate, seed: int
 ) -> dict[str, Any]:
     """Metrics of both sides and their paired difference: overall, by subject, and top-1 by image."""
     sides = {
@@ -188,7 +188,7 @@ def _by_image(tested: list[Tested]) -> list[float]:
     return right.mean(0).tolist()
 
 
-def cosine_histograms(kept: list[Scored]) -> dict[str, list[int]]:
+def cosine_histograms(kept: list[SubjectResult]) -> dict[str, list[int]]:
     """How many cosines of matching and of differing pairs lie between the edges, over all runs and subjects."""
     match = np.eye(len(kept[0].similarity), dtype=bool)
     counts = {}

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from pipeline.evaluate.scoring import Axes, Outcome
+from pipeline.evaluate.scoring import Scores, SharedAxes
 from pipeline.evaluate.similarities import Queries
 from pipeline.evaluate.statistics import (
     Resamples,
@@ -25,8 +25,8 @@ from pipeline.train.model import Notes
 
 
 def tabulate(
-    outcomes: list[Outcome],
-    axes: Axes,
+    outcomes: list[Scores],
+    axes: SharedAxes,
     made_with: Mapping[str, Any],
     parameters: Evaluate,
     seed: int,
@@ -38,8 +38,8 @@ def tabulate(
     n_images = len(axes.image_ids)
     metrics = [_metrics(one, parameters) for one in outcomes]
     table = _per_subject(outcomes, metrics, draw_resamples(1, n_images, parameters.resamples, seed))
-    kept = [one for one in outcomes if not one.scored.collapsed] or outcomes
-    n_subjects = len({one.scored.subject for one in kept})
+    kept = [one for one in outcomes if not one.result.collapsed] or outcomes
+    n_subjects = len({one.result.subject for one in kept})
     resamples = draw_resamples(n_subjects, n_images, parameters.resamples, seed)
     tables = {
         "per_subject": table,
@@ -50,7 +50,7 @@ def tabulate(
         "channels": _channels(kept, resamples, axes),
     }
     summary = summarise(table, list(metrics[0])) | _intervals(kept, resamples, parameters)
-    runs = pd.DataFrame([{"fold": one.scored.fold, "subject": one.scored.subject} for one in kept])
+    runs = pd.DataFrame([{"fold": one.result.fold, "subject": one.result.subject} for one in kept])
     summary |= coverage(runs, made_with["protocol"]) | {"n_resamples": parameters.resamples}
     summary |= {"n_way": n_images, "chance_top1": 1 / n_images, **made_with, "seed": seed}
     return summary | {"n_seeds": table["seed"].nunique()}, tables
@@ -98,29 +98,29 @@ def summarise_block_weights(models: Iterable[Notes]) -> dict[str, Any]:
     return {"block_weights": kept.mean().to_dict()} | spread
 
 
-def _metrics(one: Outcome, parameters: Evaluate) -> dict[str, float]:
-    weighed = weigh_queries(one.whole, np.ones((1, len(one.scored.similarity))), parameters.top_k)
+def _metrics(one: Scores, parameters: Evaluate) -> dict[str, float]:
+    weighed = weigh_queries(one.whole, np.ones((1, len(one.result.similarity))), parameters.top_k)
     return {name: float(value[0]) for name, value in weighed.items()}
 
 
 def _per_subject(
-    outcomes: list[Outcome], metrics: list[dict[str, float]], resamples: Resamples
+    outcomes: list[Scores], metrics: list[dict[str, float]], resamples: Resamples
 ) -> pd.DataFrame:
     """The metrics of each run on each subject, and an interval of top-1 for this subject and other images."""
     rows = []
     for one, values in zip(outcomes, metrics, strict=True):
         about = {
-            key: getattr(one.scored, key)
+            key: getattr(one.result, key)
             for key in ("fold", "seed", "subject", "collapsed", "selected_epoch")
         }
         low, high = resamples.interval_of_mean(one.whole["rank"][None] == 1)
         ends = {"top1_acc_low": low, "top1_acc_high": high}
-        rows.append(about | {"n_way": len(one.scored.similarity)} | values | ends)
+        rows.append(about | {"n_way": len(one.result.similarity)} | values | ends)
     return pd.DataFrame(rows)
 
 
 def _intervals(
-    kept: list[Outcome], resamples: Resamples, parameters: Evaluate
+    kept: list[Scores], resamples: Resamples, parameters: Evaluate
 ) -> dict[str, dict[str, float]]:
     resampled = [weigh_queries(one.whole, resamples.images, parameters.top_k) for one in kept]
     ends = {
@@ -151,18 +151,18 @@ def coverage(runs: pd.DataFrame, protocol: str) -> dict[str, str]:
     }
 
 
-def _top_k(kept: list[Outcome], resamples: Resamples) -> pd.DataFrame:
+def _top_k(kept: list[Scores], resamples: Resamples) -> pd.DataFrame:
     k = np.arange(1, resamples.images.shape[1] + 1)
     curve = _curve("top_k_acc", kept, resamples, [one.whole["rank"] <= k[:, None] for one in kept])
     return pd.concat([pd.DataFrame({"k": k}), curve, pd.DataFrame({"chance": k / len(k)})], axis=1)
 
 
-def _n_way(kept: list[Outcome], resamples: Resamples, parameters: Evaluate) -> pd.DataFrame:
+def _n_way(kept: list[Scores], resamples: Resamples, parameters: Evaluate) -> pd.DataFrame:
     """One row a gallery size below N, and N itself; top-k is NaN where the gallery has k images or fewer."""
     n_images = resamples.images.shape[1]
     sizes = sorted({n for n in parameters.n_way if n < n_images} | {n_images})
 
-    def accuracy(one: Outcome, k: int) -> np.ndarray:
+    def accuracy(one: Scores, k: int) -> np.ndarray:
         rank = one.whole["rank"]
         return np.stack(
             [gallery_accuracy(rank, n_images, n, k) if n > k else np.nan * rank for n in sizes]
@@ -177,7 +177,7 @@ def _n_way(kept: list[Outcome], resamples: Resamples, parameters: Evaluate) -> p
 
 
 def _repetitions(
-    kept: list[Outcome], resamples: Resamples, axes: Axes, parameters: Evaluate
+    kept: list[Scores], resamples: Resamples, axes: SharedAxes, parameters: Evaluate
 ) -> pd.DataFrame:
     """Fewer repetitions, each the mean of its draws; the last row, all of them, is what the metrics say."""
     sizes = [*kept[0].repetitions, axes.n_repetitions]
@@ -201,7 +201,7 @@ def _repetitions(
 
 
 def _time_course(
-    kept: list[Outcome], resamples: Resamples, axes: Axes, parameters: Evaluate
+    kept: list[Scores], resamples: Resamples, axes: SharedAxes, parameters: Evaluate
 ) -> pd.DataFrame:
     centres = pd.DataFrame({"time": [axes.times[window].mean() for window in axes.windows]})
     curves = [
@@ -211,7 +211,7 @@ def _time_course(
     return pd.concat([centres, *curves], axis=1).assign(chance=1 / len(axes.image_ids))
 
 
-def _channels(kept: list[Outcome], resamples: Resamples, axes: Axes) -> pd.DataFrame:
+def _channels(kept: list[Scores], resamples: Resamples, axes: SharedAxes) -> pd.DataFrame:
     """What is lost without each channel, positive where it helps; and x, y on the head where no name tells them."""
 
     def lost(measure: Callable[[Queries], np.ndarray]) -> list[np.ndarray]:
@@ -230,7 +230,7 @@ def _channels(kept: list[Outcome], resamples: Resamples, axes: Axes) -> pd.DataF
 
 
 def _curve(
-    name: str, kept: list[Outcome], resamples: Resamples, values: list[np.ndarray]
+    name: str, kept: list[Scores], resamples: Resamples, values: list[np.ndarray]
 ) -> pd.DataFrame:
     """A row for each of V points, from values (V, N) of each run and subject: mean, 95 % interval and spread."""
     by_subject = _by_subject(kept, values)  # (S, V, N)
@@ -243,5 +243,5 @@ def _curve(
     return pd.DataFrame(columns | {f"{name}_sd_over_subjects": spread})
 
 
-def _by_subject(kept: list[Outcome], values: list[np.ndarray]) -> np.ndarray:
-    return mean_by_subject([one.scored.subject for one in kept], values)
+def _by_subject(kept: list[Scores], values: list[np.ndarray]) -> np.ndarray:
+    return mean_by_subject([one.result.subject for one in kept], values)

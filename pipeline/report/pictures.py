@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageOps
 from scipy.cluster import hierarchy
 
-from pipeline.evaluate.similarities import Scored, Similarities
+from pipeline.evaluate.similarities import Similarities, SubjectResult
 from pipeline.files import replacing
 from pipeline.untrusted.pictures import open_images
 
@@ -147,9 +147,11 @@ def colours_of(sides: Sequence[str]) -> dict[str, str]:
     return {side: COLOURS.get(side, PAIR[place]) for place, side in enumerate(sides)}
 
 
-def kept_runs(similarities: Similarities) -> list[Scored]:
+def kept_runs(similarities: Similarities) -> list[SubjectResult]:
     """Without those that collapsed, unless all did: the same as in the metrics."""
-    return [scored for scored in similarities.scored if not scored.collapsed] or similarities.scored
+    return [
+        scored for scored in similarities.results if not scored.collapsed
+    ] or similarities.results
 
 
 def read_thumbnails(images_dir: Path, image_ids: Sequence[str]) -> list[Image.Image]:
@@ -160,7 +162,7 @@ def read_thumbnails(images_dir: Path, image_ids: Sequence[str]) -> list[Image.Im
         ]
 
 
-def _typical(scored: list[Scored]) -> Scored:
+def _typical(scored: list[SubjectResult]) -> SubjectResult:
     top1 = [(match_place(nearest(one.similarity)) == 0).mean() for one in scored]
     return scored[int(np.abs(top1 - np.mean(top1)).argmin())]
 
