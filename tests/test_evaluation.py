@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pipeline.evaluate.evaluation import summarise, summarise_block_weights, tabulate
+from pipeline.evaluate.evaluation import summarise_block_weights, summarise_runs, tabulate
 from pipeline.evaluate.scoring import Scores, SharedAxes
 from pipeline.evaluate.similarities import SubjectResult
 from pipeline.params import read_params
@@ -200,7 +200,7 @@ def table_of(rows: list[tuple[str, int, str, bool, float]]) -> pd.DataFrame:
 def test_means_and_spread_by_hand():
     rows = [("pooled", 1, "a", False, 0.2), ("pooled", 1, "b", False, 0.4)]
     rows += [("pooled", 2, "a", False, 0.4), ("pooled", 2, "b", False, 0.6)]
-    summary = summarise(table_of(rows), ["top1_acc"])
+    summary = summarise_runs(table_of(rows), ["top1_acc"])
     assert summary["top1_acc"] == pytest.approx(0.4)
     assert summary["sd_over_subjects"]["top1_acc"] == pytest.approx(0.2 / 2**0.5)  # of 0.3 and 0.5
     assert summary["sd_over_seeds"]["top1_acc"] == pytest.approx(0.2 / 2**0.5)
@@ -209,7 +209,7 @@ def test_means_and_spread_by_hand():
 
 def test_collapsed_runs_are_counted_and_not_averaged():
     rows = [("pooled", 1, "a", False, 0.5), ("pooled", 2, "a", True, 0.01)]
-    summary = summarise(table_of(rows), ["top1_acc"])
+    summary = summarise_runs(table_of(rows), ["top1_acc"])
     assert summary["top1_acc"] == 0.5 and summary["collapsed"] is True
     assert (summary["n_runs"], summary["n_collapsed"]) == (2, 1)
     assert "sd_over_seeds" not in summary
@@ -217,5 +217,5 @@ def test_collapsed_runs_are_counted_and_not_averaged():
 
 def test_where_all_collapsed_their_figures_stand_and_say_so():
     rows = [("pooled", 1, "a", True, 0.02), ("pooled", 1, "b", True, 0.04)]
-    summary = summarise(table_of(rows), ["top1_acc"])
+    summary = summarise_runs(table_of(rows), ["top1_acc"])
     assert summary["top1_acc"] == pytest.approx(0.03) and summary["collapsed"] is True

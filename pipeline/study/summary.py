@@ -17,8 +17,7 @@ import pandas as pd
 from pipeline.compare.comparison import count, provisos
 from pipeline.compare.differences import ALPHA, LEAST_SUBJECTS, Tested, pair
 from pipeline.errors import InputError
-from pipeline.evaluate.evaluation import coverage
-from pipeline.evaluate.evaluation import summarise as summarise_runs
+from pipeline.evaluate.evaluation import describe_interval, summarise_runs
 from pipeline.evaluate.similarities import Queries
 from pipeline.evaluate.statistics import Resamples, draw_resamples, holm, mean_by_subject
 from pipeline.retrieval import weigh_queries
@@ -212,7 +211,7 @@ def _summarise_side(
     return (
         {name: figures[name] for name in kept if name in figures}
         | {"n_seeds": ok["seed"].nunique(), "ci95": intervals}
-        | coverage(ok, ok["protocol"].iloc[0])
+        | describe_interval(ok, ok["protocol"].iloc[0])
         | numbers
     )
 
