@@ -36,7 +36,7 @@ from pipeline.compare.differences import ALPHA
 from pipeline.evaluate.similarities import Similarities, SubjectResult
 from pipeline.params import read_params
 from pipeline.sections import Evaluate
-from pipeline.study.results import Answer, Cell, Trial
+from pipeline.study.results import Cell, Trial, TrialResult
 from pipeline.study.summary import ENCODERS, summarise
 from pipeline.train.runs import plan
 from pipeline.train.training import derive_seeds, held_out, train
@@ -225,7 +225,7 @@ PLANTED = 0.4  # in logits, in every second cell
 STUDIES = {0.0: 300, PLANTED: 100}  # of each protocol and number of seeds, by what is planted
 
 
-def draw_study(protocol: str, n_seeds: int, gain: float, number: int) -> list[Answer]:
+def draw_study(protocol: str, n_seeds: int, gain: float, number: int) -> list[TrialResult]:
     """Which of the N images each run has first, by a logistic model of crossed random effects (sd in logits).
 
     All runs share how much a person's EEG tells (0.5) and how easy an image is (1). The encoders differ, by chance, in
@@ -268,7 +268,7 @@ def draw_study(protocol: str, n_seeds: int, gain: float, number: int) -> list[An
                         "matched_cosine": zeros,
                     }
                     queries |= {"mismatched_cosine": zeros, "mismatched_square": zeros}
-                    answers.append(Answer(trial, subject, 1, False, "cpu", 0.0, queries))
+                    answers.append(TrialResult(trial, subject, 1, False, "cpu", 0.0, queries))
     return answers
 
 
