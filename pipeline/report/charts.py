@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from pipeline.report.pictures import COLOURS, colours_of
+from pipeline.report.style import COLOURS, colours_of
 
 Spec = dict[str, Any]  # a specification or a part of one
 

@@ -14,7 +14,8 @@ from pipeline.compare.comparison import COSINE_EDGES, cosine_histograms
 from pipeline.datasets.published import Published
 from pipeline.evaluate.similarities import Similarities
 from pipeline.report import charts
-from pipeline.report.pictures import Picture, kept_runs
+from pipeline.report.pictures import valid_results
+from pipeline.report.style import Picture
 from pipeline.report.template import records, write_page
 
 VEGA_LITE = "6.4"
@@ -132,7 +133,7 @@ def cosines(
 ) -> dict[str, Any]:
     """What `pictures.cosine_distributions` draws: of both sides where two were compared, else of this one."""
     if comparison is None or "metrics" not in comparison:
-        kept = cosine_histograms(kept_runs(similarities))
+        kept = cosine_histograms(valid_results(similarities))
         means = {name: evaluation[name] for name in ("matched_cosine", "mismatched_cosine")}
         return {"edges": COSINE_EDGES, evaluation["encoder"]: kept | means}
     drawn = {"edges": comparison["cosines"]["edges"]}

@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from pipeline.report.pictures import Picture
+from pipeline.report.style import Picture
 from pipeline.report.template import records, write_page
 
 CELL = {

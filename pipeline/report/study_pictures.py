@@ -11,8 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from pipeline.files import replacing
-from pipeline.report.pictures import COLOURS, QUIET, STYLE, Picture
+from pipeline.report.style import COLOURS, QUIET, STYLE, Picture, save_png
 
 Cells = list[dict[str, Any]]
 
@@ -30,19 +29,22 @@ LINES = (
 POINTS = "osD^vPX<>"
 ROW = 0.27  # inches
 FILLED = (
-    "Filled: claimed after Holm's correction. The intervals are not corrected, so that one without 0 can belong to a "
-    "hollow point. Dotted: over test images alone, of a cell that carries no claim."
+    "Filled: claimed after Holm's correction. The intervals are not corrected, so that one "
+    "without 0 can belong to a hollow point. Dotted: over test images alone, of a cell that "
+    "carries no claim."
 )
 TEXTS = {  # of each picture the heading, of a protocol, and the description
     "cells": (
         "Every cell: {}",
-        "Left: top-1 of each subject (small, the mean over seeds) and of all (large), unaligned above as circles and "
-        "aligned below as diamonds; the dashed line is chance. Right: the difference aligned - unaligned with its 95 % "
+        "Left: top-1 of each subject (small, the mean over seeds) and of all (large), unaligned "
+        "above as circles and aligned below as diamonds; the dashed line is chance. Right: the "
+        "difference aligned - unaligned with its 95 % "
         "interval. " + FILLED,
     ),
     "blocks": (
         "Which block of the image model: {}",
-        "The difference aligned - unaligned of top-1, with its 95 % interval, against the block of the image model "
+        "The difference aligned - unaligned of top-1, with its 95 % interval, against the block "
+        "of the image model "
         "whose output the EEG encoder learns; a panel a backbone, a line an EEG encoder. " + FILLED,
     ),
 }
@@ -82,8 +84,7 @@ def draw_study_pictures(
                 )
             for name, figure in figures.items():
                 path = folder / f"{name}-{protocol}.png"
-                with replacing(path) as temporary:
-                    figure.savefig(temporary, format="png", bbox_inches="tight", pad_inches=0.08)
+                save_png(figure, path)
                 heading, description = TEXTS[name]
                 pictures.append(Picture(path, heading.format(protocol), description))
     return pictures

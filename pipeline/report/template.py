@@ -15,7 +15,7 @@ import jinja2
 import pandas as pd
 
 from pipeline.files import replacing
-from pipeline.report.pictures import Picture
+from pipeline.report.style import Picture
 
 PACKAGES = [
     "torch",
