@@ -30,9 +30,9 @@ def write_study_page(
 ) -> None:
     """Write the page.
 
-    `summary` and `table` are what `study.summary.summarise` returns, or their files read again; `settings` what decided
-    the figures; `reproduce` the commands that make it all again, a line each; `hashes` the sha256 of the files that the
-    page is made of.
+    `summary` and `table` are what `study.summary.summarise` returns, or their files read again;
+    `settings` what decided the figures; `reproduce` the commands that make it all again, a line
+    each; `hashes` the sha256 of the files that the page is made of.
     """
     values = {name: {cell[name] for cell in summary["cells"]} for name in CELL}
     write_page(
@@ -55,7 +55,7 @@ def write_study_page(
 
 
 def _by_subject(table: pd.DataFrame) -> list[dict[Any, Any]]:
-    """Top-1 of both encoders, a row a cell and subject, the mean over the seeds that are whole; None without one."""
+    """Top-1 of both encoders, a row a cell and subject: the mean over the seeds without a fault."""
     ok = table[table["status"] == "ok"]
     if ok.empty:
         return []

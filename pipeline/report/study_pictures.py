@@ -1,4 +1,4 @@
-"""The pictures of a study as PNG: every cell and subject, and the difference against the block of the image model."""
+"""The pictures of a study as PNG: every cell and subject, and the difference against the block."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -57,9 +57,10 @@ FILLS = {
 def draw_study_pictures(
     folder: Path, summary: dict[str, Any], table: pd.DataFrame
 ) -> list[Picture]:
-    """Draw all cells, a picture a protocol, and where there are several blocks the difference against the block.
+    """Draw all cells of each protocol, and with several blocks the difference against the block.
 
-    `summary` and `table` are what `study.summary.summarise` returns; none of a protocol without any pair of runs.
+    `summary` and `table` are what `study.summary.summarise` returns; none of a protocol without any
+    pair of runs.
     """
     synthetic = ", SYNTHETIC DATA" if summary["synthetic"] else ""
     subjects = table[table["status"] == "ok"].astype(
@@ -91,7 +92,7 @@ def draw_study_pictures(
 
 
 def all_cells(cells: Cells, subjects: pd.DataFrame, chance: float, title: str) -> Figure:
-    """A row a cell: top-1 of both encoders, subject by subject, and beside it the difference with its interval.
+    """A row a cell: top-1 of both encoders by subject, and the difference with its interval.
 
     `subjects` has a row a run and subject.
     """
@@ -150,7 +151,10 @@ def all_cells(cells: Cells, subjects: pd.DataFrame, chance: float, title: str) -
 
 
 def across_blocks(cells: Cells, title: str) -> Figure:
-    """The difference against the number of the block, `last` at the end: a panel a backbone, a line an EEG encoder."""
+    """The difference against the block, `last` at the end.
+
+    A panel a backbone, a line an EEG encoder.
+    """
     blocks = sorted(
         {cell["block"] for cell in cells}, key=lambda block: (block == "last", block.zfill(9))
     )
@@ -198,7 +202,7 @@ def across_blocks(cells: Cells, title: str) -> Figure:
 def _difference(
     ax: Axes, cell: dict[str, Any], place: float, colour: str, marker: str, horizontal: bool
 ) -> None:
-    """The mean with its interval, dotted where that is over test images alone; filled where it is claimed."""
+    """The mean with its interval, dotted if that is over test images alone; filled if claimed."""
     top1 = cell["difference"]["top1_acc"]
     ends = 100 * np.array(top1["ci95"] or top1["ci95_these_models"], dtype=float)
     mean, claimed = 100 * top1["mean"], cell["verdict"] in ("better", "worse")

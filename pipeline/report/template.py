@@ -1,7 +1,8 @@
 """The HTML pages: what all of them share, by Jinja2.
 
-A page holds all that it shows and fetches nothing: Jinja2 escapes every name from the data, and the page's own policy
-forbids the browser any request. It has the same bytes for the same inputs and versions.
+A page holds all that it shows and fetches nothing: Jinja2 escapes every name from the data, and the
+page's own policy forbids the browser any request. It has the same bytes for the same inputs and
+versions.
 """
 
 import base64
@@ -44,8 +45,8 @@ def write_page(
 ) -> None:
     """Write a page from a file beside this one.
 
-    `settings` are what decided the figures, `hashes` the sha256 of the files that the page is made of, `versions` those
-    of what is no Python package; `values` are for this page alone.
+    `settings` are what decided the figures, `hashes` the sha256 of the files that the page is made
+    of, `versions` those of what is no Python package; `values` are for this page alone.
     """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
