@@ -18,7 +18,7 @@ Cells = list[dict[str, Any]]
 NAMES = ("backbone", "alignment", "eeg_encoder", "block")  # of a cell, as its row is called
 OFFSET = {"unaligned": 0.18, "aligned": -0.18}  # of a row, upwards
 MARKERS = {"unaligned": "o", "aligned": "D"}
-LINES = (
+LINE_COLOURS = (
     "#000000",
     "#E69F00",
     "#56B4E9",
@@ -104,6 +104,7 @@ def all_cells(cells: Cells, subjects: pd.DataFrame, chance: float, title: str) -
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=[1.5, 1])
     of_cell = ["backbone", "alignment", "block", "eeg_encoder", "protocol", "encoder"]
     means = subjects.groupby([*of_cell, "subject"])["top1_acc"].mean()
+
     for row, cell in enumerate(cells):
         for encoder, offset in OFFSET.items():
             if "top1_acc" not in cell[encoder]:
@@ -128,6 +129,7 @@ def all_cells(cells: Cells, subjects: pd.DataFrame, chance: float, title: str) -
         if row and cell["backbone"] != cells[row - 1]["backbone"]:
             for ax in (left, right):
                 ax.axhline(row - 0.5, color=QUIET, linewidth=0.4)
+
     left.axvline(100 * chance, color=QUIET, linestyle="--", linewidth=0.9)
     right.axvline(0, color=QUIET, linestyle="--", linewidth=0.9)
     left.set(
@@ -141,6 +143,7 @@ def all_cells(cells: Cells, subjects: pd.DataFrame, chance: float, title: str) -
     right.tick_params(axis="y", length=0)
     for ax in (left, right):
         ax.grid(axis="x", linewidth=0.3)
+
     encoders = [
         Line2D([], [], linestyle="", marker=MARKERS[name], color=COLOURS[name]) for name in OFFSET
     ]
@@ -160,39 +163,45 @@ def across_blocks(cells: Cells, title: str) -> Figure:
     )
     backbones = sorted({cell["backbone"] for cell in cells})
     kinds = sorted({(cell["eeg_encoder"], cell["alignment"]) for cell in cells})
-    several = len({alignment for _, alignment in kinds}) > 1
+    several_alignments = len({alignment for _, alignment in kinds}) > 1
     columns = min(3, len(backbones))
     rows = -(-len(backbones) // columns)
     figure = Figure(figsize=(max(4.0, 2.6 * columns), 2.1 * rows + 1.2), layout="constrained")
     figure.suptitle(title, fontsize=9, fontweight="bold")
+
     axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
     for ax, backbone in zip(axes, backbones, strict=False):
         for i, (eeg_encoder, alignment) in enumerate(kinds):
             about = {"backbone": backbone, "eeg_encoder": eeg_encoder, "alignment": alignment}
-            mine = [cell for cell in cells if about.items() <= cell.items()]
+            line_cells = [cell for cell in cells if about.items() <= cell.items()]
             shift = 0.12 * (i - (len(kinds) - 1) / 2)  # so that intervals do not hide each other
-            x = [blocks.index(cell["block"]) + shift for cell in mine]
-            colour, point = LINES[i % len(LINES)], POINTS[i % len(POINTS)]
-            y = [100 * cell["difference"]["top1_acc"]["mean"] for cell in mine]
+            x = [blocks.index(cell["block"]) + shift for cell in line_cells]
+            colour = LINE_COLOURS[i % len(LINE_COLOURS)]
+            point = POINTS[i % len(POINTS)]
+            y = [100 * cell["difference"]["top1_acc"]["mean"] for cell in line_cells]
             ax.plot(x, y, color=colour, linewidth=1)
-            for place, cell in zip(x, mine, strict=True):
+            for place, cell in zip(x, line_cells, strict=True):
                 _difference(ax, cell, place, colour, point, horizontal=False)
+
         ax.axhline(0, color=QUIET, linestyle="--", linewidth=0.9)
         ax.set_title(backbone, fontsize=8, parse_math=False)
         ax.set_xticks(range(len(blocks)), blocks)
         ax.grid(axis="y", linewidth=0.3)
+
+    # Panels without a backbone are hidden; the lowest panel of each column names the axis.
     for ax in axes[len(backbones) :]:
         ax.set_visible(False)
     for ax in axes[len(backbones) - columns : len(backbones)]:
         ax.set_xlabel("block")
         ax.tick_params(labelbottom=True)
+
     figure.supylabel("aligned - unaligned, top-1 (points)", fontsize=8)
     lines = [
-        Line2D([], [], color=LINES[i % len(LINES)], marker=POINTS[i % len(POINTS)])
+        Line2D([], [], color=LINE_COLOURS[i % len(LINE_COLOURS)], marker=POINTS[i % len(POINTS)])
         for i in range(len(kinds))
     ]
     names = [
-        f"{eeg_encoder}, {alignment}" if several else eeg_encoder
+        f"{eeg_encoder}, {alignment}" if several_alignments else eeg_encoder
         for eeg_encoder, alignment in kinds
     ]
     figure.legend([*lines, *FILLS], [*names, *FILLS.values()], loc="outside lower center", ncols=3)
@@ -205,9 +214,13 @@ def _difference(
     """The mean with its interval, dotted if that is over test images alone; filled if claimed."""
     top1 = cell["difference"]["top1_acc"]
     ends = 100 * np.array(top1["ci95"] or top1["ci95_these_models"], dtype=float)
-    mean, claimed = 100 * top1["mean"], cell["verdict"] in ("better", "worse")
-    both = [place, place]
-    line = ax.plot(*((ends, both) if horizontal else (both, ends)), color=colour, linewidth=1.2)[0]
+    mean = 100 * top1["mean"]
+    claimed = cell["verdict"] in ("better", "worse")
+
+    places = [place, place]
+    line = ax.plot(
+        *((ends, places) if horizontal else (places, ends)), color=colour, linewidth=1.2
+    )[0]
     if not top1["ci95"]:
         line.set(linewidth=0.8, linestyle=":")
     x, y = (mean, place) if horizontal else (place, mean)

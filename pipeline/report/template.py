@@ -18,7 +18,8 @@ import pandas as pd
 from pipeline.files import replacing
 from pipeline.report.style import Picture
 
-PACKAGES = [
+# Their versions stand in each page.
+REPORTED_PACKAGES = [
     "torch",
     "timm",
     "dreamsim",
@@ -29,8 +30,10 @@ PACKAGES = [
     "h5py",
     "mne",
     "matplotlib",
+    "jinja2",
+    "vl-convert-python",
+    "dvc",
 ]
-PACKAGES += ["jinja2", "vl-convert-python", "dvc"]
 
 
 def write_page(
@@ -56,17 +59,20 @@ def write_page(
         lstrip_blocks=True,
     )
     environment.tests["missing"] = _missing
+
     page = environment.get_template(template).render(
         pictures=[
             (picture, base64.b64encode(picture.path.read_bytes()).decode()) for picture in pictures
         ],
         provenance={
             "Parameters": records(pd.json_normalize(dict(settings)))[0],
-            "Versions": {package: version(package) for package in PACKAGES} | dict(versions or {}),
+            "Versions": {package: version(package) for package in REPORTED_PACKAGES}
+            | dict(versions or {}),
             "SHA-256": hashes,
         },
         **values,
     )
+
     with replacing(path) as temporary:
         temporary.write_text(page, encoding="utf-8")
 
