@@ -33,10 +33,10 @@ from tqdm import tqdm
 from benchmarks.simulated import Data, embed, recipe, similarities, simulate
 from pipeline.compare.comparison import compare
 from pipeline.compare.differences import ALPHA
-from pipeline.evaluate.similarities import Scored, Similarities
+from pipeline.evaluate.similarities import Similarities, SubjectResult
 from pipeline.params import read_params
 from pipeline.sections import Evaluate
-from pipeline.study.results import Answer, Cell, Trial
+from pipeline.study.results import Cell, Trial, TrialResult
 from pipeline.study.summary import ENCODERS, summarise
 from pipeline.train.runs import plan
 from pipeline.train.training import derive_seeds, held_out, train
@@ -79,7 +79,7 @@ def dataset(protocol: str, number: int) -> Data:
     )
 
 
-def run(protocol: str, number: int, model: str, seed: int) -> list[Scored]:
+def run(protocol: str, number: int, model: str, seed: int) -> list[SubjectResult]:
     """All folds of one seed, with the embeddings of one image model."""
     torch.set_num_threads(1)
     setting, data = SETTINGS[protocol], dataset(protocol, number)
@@ -106,11 +106,11 @@ def run(protocol: str, number: int, model: str, seed: int) -> list[Scored]:
                 trained.collapsed,
                 trained.model.logit_scale.item(),
             )
-            scored.append(Scored(*about, np.empty(0), np.empty(0), found))
+            scored.append(SubjectResult(*about, np.empty(0), np.empty(0), found))
     return scored
 
 
-def claim(protocol: str, sides: list[list[list[Scored]]]) -> tuple[str, float]:
+def claim(protocol: str, sides: list[list[list[SubjectResult]]]) -> tuple[str, float]:
     """Verdict and difference in points, of the runs of each side."""
     n = len(sides[0][0][0].similarity)
     ids = np.arange(n).astype(str).astype(object)
@@ -138,7 +138,7 @@ def evaluate_parameters() -> Evaluate:
 
 
 def compare_dataset(
-    protocol: str, number: int, runs: dict[str, list[list[Scored]]], each: int
+    protocol: str, number: int, runs: dict[str, list[list[SubjectResult]]], each: int
 ) -> list[tuple]:
     """Comparisons of one dataset, `each` with a model and a number of seeds: (model, seeds, verdict, points)."""
     torch.set_num_threads(1)
@@ -196,7 +196,7 @@ def calibrate(protocol: str, pool: ProcessPoolExecutor) -> None:
             show(kind, k, [[one for one in of if one[:2] == (model, k)] for of in found])
 
 
-def top1(scored: list[Scored]) -> float:
+def top1(scored: list[SubjectResult]) -> float:
     return 100 * float(
         np.mean([(s.similarity >= s.similarity.diagonal()[:, None]).sum(1) == 1 for s in scored])
     )
@@ -225,7 +225,7 @@ PLANTED = 0.4  # in logits, in every second cell
 STUDIES = {0.0: 300, PLANTED: 100}  # of each protocol and number of seeds, by what is planted
 
 
-def draw_study(protocol: str, n_seeds: int, gain: float, number: int) -> list[Answer]:
+def draw_study(protocol: str, n_seeds: int, gain: float, number: int) -> list[TrialResult]:
     """Which of the N images each run has first, by a logistic model of crossed random effects (sd in logits).
 
     All runs share how much a person's EEG tells (0.5) and how easy an image is (1). The encoders differ, by chance, in
@@ -268,7 +268,7 @@ def draw_study(protocol: str, n_seeds: int, gain: float, number: int) -> list[An
                         "matched_cosine": zeros,
                     }
                     queries |= {"mismatched_cosine": zeros, "mismatched_square": zeros}
-                    answers.append(Answer(trial, subject, 1, False, "cpu", 0.0, queries))
+                    answers.append(TrialResult(trial, subject, 1, False, "cpu", 0.0, queries))
     return answers
 
 

@@ -26,7 +26,7 @@ def main(
     similarities: Path,
     summaries: list[Path],
 ) -> str:
-    """`summaries` are named after what is in them: evaluation.json, the figures that people compare, and CSV tables."""
+    """`summaries` are named after what they hold: evaluation.json, for comparing, and CSV tables."""
     p = read_params(params)
     models = load_models(model)
     notes = models[0][1]  # all models share the settings that are read below
@@ -40,9 +40,9 @@ def main(
     subjects = sorted({name for _, notes in models for name in notes["tested_on"]})
     files = [eeg / f"{subject}.h5" for subject in subjects]
     recordings = (read_split(path, "test", average=False) for path in files)
-    outcomes, axes = score(recordings, models, cache, p.evaluate, p.seed)
+    scores, axes = score(recordings, models, cache, p.evaluate, p.seed)
 
-    summary, frames = tabulate(outcomes, axes, made_with, p.evaluate, p.seed)
+    summary, frames = tabulate(scores, axes, made_with, p.evaluate, p.seed)
     summary |= summarise_block_weights(notes for _, notes in models)
     summary["caveats"] = [
         *DATASETS[p.dataset].caveats,
@@ -55,7 +55,7 @@ def main(
         image_ids=axes.image_ids,
         concept=axes.concept,
         things_concept=axes.things_concept,
-        scored=[outcome.scored for outcome in outcomes],
+        results=[subject.result for subject in scores],
         made_with=made_with | {"settings": settings},
     )
     write_similarities(similarities, everything)

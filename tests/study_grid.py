@@ -5,7 +5,7 @@ from itertools import product
 
 import numpy as np
 
-from pipeline.study.results import Answer, Cell, Trial
+from pipeline.study.results import Cell, Trial, TrialResult
 from pipeline.train.runs import plan
 
 ENCODERS = ("unaligned", "aligned")
@@ -41,13 +41,13 @@ def names(n: int) -> list[str]:
     return [f"sub-{i:02}" for i in range(1, n + 1)]
 
 
-def answer(trial: Trial, subject: str, right: np.ndarray, collapsed: bool = False) -> Answer:
+def answer(trial: Trial, subject: str, right: np.ndarray, collapsed: bool = False) -> TrialResult:
     """One that has these of the N images first, and each other one second."""
     others = np.zeros(len(right))
     queries = {"nice_loss": 1 + others, "matched_cosine": 0.5 + others, "mismatched_cosine": others}
     ranks = dict.fromkeys(("rank", "image_to_eeg_rank"), np.where(right, 1.0, 2.0))
     queries |= {"mismatched_square": others, **ranks}
-    return Answer(trial, subject, 7, collapsed, "cpu", 1.5, queries)
+    return TrialResult(trial, subject, 7, collapsed, "cpu", 1.5, queries)
 
 
 def draw(
@@ -57,7 +57,7 @@ def draw(
     gains: Sequence[float],
     n_images: int = 50,
     rng: int = 0,
-) -> list[Answer]:
+) -> list[TrialResult]:
     """Random answers of a grid: in cell i the aligned encoder has top-1 higher by about gains[i].
 
     Some people's EEG tells more than others', and some images are easier, for all; each run has some luck.

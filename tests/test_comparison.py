@@ -9,7 +9,7 @@ from scipy.stats import t
 import stages.compare
 from pipeline.compare.comparison import compare
 from pipeline.errors import InputError
-from pipeline.evaluate.similarities import Scored, Similarities
+from pipeline.evaluate.similarities import Similarities, SubjectResult
 from pipeline.params import read_params
 from pipeline.sections import Evaluate
 from stages.results import print_comparison
@@ -56,17 +56,17 @@ def parameters() -> Evaluate:
 
 def scored(
     subject: str, right: np.ndarray, seed: int = 1, collapsed: bool = False, fold: str = "pooled"
-) -> Scored:
+) -> SubjectResult:
     """A run that retrieves these images first and every other one second."""
     similarity = np.full((N, N), 0.1, np.float32)
     np.fill_diagonal(similarity, 0.5)
     wrong = np.flatnonzero(~right)
     similarity[wrong, (wrong + 1) % N] = 0.6
     sides = np.zeros((2, N, 3), np.float32)
-    return Scored(fold, seed, subject, 5, collapsed, 10.0, *sides, similarity)
+    return SubjectResult(fold, seed, subject, 5, collapsed, 10.0, *sides, similarity)
 
 
-def evaluation(encoder: str, runs: list[Scored], **changes: object) -> Similarities:
+def evaluation(encoder: str, runs: list[SubjectResult], **changes: object) -> Similarities:
     ids = np.array([f"test_images/{i}.jpg" for i in range(N)], dtype=object)
     made_with = {
         "dataset": "things-eeg2",
@@ -92,7 +92,7 @@ def pair(
     aligned: int = 14,
     seeds: tuple[int, ...] = (1, 2, 3),
     own_models: bool = False,
-) -> tuple[list[Scored], list[Scored]]:
+) -> tuple[list[SubjectResult], list[SubjectResult]]:
     """Of 20 images that many are right in each subject, one more or less from subject to subject and seed to seed."""
     names = [f"sub-{i:02}" for i in range(1, n_subjects + 1)]
     runs = [
@@ -106,7 +106,9 @@ def pair(
     return runs[0], runs[1]
 
 
-def compared(unaligned: list[Scored], aligned: list[Scored], **changes: object) -> dict:
+def compared(
+    unaligned: list[SubjectResult], aligned: list[SubjectResult], **changes: object
+) -> dict:
     sides = evaluation("unaligned", unaligned, **changes), evaluation("aligned", aligned, **changes)
     return compare(*sides, parameters(), 0)
 
@@ -303,12 +305,12 @@ def of_other_epochs(side: Similarities) -> Similarities:
 
 def of_another_seed(side: Similarities) -> Similarities:
     return dataclasses.replace(
-        side, scored=[dataclasses.replace(one, seed=7) for one in side.scored]
+        side, results=[dataclasses.replace(one, seed=7) for one in side.results]
     )
 
 
 def of_fewer_subjects(side: Similarities) -> Similarities:
-    return dataclasses.replace(side, scored=side.scored[1:])
+    return dataclasses.replace(side, results=side.results[1:])
 
 
 def of_other_images(side: Similarities) -> Similarities:

@@ -5,9 +5,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pipeline.evaluate.evaluation import headline, summarise, summarise_block_weights, tabulate
-from pipeline.evaluate.scoring import Axes, Outcome
-from pipeline.evaluate.similarities import Scored
+from pipeline.evaluate.evaluation import (
+    headline,
+    summarise_block_weights,
+    summarise_runs,
+    tabulate,
+)
+from pipeline.evaluate.scoring import Scores, SharedAxes
+from pipeline.evaluate.similarities import SubjectResult
 from pipeline.params import read_params
 from pipeline.sections import Evaluate
 
@@ -28,9 +33,9 @@ def parameters(**changes: object) -> Evaluate:
     return Evaluate(**read_params(Path("params.yaml")).evaluate.model_dump() | small | changes)
 
 
-def axes() -> Axes:
+def axes() -> SharedAxes:
     ids = np.array([str(i) for i in range(N)], dtype=object)
-    return Axes(ids, ids, ids, ("O1", "O2"), np.arange(6) / 10, 4, [slice(0, 3), slice(3, 6)])
+    return SharedAxes(ids, ids, ids, ("O1", "O2"), np.arange(6) / 10, 4, [slice(0, 3), slice(3, 6)])
 
 
 def outcome(
@@ -40,23 +45,23 @@ def outcome(
     collapsed: bool = False,
     fold: str = "pooled",
     epoch: int = 1,
-) -> Outcome:
+) -> Scores:
     """A run of which only the ranks are known; half of the images are second best where the EEG is masked."""
     sides = (np.zeros((N, k), np.float32) for k in (2, 2, N))
-    scored = Scored(fold, seed, subject, epoch, collapsed, 1.0, *sides)
+    scored = SubjectResult(fold, seed, subject, epoch, collapsed, 1.0, *sides)
     whole = {name: np.zeros(N) for name in NAMES} | {"rank": np.array(ranks, float)}
     whole["image_to_eeg_rank"], whole["matched_cosine"] = np.ones(N), np.full(N, 0.5)
     less = {name: np.stack([values, values]) for name, values in whole.items()}
     less["rank"][1, : N // 2] = 2
     less["matched_cosine"] = np.array([[0.2] * N, [0.4] * N])
-    return Outcome(scored, whole, windows=less, channels=less, repetitions={1: less, 2: less})
+    return Scores(scored, whole, windows=less, channels=less, repetitions={1: less, 2: less})
 
 
 ALL_FIRST, ALL_SECOND = [1] * N, [2] * N
 
 
 @pytest.fixture
-def two() -> list[Outcome]:
+def two() -> list[Scores]:
     return [outcome("a", 1, ALL_FIRST), outcome("b", 1, ALL_SECOND)]
 
 
@@ -200,7 +205,7 @@ def table_of(rows: list[tuple[str, int, str, bool, float]]) -> pd.DataFrame:
 def test_means_and_spread_by_hand():
     rows = [("pooled", 1, "a", False, 0.2), ("pooled", 1, "b", False, 0.4)]
     rows += [("pooled", 2, "a", False, 0.4), ("pooled", 2, "b", False, 0.6)]
-    summary = summarise(table_of(rows), ["top1_acc"])
+    summary = summarise_runs(table_of(rows), ["top1_acc"])
     assert summary["top1_acc"] == pytest.approx(0.4)
     assert summary["sd_over_subjects"]["top1_acc"] == pytest.approx(0.2 / 2**0.5)  # of 0.3 and 0.5
     assert summary["sd_over_seeds"]["top1_acc"] == pytest.approx(0.2 / 2**0.5)
@@ -209,7 +214,7 @@ def test_means_and_spread_by_hand():
 
 def test_collapsed_runs_are_counted_and_not_averaged():
     rows = [("pooled", 1, "a", False, 0.5), ("pooled", 2, "a", True, 0.01)]
-    summary = summarise(table_of(rows), ["top1_acc"])
+    summary = summarise_runs(table_of(rows), ["top1_acc"])
     assert summary["top1_acc"] == 0.5 and summary["collapsed"] is True
     assert (summary["n_runs"], summary["n_collapsed"]) == (2, 1)
     assert "sd_over_seeds" not in summary
@@ -217,11 +222,11 @@ def test_collapsed_runs_are_counted_and_not_averaged():
 
 def test_where_all_collapsed_their_figures_stand_and_say_so():
     rows = [("pooled", 1, "a", True, 0.02), ("pooled", 1, "b", True, 0.04)]
-    summary = summarise(table_of(rows), ["top1_acc"])
+    summary = summarise_runs(table_of(rows), ["top1_acc"])
     assert summary["top1_acc"] == pytest.approx(0.03) and summary["collapsed"] is True
 
 
-def test_the_headline_is_flat_and_says_what_the_summary_says(two: list[Outcome]) -> None:
+def test_the_headline_is_flat_and_says_what_the_summary_says(two: list[Scores]) -> None:
     made_with = POOLED | {"selected_on": "last", "synthetic": True}
     summary, _ = tabulate(two, axes(), made_with, parameters(), 0)
     figures = headline(summary, [1, 3])

@@ -9,18 +9,15 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from PIL import Image
 
-from pipeline.report.pictures import (
-    RIGHT,
-    embedding_map,
+from pipeline.report.retrieval_grid import (
     match_place,
     nearest,
     retrieval_grid,
-    scalp_map,
-    short_name,
-    similarity_matrix,
-    sort_concepts,
     typical_queries,
 )
+from pipeline.report.scalp_map import scalp_map
+from pipeline.report.similarity_pictures import embedding_map, similarity_matrix, sort_concepts
+from pipeline.report.style import RIGHT, short_name
 from pipeline.retrieval import rank_of_match
 
 

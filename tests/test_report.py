@@ -18,10 +18,10 @@ from pipeline.compare.comparison import compare
 from pipeline.datasets.published import Published
 from pipeline.datasets.table import DATASETS, THINGS_EEG2
 from pipeline.evaluate.evaluation import tabulate
-from pipeline.evaluate.scoring import Axes, Outcome
+from pipeline.evaluate.scoring import Scores, SharedAxes
 from pipeline.evaluate.similarities import (
-    Scored,
     Similarities,
+    SubjectResult,
     read_similarities,
     write_similarities,
 )
@@ -54,7 +54,7 @@ def evaluate(
     ids = np.array([f"test_images/{i:05}_concept/{i}.jpg" for i in range(n_images)], dtype=object)
     concept = np.array([f"{i:05}_{HOSTILE}" for i in range(n_images)], dtype=object)
     windows = [slice(start, start + 4) for start in range(0, 16, 2)]
-    axes = Axes(
+    axes = SharedAxes(
         ids, concept, concept, ("O1", "Oz", "O2", "Pz", "POz"), np.arange(-4, 16) / 20, 4, windows
     )
     outcomes = []
@@ -72,7 +72,7 @@ def evaluate(
 
         for subject in range(1, subjects + 1):
             eeg = noisy(0.3) if seed not in collapsed else np.full_like(images, 0.25)
-            scored = Scored(
+            scored = SubjectResult(
                 "pooled",
                 seed,
                 f"sub-{subject:02}",
@@ -83,7 +83,7 @@ def evaluate(
                 eeg,
                 eeg @ images.T,
             )
-            outcome = Outcome(
+            outcome = Scores(
                 scored,
                 whole=scored.queries(),
                 windows=queries(noisy(2, len(windows))),
@@ -110,7 +110,7 @@ def evaluate(
     (folder / "evaluation.json").write_text(json.dumps(summary))
     settings = {"settings": {"train": {"epochs": 3, "eeg_encoder": HOSTILE}}}
     everything = Similarities(
-        ids, concept, concept, [outcome.scored for outcome in outcomes], about | settings
+        ids, concept, concept, [outcome.result for outcome in outcomes], about | settings
     )
     write_similarities(folder / "evaluation.h5", everything)
     for name, table in tables.items():

@@ -77,14 +77,14 @@ def test_the_order_of_rows_changes_nothing(scene):
     """EEG and embeddings are joined on image ids: shuffling any side, ids with it, gives the same figures."""
     recordings, models, embeddings = scene
     order = np.random.default_rng(1).permutation(12)
-    outcomes, axes = score(recordings, models, embeddings, parameters(), 0)
+    scores, axes = score(recordings, models, embeddings, parameters(), 0)
     reversed_rows = Embeddings(embeddings.values[::-1].copy(), embeddings.image_ids[::-1])
     again, axes_again = score(
         [recordings[0], shuffled(recordings[1], order)], models, reversed_rows, parameters(), 0
     )
     assert (axes.image_ids == axes_again.image_ids).all()
-    for one, other in zip(outcomes, again, strict=True):
-        assert one.scored.similarity == pytest.approx(other.scored.similarity, abs=1e-6)
+    for one, other in zip(scores, again, strict=True):
+        assert one.result.similarity == pytest.approx(other.result.similarity, abs=1e-6)
         for kind in ("whole", "windows", "channels"):
             losses = [getattr(of, kind)["nice_loss"] for of in (one, other)]
             assert losses[0] == pytest.approx(losses[1], abs=1e-5)
@@ -93,7 +93,7 @@ def test_the_order_of_rows_changes_nothing(scene):
 def test_every_variant_is_scored_as_if_it_were_the_eeg(scene):
     """The whole average, each window, each channel and each draw, against the plain way: project, multiply, rank."""
     recordings, models, embeddings = scene
-    outcomes, axes = score(recordings, models, embeddings, parameters(), 7)
+    scores, axes = score(recordings, models, embeddings, parameters(), 7)
 
     def ranks(eeg: np.ndarray) -> list[int]:
         eeg_side, image_side = project(
@@ -101,7 +101,7 @@ def test_every_variant_is_scored_as_if_it_were_the_eeg(scene):
         )
         return rank_of_match((eeg_side.double() @ image_side.double().T).float()).tolist()
 
-    for recording, one in zip(recordings, outcomes, strict=True):
+    for recording, one in zip(recordings, scores, strict=True):
         whole = recording.eeg.mean(1, dtype=np.float64).astype(np.float32)
         assert one.whole["rank"].tolist() == ranks(whole)
         parts = [keep_window(whole, slice(start, start + 20)) for start in range(0, 51, 10)]
@@ -123,8 +123,8 @@ def test_each_model_is_tested_on_its_own_subjects(scene):
     folds = [
         (models[0][0], NOTES | {"fold": subject, "tested_on": [subject]}) for subject in SUBJECTS
     ]
-    outcomes, _ = score(iter(recordings), folds, embeddings, parameters(), 0)
-    assert [(one.scored.fold, one.scored.subject) for one in outcomes] == [(s, s) for s in SUBJECTS]
+    scores, _ = score(iter(recordings), folds, embeddings, parameters(), 0)
+    assert [(one.result.fold, one.result.subject) for one in scores] == [(s, s) for s in SUBJECTS]
 
 
 def test_mixed_blocks_are_scored_as_the_mix(scene):
@@ -134,9 +134,9 @@ def test_mixed_blocks_are_scored_as_the_mix(scene):
     values = np.random.default_rng(3).standard_normal((12, 2, 6)).astype(np.float32)
     mixing.block_mix.standardise(torch.from_numpy(values))
     cache = Embeddings(values, embeddings.image_ids, ("4", "last"))
-    outcomes, _ = score(recordings, [(mixing, notes)], cache, parameters(), 0)
+    scores, _ = score(recordings, [(mixing, notes)], cache, parameters(), 0)
     expected = mixing.embed_image(torch.from_numpy(values)).detach().numpy()
-    assert [one.scored.images for one in outcomes] == [pytest.approx(expected, abs=1e-6)] * 2
+    assert [one.result.images for one in scores] == [pytest.approx(expected, abs=1e-6)] * 2
     for other in (dataclasses.replace(cache, blocks=("5", "last")), embeddings):
         with pytest.raises(
             InputError, match="trained on a mix of the blocks 4, last and these embeddings are of"
@@ -186,8 +186,8 @@ def test_the_time_course_of_a_model_that_sees_a_window(scene):
 def test_one_repetition_and_one_subject(scene):
     recordings, models, embeddings = scene
     once = dataclasses.replace(recordings[0], eeg=recordings[0].eeg[:, :1])
-    outcomes, axes = score([once], models, embeddings, parameters(), 0)
-    assert axes.n_repetitions == 1 and outcomes[0].repetitions == {}
+    scores, axes = score([once], models, embeddings, parameters(), 0)
+    assert axes.n_repetitions == 1 and scores[0].repetitions == {}
 
 
 def test_two_test_images(scene):
@@ -195,8 +195,8 @@ def test_two_test_images(scene):
     recordings, models, embeddings = scene
     two = [shuffled(recording, np.arange(2)) for recording in recordings]
     chosen = parameters(top_k=[1])
-    outcomes, axes = score(two, models, embeddings, chosen, 0)
-    summary, tables = tabulate(outcomes, axes, {"protocol": "pooled"}, chosen, 0)
+    scores, axes = score(two, models, embeddings, chosen, 0)
+    summary, tables = tabulate(scores, axes, {"protocol": "pooled"}, chosen, 0)
     assert tables["n_way"]["n_way"].tolist() == [2] and tables["n_way"]["chance"].tolist() == [0.5]
     assert summary["top1_acc"] in (0, 0.25, 0.5, 0.75, 1) and 1 <= summary["mean_rank"] <= 2
 
@@ -205,18 +205,16 @@ def test_equal_embeddings_of_two_images_count_against_the_match(scene):
     recordings, models, embeddings = scene
     values = embeddings.values.copy()
     values[5] = values[9]
-    outcomes, _ = score(
-        recordings, models, Embeddings(values, embeddings.image_ids), parameters(), 0
-    )
-    for one in outcomes:
+    scores, _ = score(recordings, models, Embeddings(values, embeddings.image_ids), parameters(), 0)
+    for one in scores:
         assert (one.whole["rank"][[5, 9]] >= 2).all()
 
 
 def test_constant_embeddings_score_nothing(scene):
     recordings, models, embeddings = scene
     constant = Embeddings(np.ones_like(embeddings.values), embeddings.image_ids)
-    outcomes, _ = score(recordings, models, constant, parameters(), 0)
-    assert all((one.whole["rank"] == 12).all() for one in outcomes)
+    scores, _ = score(recordings, models, constant, parameters(), 0)
+    assert all((one.whole["rank"] == 12).all() for one in scores)
 
 
 def with_eeg(recording: Recording, eeg: np.ndarray) -> Recording:

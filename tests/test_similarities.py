@@ -7,8 +7,8 @@ import pytest
 
 from pipeline.errors import InputError
 from pipeline.evaluate.similarities import (
-    Scored,
     Similarities,
+    SubjectResult,
     read_similarities,
     write_similarities,
 )
@@ -19,12 +19,12 @@ def similarities() -> Similarities:
     rng = np.random.default_rng(0)
     ids = np.array([f"test_images/{i}.jpg" for i in range(4)], dtype=object)
 
-    def scored(seed: int, subject: str) -> Scored:
+    def scored(seed: int, subject: str) -> SubjectResult:
         arrays = {"eeg": (4, 3), "similarity": (4, 4)}
         arrays = {
             name: rng.standard_normal(shape).astype(np.float32) for name, shape in arrays.items()
         }
-        return Scored(
+        return SubjectResult(
             "pooled", seed, subject, 3, False, 14.3, np.full((4, 3), seed, np.float32), **arrays
         )
 
@@ -43,7 +43,7 @@ def test_what_is_written_is_read(similarities, tmp_path):
     read = read_similarities(tmp_path / "evaluation.h5")
     assert read.made_with == similarities.made_with
     assert (read.image_ids == similarities.image_ids).all()
-    for one, other in zip(read.scored, similarities.scored, strict=True):
+    for one, other in zip(read.results, similarities.results, strict=True):
         one, other = (dataclasses.asdict(scored) for scored in (one, other))
         for name, value in other.items():
             assert np.array_equal(one[name], value), name

@@ -8,11 +8,11 @@ from study_grid import FACTS, answer, cells, draw, names, trials
 
 from pipeline.compare.comparison import compare
 from pipeline.errors import InputError
-from pipeline.evaluate.similarities import Scored, Similarities
+from pipeline.evaluate.similarities import Similarities, SubjectResult
 from pipeline.evaluate.statistics import holm
 from pipeline.params import read_params
 from pipeline.sections import Evaluate
-from pipeline.study.results import Answer, Cell, Failure
+from pipeline.study.results import Cell, Failure, TrialResult
 from pipeline.study.summary import summarise
 
 PARAMETERS = Evaluate(
@@ -27,7 +27,7 @@ def first(n: int) -> np.ndarray:
 
 def certain(
     of: list[Cell], gains: list[int], n_subjects: int = 8, seeds: tuple[int, ...] = (1, 2, 3)
-) -> list[Answer]:
+) -> list[TrialResult]:
     """In cell i the aligned encoder has gains[i] of 20 images more, of some 8; one more or less by subject and seed."""
     return [
         answer(
@@ -42,12 +42,12 @@ def certain(
 
 
 def summary_of(
-    answers: list[Answer], failures: list[Failure] | None = None, **facts: object
+    answers: list[TrialResult], failures: list[Failure] | None = None, **facts: object
 ) -> dict:
     return summarise(answers, failures or [], FACTS | facts, PARAMETERS, 0)[0]
 
 
-def broken(answers: list[Answer], **of: object) -> list[Answer]:
+def broken(answers: list[TrialResult], **of: object) -> list[TrialResult]:
     """The same with the runs whose cell, encoder, fold or seed is `of` collapsed."""
     return [
         dataclasses.replace(one, collapsed=True)
@@ -116,7 +116,7 @@ def test_a_cell_says_what_compare_says():
                 + 0.5 * random.standard_normal((N, N))
                 + 0.2 * (trial.encoder == "aligned")
             )
-            one = Scored(
+            one = SubjectResult(
                 trial.fold,
                 trial.seed,
                 subject,

@@ -17,7 +17,7 @@ from pipeline.evaluate.scoring import score
 from pipeline.params import read_params
 from pipeline.preprocess.recordings import read_split
 from pipeline.sections import Runs, Study, Train
-from pipeline.study.results import Answer
+from pipeline.study.results import TrialResult
 from pipeline.study.trials import plan_study, run_study
 from pipeline.train.model import load_model
 from pipeline.train.runs import Source, embeddings_of, sources, train_all
@@ -101,7 +101,7 @@ def test_the_grid(data):
 
 def run(
     data: Path, where: Runs, parameters: Train | None = None, **changes: object
-) -> list[Answer]:
+) -> list[TrialResult]:
     eeg = sources(data / "eeg")
     answers, failures = run_study(
         plan_study(study(**changes), 1, list(eeg), KINDS),
@@ -140,8 +140,8 @@ def test_a_run_of_a_study_is_that_of_the_train_and_evaluate_stages(
     assert len(outcomes) == len(answers) == 2
     order = np.argsort(axes.image_ids)
     for outcome in outcomes:
-        answer = answers[outcome.scored.fold, outcome.scored.subject]
-        assert answer.selected_epoch == outcome.scored.selected_epoch
+        answer = answers[outcome.result.fold, outcome.result.subject]
+        assert answer.selected_epoch == outcome.result.selected_epoch
         for name, values in outcome.whole.items():
             np.testing.assert_allclose(
                 answer.queries[name], values[order], rtol=1e-5, atol=1e-6, err_msg=name
@@ -152,7 +152,7 @@ def test_nothing_is_run_twice(data, workers, cache):
     def kept() -> dict[Path, int]:
         return {path: path.stat().st_mtime_ns for path in cache.glob("study/*.h5")}
 
-    def told(answers: list[Answer]) -> dict[object, bytes]:
+    def told(answers: list[TrialResult]) -> dict[object, bytes]:
         return {(one.trial, one.subject): one.queries["nice_loss"].tobytes() for one in answers}
 
     first, before = told(run(data, workers)), kept()

@@ -1,8 +1,8 @@
-"""Two evaluations that differ in one thing, such as the image encoder: the paired difference, and how sure it is.
+"""Two evaluations that differ in one factor, such as the image encoder: the paired difference.
 
-What interval and p take in is told by `differences`. The question is asked of top-1, as settled beforehand; the
-p-values of the other metrics are not corrected for their number. How often this claims what is not there, and misses
-what is: benchmarks/calibration.py.
+What interval and p are over is told in `differences`. The question is asked of top-1, as decided
+before any result; the p-values of the other metrics are not corrected for their number. The rates
+of false and of missed claims: benchmarks/calibration.py.
 """
 
 import fnmatch
@@ -12,19 +12,24 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.compare.differences import ALPHA, Tested, pair
+from pipeline.compare.differences import ALPHA, RunKey, paired_difference
 from pipeline.errors import InputError
-from pipeline.evaluate.similarities import Scored, Similarities
+from pipeline.evaluate.similarities import Queries, Similarities, SubjectResult
 from pipeline.evaluate.statistics import draw_resamples, mean_by_subject
 from pipeline.retrieval import weigh_queries
 from pipeline.sections import Evaluate
 
-# What two evaluations may differ in, and the facts that follow from it, the first of which names the sides.
-MAY_DIFFER = {
+# The factors of a comparison, and for each the facts of an evaluation that may differ with it
+# (patterns of fnmatch). The values of the first fact name the two sides.
+FACTORS = {
     "encoder": ("encoder", "alignment"),
     "alignment": ("alignment",),
-    "backbone": ("backbone", "settings.embeddings.backbone", "settings.embeddings.checkpoint*")
-    + ("settings.embeddings.preprocessing",),
+    "backbone": (
+        "backbone",
+        "settings.embeddings.backbone",
+        "settings.embeddings.checkpoint*",
+        "settings.embeddings.preprocessing",
+    ),
     "block": ("block", "mixed_blocks", "settings.train.block"),
     "mixed blocks": ("mixed_blocks",),
     "views": (
@@ -41,98 +46,144 @@ ONE_SEED = (
     "Another seed alone moves top-1 by some 2 points in simulations, more with other recipes "
     "(docs/protocols.md, Seeds): `make compare SEEDS=5` trains five."
 )
-COSINE_EDGES = np.linspace(-1, 1, 41).round(2)
+COSINE_EDGES = np.linspace(-1, 1, 41).round(2)  # of the bins of the cosine histograms
 
 
 def compare(
     baseline: Similarities, other: Similarities, parameters: Evaluate, seed: int
 ) -> dict[str, Any]:
-    """The comparison as plain data; every difference is other - baseline, of encoders always aligned - unaligned.
+    """The comparison as plain data.
 
-    The sides are called by their values of the one thing in which they differ, such as `unaligned` and `aligned`. Pairs
-    of which one run collapsed are left out, and then nothing is claimed. InputError where the two differ in nothing, in
-    more than one thing of `MAY_DIFFER` or in anything else.
+    Every difference is other - baseline; of image encoders it is always aligned - unaligned. The
+    sides are called by their values of the factor, such as `unaligned` and `aligned`. A pair of
+    runs is left out if one of them collapsed, and then there is no claim.
+
+    Raises InputError if the two evaluations differ in nothing, in more than one of FACTORS, or in
+    anything else.
     """
-    thing, names = _what_differs(_facts(baseline), _facts(other))
-    sides = dict(zip(names, (baseline, other), strict=True))
-    if thing == "encoder":
-        sides = {name: sides[name] for name in sorted(names, reverse=True)}
-    runs = {
-        name: {(s.fold, s.seed, s.subject): s for s in side.scored} for name, side in sides.items()
+    factor, labels = _find_factor(_facts(baseline), _facts(other))
+    sides = dict(zip(labels, (baseline, other), strict=True))
+    if factor == "encoder":
+        sides = {label: sides[label] for label in sorted(labels, reverse=True)}
+
+    dropped = ("settings", *FACTORS[factor])
+    made_with = other.made_with
+    n_way = len(other.image_ids)
+    comparison: dict[str, Any] = {
+        key: value for key, value in made_with.items() if key not in dropped
     }
-    whole = sorted(
-        key for key in runs[names[0]] if not any(of[key].collapsed for of in runs.values())
-    )
-    made_with, n_way = other.made_with, len(other.image_ids)
-    own = ("settings", *MAY_DIFFER[thing])
-    result: dict[str, Any] = {key: value for key, value in made_with.items() if key not in own} | {
-        "differs_in": thing,
-        **dict(zip(("baseline", "other"), sides, strict=True)),
+    comparison |= {"differs_in": factor}
+    comparison |= dict(zip(("baseline", "other"), sides, strict=True))
+    comparison |= {
         "n_way": n_way,
         "chance_top1": 1 / n_way,
-        "subjects": sorted({scored.subject for scored in other.scored}),
-        "seeds": sorted({scored.seed for scored in other.scored}),
-        "runs": _runs(other.scored),
+        "subjects": sorted({result.subject for result in other.results}),
+        "seeds": sorted({result.seed for result in other.results}),
+        "runs": _runs(other.results),
         "collapsed": {
-            name: _runs(s for s in side.scored if s.collapsed) for name, side in sides.items()
+            label: _runs(result for result in side.results if result.collapsed)
+            for label, side in sides.items()
         },
     }
-    if whole:
-        kept = {name: [of[key] for key in whole] for name, of in runs.items()}
-        result |= _differences(kept, other, parameters, seed)
-        histograms = {name: cosine_histograms(scored) for name, scored in kept.items()}
-        result["cosines"] = {"edges": COSINE_EDGES.tolist()} | histograms
-    return _answer(result) | result | {"settings": made_with["settings"]}
+
+    pairs = _whole_pairs(sides)
+    if pairs[labels[0]]:
+        comparison |= _differences(pairs, other, parameters, seed)
+        histograms = {
+            label: cosine_histograms(list(results.values())) for label, results in pairs.items()
+        }
+        comparison["cosines"] = {"edges": COSINE_EDGES.tolist()} | histograms
+
+    verdict, sentence = _verdict(comparison)
+    answer = {"answer": sentence + warning_sentences(comparison), "verdict": verdict}
+    return answer | comparison | {"settings": made_with["settings"]}
 
 
-def _runs(scored: Iterable[Scored]) -> list[str]:
-    return sorted({one.run for one in scored})
+def _runs(results: Iterable[SubjectResult]) -> list[str]:
+    return sorted({result.run for result in results})
+
+
+def _whole_pairs(sides: Mapping[str, Similarities]) -> dict[str, dict[RunKey, SubjectResult]]:
+    """The results of each side in order of their key, without pairs with a collapsed run."""
+    results = {
+        label: {(result.fold, result.seed, result.subject): result for result in side.results}
+        for label, side in sides.items()
+    }
+    collapsed = {
+        key for side in results.values() for key, result in side.items() if result.collapsed
+    }
+    keys = sorted(key for key in next(iter(results.values())) if key not in collapsed)
+    return {label: {key: side[key] for key in keys} for label, side in results.items()}
 
 
 def _facts(side: Similarities) -> dict[str, Any]:
-    """All that two evaluations should have in common, but for one thing."""
-    return _flat(side.made_with) | {
-        "subjects": sorted({scored.subject for scored in side.scored}),
-        "runs": _runs(side.scored),
+    """All that two evaluations must have in common, except for the factor."""
+    return _flatten(side.made_with) | {
+        "subjects": sorted({result.subject for result in side.results}),
+        "runs": _runs(side.results),
         "n_way": len(side.image_ids),
         "the test images": side.image_ids.tolist(),
     }
 
 
-def _what_differs(first: dict[str, Any], second: dict[str, Any]) -> tuple[str, tuple[str, str]]:
-    """The one thing, and what each side is called."""
+def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dictionaries as one, with keys such as `settings.train.epochs`."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def _find_factor(first: dict[str, Any], second: dict[str, Any]) -> tuple[str, tuple[str, str]]:
+    """The factor in which two evaluations differ, and the label of each.
+
+    Raises InputError if they differ in nothing, in two factors or in anything else.
+    """
     differing = [name for name in first | second if first.get(name) != second.get(name)]
-    things: dict[str, str] = {}
-    for thing, patterns in MAY_DIFFER.items():
-        found = fnmatch.filter(differing, patterns[0])
-        if found and not any(
-            patterns[0] in MAY_DIFFER[of] for of in things
-        ):  # else it follows from that one
-            things[thing] = found[0]
+    factors = _differing_factors(differing)
+
     if not differing:
         raise InputError("the two evaluations differ in nothing: give two that differ in one thing")
-    if len(things) > 1:
+    if len(factors) > 1:
         raise InputError(
-            f"the two evaluations differ in {' and '.join(things)}: compare one thing at a time"
+            f"the two evaluations differ in {' and '.join(factors)}: compare one thing at a time"
         )
-    if not things:
+    if not factors:
         raise InputError(
-            f"the two evaluations differ in {_told(differing[0], first, second)}: they may differ in one of "
-            f"{', '.join(MAY_DIFFER)}, and in nothing else: make both again alike in it"
+            f"the two evaluations differ in {_describe_fact(differing[0], first, second)}: they "
+            f"may differ in one of {', '.join(FACTORS)}, and in nothing else: make both again "
+            "alike in it"
         )
-    [(thing, fact)] = things.items()
+
+    [(factor, fact)] = factors.items()
     labels = _label(first.get(fact)), _label(second.get(fact))
-    follows = {name for pattern in MAY_DIFFER[thing] for name in fnmatch.filter(differing, pattern)}
     for name in differing:
-        if name not in follows:
+        if not any(fnmatch.fnmatch(name, pattern) for pattern in FACTORS[factor]):
             raise InputError(
-                f"the two evaluations ({' and '.join(labels)}) differ in {_told(name, first, second)} too, and so not "
-                f"in the {thing} alone: train and evaluate both alike but for that, as `make compare` does"
+                f"the two evaluations ({' and '.join(labels)}) differ in "
+                f"{_describe_fact(name, first, second)} too, and so not in the {factor} alone: "
+                "train and evaluate both alike but for that, as `make compare` does"
             )
-    return thing, labels
+    return factor, labels
 
 
-def _told(name: str, first: dict[str, Any], second: dict[str, Any]) -> str:
+def _differing_factors(differing: list[str]) -> dict[str, str]:
+    """The factors among the facts that differ, each with the fact that names the sides."""
+    factors: dict[str, str] = {}
+    for factor, (pattern, *_) in FACTORS.items():
+        matches = fnmatch.filter(differing, pattern)
+
+        # `alignment`, for example, differs with `encoder`: it is then no factor of its own.
+        follows = any(pattern in FACTORS[earlier] for earlier in factors)
+        if matches and not follows:
+            factors[factor] = matches[0]
+    return factors
+
+
+def _describe_fact(name: str, first: dict[str, Any], second: dict[str, Any]) -> str:
     return name if name == "the test images" else f"{name} ({first.get(name)}; {second.get(name)})"
 
 
@@ -140,123 +191,141 @@ def _label(value: object) -> str:
     return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= (
-            _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-        )
-    return flat
-
-
 def _differences(
-    kept: dict[str, list[Scored]], of: Similarities, parameters: Evaluate, seed: int
+    pairs: Mapping[str, Mapping[RunKey, SubjectResult]],
+    other: Similarities,
+    parameters: Evaluate,
+    seed: int,
 ) -> dict[str, Any]:
-    """Metrics of both sides and their paired difference: overall, by subject, and top-1 by image."""
-    sides = {
-        name: [Tested(one.fold, one.seed, one.subject, one.queries()) for one in scored]
-        for name, scored in kept.items()
+    """Metrics of both sides and their paired difference, by subject too, and top-1 by image."""
+    queries = {
+        label: {key: result.queries() for key, result in results.items()}
+        for label, results in pairs.items()
     }
-    n_subjects = len({one.subject for scored in kept.values() for one in scored})
-    resamples = draw_resamples(n_subjects, len(of.image_ids), parameters.resamples, seed)
-    left_out_in_turn = of.made_with["protocol"] == "leave-one-subject-out"
-    paired = pair(
-        sides, resamples, partial(weigh_queries, top_k=parameters.top_k), left_out_in_turn
+    n_subjects = len({result.subject for results in pairs.values() for result in results.values()})
+    paired = paired_difference(
+        queries,
+        draw_resamples(n_subjects, len(other.image_ids), parameters.resamples, seed),
+        partial(weigh_queries, top_k=parameters.top_k),
+        left_out_in_turn=other.made_with["protocol"] == "leave-one-subject-out",
     )
+
+    subjects = next(iter(paired.by_subject.values())).index
+    per_subject = [
+        {"subject": subject}
+        | {label: table.loc[subject].to_dict() for label, table in paired.by_subject.items()}
+        for subject in subjects
+    ]
+    per_image = {
+        "image_ids": other.image_ids.tolist(),
+        "things_concept": other.things_concept.tolist(),
+    }
+    per_image |= {label: {"top1_acc": _top1_by_image(side)} for label, side in queries.items()}
+
     return {
         "metrics": paired.metrics,
         "ci95_over": paired.over,
         "n_resamples": parameters.resamples,
-        "per_subject": [
-            {"subject": subject}
-            | {name: table.loc[subject].to_dict() for name, table in paired.by_subject.items()}
-            for subject in paired.by_subject[next(iter(sides))].index
-        ],
-        "per_image": {
-            "image_ids": of.image_ids.tolist(),
-            "things_concept": of.things_concept.tolist(),
-        }
-        | {name: {"top1_acc": _by_image(tested)} for name, tested in sides.items()},
+        "per_subject": per_subject,
+        "per_image": per_image,
     }
 
 
-def _by_image(tested: list[Tested]) -> list[float]:
-    """The share of seeds, then of subjects, that have the image first, (N,)."""
-    right = mean_by_subject(
-        [one.subject for one in tested], [one.queries["rank"] == 1 for one in tested]
-    )
-    return right.mean(0).tolist()
+def _top1_by_image(queries: Mapping[RunKey, Queries]) -> list[float]:
+    """Top-1 accuracy of each image, (N,): the mean over seeds, then over subjects."""
+    subjects = [subject for _, _, subject in queries]
+    correct = mean_by_subject(subjects, [values["rank"] == 1 for values in queries.values()])
+    return correct.mean(0).tolist()
 
 
-def cosine_histograms(kept: list[Scored]) -> dict[str, list[int]]:
-    """How many cosines of matching and of differing pairs lie between the edges, over all runs and subjects."""
-    match = np.eye(len(kept[0].similarity), dtype=bool)
+def cosine_histograms(results: list[SubjectResult]) -> dict[str, list[int]]:
+    """The number of matched and of mismatched pairs in each bin of COSINE_EDGES, over all runs."""
+    match = np.eye(len(results[0].similarity), dtype=bool)
     counts = {}
     for name, pairs in (("matched", match), ("mismatched", ~match)):
-        cosines = np.concatenate([scored.similarity[pairs] for scored in kept]).clip(-1, 1)
+        cosines = np.concatenate([result.similarity[pairs] for result in results]).clip(-1, 1)
         counts[name] = np.histogram(cosines, COSINE_EDGES)[0].tolist()
     return counts
 
 
-def _answer(result: dict[str, Any]) -> dict[str, str]:
-    """One sentence on what was found and how sure it is, and its verdict in a word or two."""
-    verdict, sentence = _verdict(result)
-    return {"answer": sentence + provisos(result), "verdict": verdict}
-
-
-def provisos(about: Mapping[str, Any]) -> str:
-    """What has to be told beside any claim, from `selected_on` and `synthetic`."""
-    told = ""
-    if about["selected_on"] == "test":
-        told += " The epochs were selected on the test set, which flatters both."
-    if about["synthetic"]:
-        told += " The data are synthetic: this shows that the pipeline works and means nothing about brains."
-    return told
-
-
-def _verdict(result: dict[str, Any]) -> tuple[str, str]:
-    thing, baseline, other = (result[key] for key in ("differs_in", "baseline", "other"))
-    collapsed = {side: len(runs) for side, runs in result["collapsed"].items()}
-    if any(collapsed.values()):
-        told = " and ".join(f"{n} {side}" for side, n in collapsed.items() if n)
-        return (
-            "no claim",
-            f"No claim can be made: of {len(result['runs'])} runs of each {thing}, {told} collapsed.",
+def warning_sentences(facts: Mapping[str, Any]) -> str:
+    """The sentences that must stand beside any claim, from `selected_on` and `synthetic`."""
+    sentences = ""
+    if facts["selected_on"] == "test":
+        sentences += " The epochs were selected on the test set, which flatters both."
+    if facts["synthetic"]:
+        sentences += (
+            " The data are synthetic: this shows that the pipeline works and means nothing about "
+            "brains."
         )
-    top1, over, n_seeds = result["metrics"]["top1_acc"], result["ci95_over"], len(result["seeds"])
-    found = (
+    return sentences
+
+
+def _verdict(comparison: dict[str, Any]) -> tuple[str, str]:
+    """The verdict in a word or two, and a sentence with the figures behind it."""
+    collapsed = {side: len(runs) for side, runs in comparison["collapsed"].items()}
+    if any(collapsed.values()):
+        numbers = " and ".join(f"{n} {side}" for side, n in collapsed.items() if n)
+        return "no claim", (
+            f"No claim can be made: of {len(comparison['runs'])} runs of each "
+            f"{comparison['differs_in']}, {numbers} collapsed."
+        )
+
+    baseline = comparison["baseline"]
+    other = comparison["other"]
+    top1 = comparison["metrics"]["top1_acc"]
+    over = comparison["ci95_over"]
+    figures = (
         f"top-1 {100 * top1[other]:.1f} % against {100 * top1[baseline]:.1f} %, "
         f"{100 * top1['difference']:+.1f} points"
     )
-    made = (
-        f"{result['n_way']}-way, {result['protocol']}, {count(len(result['subjects']), 'subject')}, "
-        f"{count(n_seeds, 'seed')}"
+    design = (
+        f"{comparison['n_way']}-way, {comparison['protocol']}, "
+        f"{count(len(comparison['subjects']), 'subject')}, "
+        f"{count(len(comparison['seeds']), 'seed')}"
     )
     low, high = (100 * end for end in top1["ci95" if over else "ci95_these_models"])
+    interval = f"95 % interval {low:+.1f} to {high:+.1f}"
     if not over:
         return "no claim", (
-            f"No claim can be made from one seed: {found} (95 % interval {low:+.1f} to {high:+.1f} over test images, "
-            f"for these models alone; {made}). {ONE_SEED}"
+            f"No claim can be made from one seed: {figures} ({interval} over test images, "
+            f"for these models alone; {design}). {ONE_SEED}"
         )
-    shown = top1["p"] <= ALPHA
-    verdict = ("better" if top1["difference"] > 0 else "worse") if shown else "no difference shown"
-    if thing == "encoder":
-        said = (
-            f"the {other} encoder decodes {verdict}"
-            if shown
-            else "no difference between the encoders is shown"
-        )
-    elif shown:
-        said = f"with the {thing} {other} decoding is {verdict} than with {baseline}"
-    else:
-        said = f"no difference between the {thing} {other} and {baseline} is shown"
-    if "subjects" not in over:
-        n = len(result["subjects"])
-        said = f"in {'this' if n == 1 else 'these'} {count(n, 'subject')}, too few to speak for others, {said}"
-    varies = ", ".join(over[:-1]) + f" and {over[-1]}"
-    interval = f"95 % interval {low:+.1f} to {high:+.1f}"
-    sentence = f"{said}: {found} ({interval} and p = {top1['p']:.3g} over {varies}; {made})."
+
+    verdict = "no difference shown"
+    if top1["p"] <= ALPHA:
+        verdict = "better" if top1["difference"] > 0 else "worse"
+    claim = _claim(comparison, verdict)
+    factors = ", ".join(over[:-1]) + f" and {over[-1]}"
+    sentence = f"{claim}: {figures} ({interval} and p = {top1['p']:.3g} over {factors}; {design})."
     return verdict, sentence[0].upper() + sentence[1:]
+
+
+def _claim(comparison: dict[str, Any], verdict: str) -> str:
+    """The verdict as a clause, for these subjects alone where they are too few."""
+    factor = comparison["differs_in"]
+    baseline = comparison["baseline"]
+    other = comparison["other"]
+    significant = verdict in ("better", "worse")
+
+    if factor == "encoder" and significant:
+        claim = f"the {other} encoder decodes {verdict}"
+    elif factor == "encoder":
+        claim = "no difference between the encoders is shown"
+    elif significant:
+        claim = f"with the {factor} {other} decoding is {verdict} than with {baseline}"
+    else:
+        claim = f"no difference between the {factor} {other} and {baseline} is shown"
+
+    if "subjects" not in comparison["ci95_over"]:
+        claim = limit_to_subjects(claim, len(comparison["subjects"]))
+    return claim
+
+
+def limit_to_subjects(claim: str, n_subjects: int) -> str:
+    """A claim about too few subjects, limited to them."""
+    these = "this" if n_subjects == 1 else "these"
+    return f"in {these} {count(n_subjects, 'subject')}, too few to speak for others, {claim}"
 
 
 def count(n: int, noun: str) -> str:

@@ -1,12 +1,15 @@
-"""The paired difference of two sets of runs, and how sure it is.
+"""The paired difference of two sets of runs, with its 95 % interval and p.
 
-What varies besides the one thing in which the two differ is seeds, subjects and test images, and interval and p take in
-all that the runs can tell of them. A model trained on several subjects moves them all together, so that subjects cannot
-stand for seeds: without several seeds nothing is claimed. Models of one subject each vary from subject to subject,
-seeds included. How often a claim that rests on this is wrong: benchmarks/calibration.py.
+Besides the factor of the comparison, three things vary: seeds, subjects and test images. Interval
+and p are over all of them that the runs can tell about. A model that is trained on several
+subjects moves all of them together, so subjects cannot stand for seeds: with one seed there is no
+claim. Where each subject has models of its own, the spread over subjects includes the seeds. How
+often a claim that rests on this is wrong: benchmarks/calibration.py.
+
+Axes: R runs and subjects tested, B resamples, S subjects, N test images.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,29 +25,24 @@ from pipeline.evaluate.statistics import (
     variance_of_mean,
 )
 
-ALPHA = 0.05
-LEAST_SUBJECTS = 6  # fewer speak for themselves only
+ALPHA = 0.05  # a difference with a p of at most this is claimed
+MIN_SUBJECTS = 6  # with fewer, the result is not generalised to other subjects
 
-# Queries of N images and counts (B, N) in, (B,) by metric out, such as `retrieval.weigh_queries`.
-Weigh = Callable[[Queries, np.ndarray], dict[str, np.ndarray]]
+RunKey = tuple[str, int, str]  # fold, seed and subject of one model on one subject's test EEG
 
-
-@dataclass(frozen=True)
-class Tested:
-    """One trained model on one subject's test EEG."""
-
-    fold: str
-    seed: int
-    subject: str
-    queries: Queries
+# From queries of N images and counts (B, N) to metrics (B,) by name, as `weigh_queries`.
+WeighQueries = Callable[[Queries, np.ndarray], dict[str, np.ndarray]]
 
 
 @dataclass(frozen=True)
-class Paired:
-    """Of each metric both sides' means, their difference, its 95 % interval and p; and what the last two are over.
+class PairedDifference:
+    """The metrics of both sides, their difference, its 95 % interval and p.
 
-    `ci95` and `p` are None where `over` is empty, no claim then; `ci95_these_models` is over test images alone.
-    `by_subject` has a row a subject and a column a metric, the mean over that subject's runs, for each side.
+    `over` names what interval and p are over. If it is empty, there is no claim, and `ci95` and
+    `p` are None in each metric. `ci95_these_models` is over test images alone.
+
+    `by_subject` has for each side a table with a row a subject and a column a metric: means over
+    the runs of that subject.
     """
 
     over: list[str]
@@ -52,79 +50,99 @@ class Paired:
     by_subject: dict[str, pd.DataFrame]
 
 
-def pair(
-    sides: Mapping[str, Sequence[Tested]],
+def paired_difference(
+    sides: Mapping[str, Mapping[RunKey, Queries]],
     resamples: Resamples,
-    weigh: Weigh,
+    weigh: WeighQueries,
     left_out_in_turn: bool = False,
-) -> Paired:
-    """The second side minus the first one, each under its name; both hold the same folds, seeds and subjects in order.
+) -> PairedDifference:
+    """The second side minus the first one.
 
-    `resamples` are of these S subjects and of the N test images, `left_out_in_turn` as in `variance_of_mean`.
+    Both sides have the same keys in the same order. `resamples` are of their S subjects and of the
+    N test images; `left_out_in_turn` is that of `variance_of_mean`.
     """
     baseline, other = sides
-    runs = pd.DataFrame(
-        [{"fold": one.fold, "seed": one.seed, "subject": one.subject} for one in sides[other]]
-    )
-    subjects, n_images = runs["subject"].tolist(), resamples.images.shape[1]
-    points, resampled = {}, {}
-    for name, tested in sides.items():
-        once = [weigh(one.queries, np.ones((1, n_images))) for one in tested]
-        weighed = [weigh(one.queries, resamples.images) for one in tested]
-        points[name] = pd.DataFrame(
-            [{metric: float(value[0]) for metric, value in one.items()} for one in once]
+    runs = pd.DataFrame(list(sides[other]), columns=["fold", "seed", "subject"])
+    once = np.ones((1, resamples.images.shape[1]))
+
+    points: dict[str, pd.DataFrame] = {}  # metrics of each run, R rows
+    resampled: dict[str, dict[str, np.ndarray]] = {}  # by metric, (S, B) each
+    for side, queries in sides.items():
+        metrics = [weigh(values, once) for values in queries.values()]
+        points[side] = pd.DataFrame(
+            [{name: float(value[0]) for name, value in of_run.items()} for of_run in metrics]
         )
-        resampled[name] = {
-            m: mean_by_subject(subjects, [one[m] for one in weighed]) for m in weighed[0]
-        }  # (S, B)
-    by_subject = {name: table.groupby(runs["subject"]).mean() for name, table in points.items()}
-    over, these = varies(runs), resamples.with_fixed_subjects()
-    metrics: dict[str, dict[str, Any]] = {}
-    for metric in resampled[other]:
-        in_resamples = resampled[other][metric] - resampled[baseline][metric]  # (S, B)
-        values = {name: table[metric] for name, table in by_subject.items()}
-        difference = values[other] - values[baseline]  # (S,)
-        parts = {
-            "test images": [Variance(float(in_resamples.mean(0).var(ddof=1)), n_images - 1)],
+        resampled[side] = _resample_subjects(runs, queries, resamples, weigh)
+    by_subject = {side: table.groupby(runs["subject"]).mean() for side, table in points.items()}
+
+    over = factors_of_interval(runs)
+    compared: dict[str, dict[str, Any]] = {}
+    for name in resampled[other]:
+        means = {side: table[name] for side, table in by_subject.items()}  # (S,) each
+        difference = means[other] - means[baseline]  # (S,)
+        in_resamples = resampled[other][name] - resampled[baseline][name]  # (S, B)
+
+        variances = {
+            "test images": [Variance(float(in_resamples.mean(0).var(ddof=1)), once.size - 1)],
             "subjects": [variance_of_mean(difference.to_numpy(), left_out_in_turn)],
             "seeds": [
-                part for table in points.values() for part in _over_seeds(runs, table[metric])
+                part for table in points.values() for part in _seed_variances(runs, table[name])
             ],
         }
-        interval, p = t_test(
-            float(difference.mean()), [part for what in over for part in parts[what]]
-        )
-        metrics[metric] = {name: float(value.mean()) for name, value in values.items()} | {
+        parts = [part for factor in over for part in variances[factor]]
+        interval, p = t_test(float(difference.mean()), parts)
+
+        compared[name] = {side: float(values.mean()) for side, values in means.items()}
+        compared[name] |= {
             "difference": float(difference.mean()),
             "ci95": interval if over else None,
-            "ci95_these_models": these.interval(in_resamples.T),
+            "ci95_these_models": resamples.with_fixed_subjects().interval(in_resamples.T),
             "p": p if over else None,
         }
-    return Paired(over, metrics, by_subject)
+    return PairedDifference(over, compared, by_subject)
 
 
-def varies(runs: pd.DataFrame) -> list[str]:
-    """What interval and p are over, from the fold, seed and subject of each run; nothing if that carries no claim.
+def _resample_subjects(
+    runs: pd.DataFrame,
+    queries: Mapping[RunKey, Queries],
+    resamples: Resamples,
+    weigh: WeighQueries,
+) -> dict[str, np.ndarray]:
+    """Each metric of each subject in each resample of the images, (S, B)."""
+    weighed = [weigh(values, resamples.images) for values in queries.values()]
+    subjects = runs["subject"].tolist()
+    return {
+        name: mean_by_subject(subjects, [metrics[name] for metrics in weighed])
+        for name in weighed[0]
+    }
 
-    Where each subject has models of its own, trained from seeds of their own, what varies from subject to subject
-    holds the seeds already.
+
+def factors_of_interval(runs: pd.DataFrame) -> list[str]:
+    """What interval and p are over; empty if the runs allow no claim.
+
+    `runs` has the columns fold, seed and subject. Where each subject has models of its own, with
+    seeds of their own, the spread over subjects already includes the seeds.
     """
     several_seeds = runs.groupby("fold")["seed"].nunique().min() > 1
     models_are_shared = runs.groupby("fold")["subject"].nunique().max() > 1
-    if runs["subject"].nunique() >= LEAST_SUBJECTS and (several_seeds or not models_are_shared):
-        return (
-            ["seeds", "subjects", "test images"]
-            if models_are_shared
-            else ["subjects", "test images"]
-        )
+    enough_subjects = runs["subject"].nunique() >= MIN_SUBJECTS
+
+    if enough_subjects and not models_are_shared:
+        return ["subjects", "test images"]
+    if enough_subjects and several_seeds:
+        return ["seeds", "subjects", "test images"]
     return ["seeds", "test images"] if several_seeds else []
 
 
-def _over_seeds(runs: pd.DataFrame, values: pd.Series) -> list[Variance]:
-    """What the seeds of each fold add to the variance of the mean over all subjects of one side's values (R,)."""
+def _seed_variances(runs: pd.DataFrame, values: pd.Series) -> list[Variance]:
+    """What the seeds of each fold add to the variance of one side's mean over all subjects.
+
+    `values` (R,) are the values of one metric on that side.
+    """
     parts = []
     for _, fold in runs.groupby("fold"):
         weight = fold["subject"].nunique() / runs["subject"].nunique()
-        of_fold = variance_of_mean(values[fold.index].groupby(fold["seed"]).mean().to_numpy())
-        parts.append(Variance(weight**2 * of_fold.value, of_fold.df))
+        by_seed = values[fold.index].groupby(fold["seed"]).mean().to_numpy()
+        variance = variance_of_mean(by_seed)
+        parts.append(Variance(weight**2 * variance.value, variance.df))
     return parts

@@ -1,17 +1,20 @@
 """Metrics of the runs of a protocol: per subject, their means with intervals, and the curves.
 
-Every figure is a mean over the test images, then over the seeds of a subject, then over subjects, and its interval is
-that of `statistics.Resamples`. Seeds are no part of it, but where each subject has models of its own; their spread
-stands beside it. Collapsed runs are left out, unless all are.
+Every figure is a mean over the test images, then over the seeds of a subject, then over subjects.
+Its interval is that of `statistics.Resamples`. The interval ignores seeds, except where each
+subject has models of its own: there seeds are part of the spread over subjects. The spread over
+seeds is reported separately. Collapsed runs are left out, unless all runs collapsed.
+
+Axes: R runs and subjects tested, B resamples, S subjects, N test images, V points of a curve.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from pipeline.evaluate.scoring import Axes, Outcome
+from pipeline.evaluate.scoring import Scores, SharedAxes
 from pipeline.evaluate.similarities import Queries
 from pipeline.evaluate.statistics import (
     Resamples,
@@ -25,38 +28,47 @@ from pipeline.train.model import Notes
 
 
 def tabulate(
-    outcomes: list[Outcome],
-    axes: Axes,
+    scores: list[Scores],
+    axes: SharedAxes,
     made_with: Mapping[str, Any],
     parameters: Evaluate,
     seed: int,
 ) -> tuple[dict[str, Any], dict[str, pd.DataFrame]]:
-    """The summary with 95 % intervals, and the tables by the name of their file.
+    """The summary with 95 % intervals, and the tables by the stem of their file's name.
 
-    `made_with` stands in the summary too; of it only `protocol` is read.
+    `made_with` is copied into the summary; only its `protocol` is read here.
     """
     n_images = len(axes.image_ids)
-    metrics = [_metrics(one, parameters) for one in outcomes]
-    table = _per_subject(outcomes, metrics, draw_resamples(1, n_images, parameters.resamples, seed))
-    kept = [one for one in outcomes if not one.scored.collapsed] or outcomes
-    n_subjects = len({one.scored.subject for one in kept})
+    metrics = [_metrics(score, parameters) for score in scores]
+    one_subject = draw_resamples(1, n_images, parameters.resamples, seed)
+    per_subject = _per_subject(scores, metrics, one_subject)
+
+    # Curves and intervals are of the runs that did not collapse, as are the means.
+    valid = [score for score in scores if not score.result.collapsed] or scores
+    n_subjects = len({score.result.subject for score in valid})
     resamples = draw_resamples(n_subjects, n_images, parameters.resamples, seed)
     tables = {
-        "per_subject": table,
-        "top_k": _top_k(kept, resamples),
-        "n_way": _n_way(kept, resamples, parameters),
-        "repetitions": _repetitions(kept, resamples, axes, parameters),
-        "time_course": _time_course(kept, resamples, axes, parameters),
-        "channels": _channels(kept, resamples, axes),
+        "per_subject": per_subject,
+        "top_k": _top_k(valid, resamples),
+        "n_way": _n_way(valid, resamples, parameters),
+        "repetitions": _repetitions(valid, resamples, axes, parameters),
+        "time_course": _time_course(valid, resamples, axes, parameters),
+        "channels": _channels(valid, resamples, axes),
     }
-    summary = summarise(table, list(metrics[0])) | _intervals(kept, resamples, parameters)
-    runs = pd.DataFrame([{"fold": one.scored.fold, "subject": one.scored.subject} for one in kept])
-    summary |= coverage(runs, made_with["protocol"]) | {"n_resamples": parameters.resamples}
+
+    runs = pd.DataFrame(
+        [{"fold": score.result.fold, "subject": score.result.subject} for score in valid]
+    )
+    summary = summarise_runs(per_subject, list(metrics[0]))
+    summary |= _intervals(valid, resamples, parameters)
+    summary |= describe_interval(runs, made_with["protocol"])
+    summary |= {"n_resamples": parameters.resamples}
     summary |= {"n_way": n_images, "chance_top1": 1 / n_images, **made_with, "seed": seed}
-    return summary | {"n_seeds": table["seed"].nunique()}, tables
+    summary |= {"n_seeds": per_subject["seed"].nunique()}
+    return summary, tables
 
 
-def headline(summary: Mapping[str, Any], top_k: list[int]) -> dict[str, Any]:
+def headline(summary: Mapping[str, Any], top_k: Sequence[int]) -> dict[str, Any]:
     """The dozen figures of a summary that people compare, flat: a column each in `dvc exp show`."""
     names = ["nice_loss", *(f"top{k}_acc" for k in top_k)]
     figures = {name: summary[name] for name in names}
@@ -69,24 +81,26 @@ def headline(summary: Mapping[str, Any], top_k: list[int]) -> dict[str, Any]:
     return figures | {name: summary[name] for name in (*facts, *marks)}
 
 
-def summarise(table: pd.DataFrame, metrics: list[str]) -> dict[str, Any]:
-    """Means over subjects of each subject's mean over seeds, and the spread over both where there are several.
+def summarise_runs(table: pd.DataFrame, metrics: list[str]) -> dict[str, Any]:
+    """The mean of each metric, its spread over subjects and over seeds, and the number of runs.
 
-    `table` has a row a run and tested subject, with columns fold, seed, subject, collapsed and the metrics. Collapsed
-    runs are counted and left out of the means, unless all are.
+    `table` has a row a run and tested subject, with columns fold, seed, subject, collapsed and the
+    metrics. The mean is over subjects, of each subject's mean over seeds. The spreads are standard
+    deviations, given where there are several subjects or seeds. Collapsed runs are counted and
+    left out of the means, unless all runs collapsed.
     """
-    n_runs, n_collapsed = (
-        len(t.groupby(["fold", "seed"])) for t in (table, table[table["collapsed"]])
-    )
+    n_runs = len(table.groupby(["fold", "seed"]))
+    n_collapsed = len(table[table["collapsed"]].groupby(["fold", "seed"]))
     if n_collapsed < n_runs:
         table = table[~table["collapsed"]]
-    by_subject, by_seed = (
-        table.groupby(key).mean(numeric_only=True) for key in ("subject", "seed")
-    )
+
+    by_subject = table.groupby("subject").mean(numeric_only=True)
+    by_seed = table.groupby("seed").mean(numeric_only=True)
     summary: dict[str, Any] = dict(zip(metrics, by_subject[metrics].mean().tolist(), strict=True))
-    for name, groups in (("sd_over_subjects", by_subject), ("sd_over_seeds", by_seed)):
-        if len(groups) > 1:
-            summary[name] = groups[metrics].std(ddof=1).to_dict()
+    for name, means in (("sd_over_subjects", by_subject), ("sd_over_seeds", by_seed)):
+        if len(means) > 1:
+            summary[name] = means[metrics].std(ddof=1).to_dict()
+
     return summary | {
         "n_subjects": len(by_subject),
         "n_runs": n_runs,
@@ -96,65 +110,40 @@ def summarise(table: pd.DataFrame, metrics: list[str]) -> dict[str, Any]:
 
 
 def summarise_block_weights(models: Iterable[Notes]) -> dict[str, Any]:
-    """The mean weight of each block that was mixed, over the runs that did not collapse unless all did, and its spread.
+    """The mean weight of each mixed block over the runs, and its standard deviation.
 
-    Nothing where no blocks were mixed; no spread of a single run.
+    Collapsed runs are left out, unless all runs collapsed. Returns an empty dictionary if the
+    models mix no blocks; of a single run the standard deviation is left out.
     """
     runs = pd.DataFrame(
         [{"collapsed": notes["collapsed"]} | notes["block_weights"] for notes in models]
     )
     collapsed = runs.pop("collapsed").astype(bool)
-    kept = runs if collapsed.all() else runs[~collapsed]
-    if not len(kept.columns):
+    weights = runs if collapsed.all() else runs[~collapsed]
+    if not len(weights.columns):
         return {}
-    spread = {"sd_of_block_weights": kept.std(ddof=1).to_dict()} if len(kept) > 1 else {}
-    return {"block_weights": kept.mean().to_dict()} | spread
+
+    summary = {"block_weights": weights.mean().to_dict()}
+    if len(weights) > 1:
+        summary["sd_of_block_weights"] = weights.std(ddof=1).to_dict()
+    return summary
 
 
-def _metrics(one: Outcome, parameters: Evaluate) -> dict[str, float]:
-    weighed = weigh_queries(one.whole, np.ones((1, len(one.scored.similarity))), parameters.top_k)
-    return {name: float(value[0]) for name, value in weighed.items()}
+def describe_interval(runs: pd.DataFrame, protocol: str) -> dict[str, str]:
+    """What the bootstrap intervals of one evaluation's means are over, and what they leave out.
 
-
-def _per_subject(
-    outcomes: list[Outcome], metrics: list[dict[str, float]], resamples: Resamples
-) -> pd.DataFrame:
-    """The metrics of each run on each subject, and an interval of top-1 for this subject and other images."""
-    rows = []
-    for one, values in zip(outcomes, metrics, strict=True):
-        about = {
-            key: getattr(one.scored, key)
-            for key in ("fold", "seed", "subject", "collapsed", "selected_epoch")
-        }
-        low, high = resamples.interval_of_mean(one.whole["rank"][None] == 1)
-        ends = {"top1_acc_low": low, "top1_acc_high": high}
-        rows.append(about | {"n_way": len(one.scored.similarity)} | values | ends)
-    return pd.DataFrame(rows)
-
-
-def _intervals(
-    kept: list[Outcome], resamples: Resamples, parameters: Evaluate
-) -> dict[str, dict[str, float]]:
-    resampled = [weigh_queries(one.whole, resamples.images, parameters.top_k) for one in kept]
-    ends = {
-        name: resamples.interval(_by_subject(kept, [metrics[name] for metrics in resampled]).T)
-        for name in resampled[0]
-    }
-    return {
-        "ci95_low": {name: low for name, (low, _) in ends.items()},
-        "ci95_high": {name: high for name, (_, high) in ends.items()},
-    }
-
-
-def coverage(runs: pd.DataFrame, protocol: str) -> dict[str, str]:
-    """What the bootstrap intervals of one side's means are over, and what else varies; `runs` has fold and subject."""
+    `runs` has the columns fold and subject.
+    """
     if runs["subject"].nunique() == 1:
         return {"ci95_over": "test images", "ci95_not_over": "seeds, subjects and training images"}
-    if runs.groupby("fold")["subject"].nunique().max() > 1:
+
+    models_are_shared = runs.groupby("fold")["subject"].nunique().max() > 1
+    if models_are_shared:
         return {
             "ci95_over": "subjects and test images",
             "ci95_not_over": "seeds and training images",
         }
+
     not_over = "training images"
     if protocol == "leave-one-subject-out":
         not_over += " and training subjects, which the folds share"
@@ -164,25 +153,69 @@ def coverage(runs: pd.DataFrame, protocol: str) -> dict[str, str]:
     }
 
 
-def _top_k(kept: list[Outcome], resamples: Resamples) -> pd.DataFrame:
+def _metrics(score: Scores, parameters: Evaluate) -> dict[str, float]:
+    """The metrics of one run on one subject, each image counted once."""
+    once = np.ones((1, len(score.result.similarity)))
+    metrics = weigh_queries(score.whole, once, parameters.top_k)
+    return {name: float(value[0]) for name, value in metrics.items()}
+
+
+def _per_subject(
+    scores: list[Scores], metrics: list[dict[str, float]], resamples: Resamples
+) -> pd.DataFrame:
+    """A row a run and subject: its metrics, and top-1's interval for this subject, new images."""
+    columns = ("fold", "seed", "subject", "collapsed", "selected_epoch")
+    rows = []
+    for score, values in zip(scores, metrics, strict=True):
+        row = {name: getattr(score.result, name) for name in columns}
+        row |= {"n_way": len(score.result.similarity)} | values
+
+        low, high = resamples.interval_of_mean(score.whole["rank"][None] == 1)
+        rows.append(row | {"top1_acc_low": low, "top1_acc_high": high})
+
+    return pd.DataFrame(rows)
+
+
+def _intervals(
+    scores: list[Scores], resamples: Resamples, parameters: Evaluate
+) -> dict[str, dict[str, float]]:
+    """The ends of the 95 % interval of each metric."""
+    resampled = [weigh_queries(score.whole, resamples.images, parameters.top_k) for score in scores]
+    ends = {}
+    for name in resampled[0]:
+        by_subject = _by_subject(scores, [metrics[name] for metrics in resampled])  # (S, B)
+        ends[name] = resamples.interval(by_subject.T)
+
+    return {
+        "ci95_low": {name: low for name, (low, _) in ends.items()},
+        "ci95_high": {name: high for name, (_, high) in ends.items()},
+    }
+
+
+def _top_k(scores: list[Scores], resamples: Resamples) -> pd.DataFrame:
+    """One row for each k from 1 to N."""
     k = np.arange(1, resamples.images.shape[1] + 1)
-    curve = _curve("top_k_acc", kept, resamples, [one.whole["rank"] <= k[:, None] for one in kept])
+    correct = [score.whole["rank"] <= k[:, None] for score in scores]
+    curve = _curve("top_k_acc", scores, resamples, correct)
     return pd.concat([pd.DataFrame({"k": k}), curve, pd.DataFrame({"chance": k / len(k)})], axis=1)
 
 
-def _n_way(kept: list[Outcome], resamples: Resamples, parameters: Evaluate) -> pd.DataFrame:
-    """One row a gallery size below N, and N itself; top-k is NaN where the gallery has k images or fewer."""
+def _n_way(scores: list[Scores], resamples: Resamples, parameters: Evaluate) -> pd.DataFrame:
+    """One row for each gallery size below N, and N itself.
+
+    Top-k is NaN where the gallery has k images or fewer.
+    """
     n_images = resamples.images.shape[1]
     sizes = sorted({n for n in parameters.n_way if n < n_images} | {n_images})
 
-    def accuracy(one: Outcome, k: int) -> np.ndarray:
-        rank = one.whole["rank"]
+    def accuracy(score: Scores, k: int) -> np.ndarray:
+        rank = score.whole["rank"]
         return np.stack(
             [gallery_accuracy(rank, n_images, n, k) if n > k else np.nan * rank for n in sizes]
         )
 
     curves = [
-        _curve(f"top{k}_acc", kept, resamples, [accuracy(one, k) for one in kept])
+        _curve(f"top{k}_acc", scores, resamples, [accuracy(score, k) for score in scores])
         for k in parameters.top_k
     ]
     chance = pd.DataFrame({"chance": 1 / np.array(sizes)})
@@ -190,71 +223,94 @@ def _n_way(kept: list[Outcome], resamples: Resamples, parameters: Evaluate) -> p
 
 
 def _repetitions(
-    kept: list[Outcome], resamples: Resamples, axes: Axes, parameters: Evaluate
+    scores: list[Scores], resamples: Resamples, axes: SharedAxes, parameters: Evaluate
 ) -> pd.DataFrame:
-    """Fewer repetitions, each the mean of its draws; the last row, all of them, is what the metrics say."""
-    sizes = [*kept[0].repetitions, axes.n_repetitions]
-    ranks = [
-        [one.repetitions[n]["rank"] for one in kept] for n in sizes[:-1]
-    ]  # by size and run, (draws, N)
-    ranks.append([one.whole["rank"][None] for one in kept])
-    columns = [pd.DataFrame({"n_repetitions": sizes})]
+    """One row for each number of repetitions, each the mean over its random draws.
+
+    The last row is of all repetitions, and equals the metrics.
+    """
+    ranks = {
+        n: [score.repetitions[n]["rank"] for score in scores] for n in scores[0].repetitions
+    }  # lists of R arrays (draws, N)
+    ranks[axes.n_repetitions] = [score.whole["rank"][None] for score in scores]
+
+    columns = [pd.DataFrame({"n_repetitions": list(ranks)})]
     for k in parameters.top_k:
-        means = np.stack(
-            [[(rank <= k).mean(0) for rank in of_size] for of_size in ranks], axis=1
-        )  # (runs, V, N)
-        columns.append(_curve(f"top{k}_acc", kept, resamples, list(means)))
-        by_draw = [
-            _by_subject(kept, [(rank <= k).mean(1) for rank in of_size]).mean(0)
-            for of_size in ranks
-        ]
-        spread = [draws.std(ddof=1) if len(draws) > 1 else np.nan for draws in by_draw]
+        accuracies = np.stack(
+            [[(rank <= k).mean(0) for rank in of_size] for of_size in ranks.values()], axis=1
+        )  # (R, V, N)
+        columns.append(_curve(f"top{k}_acc", scores, resamples, list(accuracies)))
+
+        spread = [_sd_over_draws(scores, of_size, k) for of_size in ranks.values()]
         columns.append(pd.DataFrame({f"top{k}_acc_sd_over_draws": spread}))
+
     return pd.concat(columns, axis=1).assign(chance=1 / len(axes.image_ids))
 
 
+def _sd_over_draws(scores: list[Scores], ranks: list[np.ndarray], k: int) -> float:
+    """The spread of top-k over the random draws, from R arrays (draws, N); NaN for one draw."""
+    by_draw = _by_subject(scores, [(rank <= k).mean(1) for rank in ranks]).mean(0)  # (draws,)
+    return by_draw.std(ddof=1) if len(by_draw) > 1 else np.nan
+
+
 def _time_course(
-    kept: list[Outcome], resamples: Resamples, axes: Axes, parameters: Evaluate
+    scores: list[Scores], resamples: Resamples, axes: SharedAxes, parameters: Evaluate
 ) -> pd.DataFrame:
+    """One row for each window, by the time of its centre (s)."""
     centres = pd.DataFrame({"time": [axes.times[window].mean() for window in axes.windows]})
     curves = [
-        _curve(f"top{k}_acc", kept, resamples, [one.windows["rank"] <= k for one in kept])
+        _curve(f"top{k}_acc", scores, resamples, [score.windows["rank"] <= k for score in scores])
         for k in parameters.top_k
     ]
     return pd.concat([centres, *curves], axis=1).assign(chance=1 / len(axes.image_ids))
 
 
-def _channels(kept: list[Outcome], resamples: Resamples, axes: Axes) -> pd.DataFrame:
-    """What is lost without each channel, positive where it helps; and x, y on the head where no name tells them."""
+def _channels(scores: list[Scores], resamples: Resamples, axes: SharedAxes) -> pd.DataFrame:
+    """One row for each channel: the loss of accuracy if it is masked, positive where it helps.
 
-    def lost(measure: Callable[[Queries], np.ndarray]) -> list[np.ndarray]:
-        return [measure(one.whole) - measure(one.channels) for one in kept]  # (N,) - (C, N)
-
-    losses = {
-        "top1_acc_drop": lost(lambda queries: (queries["rank"] == 1).astype(float)),
-        "nice_loss_rise": lost(lambda queries: -queries["nice_loss"]),
-        "matched_cosine_drop": lost(lambda queries: queries["matched_cosine"]),
+    The columns x and y, the channel's place on the head, are there where the recording has them.
+    """
+    measures: dict[str, Callable[[Queries], np.ndarray]] = {
+        "top1_acc_drop": lambda queries: (queries["rank"] == 1).astype(float),
+        "nice_loss_rise": lambda queries: -queries["nice_loss"],
+        "matched_cosine_drop": lambda queries: queries["matched_cosine"],
     }
-    curves = [_curve(name, kept, resamples, values) for name, values in losses.items()]
-    about = pd.DataFrame({"ch_name": axes.ch_names})
+    curves = []
+    for name, measure in measures.items():
+        losses = [measure(score.whole) - measure(score.channels) for score in scores]  # (C, N) each
+        curves.append(_curve(name, scores, resamples, losses))
+
+    channels = pd.DataFrame({"ch_name": axes.ch_names})
     if axes.places is not None:
-        about["x"], about["y"] = axes.places.T
-    return pd.concat([about, *curves], axis=1)
+        channels["x"] = axes.places[:, 0]
+        channels["y"] = axes.places[:, 1]
+    return pd.concat([channels, *curves], axis=1)
 
 
 def _curve(
-    name: str, kept: list[Outcome], resamples: Resamples, values: list[np.ndarray]
+    name: str, scores: list[Scores], resamples: Resamples, values: list[np.ndarray]
 ) -> pd.DataFrame:
-    """A row for each of V points, from values (V, N) of each run and subject: mean, 95 % interval and spread."""
-    by_subject = _by_subject(kept, values)  # (S, V, N)
+    """One row for each of V points: mean, 95 % interval and standard deviation over subjects.
+
+    `values` has an array (V, N) for each run and subject.
+    """
+    by_subject = _by_subject(scores, values)  # (S, V, N)
     ends = np.array(
         [resamples.interval_of_mean(by_subject[:, point]) for point in range(by_subject.shape[1])]
-    )
+    )  # (V, 2)
+
     means = by_subject.mean(2)  # (S, V)
     spread = means.std(0, ddof=1) if len(means) > 1 else np.full(means.shape[1], np.nan)
-    columns = {name: means.mean(0), f"{name}_low": ends[:, 0], f"{name}_high": ends[:, 1]}
-    return pd.DataFrame(columns | {f"{name}_sd_over_subjects": spread})
+    return pd.DataFrame(
+        {
+            name: means.mean(0),
+            f"{name}_low": ends[:, 0],
+            f"{name}_high": ends[:, 1],
+            f"{name}_sd_over_subjects": spread,
+        }
+    )
 
 
-def _by_subject(kept: list[Outcome], values: list[np.ndarray]) -> np.ndarray:
-    return mean_by_subject([one.scored.subject for one in kept], values)
+def _by_subject(scores: list[Scores], values: list[np.ndarray]) -> np.ndarray:
+    """The mean over the runs of each subject, (S, ...)."""
+    return mean_by_subject([score.result.subject for score in scores], values)

@@ -1,23 +1,26 @@
-"""Test EEG with something taken away: all but a window of time, one channel, or some of the repetitions.
+"""Test EEG with a part masked: all but one window of time, one channel, or some repetitions.
 
-What is masked is not set to zero, which no response looks like, but to the mean of the subject's responses to all test
-images at that channel and sample: a value in the range that the model knows, the same for every image, so that it says
-nothing about which one was seen. It needs no labels.
+The masked part is not set to zero, because no real response is zero. It is set to the subject's
+mean response over all test images, at each channel and sample. The model knows values of this
+range, and they are the same for every image: they tell nothing about the image that was seen.
+Masking needs no labels.
+
+Axes: N images, R repetitions, C channels, T samples.
 """
 
 import numpy as np
 
 
 def windows(n_times: int, width: int, step: int) -> list[slice]:
-    """The windows of `width` samples that lie whole within `n_times`, one every `step` samples."""
+    """All windows of `width` samples within `n_times`, one every `step` samples."""
     return [slice(start, start + width) for start in range(0, n_times - width + 1, step)]
 
 
 def keep_window(eeg: np.ndarray, window: slice) -> np.ndarray:
-    """EEG (N, C, T) in which only the samples of the window differ between images."""
-    kept = np.broadcast_to(eeg.mean(0), eeg.shape).copy()
-    kept[..., window] = eeg[..., window]
-    return kept
+    """EEG (N, C, T) masked outside the window: only samples of the window differ among images."""
+    masked = np.broadcast_to(eeg.mean(0), eeg.shape).copy()
+    masked[..., window] = eeg[..., window]
+    return masked
 
 
 def mask_channel(eeg: np.ndarray, channel: int) -> np.ndarray:
@@ -28,9 +31,15 @@ def mask_channel(eeg: np.ndarray, channel: int) -> np.ndarray:
 
 
 def average_some(eeg: np.ndarray, n: int, draws: int, rng: np.random.Generator) -> np.ndarray:
-    """EEG (N, R, C, T) averaged over `n` repetitions of each image, drawn without replacement: (draws, N, C, T)."""
+    """Means of `n` repetitions of each image, drawn without replacement.
+
+    From EEG (N, R, C, T) to (draws, N, C, T), of the same dtype.
+    """
     n_images, n_repetitions, *shape = eeg.shape
+
+    # Each draw and image has its own random order of the repetitions: the first n are averaged.
     order = rng.permuted(np.tile(np.arange(n_repetitions), (n_images, draws, 1)), axis=2)
     weights = (order < n).astype(eeg.dtype) / n  # (N, draws, R)
-    averaged = weights @ eeg.reshape(n_images, n_repetitions, -1)
+
+    averaged = weights @ eeg.reshape(n_images, n_repetitions, -1)  # (N, draws, C * T)
     return averaged.swapaxes(0, 1).reshape(draws, n_images, *shape)

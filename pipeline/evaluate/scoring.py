@@ -1,4 +1,7 @@
-"""Trained models on the test EEG of one subject after the other: the whole EEG, and EEG with something taken away."""
+"""Trained models on the test EEG, subject by subject: the whole EEG, and EEG with a part masked.
+
+Axes: N test images, R repetitions, C channels, T samples, W windows of time.
+"""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -9,7 +12,7 @@ from torch import Tensor
 
 from pipeline.errors import EMBED_AGAIN, PREPARE_AGAIN, TRAIN_AGAIN, InputError
 from pipeline.evaluate.masking import average_some, keep_window, mask_channel, windows
-from pipeline.evaluate.similarities import Queries, Scored
+from pipeline.evaluate.similarities import Queries, SubjectResult
 from pipeline.images.embeddings import Embeddings
 from pipeline.preprocess.recordings import Recording
 from pipeline.retrieval import score_queries
@@ -21,8 +24,8 @@ Models = list[tuple[ContrastiveModel, Notes]]
 
 
 @dataclass(frozen=True)
-class Axes:
-    """What all subjects have in common; the first one decides the order of the images."""
+class SharedAxes:
+    """What the test EEG of all subjects shares. The first subject sets the order of the images."""
 
     image_ids: np.ndarray  # (N,) str
     concept: np.ndarray  # (N,) str
@@ -36,14 +39,14 @@ class Axes:
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """One run on one subject, and its queries: of the whole EEG, and of EEG with something taken away."""
+class Scores:
+    """One run on one subject: the figures of each test image, with the whole EEG and masked."""
 
-    scored: Scored
+    result: SubjectResult
     whole: Queries  # (N,) each
-    windows: Queries  # (W, N) each: all but one window taken away
-    channels: Queries  # (C, N) each: one channel taken away
-    repetitions: dict[int, Queries]  # how many are averaged, to (draws, N) each
+    windows: Queries  # (W, N) each: all but one window masked
+    channels: Queries  # (C, N) each: one channel masked
+    repetitions: dict[int, Queries]  # by the number that is averaged: (draws, N) each
 
 
 def score(
@@ -52,47 +55,67 @@ def score(
     embeddings: Embeddings,
     parameters: Evaluate,
     seed: int,
-) -> tuple[list[Outcome], Axes]:
-    """Score the models of one protocol, each with its notes, on the test EEG (N, R, C, T) of their subjects.
+) -> tuple[list[Scores], SharedAxes]:
+    """Score the models of one protocol, each with its notes, on the test EEG of their subjects.
 
-    One recording at a time is in memory. All subjects must have seen the same test images, in any order. The draws of
-    fewer repetitions depend on seed and subject only.
+    The EEG of a recording is (N, R, C, T). All subjects must have seen the same test images, in
+    any order. Only one recording at a time is in memory. The random draws of repetitions depend
+    on seed and subject only.
+
+    Raises InputError if EEG, embeddings, models and parameters do not fit together.
     """
-    outcomes: list[Outcome] = []
+    scores: list[Scores] = []
     axes = None
     for recording in recordings:
-        axes = axes or _axes(recording, parameters)
-        eeg, values = _in_order(recording, axes), embeddings.values[embeddings.rows(axes.image_ids)]
-        mine = [
+        axes = axes or _shared_axes(recording, parameters)
+        eeg = _in_shared_order(recording, axes)
+        values = embeddings.values[embeddings.rows(axes.image_ids)]
+
+        models_of_subject = [
             (model, notes) for model, notes in models if recording.subject in notes["tested_on"]
         ]
-        for model, _ in mine:
+        for model, _ in models_of_subject:
             _check_sizes(model, recording, values, embeddings.blocks)
-        outcomes += _score_subject(
-            mine, recording.subject, eeg, torch.from_numpy(values), axes, parameters, seed
+
+        scores += _score_subject(
+            models_of_subject,
+            recording.subject,
+            eeg,
+            torch.from_numpy(values),
+            axes,
+            parameters,
+            seed,
         )
+
     if axes is None:
         raise InputError(f"there is no test EEG to score; {TRAIN_AGAIN}")
-    return outcomes, axes
+    return scores, axes
 
 
-def _axes(recording: Recording, parameters: Evaluate) -> Axes:
-    """InputError where the parameters ask for more than the first subject has."""
-    n_way, n_times = len(recording.image_ids), len(recording.times)
+def _shared_axes(recording: Recording, parameters: Evaluate) -> SharedAxes:
+    """The axes of the first subject.
+
+    Raises InputError if the parameters ask for more than this recording has.
+    """
+    n_way = len(recording.image_ids)
+    n_times = len(recording.times)
     if 1 not in parameters.top_k:
         raise InputError("evaluate.top_k must hold 1, which the curves and intervals are of")
     if max(parameters.top_k) >= n_way:
         raise InputError(
-            f"evaluate.top_k holds {max(parameters.top_k)}, which among {n_way} test images is every answer: lower it"
+            f"evaluate.top_k holds {max(parameters.top_k)}, which among {n_way} test images is "
+            "every answer: lower it"
         )
-    width, step = (
-        max(1, round(s * recording.sfreq)) for s in (parameters.window, parameters.window_step)
-    )
+
+    width = max(1, round(parameters.window * recording.sfreq))
+    step = max(1, round(parameters.window_step * recording.sfreq))
     if width > n_times:
         raise InputError(
-            f"evaluate.window = {parameters.window} s is more than the {n_times / recording.sfreq:g} s of EEG: lower it"
+            f"evaluate.window = {parameters.window} s is more than the "
+            f"{n_times / recording.sfreq:g} s of EEG: lower it"
         )
-    return Axes(
+
+    return SharedAxes(
         image_ids=recording.image_ids,
         concept=recording.concept_in_split,
         things_concept=recording.things_concept,
@@ -105,8 +128,11 @@ def _axes(recording: Recording, parameters: Evaluate) -> Axes:
     )
 
 
-def _in_order(recording: Recording, axes: Axes) -> np.ndarray:
-    """The EEG (N, R, C, T) in the common order of the images; InputError where it does not fit the first subject's."""
+def _in_shared_order(recording: Recording, axes: SharedAxes) -> np.ndarray:
+    """The EEG (N, R, C, T) with the images in the order of the first subject.
+
+    Raises InputError if the recording does not fit the first subject's.
+    """
     if not np.isfinite(recording.eeg).all():
         raise InputError(
             f"{recording.subject}: the test EEG holds values that are not finite; {PREPARE_AGAIN}"
@@ -116,40 +142,48 @@ def _in_order(recording: Recording, axes: Axes) -> np.ndarray:
             f"{recording.subject}: the test images are not those of the first subject; "
             "set `subjects` to those who saw the same"
         )
-    alike = recording.ch_names == axes.ch_names and np.array_equal(recording.times, axes.times)
-    if not alike or recording.eeg.shape[1] != axes.n_repetitions:
+
+    same_channels = recording.ch_names == axes.ch_names
+    same_times = np.array_equal(recording.times, axes.times)
+    same_repetitions = recording.eeg.shape[1] == axes.n_repetitions
+    if not (same_channels and same_times and same_repetitions):
         raise InputError(
-            f"{recording.subject}: channels, times or repetitions of the test EEG differ from the first subject's; "
-            f"{PREPARE_AGAIN}"
+            f"{recording.subject}: channels, times or repetitions of the test EEG differ from the "
+            f"first subject's; {PREPARE_AGAIN}"
         )
-    row_of = {image_id: row for row, image_id in enumerate(recording.image_ids)}
-    order = [row_of[image_id] for image_id in axes.image_ids]
+
+    # Indexing copies the EEG: rows that are in order already are returned as they are.
+    row_of_image = {image_id: row for row, image_id in enumerate(recording.image_ids)}
+    order = [row_of_image[image_id] for image_id in axes.image_ids]
     return recording.eeg if order == sorted(order) else recording.eeg[order]
 
 
 def _check_sizes(
     model: ContrastiveModel, recording: Recording, values: np.ndarray, blocks: tuple[str, ...]
 ) -> None:
-    """InputError where EEG or embeddings are not what the model was trained on."""
-    sizes, (n_chans, n_times) = model.sizes, recording.eeg.shape[2:]
+    """Raises InputError if EEG or embeddings are not of the kind that the model was trained on."""
+    sizes = model.sizes
+    n_chans, n_times = recording.eeg.shape[2:]
     if (n_chans, n_times) != (sizes.n_chans, sizes.n_times):
         raise InputError(
-            f"{recording.subject}: the model was trained on {sizes.n_chans} channels x {sizes.n_times} "
-            f"samples and the test EEG has {n_chans} x {n_times}; {TRAIN_AGAIN}"
+            f"{recording.subject}: the model was trained on {sizes.n_chans} channels x "
+            f"{sizes.n_times} samples and the test EEG has {n_chans} x {n_times}; {TRAIN_AGAIN}"
         )
     if abs(recording.times[0] - sizes.start) > 1e-3 / sizes.sfreq:
         raise InputError(
-            f"{recording.subject}: the model was trained on EEG from {sizes.start:g} s on and the test EEG starts at "
-            f"{recording.times[0]:g} s; {TRAIN_AGAIN}"
+            f"{recording.subject}: the model was trained on EEG from {sizes.start:g} s on and the "
+            f"test EEG starts at {recording.times[0]:g} s; {TRAIN_AGAIN}"
         )
+
     if blocks != tuple(sizes.blocks):
         raise InputError(
-            f"the model was trained on {_told(sizes.blocks)} and these embeddings are of {_told(blocks)}; {TRAIN_AGAIN}"
+            f"the model was trained on {_describe_blocks(sizes.blocks)} and these embeddings are "
+            f"of {_describe_blocks(blocks)}; {TRAIN_AGAIN}"
         )
     if values.shape[-1] != sizes.embedding_size:
         raise InputError(
-            f"the model was trained on embeddings of {sizes.embedding_size} dimensions and these have "
-            f"{values.shape[-1]}; {TRAIN_AGAIN}"
+            f"the model was trained on embeddings of {sizes.embedding_size} dimensions and these "
+            f"have {values.shape[-1]}; {TRAIN_AGAIN}"
         )
     if not np.isfinite(values).all():
         raise InputError(
@@ -157,7 +191,7 @@ def _check_sizes(
         )
 
 
-def _told(blocks: Sequence[str]) -> str:
+def _describe_blocks(blocks: Sequence[str]) -> str:
     return f"a mix of the blocks {', '.join(blocks)}" if blocks else "one block"
 
 
@@ -166,54 +200,69 @@ def _score_subject(
     subject: str,
     eeg: np.ndarray,
     values: Tensor,
-    axes: Axes,
+    axes: SharedAxes,
     parameters: Evaluate,
     seed: int,
-) -> list[Outcome]:
+) -> list[Scores]:
+    """The scores of each model on the EEG (N, R, C, T) of one subject."""
     whole = eeg.mean(axis=1, dtype=np.float64).astype(eeg.dtype)  # (N, C, T)
-    scored = [score_whole(model, notes, subject, whole, values) for model, notes in models]
-    images = [torch.from_numpy(one.images) for one in scored]
+    results = [score_whole(model, notes, subject, whole, values) for model, notes in models]
 
-    def of_each_model(variants: Iterable[np.ndarray]) -> list[Queries]:
-        """The queries of V variants (N, C, T), (V, N) each."""
-        found: list[list[dict[str, Tensor]]] = [[] for _ in models]
-        for variant in variants:
-            responses = torch.from_numpy(variant).float()
-            for of_model, (model, _), image_side, one in zip(
-                found, models, images, scored, strict=True
-            ):
-                similarity = _similarity(project_eeg(model, responses), image_side)
-                of_model.append(score_queries(similarity, one.logit_scale))
-        return [
-            {name: torch.stack([one[name] for one in many]).numpy() for name in many[0]}
-            for many in found
-        ]
-
-    by_window = of_each_model(keep_window(whole, window) for window in axes.windows)
-    by_channel = of_each_model(
-        mask_channel(whole, channel) for channel in range(len(axes.ch_names))
+    # The masked variants are made one at a time, because all of them would fill the memory.
+    by_window = _score_variants(
+        (keep_window(whole, window) for window in axes.windows), models, results
     )
+    by_channel = _score_variants(
+        (mask_channel(whole, channel) for channel in range(len(axes.ch_names))), models, results
+    )
+
     rng = np.random.default_rng([seed, *subject.encode()])
-    sizes = sorted(n for n in set(parameters.repetitions) if n < axes.n_repetitions)
-    by_size = {n: of_each_model(average_some(eeg, n, parameters.draws, rng)) for n in sizes}
+    by_size = {
+        n: _score_variants(average_some(eeg, n, parameters.draws, rng), models, results)
+        for n in sorted(set(parameters.repetitions))
+        if n < axes.n_repetitions
+    }
+
     return [
-        Outcome(
-            scored=one,
-            whole=one.queries(),
+        Scores(
+            result=result,
+            whole=result.queries(),
             windows=by_window[i],
             channels=by_channel[i],
-            repetitions={n: of_model[i] for n, of_model in by_size.items()},
+            repetitions={n: by_model[i] for n, by_model in by_size.items()},
         )
-        for i, one in enumerate(scored)
+        for i, result in enumerate(results)
     ]
+
+
+def _score_variants(
+    variants: Iterable[np.ndarray], models: Models, results: list[SubjectResult]
+) -> list[Queries]:
+    """For each model the queries of V variants (N, C, T) of a subject's EEG, (V, N) each."""
+    images = [torch.from_numpy(result.images) for result in results]
+    by_model: list[list[dict[str, Tensor]]] = [[] for _ in models]
+    for variant in variants:
+        eeg = torch.from_numpy(variant).float()
+        for i, (model, _) in enumerate(models):
+            similarity = _similarity(project_eeg(model, eeg), images[i])
+            by_model[i].append(score_queries(similarity, results[i].logit_scale))
+
+    return [_stack(queries) for queries in by_model]
+
+
+def _stack(queries: list[dict[str, Tensor]]) -> Queries:
+    """Queries of V variants, (N,) each, as arrays (V, N)."""
+    return {
+        name: torch.stack([variant[name] for variant in queries]).numpy() for name in queries[0]
+    }
 
 
 def score_whole(
     model: ContrastiveModel, notes: Notes, subject: str, whole: np.ndarray, values: Tensor
-) -> Scored:
-    """A model on the averaged test EEG (N, C, T) of a subject; `values` are the embeddings of the N images."""
+) -> SubjectResult:
+    """A model on a subject's averaged test EEG (N, C, T); `values` are the images' embeddings."""
     eeg_side, image_side = project(model, torch.from_numpy(whole).float(), values)
-    return Scored(
+    return SubjectResult(
         fold=notes["fold"],
         seed=notes["seed"],
         subject=subject,
@@ -227,5 +276,9 @@ def score_whole(
 
 
 def _similarity(eeg_side: Tensor, image_side: Tensor) -> Tensor:
-    """Cosines of unit vectors, rounded from double precision: equal images tie, whatever the order of the sums."""
+    """Cosine similarities (N, N), float32, of unit vectors (N, P).
+
+    They are computed in float64 and then rounded, so that equal images tie exactly, whatever the
+    order of the sums.
+    """
     return (eeg_side.double() @ image_side.double().T).float()

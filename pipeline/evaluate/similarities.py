@@ -1,10 +1,14 @@
-"""What every trained model makes of the test images, as an HDF5 file: cosine similarities and where they come from.
+"""The similarities behind every figure, as an HDF5 file: each model's answers to all test images.
 
-/                      attributes: dataset, synthetic, backbone, encoder, protocol, selected_on; `settings`, all else
-                       that decides the figures, as JSON
-/image_ids (N,)        the test images, in the order of every N below; /concept, /things_concept likewise
-/<run>/                one group a run, such as `pooled-seed-42`; attributes: fold, seed, selected_epoch, collapsed,
-                       logit_scale (1 / temperature)
+Axes: N test images, P dimensions of the projected space.
+
+/                      attributes: dataset, synthetic, backbone, encoder, protocol, selected_on;
+                       `settings`: everything else that decides the figures, as JSON
+/image_ids (N,)        the test images; every axis N below has their order
+/concept (N,)          their concepts within the test set
+/things_concept (N,)   their concepts in THINGS
+/<run>/                one group a run, such as `pooled-seed-42`; attributes: fold, seed,
+                       selected_epoch, collapsed, logit_scale (1 / temperature)
 /<run>/images (N, P)   projected images, unit vectors, float32
 /<run>/<subject>/      one group a subject tested; attribute: subject
     eeg (N, P)         projected responses, averaged over repetitions, unit vectors, float32
@@ -25,17 +29,21 @@ from pipeline.errors import EVALUATE_AGAIN, InputError
 from pipeline.files import new_hdf5, unreadable
 from pipeline.retrieval import score_queries
 
-ABOUT_A_RUN = ("fold", "seed", "selected_epoch", "collapsed", "logit_scale")
-# Left out of the settings: what cannot change a result, and what differs between the encoders by design.
-NO_SETTINGS = {"seeds", "workers", "device", "versions", "h5py_version", "numpy_version"}
-NO_SETTINGS |= {"alignment", "encoder", "aligned_by", "caveat", "only"}
+RUN_ATTRIBUTES = ("fold", "seed", "selected_epoch", "collapsed", "logit_scale")
+IMAGE_NAMES = ("image_ids", "concept", "things_concept")
 
-Queries = dict[str, np.ndarray]  # what `score_queries` says of each test image, float64, by name
+# Keys that `settings_of` drops. The first ones cannot change a result.
+NOT_COMPARED = {"seeds", "workers", "device", "versions", "h5py_version", "numpy_version"}
+# These differ between the two image encoders by design.
+NOT_COMPARED |= {"alignment", "encoder", "aligned_by", "caveat", "only"}
+
+# The figures of each test image from `retrieval.score_queries`, float64, by name.
+Queries = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
-class Scored:
-    """One run's model on one subject's averaged test EEG; the arrays as in the file."""
+class SubjectResult:
+    """One run's model on one subject's averaged test EEG; shapes and dtypes as in the file."""
 
     fold: str
     seed: int
@@ -52,19 +60,19 @@ class Scored:
         return f"{self.fold}-seed-{self.seed}"
 
     def queries(self) -> Queries:
-        """(N,) each."""
+        """The figures of each test image, (N,) each."""
         queries = score_queries(torch.from_numpy(self.similarity), self.logit_scale)
         return {name: values.numpy() for name, values in queries.items()}
 
 
 @dataclass(frozen=True)
 class Similarities:
-    """The whole file; `made_with` are its attributes, `settings` as a dictionary."""
+    """The whole file. `made_with` holds its attributes, with `settings` as a dictionary."""
 
     image_ids: np.ndarray  # (N,) str
-    concept: np.ndarray
-    things_concept: np.ndarray
-    scored: list[Scored]
+    concept: np.ndarray  # (N,) str
+    things_concept: np.ndarray  # (N,) str
+    results: list[SubjectResult]
     made_with: dict[str, Any]
 
 
@@ -73,40 +81,45 @@ def write_similarities(path: Path, similarities: Similarities) -> None:
     with new_hdf5(path) as file:
         for key, value in similarities.made_with.items():
             file.attrs[key] = json.dumps(value, sort_keys=True) if key == "settings" else value
-        for name in ("image_ids", "concept", "things_concept"):
-            file.create_dataset(
-                name, data=getattr(similarities, name).astype(object), dtype=h5py.string_dtype()
-            )
-        for scored in similarities.scored:
-            run = file.require_group(scored.run)
-            if "images" not in run:
-                run["images"] = scored.images
-                run.attrs.update({key: getattr(scored, key) for key in ABOUT_A_RUN})
-            run[f"{scored.subject}/eeg"], run[f"{scored.subject}/similarity"] = (
-                scored.eeg,
-                scored.similarity,
-            )
-            run[scored.subject].attrs["subject"] = scored.subject
+
+        for name in IMAGE_NAMES:
+            text = getattr(similarities, name).astype(object)
+            file.create_dataset(name, data=text, dtype=h5py.string_dtype())
+
+        for result in similarities.results:
+            _write_result(file.require_group(result.run), result)
+
+
+def _write_result(run: h5py.Group, result: SubjectResult) -> None:
+    # All subjects of a run share its model, and so the projected images.
+    if "images" not in run:
+        run["images"] = result.images
+        run.attrs.update({key: getattr(result, key) for key in RUN_ATTRIBUTES})
+
+    run[f"{result.subject}/eeg"] = result.eeg
+    run[f"{result.subject}/similarity"] = result.similarity
+    run[result.subject].attrs["subject"] = result.subject
 
 
 def read_similarities(path: Path) -> Similarities:
-    """Read what `write_similarities` wrote; InputError if it is not such a file."""
+    """Read what `write_similarities` wrote.
+
+    Raises InputError if the file is missing, damaged or of another kind.
+    """
     try:
         with h5py.File(path, "r") as file:
             made_with = _attributes(file)
-            runs = [run for run in file.values() if isinstance(run, h5py.Group)]
-            return Similarities(
-                image_ids=file["image_ids"].asstr()[:],
-                concept=file["concept"].asstr()[:],
-                things_concept=file["things_concept"].asstr()[:],
-                scored=[
-                    _read_scored(group)
-                    for run in runs
-                    for group in run.values()
-                    if isinstance(group, h5py.Group)
-                ],
-                made_with=made_with | {"settings": json.loads(made_with["settings"])},
-            )
+            made_with["settings"] = json.loads(made_with["settings"])
+
+            runs = [member for member in file.values() if isinstance(member, h5py.Group)]
+            results = [
+                _read_result(member)
+                for run in runs
+                for member in run.values()
+                if isinstance(member, h5py.Group)
+            ]
+            image_names = {name: file[name].asstr()[:] for name in IMAGE_NAMES}
+            return Similarities(**image_names, results=results, made_with=made_with)
     except (OSError, KeyError, AttributeError, TypeError, ValueError) as error:
         fault = unreadable(error, path)
         raise fault or InputError(
@@ -114,40 +127,40 @@ def read_similarities(path: Path) -> Similarities:
         ) from error
 
 
+def _read_result(subject: h5py.Group) -> SubjectResult:
+    run = subject.parent
+    return SubjectResult(
+        **_attributes(run),
+        subject=subject.attrs["subject"],
+        images=run["images"][:],
+        eeg=subject["eeg"][:],
+        similarity=subject["similarity"][:],
+    )
+
+
 def settings_of(
     recipe: Mapping[str, Any], eeg: list[Path], embeddings: Path
 ) -> dict[str, dict[str, Any]]:
-    """What decides the figures besides encoder, subjects and seeds: the recipe, and how EEG and embeddings were made.
+    """What decides the figures besides image encoder, subjects and seeds.
 
-    `recipe` is the train section of the parameters. Without NO_SETTINGS.
+    These are `recipe`, the train section of the parameters, and the attributes of the files `eeg`
+    and `embeddings`, which say how they were made. The keys in NOT_COMPARED are dropped.
     """
-    parts = {"train": recipe}
-    for name, path in [
-        ("embeddings", embeddings),
-        *((f"eeg of {path.stem}", path) for path in eeg),
-    ]:
+    files = {"embeddings": embeddings} | {f"eeg of {path.stem}": path for path in eeg}
+    parts: dict[str, Mapping[str, Any]] = {"train": recipe}
+    for name, path in files.items():
         with h5py.File(path, "r") as file:
             parts[name] = _attributes(file)
+
     return {
-        name: {key: value for key, value in of.items() if key not in NO_SETTINGS}
-        for name, of in parts.items()
+        name: {key: value for key, value in part.items() if key not in NOT_COMPARED}
+        for name, part in parts.items()
     }
 
 
 def _attributes(group: h5py.Group) -> dict[str, Any]:
-    """Attributes as JSON knows them."""
+    """Attributes as JSON can hold them: lists and plain numbers in place of NumPy's types."""
     return {
         key: value.tolist() if hasattr(value, "tolist") else value
         for key, value in group.attrs.items()
     }
-
-
-def _read_scored(group: h5py.Group) -> Scored:
-    run = group.parent
-    return Scored(
-        **_attributes(run),
-        subject=group.attrs["subject"],
-        images=run["images"][:],
-        eeg=group["eeg"][:],
-        similarity=group["similarity"][:],
-    )

@@ -1,4 +1,7 @@
-"""How sure: bootstrap intervals over subjects and test images, a test of one or many differences, smaller galleries."""
+"""Bootstrap intervals over subjects and test images, t-tests, Holm's correction, galleries.
+
+Axes: B resamples, S subjects, N test images, M tests.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,39 +9,46 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import hypergeom, t
 
-LEVEL = 0.95
+LEVEL = 0.95  # of every confidence interval
 
 
 @dataclass(frozen=True)
 class Resamples:
-    """B resamples of S subjects and N images: how often each was drawn, `subjects` (B, S) and `images` (B, N) float64.
+    """Bootstrap resamples: how often each subject and each image was drawn.
 
-    Every subject saw the same images, so that a resample has the same images for all its subjects (the two factors are
-    crossed: Owen 2007, doi 10.1214/07-AOAS122). Drawn anew within each subject, they would hide that some images are
-    easy for everybody: in simulations with such images the intervals then held the truth in 79 to 89 % of cases, these
-    in 93 to 97 % (10 subjects, 200 images); where nothing is shared, these are too wide, which errs on the safe side.
+    `subjects` (B, S) and `images` (B, N), float64.
+
+    Every subject saw the same images: the two factors are crossed. So a resample has the same
+    images for all its subjects (Owen 2007, doi 10.1214/07-AOAS122). Images drawn anew for each
+    subject would hide that some images are easy for everybody. In simulations with such images,
+    intervals of that kind held the truth in 79 to 89 % of cases, and intervals of this kind in
+    93 to 97 % (10 subjects, 200 images). Where subjects share nothing, these intervals are too
+    wide, which is the safe side.
     """
 
     subjects: np.ndarray
     images: np.ndarray
 
     def interval(self, per_subject: np.ndarray) -> tuple[float, float]:
-        """The 95 % percentile interval of a mean over subjects, from its value in each resample of images, (B, S)."""
-        means = (self.subjects * per_subject).sum(1) / self.subjects.shape[1]
+        """The 95 % percentile interval of a mean over subjects.
+
+        `per_subject` (B, S) holds each subject's value in each resample of the images.
+        """
+        means = (self.subjects * per_subject).sum(1) / self.subjects.shape[1]  # (B,)
         low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
         return float(low), float(high)
 
     def interval_of_mean(self, values: np.ndarray) -> tuple[float, float]:
-        """The 95 % interval of the mean of values (S, N), one a subject and image."""
+        """The 95 % interval of the mean of `values` (S, N)."""
         return self.interval(self.images @ values.T / self.images.shape[1])
 
     def with_fixed_subjects(self) -> "Resamples":
-        """The same images, and each subject once: an interval for these subjects and other images."""
+        """The same images with each subject once: intervals for these subjects, new images."""
         return Resamples(np.ones_like(self.subjects), self.images)
 
 
 def draw_resamples(n_subjects: int, n_images: int, n_resamples: int, seed: int) -> Resamples:
-    """Subjects and images drawn with replacement, as many as there are."""
+    """Draw subjects and images with replacement, each resample as large as the original."""
     rng = np.random.default_rng([seed, 1])
     draws = [
         rng.multinomial(n, np.full(n, 1 / n), size=n_resamples).astype(float)
@@ -48,18 +58,25 @@ def draw_resamples(n_subjects: int, n_images: int, n_resamples: int, seed: int) 
 
 
 def mean_by_subject(subjects: Sequence[str], values: Sequence[np.ndarray]) -> np.ndarray:
-    """One array a run, and the subject of each, to one a subject in order of name: the mean over its runs, (S, ...)."""
-    of_subject: dict[str, list[np.ndarray]] = {}
+    """The mean over the runs of each subject: (S, ...), subjects in order of name.
+
+    `values` has an array (...) a run, `subjects` the subject of each run.
+    """
+    by_subject: dict[str, list[np.ndarray]] = {}
     for subject, value in zip(subjects, values, strict=True):
-        of_subject.setdefault(subject, []).append(value)
-    return np.stack([np.mean(many, axis=0) for _, many in sorted(of_subject.items())])
+        by_subject.setdefault(subject, []).append(value)
+
+    return np.stack([np.mean(by_subject[subject], axis=0) for subject in sorted(by_subject)])
 
 
 def gallery_accuracy(rank: np.ndarray, n_images: int, n_way: int, k: int) -> np.ndarray:
-    """The chance that a query ranked `rank` of `n_images` is among the k best of a gallery of `n_way`.
+    """The probability that the match is among the k best of a random gallery of `n_way` images.
 
-    The gallery holds the match and `n_way` - 1 of the other images, all such galleries equally likely: of the rank - 1
-    images that come before the match at most k - 1 may be in it (hypergeometric). Shaped as `rank`.
+    `rank` is the rank of the match among all `n_images`, from 1. The gallery holds the match and
+    `n_way` - 1 other images, all such galleries with equal probability. The match is among the k
+    best if the gallery has at most k - 1 of the rank - 1 images before the match (hypergeometric).
+
+    Returns an array of the shape of `rank`.
     """
     by_rank = hypergeom.cdf(k - 1, n_images - 1, np.arange(n_images), n_way - 1)
     return by_rank[np.asarray(rank, int) - 1]
@@ -67,18 +84,19 @@ def gallery_accuracy(rank: np.ndarray, n_images: int, n_way: int, k: int) -> np.
 
 @dataclass(frozen=True)
 class Variance:
-    """What one thing that varies adds to the squared standard error of a mean, and the degrees of freedom behind it."""
+    """One factor's part of the squared standard error of a mean, and its degrees of freedom."""
 
     value: float
     df: float
 
 
 def variance_of_mean(values: np.ndarray, left_out_in_turn: bool = False) -> Variance:
-    """Of the mean of independent values (n,); NaN where there is only one.
+    """The variance of the mean of independent values (n,); NaN if n is 1.
 
-    `left_out_in_turn`: each value comes from a model that was trained on the other n - 1 subjects. Such models share
-    most of their training data, so that the values are not independent: instead of 1 / n the factor is 1 / n +
-    1 / (n - 1), test over training size (Nadeau and Bengio 2003, doi 10.1023/A:1024068626366).
+    `left_out_in_turn`: value i comes from a model that was trained on the other n - 1 subjects.
+    Such models share most of their training data, so the values are not independent. The factor
+    is then 1 / n + 1 / (n - 1) instead of 1 / n; the second term is test size over training size
+    (Nadeau and Bengio 2003, doi 10.1023/A:1024068626366).
     """
     n = len(values)
     if n < 2:
@@ -87,30 +105,36 @@ def variance_of_mean(values: np.ndarray, left_out_in_turn: bool = False) -> Vari
 
 
 def t_test(difference: float, parts: Sequence[Variance]) -> tuple[tuple[float, float], float]:
-    """The 95 % interval of a mean difference, and the two-sided p that it is zero, from the parts of its variance.
+    """The 95 % interval of a mean difference, and the two-sided p of the hypothesis of zero.
 
-    Student's t with the sum of the parts and Satterthwaite's degrees of freedom (1946, doi 10.2307/3002019). For
-    subjects and images, which are crossed, it is Clark's min F' (1973, doi 10.1016/S0022-5371(73)80014-3); here seeds
-    may be one more factor. A part that is estimated from means holds some noise of the others too, so that the sum is
-    too large rather than too small. NaN where a part is; an interval of no width and p = 0 where nothing varies but the
-    mean.
+    Student's t with the sum of the variances and Satterthwaite's degrees of freedom (1946,
+    doi 10.2307/3002019). For subjects and images, which are crossed, this is Clark's min F' (1973,
+    doi 10.1016/S0022-5371(73)80014-3); seeds can be one more factor here. A part that is estimated
+    from means also holds some noise of the other factors: the sum is rather too large than too
+    small, so the test is conservative.
+
+    Returns NaN if a part is NaN. If all parts are zero, the interval has no width and p is 0, or 1
+    for a difference of zero.
     """
     total = sum(part.value for part in parts)
     if np.isnan(total):
         return (np.nan, np.nan), np.nan
     if total == 0:
         return (difference, difference), float(difference == 0)
+
     df = total**2 / sum(part.value**2 / part.df for part in parts if part.value > 0)
     half = t.ppf((1 + LEVEL) / 2, df) * total**0.5
-    return (difference - half, difference + half), float(2 * t.sf(abs(difference) / total**0.5, df))
+    p = float(2 * t.sf(abs(difference) / total**0.5, df))
+    return (difference - half, difference + half), p
 
 
 def holm(p: np.ndarray) -> np.ndarray:
-    """p (M,) of M questions, corrected for their number.
+    """The p-values (M,) of M tests, corrected for their number by Holm's method.
 
-    Claiming all with a corrected p of at most a, the chance of one wrong claim or more is at most a, however the
-    questions depend on each other (Holm 1979, https://www.jstor.org/stable/4615733). The smallest p is taken M times,
-    the next one M - 1 times and so on; none is smaller than the one before, none above 1.
+    Rejecting every hypothesis with a corrected p <= alpha keeps the family-wise error rate <=
+    alpha, whatever the dependence among the tests (Holm 1979,
+    https://www.jstor.org/stable/4615733). The smallest p is multiplied by M, the next one by
+    M - 1 and so on. A corrected p is never smaller than the one before it, and at most 1.
     """
     order = np.argsort(p)
     corrected = np.empty(len(p))

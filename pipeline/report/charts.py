@@ -1,7 +1,10 @@
-"""The charts of the report as Vega-Lite specifications (https://vega.github.io/vega-lite/): data, drawn by the browser.
+"""The charts of the report as Vega-Lite specifications, which the browser draws.
 
-Each function takes a table and returns a specification. Ink is `currentColor`, so that the page's light or dark theme
-decides it; encoders have the colours of `pictures`, and each line also its own dash.
+Source: https://vega.github.io/vega-lite/
+
+Each function takes a table and returns a specification. Ink is `currentColor`, so that the page's
+light or dark theme decides it; encoders have the colours of `style`, and each line also its own
+dash.
 """
 
 from dataclasses import dataclass
@@ -9,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 
-from pipeline.report.pictures import COLOURS, colours_of
+from pipeline.report.style import COLOURS, colours_of
 
 Spec = dict[str, Any]  # a specification or a part of one
 
@@ -62,7 +65,10 @@ class Chart:
 
 
 def subjects(table: pd.DataFrame) -> Chart:
-    """Top-1 of each subject and encoder: subject, encoder, top1_acc, chance, perhaps top1_acc_low and top1_acc_high."""
+    """Top-1 of each subject and encoder.
+
+    Columns: subject, encoder, top1_acc, chance, perhaps top1_acc_low and top1_acc_high.
+    """
     encoders = list(table["encoder"].unique())
     colours = {"domain": encoders, "range": list(colours_of(encoders).values())}
     shared = {
@@ -134,7 +140,10 @@ def curve(
 
 
 def learning(curves: pd.DataFrame, y: str, heading: str, y_title: str) -> Chart:
-    """Curves of training: epoch, curve (its name) and the value `y`; those of the published run are faint."""
+    """Curves of training, with columns epoch, curve (its name) and `y`.
+
+    Those of the published run are faint.
+    """
     names = list(curves["curve"].unique())
     colours = [LINES.get(name, COLOURS["aligned"]) for name in names]
     encoding = {

@@ -14,7 +14,8 @@ from pipeline.compare.comparison import COSINE_EDGES, cosine_histograms
 from pipeline.datasets.published import Published
 from pipeline.evaluate.similarities import Similarities
 from pipeline.report import charts
-from pipeline.report.pictures import Picture, kept_runs
+from pipeline.report.pictures import valid_results
+from pipeline.report.style import Picture
 from pipeline.report.template import records, write_page
 
 VEGA_LITE = "6.4"
@@ -52,10 +53,10 @@ def write_report(
 ) -> None:
     """Write the page.
 
-    `evaluation` is details.json, `tables` the CSV files of the evaluate stage by their stem, `curves` what
-    `learning_curves` returns, `comparison` that of the two encoders where there is one of this evaluation, `settings`
-    what decided the figures, `published` and `may_share_images` those of the dataset's entry, `hashes` the sha256 of
-    the files that the page is made of.
+    `evaluation` is details.json, `tables` the CSV files of the evaluate stage by their stem,
+    `curves` what `learning_curves` returns, `comparison` that of the two encoders where there is
+    one of this evaluation, `settings` what decided the figures, `published` and `may_share_images`
+    those of the dataset's entry, `hashes` the sha256 of the files that the page is made of.
     """
     subjects = tables["per_subject"]
     drawn = _charts(evaluation, tables, curves, comparison)
@@ -93,7 +94,7 @@ def _vega() -> str:
 
 
 def chance_levels(n_way: int) -> dict[str, float]:
-    """What guessing gives in a gallery of `n_way`; of the loss, what it is where all similarities are equal."""
+    """What guessing gives in a gallery of `n_way`; the loss is that of equal similarities."""
     levels = {"nice_loss": math.log(n_way), "cosine_difference": 0.0, "cosine_effect_size": 0.0}
     for direction in ("", "image_to_eeg_"):
         levels |= {f"{direction}top{k}_acc": k / n_way for k in range(1, n_way + 1)}
@@ -105,11 +106,14 @@ def chance_levels(n_way: int) -> dict[str, float]:
 def learning_curves(
     history: pd.DataFrame, reference: pd.DataFrame, evaluation: dict[str, Any]
 ) -> pd.DataFrame:
-    """Epoch by epoch, a row a curve: `curve` (its name), `epoch`, `loss` (nats) and `top1_acc` (of training: none).
+    """The learning curves, with a row for each epoch of each curve.
 
-    `history` has epoch, train_loss and, where an epoch was selected, selection_loss and selection_top1. Of
-    published runs (`reference`: dataset, protocol, encoder, epoch from 0, nice_loss and top1_acc of the test images)
-    the one of the same dataset, protocol and encoder is added, if there is one.
+    Columns: `curve` (its name), `epoch`, `loss` (nats) and `top1_acc` (missing in training).
+
+    `history` has epoch, train_loss and, where an epoch was selected, selection_loss and
+    selection_top1. Of published runs (`reference`: dataset, protocol, encoder, epoch from 0,
+    nice_loss and top1_acc of the test images) the one of the same dataset, protocol and encoder is
+    added, if there is one.
     """
     curves = [history[["epoch"]].assign(curve="training", loss=history["train_loss"])]
     if "selection_loss" in history:
@@ -130,9 +134,9 @@ def learning_curves(
 def cosines(
     similarities: Similarities, evaluation: dict[str, Any], comparison: dict[str, Any] | None
 ) -> dict[str, Any]:
-    """What `pictures.cosine_distributions` draws: of both sides where two were compared, else of this one."""
+    """What `cosine_distributions` draws: both sides of a comparison, or else this run."""
     if comparison is None or "metrics" not in comparison:
-        kept = cosine_histograms(kept_runs(similarities))
+        kept = cosine_histograms(valid_results(similarities))
         means = {name: evaluation[name] for name in ("matched_cosine", "mismatched_cosine")}
         return {"edges": COSINE_EDGES, evaluation["encoder"]: kept | means}
     drawn = {"edges": comparison["cosines"]["edges"]}

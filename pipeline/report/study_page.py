@@ -6,16 +6,16 @@ from typing import Any
 
 import pandas as pd
 
-from pipeline.report.pictures import Picture
+from pipeline.report.style import Picture
 from pipeline.report.template import records, write_page
 
-CELL = {
+CELL_TITLES = {
     "backbone": "backbone",
     "alignment": "alignment",
     "block": "block",
     "eeg_encoder": "EEG encoder",
+    "protocol": "protocol",
 }
-CELL |= {"protocol": "protocol"}
 
 
 def write_study_page(
@@ -30,11 +30,11 @@ def write_study_page(
 ) -> None:
     """Write the page.
 
-    `summary` and `table` are what `study.summary.summarise` returns, or their files read again; `settings` what decided
-    the figures; `reproduce` the commands that make it all again, a line each; `hashes` the sha256 of the files that the
-    page is made of.
+    `summary` and `table` are what `study.summary.summarise` returns, or their files read again;
+    `settings` what decided the figures; `reproduce` the commands that make it all again, a line
+    each; `hashes` the sha256 of the files that the page is made of.
     """
-    values = {name: {cell[name] for cell in summary["cells"]} for name in CELL}
+    values = {name: {cell[name] for cell in summary["cells"]} for name in CELL_TITLES}
     write_page(
         path,
         "study.html",
@@ -43,9 +43,11 @@ def write_study_page(
         hashes=hashes,
         study=summary,
         columns={
-            name: CELL[name] for name, of in values.items() if len(of) > 1 or name == "backbone"
+            name: CELL_TITLES[name]
+            for name, of in values.items()
+            if len(of) > 1 or name == "backbone"
         },
-        common={CELL[name]: min(of) for name, of in values.items() if len(of) == 1},
+        common={CELL_TITLES[name]: min(of) for name, of in values.items() if len(of) == 1},
         over=sorted(
             {", ".join(cell["ci95_over"]) for cell in summary["cells"] if cell["ci95_over"]}
         ),
@@ -55,11 +57,12 @@ def write_study_page(
 
 
 def _by_subject(table: pd.DataFrame) -> list[dict[Any, Any]]:
-    """Top-1 of both encoders, a row a cell and subject, the mean over the seeds that are whole; None without one."""
+    """Top-1 of both encoders, a row a cell and subject: the mean over the seeds without a fault."""
     ok = table[table["status"] == "ok"]
     if ok.empty:
         return []
+
     means = ok.pivot_table(
-        index=[*CELL, "subject"], columns="encoder", values="top1_acc", sort=False
+        index=[*CELL_TITLES, "subject"], columns="encoder", values="top1_acc", sort=False
     )
     return records(means.reindex(columns=["unaligned", "aligned"]).reset_index())

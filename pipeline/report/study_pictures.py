@@ -1,4 +1,4 @@
-"""The pictures of a study as PNG: every cell and subject, and the difference against the block of the image model."""
+"""The pictures of a study as PNG: every cell and subject, and the difference against the block."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,15 +11,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from pipeline.files import replacing
-from pipeline.report.pictures import COLOURS, QUIET, STYLE, Picture
+from pipeline.report.style import COLOURS, QUIET, STYLE, Picture, save_png
 
 Cells = list[dict[str, Any]]
 
 NAMES = ("backbone", "alignment", "eeg_encoder", "block")  # of a cell, as its row is called
 OFFSET = {"unaligned": 0.18, "aligned": -0.18}  # of a row, upwards
 MARKERS = {"unaligned": "o", "aligned": "D"}
-LINES = (
+LINE_COLOURS = (
     "#000000",
     "#E69F00",
     "#56B4E9",
@@ -30,19 +29,22 @@ LINES = (
 POINTS = "osD^vPX<>"
 ROW = 0.27  # inches
 FILLED = (
-    "Filled: claimed after Holm's correction. The intervals are not corrected, so that one without 0 can belong to a "
-    "hollow point. Dotted: over test images alone, of a cell that carries no claim."
+    "Filled: claimed after Holm's correction. The intervals are not corrected, so that one "
+    "without 0 can belong to a hollow point. Dotted: over test images alone, of a cell that "
+    "carries no claim."
 )
 TEXTS = {  # of each picture the heading, of a protocol, and the description
     "cells": (
         "Every cell: {}",
-        "Left: top-1 of each subject (small, the mean over seeds) and of all (large), unaligned above as circles and "
-        "aligned below as diamonds; the dashed line is chance. Right: the difference aligned - unaligned with its 95 % "
+        "Left: top-1 of each subject (small, the mean over seeds) and of all (large), unaligned "
+        "above as circles and aligned below as diamonds; the dashed line is chance. Right: the "
+        "difference aligned - unaligned with its 95 % "
         "interval. " + FILLED,
     ),
     "blocks": (
         "Which block of the image model: {}",
-        "The difference aligned - unaligned of top-1, with its 95 % interval, against the block of the image model "
+        "The difference aligned - unaligned of top-1, with its 95 % interval, against the block "
+        "of the image model "
         "whose output the EEG encoder learns; a panel a backbone, a line an EEG encoder. " + FILLED,
     ),
 }
@@ -55,9 +57,10 @@ FILLS = {
 def draw_study_pictures(
     folder: Path, summary: dict[str, Any], table: pd.DataFrame
 ) -> list[Picture]:
-    """Draw all cells, a picture a protocol, and where there are several blocks the difference against the block.
+    """Draw all cells of each protocol, and with several blocks the difference against the block.
 
-    `summary` and `table` are what `study.summary.summarise` returns; none of a protocol without any pair of runs.
+    `summary` and `table` are what `study.summary.summarise` returns; none of a protocol without any
+    pair of runs.
     """
     synthetic = ", SYNTHETIC DATA" if summary["synthetic"] else ""
     subjects = table[table["status"] == "ok"].astype(
@@ -82,15 +85,14 @@ def draw_study_pictures(
                 )
             for name, figure in figures.items():
                 path = folder / f"{name}-{protocol}.png"
-                with replacing(path) as temporary:
-                    figure.savefig(temporary, format="png", bbox_inches="tight", pad_inches=0.08)
+                save_png(figure, path)
                 heading, description = TEXTS[name]
                 pictures.append(Picture(path, heading.format(protocol), description))
     return pictures
 
 
 def all_cells(cells: Cells, subjects: pd.DataFrame, chance: float, title: str) -> Figure:
-    """A row a cell: top-1 of both encoders, subject by subject, and beside it the difference with its interval.
+    """A row a cell: top-1 of both encoders by subject, and the difference with its interval.
 
     `subjects` has a row a run and subject.
     """
@@ -102,6 +104,7 @@ def all_cells(cells: Cells, subjects: pd.DataFrame, chance: float, title: str) -
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=[1.5, 1])
     of_cell = ["backbone", "alignment", "block", "eeg_encoder", "protocol", "encoder"]
     means = subjects.groupby([*of_cell, "subject"])["top1_acc"].mean()
+
     for row, cell in enumerate(cells):
         for encoder, offset in OFFSET.items():
             if "top1_acc" not in cell[encoder]:
@@ -126,6 +129,7 @@ def all_cells(cells: Cells, subjects: pd.DataFrame, chance: float, title: str) -
         if row and cell["backbone"] != cells[row - 1]["backbone"]:
             for ax in (left, right):
                 ax.axhline(row - 0.5, color=QUIET, linewidth=0.4)
+
     left.axvline(100 * chance, color=QUIET, linestyle="--", linewidth=0.9)
     right.axvline(0, color=QUIET, linestyle="--", linewidth=0.9)
     left.set(
@@ -139,6 +143,7 @@ def all_cells(cells: Cells, subjects: pd.DataFrame, chance: float, title: str) -
     right.tick_params(axis="y", length=0)
     for ax in (left, right):
         ax.grid(axis="x", linewidth=0.3)
+
     encoders = [
         Line2D([], [], linestyle="", marker=MARKERS[name], color=COLOURS[name]) for name in OFFSET
     ]
@@ -149,45 +154,54 @@ def all_cells(cells: Cells, subjects: pd.DataFrame, chance: float, title: str) -
 
 
 def across_blocks(cells: Cells, title: str) -> Figure:
-    """The difference against the number of the block, `last` at the end: a panel a backbone, a line an EEG encoder."""
+    """The difference against the block, `last` at the end.
+
+    A panel a backbone, a line an EEG encoder.
+    """
     blocks = sorted(
         {cell["block"] for cell in cells}, key=lambda block: (block == "last", block.zfill(9))
     )
     backbones = sorted({cell["backbone"] for cell in cells})
     kinds = sorted({(cell["eeg_encoder"], cell["alignment"]) for cell in cells})
-    several = len({alignment for _, alignment in kinds}) > 1
+    several_alignments = len({alignment for _, alignment in kinds}) > 1
     columns = min(3, len(backbones))
     rows = -(-len(backbones) // columns)
     figure = Figure(figsize=(max(4.0, 2.6 * columns), 2.1 * rows + 1.2), layout="constrained")
     figure.suptitle(title, fontsize=9, fontweight="bold")
+
     axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
     for ax, backbone in zip(axes, backbones, strict=False):
         for i, (eeg_encoder, alignment) in enumerate(kinds):
             about = {"backbone": backbone, "eeg_encoder": eeg_encoder, "alignment": alignment}
-            mine = [cell for cell in cells if about.items() <= cell.items()]
+            line_cells = [cell for cell in cells if about.items() <= cell.items()]
             shift = 0.12 * (i - (len(kinds) - 1) / 2)  # so that intervals do not hide each other
-            x = [blocks.index(cell["block"]) + shift for cell in mine]
-            colour, point = LINES[i % len(LINES)], POINTS[i % len(POINTS)]
-            y = [100 * cell["difference"]["top1_acc"]["mean"] for cell in mine]
+            x = [blocks.index(cell["block"]) + shift for cell in line_cells]
+            colour = LINE_COLOURS[i % len(LINE_COLOURS)]
+            point = POINTS[i % len(POINTS)]
+            y = [100 * cell["difference"]["top1_acc"]["mean"] for cell in line_cells]
             ax.plot(x, y, color=colour, linewidth=1)
-            for place, cell in zip(x, mine, strict=True):
+            for place, cell in zip(x, line_cells, strict=True):
                 _difference(ax, cell, place, colour, point, horizontal=False)
+
         ax.axhline(0, color=QUIET, linestyle="--", linewidth=0.9)
         ax.set_title(backbone, fontsize=8, parse_math=False)
         ax.set_xticks(range(len(blocks)), blocks)
         ax.grid(axis="y", linewidth=0.3)
+
+    # Panels without a backbone are hidden; the lowest panel of each column names the axis.
     for ax in axes[len(backbones) :]:
         ax.set_visible(False)
     for ax in axes[len(backbones) - columns : len(backbones)]:
         ax.set_xlabel("block")
         ax.tick_params(labelbottom=True)
+
     figure.supylabel("aligned - unaligned, top-1 (points)", fontsize=8)
     lines = [
-        Line2D([], [], color=LINES[i % len(LINES)], marker=POINTS[i % len(POINTS)])
+        Line2D([], [], color=LINE_COLOURS[i % len(LINE_COLOURS)], marker=POINTS[i % len(POINTS)])
         for i in range(len(kinds))
     ]
     names = [
-        f"{eeg_encoder}, {alignment}" if several else eeg_encoder
+        f"{eeg_encoder}, {alignment}" if several_alignments else eeg_encoder
         for eeg_encoder, alignment in kinds
     ]
     figure.legend([*lines, *FILLS], [*names, *FILLS.values()], loc="outside lower center", ncols=3)
@@ -197,12 +211,16 @@ def across_blocks(cells: Cells, title: str) -> Figure:
 def _difference(
     ax: Axes, cell: dict[str, Any], place: float, colour: str, marker: str, horizontal: bool
 ) -> None:
-    """The mean with its interval, dotted where that is over test images alone; filled where it is claimed."""
+    """The mean with its interval, dotted if that is over test images alone; filled if claimed."""
     top1 = cell["difference"]["top1_acc"]
     ends = 100 * np.array(top1["ci95"] or top1["ci95_these_models"], dtype=float)
-    mean, claimed = 100 * top1["mean"], cell["verdict"] in ("better", "worse")
-    both = [place, place]
-    line = ax.plot(*((ends, both) if horizontal else (both, ends)), color=colour, linewidth=1.2)[0]
+    mean = 100 * top1["mean"]
+    claimed = cell["verdict"] in ("better", "worse")
+
+    places = [place, place]
+    line = ax.plot(
+        *((ends, places) if horizontal else (places, ends)), color=colour, linewidth=1.2
+    )[0]
     if not top1["ci95"]:
         line.set(linewidth=0.8, linestyle=":")
     x, y = (mean, place) if horizontal else (place, mean)

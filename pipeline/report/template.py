@@ -1,7 +1,8 @@
 """The HTML pages: what all of them share, by Jinja2.
 
-A page holds all that it shows and fetches nothing: Jinja2 escapes every name from the data, and the page's own policy
-forbids the browser any request. It has the same bytes for the same inputs and versions.
+A page holds all that it shows and fetches nothing: Jinja2 escapes every name from the data, and the
+page's own policy forbids the browser any request. It has the same bytes for the same inputs and
+versions.
 """
 
 import base64
@@ -15,9 +16,10 @@ import jinja2
 import pandas as pd
 
 from pipeline.files import replacing
-from pipeline.report.pictures import Picture
+from pipeline.report.style import Picture
 
-PACKAGES = [
+# Their versions stand in each page.
+REPORTED_PACKAGES = [
     "torch",
     "timm",
     "dreamsim",
@@ -28,8 +30,10 @@ PACKAGES = [
     "h5py",
     "mne",
     "matplotlib",
+    "jinja2",
+    "vl-convert-python",
+    "dvc",
 ]
-PACKAGES += ["jinja2", "vl-convert-python", "dvc"]
 
 
 def write_page(
@@ -44,8 +48,8 @@ def write_page(
 ) -> None:
     """Write a page from a file beside this one.
 
-    `settings` are what decided the figures, `hashes` the sha256 of the files that the page is made of, `versions` those
-    of what is no Python package; `values` are for this page alone.
+    `settings` are what decided the figures, `hashes` the sha256 of the files that the page is made
+    of, `versions` those of what is no Python package; `values` are for this page alone.
     """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -55,17 +59,20 @@ def write_page(
         lstrip_blocks=True,
     )
     environment.tests["missing"] = _missing
+
     page = environment.get_template(template).render(
         pictures=[
             (picture, base64.b64encode(picture.path.read_bytes()).decode()) for picture in pictures
         ],
         provenance={
             "Parameters": records(pd.json_normalize(dict(settings)))[0],
-            "Versions": {package: version(package) for package in PACKAGES} | dict(versions or {}),
+            "Versions": {package: version(package) for package in REPORTED_PACKAGES}
+            | dict(versions or {}),
             "SHA-256": hashes,
         },
         **values,
     )
+
     with replacing(path) as temporary:
         temporary.write_text(page, encoding="utf-8")
 

@@ -1,4 +1,4 @@
-"""What comes out of the runs of a study: a grid of cells, in each of which both image encoders were trained."""
+"""The results of a study: a grid of cells, in each of which both image encoders were trained."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ import numpy as np
 
 @dataclass(frozen=True, order=True)
 class Cell:
-    """One comparison of the two image encoders: all else that was chosen is the same for both."""
+    """One comparison of the two image encoders, which have all other choices in common."""
 
     backbone: str
     alignment: str
@@ -18,21 +18,22 @@ class Cell:
 
 @dataclass(frozen=True)
 class Trial:
-    """One training: a cell, an image encoder (unaligned | aligned), a fold of the protocol and a seed."""
+    """One training: a cell, an image encoder (unaligned | aligned), a fold and a seed."""
 
     cell: Cell
     encoder: str
     fold: str
     seed: int
-    trained_on: tuple[str, ...]
-    tested_on: tuple[str, ...]
+    trained_on: tuple[str, ...]  # subjects
+    tested_on: tuple[str, ...]  # subjects
 
 
 @dataclass(frozen=True)
-class Answer:
+class TrialResult:
     """One trained model on one subject's test EEG.
 
-    `queries` is what `retrieval.score_queries` says of each of the N test images: (N,) float64 by name.
+    `queries` are the figures of `retrieval.score_queries` for each of the N test images: (N,)
+    float64 by name.
     """
 
     trial: Trial

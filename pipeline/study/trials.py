@@ -27,7 +27,7 @@ from pipeline.files import cache_folder, check_folders, new_hdf5, unreadable
 from pipeline.images.embeddings import Embeddings
 from pipeline.provenance import code_hash, fingerprint
 from pipeline.sections import Runs, Study, Train
-from pipeline.study.results import Answer, Cell, Failure, Trial
+from pipeline.study.results import Cell, Failure, Trial, TrialResult
 from pipeline.train.model import ContrastiveModel, Notes
 from pipeline.train.runs import (
     PACKAGES,
@@ -111,7 +111,7 @@ def run_study(
     embeddings: Path,
     parameters: Train,
     where: Runs,
-) -> tuple[list[Answer], list[Failure]]:
+) -> tuple[list[TrialResult], list[Failure]]:
     """Run the trials that were not run before; what all of them answer, and which failed and why.
 
     `eeg` are the prepared subjects by name. The unaligned encoder is trained once for all kinds of alignment.
@@ -262,13 +262,13 @@ def _ask(
     return np.sort(ids), score_whole(model, notes, subject, whole.numpy(), values).queries()
 
 
-def _read_answers(task: Task) -> list[tuple[Answer, np.ndarray]]:
+def _read_answers(task: Task) -> list[tuple[TrialResult, np.ndarray]]:
     """Each with the ids of the test images in their order."""
     try:
         with h5py.File(task.kept, "r") as file:
             return [
                 (
-                    Answer(
+                    TrialResult(
                         trial=task.trial,
                         subject=subject,
                         selected_epoch=int(file.attrs["selected_epoch"]),
