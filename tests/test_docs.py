@@ -124,21 +124,14 @@ def check_name(code: str) -> None:
 
 
 def check_block(token: Token) -> None:
-    """Python compiles, and a part of a file that is included is there."""
+    """Of a language that this test knows; Python compiles, and YAML is read."""
     require(
         token.info in ("sh", "python", "text", "yaml"),
         f"this test knows no blocks of {token.info or 'no language'}",
     )
-    included = re.findall(r"^--8<--\n(.+):(.+)\n--8<--$", token.content, re.M)
-    for path, part in included:
-        text = Path(path).read_text()
-        require(
-            f"# --8<-- [start:{part}]" in text and f"# --8<-- [end:{part}]" in text,
-            f"{path} has no part {part}",
-        )
     if token.info == "yaml":
         yaml.safe_load(token.content)
-    if token.info == "python" and not included:
+    if token.info == "python":
         compile(token.content, "documentation", "exec")
 
 
@@ -243,10 +236,6 @@ def test_the_commands_are_found() -> None:
         ("`pipeline/eeg_encoders/nise.py`", "there is no pipeline/eeg_encoders/nise.py"),
         ("```\nmake test\n```", "knows no blocks of no language"),
         ("```python\nimport =\n```", "invalid syntax"),
-        (
-            "```python\n--8<--\ntests/test_recipes.py:model\n--8<--\n```",
-            "test_recipes.py has no part model",
-        ),
         ("[seeds](docs/protocol.md)", "there is no docs/protocol.md"),
         ("[seeds](docs/protocols.md#seed)", "docs/protocols.md has no heading seed"),
     ],
@@ -254,6 +243,31 @@ def test_the_commands_are_found() -> None:
 def test_what_is_misspelt_is_found(text: str, problem: str, tmp_path: Path) -> None:
     with pytest.raises(Exception, match=problem):
         check_page(text, Path("README.md"), tmp_path)
+
+
+def marked_parts(path: Path) -> list[str]:
+    """The code between two marks, `# --8<-- [start:name]` and `# --8<-- [end:name]`."""
+    mark = r"^# --8<-- \[start:(.+)\]\n(.*?)^# --8<-- \[end:\1\]$"
+    return [part.strip() for _, part in re.findall(mark, path.read_text(), re.M | re.S)]
+
+
+def test_the_code_of_the_recipes_is_the_code_that_is_tested() -> None:
+    """A block of the page is the imports, and then the code of one recipe, to the letter."""
+    tested = [
+        part
+        for name in ("test_recipes_dataset", "test_recipes")
+        for part in marked_parts(Path(f"tests/{name}.py"))
+    ]
+    shown = [
+        token.content
+        for token in parse(Path("docs/adding.md").read_text())
+        if token.type == "fence" and token.info == "python"
+    ]
+    assert len(tested) == len(shown) == 4
+    for part, block in zip(tested, shown, strict=True):
+        imports, found, rest = block.partition(part)
+        assert found and not rest.strip()
+        assert all(line.startswith(("import ", "from ")) for line in imports.split("\n") if line)
 
 
 def test_the_tree_names_every_file_of_the_library_and_the_stages() -> None:

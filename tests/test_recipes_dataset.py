@@ -20,7 +20,7 @@ from pipeline.sections import Preprocess
 from stages import preprocess
 
 # The recipe, 24 lines of code up to and with the entry: one .npz a subject, a zip of PNGs, a table of images.
-# docs/adding.md shows it, from the next line to the mark of its end.
+# docs/adding.md shows it: tests/test_docs.py compares the code between the two marks with the page.
 # --8<-- [start:dataset]
 
 
@@ -40,17 +40,18 @@ def make(subjects: list[str] | str, eeg_dir: Path, images_dir: Path, metadata: P
         for name in table["image_ids"]:
             with archive.open(name, "w") as file:
                 Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8)).save(file, "PNG")
-    eeg = {"train": rng.random((10, 2, 4, 10)), "test": rng.random((6, 5, 4, 10))}
     np.savez(
-        eeg_dir / "anna.npz", ch_names=["O1", "Oz", "O2", "Pz"], times=np.arange(10) / 10, **eeg
+        eeg_dir / "anna.npz",
+        ch_names=["O1", "Oz", "O2", "Pz"],
+        times=np.arange(10) / 10,
+        train=rng.random((10, 2, 4, 10)),  # conditions, repetitions, channels, samples
+        test=rng.random((6, 5, 4, 10)),
     )
 
 
-def read_metadata(path: Path) -> dict[str, pd.DataFrame]:
-    return {
-        split: rows.drop(columns="split")
-        for split, rows in pd.read_csv(path).groupby("split", sort=False)
-    }
+def read_metadata(path: Path) -> dict[Split, pd.DataFrame]:
+    table = pd.read_csv(path)
+    return {split: table[table["split"] == split].drop(columns="split") for split in SPLITS}
 
 
 @contextmanager
