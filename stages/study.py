@@ -14,7 +14,7 @@ from pipeline.report.study_page import write_study_page
 from pipeline.report.study_pictures import draw_study_pictures
 from pipeline.study.summary import summarise
 from pipeline.study.trials import cache_of, plan_study, run_study
-from pipeline.train.runs import sources
+from pipeline.train.inputs import find_subjects
 from stages import run, show, write_json
 from stages.names import check_study
 
@@ -30,7 +30,7 @@ def main(
 ) -> str:
     p = read_params(params)
     check_study(p)
-    dataset, subjects = DATASETS[p.dataset], sources(eeg)
+    dataset, subjects = DATASETS[p.dataset], find_subjects(eeg)
     models = {backbone: find_model(backbone) for backbone in p.study.backbones}
     kinds = {
         backbone: {kind: isinstance(load, OfCache) for kind, load in model.aligned.items()}

@@ -24,6 +24,7 @@ import torch
 from pipeline.errors import EVALUATE_AGAIN, InputError
 from pipeline.files import new_hdf5, unreadable
 from pipeline.retrieval import score_queries
+from pipeline.train.protocols import name_run
 
 ABOUT_A_RUN = ("fold", "seed", "selected_epoch", "collapsed", "logit_scale")
 # Left out of the settings: what cannot change a result, and what differs between the encoders by design.
@@ -49,7 +50,7 @@ class Scored:
 
     @property
     def run(self) -> str:
-        return f"{self.fold}-seed-{self.seed}"
+        return name_run(self.fold, self.seed)
 
     def queries(self) -> Queries:
         """(N,) each."""

@@ -28,21 +28,11 @@ from pipeline.images.embeddings import Embeddings
 from pipeline.provenance import code_hash, fingerprint
 from pipeline.sections import Runs, Study, Train
 from pipeline.study.results import Answer, Cell, Failure, Trial
+from pipeline.train.inputs import HashedFile, averaged_test_eeg, cached_embeddings
 from pipeline.train.model import ContrastiveModel, Notes
-from pipeline.train.runs import (
-    PACKAGES,
-    Run,
-    Source,
-    averaged_test_eeg,
-    embeddings_of,
-    how_many,
-    name_of_group,
-    on_gpus,
-    plan,
-    seeds_of,
-    stacks,
-    train_runs,
-)
+from pipeline.train.placement import how_many, make_groups, name_of_group, on_gpus
+from pipeline.train.protocols import Run, plan, seeds_of
+from pipeline.train.runs import PACKAGES, train_runs
 from pipeline.train.training import Trained
 
 code_hash(__file__, PACKAGES, {})  # reads all the code now, as this process has imported it
@@ -59,8 +49,8 @@ class Task:
     """A trial with all that a process needs to run it."""
 
     trial: Trial
-    eeg: dict[str, Source]
-    embeddings: Source
+    eeg: dict[str, HashedFile]
+    embeddings: HashedFile
     parameters: Train
     code: str
     kept: Path
@@ -107,7 +97,7 @@ def cache_of(embeddings: Path, trial: Trial) -> Path:
 
 def run_study(
     trials: Sequence[Trial],
-    eeg: Mapping[str, Source],
+    eeg: Mapping[str, HashedFile],
     embeddings: Path,
     parameters: Train,
     where: Runs,
@@ -117,7 +107,8 @@ def run_study(
     `eeg` are the prepared subjects by name. The unaligned encoder is trained once for all kinds of alignment.
     """
     caches = {
-        path: Source.of(path) for path in sorted({cache_of(embeddings, trial) for trial in trials})
+        path: HashedFile.of(path)
+        for path in sorted({cache_of(embeddings, trial) for trial in trials})
     }
     folder = cache_folder().resolve() / "study"
     tasks = [
@@ -166,7 +157,11 @@ def run_study(
 
 
 def _task(
-    trial: Trial, eeg: Mapping[str, Source], embeddings: Source, parameters: Train, folder: Path
+    trial: Trial,
+    eeg: Mapping[str, HashedFile],
+    embeddings: HashedFile,
+    parameters: Train,
+    folder: Path,
 ) -> Task:
     block = int(trial.cell.block) if trial.cell.block.isdecimal() else trial.cell.block
     changes = {
@@ -193,7 +188,7 @@ def _groups(tasks: Sequence[Task], n_workers: int, gpus: bool) -> list[tuple[Tas
     return [
         group
         for each in alike.values()
-        for group in stacks(each, each[0].parameters, n_parts, gpus)
+        for group in make_groups(each, each[0].parameters, n_parts, gpus)
     ]
 
 
@@ -208,7 +203,7 @@ def run_trials(tasks: tuple[Task, ...], step: Callable[[], None]) -> list[str]:
         )
     torch.set_num_threads(1)
     started, first, reasons = time.monotonic(), tasks[0], []
-    cache = embeddings_of(first.embeddings, first.parameters)
+    cache = cached_embeddings(first.embeddings, first.parameters)
     states = first.kept.parent / "unfinished" / fingerprint([task.kept.stem for task in tasks])
     states.mkdir(parents=True, exist_ok=True)
     found = train_runs(
@@ -245,20 +240,20 @@ def _ask(
     model: ContrastiveModel,
     notes: Notes,
     subject: str,
-    eeg: Mapping[str, Source],
+    eeg: Mapping[str, HashedFile],
     cache: Embeddings,
 ) -> tuple[np.ndarray, Queries]:
     """The ids of the test images, sorted, and what the model makes of the responses to them."""
     samples = averaged_test_eeg(tuple(eeg.values())).samples([eeg[subject].path], cache)
     rows = np.flatnonzero(samples.subject == subject)
-    ids = cache.image_ids[samples.target[rows]]
+    ids = cache.image_ids[samples.image_row[rows]]
     rows = rows[np.argsort(ids)]
     whole = samples.eeg[rows]
     if not whole.isfinite().all():
         raise InputError(
             f"{subject}: the test EEG holds values that are not finite; {PREPARE_AGAIN}"
         )
-    values = torch.from_numpy(cache.values[samples.target[rows]])
+    values = torch.from_numpy(cache.values[samples.image_row[rows]])
     return np.sort(ids), score_whole(model, notes, subject, whole.numpy(), values).queries()
 
 
