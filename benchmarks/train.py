@@ -25,7 +25,6 @@ from torch.nn import functional
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from benchmarks import write_latest
-from benchmarks.plain import PlainModel, optimizers, train_epoch
 from pipeline.compute.devices import device_name, pick_device, use_precision
 from pipeline.eeg_encoders import nice
 from pipeline.eeg_encoders.nice import NiceRecipe
@@ -35,6 +34,7 @@ from pipeline.sections import Train
 from pipeline.train.draws import derive_seeds
 from pipeline.train.many import train
 from pipeline.train.model import ContrastiveModel, ModelSizes
+from pipeline.train.plain import PlainModel, make_optimizers, train_epoch
 from pipeline.train.samples import Samples
 from pipeline.train.selection import held_out, make_galleries
 from pipeline.train.stack import Stack
@@ -127,7 +127,7 @@ def ours(
 def plainly(eeg: torch.Tensor, embeddings: torch.Tensor) -> Callable[[], None]:
     """The same by the plain layers."""
     model = PlainModel(SIZES.n_chans, SIZES.n_times, SIZES.embedding_size)
-    made = optimizers(model, recipe().learning_rate, (4, 2), 100)
+    made = make_optimizers(model, recipe().learning_rate, 100)
     return lambda: list(train_epoch(model, made, eeg, embeddings, recipe().batch_size)).clear()
 
 
@@ -322,7 +322,7 @@ def parity(epochs: int = 8, seeds: int = 5, noise: float = 3.0) -> None:
             curves[precision].append(history[["selection_loss", "selection_top1"]].to_numpy())
         torch.manual_seed(1000 + seed)
         model = PlainModel(17, 100, 768)
-        made = optimizers(model, parameters.learning_rate, (4, 2), epochs)
+        made = make_optimizers(model, parameters.learning_rate, epochs)
         curve = []
         for _ in range(epochs):
             list(
