@@ -1,4 +1,4 @@
-"""Many trainings: those that can be trained at once, in groups that fit into the device's memory."""
+"""Many trainings: those that go together, in groups that fit into the device's memory."""
 
 import gc
 from collections.abc import Callable, Sequence
@@ -63,7 +63,7 @@ def train(
 
 
 def _group(setup: Setup, partitions: Sequence[Partition]) -> list[list[int]]:
-    """The numbers of the partitions that can be trained at once: of one size, in rows and images."""
+    """Numbers of the partitions that can be trained at once: as many rows and images each."""
     if not stackable(setup.recipe):
         return [[i] for i in range(len(partitions))]
 

@@ -21,7 +21,7 @@ RUN_BYTES = 1_000_000_000
 
 
 def on_gpus(recipe: Train, placement: Runs) -> bool:
-    """Whether the runs go on GPUs. On other machines that is known only if `train.device` is cuda."""
+    """Whether runs go on GPUs. On other machines that is known only if `train.device` is cuda."""
     if placement.where != "local":
         return recipe.device == "cuda"
     return pick_device(recipe.device).type == "cuda"

@@ -7,9 +7,9 @@ seen in training.
     model = train(eeg, embeddings)                           # the training set
     accuracy = top1(model, test_eeg, test_embeddings)        # the test set: one response an image
 
-The layers one after the other, a DataLoader, two optimizers, as the recipe in the README is usually
-written. The tests and benchmarks compare the fast code with it. `loop.py` adds what params.yaml says:
-standardised EEG, a moving average of the weights, held-out concepts that select the epoch.
+The layers one after the other, a DataLoader, two optimizers: so the recipe in the README is usually
+written. Tests and benchmarks compare the fast code with it. `loop.py` adds what params.yaml says:
+EEG standardised, weights averaged over steps, and held-out concepts that select the epoch.
 
 Shapes: B batch, C channels, T samples in time, D embedding size, N test images. Code: torch alone.
 """
@@ -92,7 +92,7 @@ class PlainModel(nn.Module):
         self.log_scale = nn.Parameter(torch.tensor(math.log(1 / START_TEMPERATURE)))
 
     def forward(self, eeg: Tensor, embeddings: Tensor) -> Tensor:
-        """EEG (B, C, T) and image embeddings (B, D) -> logits (B, B): scaled cosine similarities."""
+        """EEG (B, C, T) and embeddings (B, D) -> logits (B, B): scaled cosine similarities."""
         eeg_side = F.normalize(self.eeg(self.encoder(eeg[:, None])), dim=1)  # (B, 256)
         image_side = F.normalize(self.image(embeddings), dim=1)  # (B, 256)
         return self.log_scale.exp() * eeg_side @ image_side.T
@@ -132,7 +132,7 @@ def make_optimizers(
 def train_epoch(
     model: PlainModel, optimizers: Optimizers, eeg: Tensor, embeddings: Tensor, batch_size: int
 ) -> Iterator[float]:
-    """One pass over EEG (M, C, T) and each response's embedding (M, D); yields the loss of a batch."""
+    """One pass over EEG (M, C, T) and embeddings (M, D), a row a response; yields batch losses."""
     model.train()
     pairs = TensorDataset(eeg, embeddings)
     for batch_eeg, batch_embeddings in DataLoader(pairs, batch_size, shuffle=True):
@@ -166,6 +166,6 @@ def train(
 
 @torch.inference_mode()
 def top1(model: PlainModel, eeg: Tensor, embeddings: Tensor) -> float:
-    """How often the image that was seen is the most similar of all N: EEG (N, C, T), images (N, D)."""
+    """How often the seen image is the most similar of all N. EEG (N, C, T), embeddings (N, D)."""
     logits = model.eval()(eeg, embeddings)  # (N, N)
     return (logits.argmax(dim=1) == torch.arange(len(eeg))).double().mean().item()

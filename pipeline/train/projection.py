@@ -20,7 +20,7 @@ def project(model: ContrastiveModel, eeg: Tensor, embeddings: Tensor) -> tuple[T
 
 @torch.inference_mode()
 def project_eeg(model: ContrastiveModel, eeg: Tensor, rows: Tensor | None = None) -> Tensor:
-    """The EEG half of `project`, of all rows or of these; the model is in evaluation mode already."""
+    """The EEG half of `project`, of all rows or of these; expects a model in evaluation mode."""
     n_at_once = max(1, MOST_VALUES // math.prod(eeg.shape[1:]))
     dtype = model.log_scale.dtype
 
@@ -32,7 +32,7 @@ def project_eeg(model: ContrastiveModel, eeg: Tensor, rows: Tensor | None = None
 
 
 def measure_spread(model: ContrastiveModel, eeg: Tensor, embeddings: Tensor) -> float:
-    """How far the projected EEG, and the projected images, lie from their mean: the smaller of both.
+    """How far projected EEG, and projected images, lie from their mean: the smaller of both.
 
     The root mean square distance of unit vectors from their mean: 1 where they point in all
     directions, 0 where all are the same.

@@ -152,9 +152,9 @@ def train_runs(
     """Train these runs, many at once if the recipe can be stacked.
 
     Returns the model and notes of each run, or why it failed. `eeg` are the prepared files of all
-    subjects, by name. Only files of `trained_on` are opened, and those of `tested_on` if `select_on`
-    is test, so that nothing else can leak. `states` is the folder for interrupted runs. `step` is
-    called once an epoch and run.
+    subjects, by name. Only files of `trained_on` are opened, and those of `tested_on` if
+    `select_on` is test, so that nothing else can leak. `states` is the folder for interrupted runs.
+    `step` is called once an epoch and run.
     """
     device = pick_device(recipe.device)
     be_deterministic(device)

@@ -14,7 +14,7 @@ LARGEST_SCALE = 1000  # 1 / temperature; the fit of a temperature searches from 
 
 
 def held_out(things_concept: np.ndarray, share: float, seed: int) -> np.ndarray:
-    """Choose concepts for validation: `share` of them, at least two. Returns a mask (M,) of samples.
+    """A mask (M,) of the samples whose concepts are for validation: `share` of all, at least two.
 
     InputError where fewer than two concepts would be left for training.
     """
@@ -23,7 +23,8 @@ def held_out(things_concept: np.ndarray, share: float, seed: int) -> np.ndarray:
     if n > len(concepts) - 2:
         remedy = "lower it" if len(concepts) >= 4 else "set train.select_on to last"
         raise InputError(
-            f"train.validation_concepts = {share} holds out {n} of {len(concepts)} concepts: {remedy}"
+            f"train.validation_concepts = {share} holds out {n} of {len(concepts)} concepts: "
+            f"{remedy}"
         )
 
     chosen = np.random.default_rng(seed).choice(concepts, n, replace=False)
@@ -36,8 +37,8 @@ def make_galleries(subject: np.ndarray, things_concept: np.ndarray) -> list[np.n
     That is how the test set is made. With k images a concept there are k galleries a subject; a
     concept that has more leaves its last ones unused.
 
-    All galleries have one size. Where subjects saw different concepts, as in single sessions, each
-    subject has as many concepts as the subject with the fewest, the first by name.
+    All galleries have one size. Where subjects saw different concepts, as in single sessions,
+    each subject has as many concepts as the subject with the fewest, the first by name.
     Both arguments are (M,); each gallery holds row numbers of them.
     """
     frame = pd.DataFrame({"subject": subject, "concept": things_concept})
@@ -68,5 +69,5 @@ def lowest_loss(similarity: Tensor) -> float:
 
 
 def mean_loss(similarity: Tensor, logit_scale: float) -> float:
-    """The mean contrastive loss of galleries (G, N, N) of cosines, `logit_scale` = 1 / temperature."""
+    """The mean loss of galleries (G, N, N) of cosines; `logit_scale` is 1 / temperature."""
     return score_queries(similarity, logit_scale)["nice_loss"].mean().item()

@@ -1,4 +1,4 @@
-"""Models of one recipe, trained at once: many of them fill a GPU, which one model leaves nearly idle.
+"""Models of one recipe, trained at once: many fill a GPU, which one model leaves nearly idle.
 
 The weights of M models are tensors with a leading axis M, and a step is the step of one model,
 mapped over that axis by torch.func.vmap. The models share nothing, so that each ends with the
@@ -27,9 +27,9 @@ from pipeline.train.optim import clip_gradients, make_optimizer
 class Stack:
     """M models that differ in their weights alone: optimizer, moving average of weights, and data.
 
-    The batches come from `eeg` (N, C, T) and `targets` (images, D) or (images, K, D), on one device.
-    `generators`, one a model and on that device, draw what `Dropout` drops. More than one model must
-    be `stackable`; a model that is not draws from torch's global generator.
+    The batches come from `eeg` (N, C, T) and `targets` (images, D) or (images, K, D), on one
+    device. `generators`, one a model and on that device, draw what `Dropout` drops. More than one model
+    must be `stackable`; a model that is not draws from torch's global generator.
     """
 
     def __init__(
@@ -83,7 +83,8 @@ class Stack:
         """One pass over all samples of each model, in batches; returns the mean loss of each.
 
         `eeg_rows` (M, n) int64 are in the order of the samples, or (M, n, R) where a sample is the
-        mean of R rows without those that are -1; `target_rows` are (M, n). Waits for the device once.
+        mean of R rows without those that are -1; `target_rows` are (M, n). Waits for the device
+        once.
         """
         losses = []
         size = self.recipe.batch_size

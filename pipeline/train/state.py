@@ -33,7 +33,7 @@ def save_state(path: Path, epoch: int, stack: Stack, trainings: Sequence[Trainin
 def load_state(
     path: Path, device: torch.device, stack: Stack, trainings: Sequence[Training]
 ) -> int:
-    """Put a training back to its last saved epoch, which is returned; 0 where the file is damaged."""
+    """Put a training back to its last saved epoch, and return it; 0 where the file is damaged."""
     if not _is_whole(path):
         return 0
     state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
