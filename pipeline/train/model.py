@@ -51,8 +51,8 @@ class BlockMix(nn.Module):
 
     Each block is centred by its mean embedding, and divided by the root mean square of what is
     left: otherwise the block with the largest values drowns the others. That is one
-    number a block, as in gLocal (arXiv 2306.04507), and not one a feature. So distances within a block keep their
-    proportions: a block with all the weight is learned as if alone, and features that hardly vary
+    number a block, as in gLocal (arXiv 2306.04507), and not one a feature. So distances within a
+    block keep their proportions: a block with all the weight is learned as if alone, and features that hardly vary
     are not blown up.
     """
 

@@ -28,8 +28,8 @@ class Stack:
     """M models that differ in their weights alone: optimizer, moving average of weights, and data.
 
     The batches come from `eeg` (N, C, T) and `targets` (images, D) or (images, K, D), on one
-    device. `generators`, one a model and on that device, draw what `Dropout` drops. More than one model
-    must be `stackable`; a model that is not draws from torch's global generator.
+    device. `generators`, one a model and on that device, draw what `Dropout` drops. More than one
+    model must be `stackable`; a model that is not draws from torch's global generator.
     """
 
     def __init__(
