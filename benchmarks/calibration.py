@@ -38,8 +38,11 @@ from pipeline.params import read_params
 from pipeline.sections import Evaluate
 from pipeline.study.results import Cell, Trial, TrialResult
 from pipeline.study.summary import ENCODERS, summarise
-from pipeline.train.runs import plan
-from pipeline.train.training import derive_seeds, held_out, train
+from pipeline.train.draws import derive_seeds
+from pipeline.train.many import train
+from pipeline.train.protocols import plan
+from pipeline.train.selection import held_out
+from pipeline.train.training import Partition, Setup
 
 SEEDS = (1, 3, 5)
 WORSE = 4.5  # noise of the embeddings
@@ -94,7 +97,8 @@ def run(protocol: str, number: int, model: str, seed: int) -> list[SubjectResult
         mask = held_out(samples.things_concept, parameters.validation_concepts, seeds.concepts)
         selection, rows = samples.take(np.flatnonzero(mask)), np.flatnonzero(~mask)
         trained = train(
-            samples, rows, selection, embeddings, parameters, seeds, torch.device("cpu")
+            Setup(samples, embeddings, parameters, torch.device("cpu")),
+            Partition(seeds, rows, selection),
         )
         for subject in fold.tested_on:
             found = similarities(trained.model, data.test_eeg[names.index(subject)], embeddings)

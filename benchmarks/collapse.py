@@ -18,7 +18,10 @@ import torch
 
 from benchmarks.simulated import embed, published, similarities, simulate, start_as_torch
 from pipeline.retrieval import retrieval_metrics
-from pipeline.train.training import derive_seeds, held_out, train
+from pipeline.train.draws import derive_seeds
+from pipeline.train.many import train
+from pipeline.train.selection import held_out
+from pipeline.train.training import Partition, Setup
 
 N_TEST = 200
 VARIANTS = {
@@ -52,13 +55,8 @@ def run(case: tuple[str, float, float], seed: int) -> dict:
     changes = {"select_on": "validation", "projection_size": 256, "epochs": 12} | VARIANTS[variant]
     with start_as_torch() if changes.pop("start", None) else mock.MagicMock():
         trained = train(
-            data.samples,
-            rows,
-            selection,
-            embeddings,
-            published(**changes),
-            seeds,
-            torch.device("cpu"),
+            Setup(data.samples, embeddings, published(**changes), torch.device("cpu")),
+            Partition(seeds, rows, selection),
         )
     similarity = torch.from_numpy(similarities(trained.model, data.test_eeg[0], embeddings))
     scores = retrieval_metrics(similarity, trained.model.logit_scale.item(), top_k=[1])

@@ -25,15 +25,12 @@ from pipeline.compute.devices import be_deterministic, device_name, pick_device
 from pipeline.errors import InputError
 from pipeline.params import read_params
 from pipeline.sections import Train
+from pipeline.train.draws import derive_seeds
+from pipeline.train.loop import train_together
+from pipeline.train.many import train_many
 from pipeline.train.samples import Samples
-from pipeline.train.training import (
-    Split,
-    Trained,
-    derive_seeds,
-    held_out,
-    train_many,
-    train_stack,
-)
+from pipeline.train.selection import held_out
+from pipeline.train.training import Partition, Setup, Trained
 
 N_LATENTS, PER_CONCEPT, NOISE = 32, 10, 12.0
 SEEDS = (7, 42, 191, 2025, 96723)
@@ -58,15 +55,15 @@ def simulate(n_subjects: int, n_concepts: int) -> tuple[Samples, torch.Tensor]:
     ), embeddings
 
 
-def split(samples: Samples, of: str, seed: int) -> Split:
+def split(samples: Samples, of: str, seed: int) -> Partition:
     """The model of one subject, or of `all`."""
     rows = np.flatnonzero((samples.subject == of) | (of == "all"))
     seeds = derive_seeds(seed, of)
     mask = held_out(samples.things_concept[rows], 0.1, seeds.concepts)
-    return Split(seeds, rows[~mask], samples, rows[mask])
+    return Partition(seeds, rows[~mask], samples, rows[mask])
 
 
-def within_subject(samples: Samples) -> list[Split]:
+def within_subject(samples: Samples) -> list[Partition]:
     return [
         split(samples, subject, seed) for subject in np.unique(samples.subject) for seed in SEEDS
     ]
@@ -77,7 +74,7 @@ def recipe(**changes: object) -> Train:
 
 
 def timed(
-    run: Callable[[], list[Trained | InputError]], splits: list[Split], epochs: int
+    run: Callable[[], list[Trained | InputError]], splits: list[Partition], epochs: int
 ) -> list[Trained]:
     """What it trained; prints how long it took."""
     if torch.cuda.is_available():
@@ -97,7 +94,7 @@ def timed(
     return found
 
 
-def max_gallery(one: Split) -> int:
+def max_gallery(one: Partition) -> int:
     assert one.selection is not None
     return len(np.unique(one.selection.things_concept[one.selection_rows]))
 
@@ -114,7 +111,7 @@ def relative_difference(one: Trained, other: Trained) -> float:
 def whole_recipe(n_concepts: int, device: torch.device) -> None:
     parameters, (samples, embeddings) = recipe(), simulate(10, n_concepts)
     splits = [split(samples, "all", 42)]
-    run = functools.partial(train_stack, samples, splits, embeddings, parameters, device)
+    run = functools.partial(train_together, Setup(samples, embeddings, parameters, device), splits)
     timed(run, splits, parameters.epochs)
 
 
@@ -123,12 +120,12 @@ def stacked(n_concepts: int, device: torch.device) -> None:
     splits = within_subject(samples)
     few = recipe(epochs=5, warmup_epochs_eeg_encoder=1, warmup_epochs_projectors=1)
     timed(
-        functools.partial(train_stack, samples, splits[:1], embeddings, few, device),
+        functools.partial(train_together, Setup(samples, embeddings, few, device), splits[:1]),
         splits[:1],
         few.epochs,
     )
     timed(
-        functools.partial(train_stack, samples, splits, embeddings, parameters, device),
+        functools.partial(train_together, Setup(samples, embeddings, parameters, device), splits),
         splits,
         parameters.epochs,
     )
@@ -139,7 +136,9 @@ def alone(n_concepts: int, device: torch.device) -> None:
     splits = within_subject(samples)
     together, again = (
         timed(
-            functools.partial(train_stack, samples, splits, embeddings, parameters, device),
+            functools.partial(
+                train_together, Setup(samples, embeddings, parameters, device), splits
+            ),
             splits,
             3,
         )
@@ -149,7 +148,7 @@ def alone(n_concepts: int, device: torch.device) -> None:
     print(f"trained together twice, relative difference of the weights: {same:.1e}, should be 0")
     differences = []
     for one, own in zip(together, splits, strict=True):
-        (by_itself,) = train_stack(samples, [own], embeddings, parameters, device)
+        (by_itself,) = train_together(Setup(samples, embeddings, parameters, device), [own])
         assert isinstance(by_itself, Trained)
         differences.append(relative_difference(one, by_itself))
     print(
@@ -160,7 +159,7 @@ def alone(n_concepts: int, device: torch.device) -> None:
 def resumed(n_concepts: int, device: torch.device) -> None:
     parameters, (samples, embeddings) = recipe(epochs=6), simulate(2, n_concepts)
     splits = within_subject(samples)
-    run = functools.partial(train_stack, samples, splits, embeddings, parameters, device)
+    run = functools.partial(train_together, Setup(samples, embeddings, parameters, device), splits)
     whole = timed(run, splits, 6)
     left = iter(range(3 * len(splits)))
 
@@ -194,7 +193,7 @@ def memory(n_concepts: int, device: torch.device) -> None:
         )
     with tempfile.TemporaryDirectory() as folder:
         run = functools.partial(
-            train_many, samples, splits, embeddings, parameters, device, Path(folder)
+            train_many, Setup(samples, embeddings, parameters, device), splits, Path(folder)
         )
         timed(run, splits, 2)
 
@@ -206,7 +205,9 @@ def precision(n_concepts: int, device: torch.device) -> None:
     for kind in kinds:
         parameters = recipe(epochs=20, precision=kind)
         print(f"{kind:8} ", end="")
-        run = functools.partial(train_stack, samples, splits, embeddings, parameters, device)
+        run = functools.partial(
+            train_together, Setup(samples, embeddings, parameters, device), splits
+        )
         trained = timed(run, splits, 20)
         last = [
             each.history[["selection_loss", "selection_top1"]].iloc[-1].to_numpy()

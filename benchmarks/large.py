@@ -26,8 +26,12 @@ from benchmarks.simulated import embed, recipe, similarities, simulate
 from pipeline.images.embeddings import read_embeddings, write_embeddings
 from pipeline.params import read_params
 from pipeline.retrieval import rank_of_match
+from pipeline.train.draws import derive_seeds
+from pipeline.train.many import train
 from pipeline.train.model import ContrastiveModel, ModelSizes
-from pipeline.train.training import derive_seeds, held_out, read_samples, train
+from pipeline.train.samples import read_samples
+from pipeline.train.selection import held_out
+from pipeline.train.training import Partition, Setup
 
 SHAPE, N_SUBJECTS, D = (16_540, 63, 250), 9, 768
 STEPS, BLOCK = 8, 1_654
@@ -69,7 +73,9 @@ def train_one_fold(folder: Path) -> tuple[int, float]:
     values, seeds = torch.from_numpy(cache.values), derive_seeds(0, "without-sub-10")
     model = ContrastiveModel(ModelSizes(*SHAPE[1:], samples.sfreq, D), parameters)
     model.standardise(samples.eeg, torch.from_numpy(np.flatnonzero(~mask)))
-    train(samples, rows, selection, values, parameters, seeds, torch.device("cpu"))
+    train(
+        Setup(samples, values, parameters, torch.device("cpu")), Partition(seeds, rows, selection)
+    )
     peak = (
         resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         * (1 if sys.platform == "darwin" else 1024)
@@ -93,7 +99,8 @@ def top1(signal: float, seed: int) -> tuple[float, float]:
         selection, rows = samples.take(np.flatnonzero(mask)), np.flatnonzero(~mask)
         parameters = recipe(epochs=40)
         model = train(
-            samples, rows, selection, embeddings, parameters, seeds, torch.device("cpu")
+            Setup(samples, embeddings, parameters, torch.device("cpu")),
+            Partition(seeds, rows, selection),
         ).model
         ranks = [
             rank_of_match(torch.from_numpy(similarities(model, one.to(dtype), embeddings)))

@@ -19,8 +19,11 @@ import torch
 from torch import Tensor
 
 from benchmarks.simulated import Data, embed, pink, recipe, similarities, simulate
+from pipeline.train.draws import derive_seeds
+from pipeline.train.many import train
 from pipeline.train.samples import Samples
-from pipeline.train.training import derive_seeds, held_out, train
+from pipeline.train.selection import held_out
+from pipeline.train.training import Partition, Setup
 
 N_TEST, REPETITIONS = 100, 4
 ONSET, N_TIMES = (
@@ -228,15 +231,15 @@ def top1(scene: Scene, seed: int, changes: dict) -> float:
     if parameters.views_in_gallery == "mean":
         embeddings = views.mean(1)
     trained = train(
-        samples,
-        np.flatnonzero(~mask),
-        samples.take(np.flatnonzero(mask)),
-        embeddings,
-        parameters,
-        seeds,
-        torch.device("cpu"),
-        blocks=BLOCKS if parameters.block == "mix" else (),
-        learned=learned,
+        Setup(
+            samples,
+            embeddings,
+            parameters,
+            torch.device("cpu"),
+            blocks=BLOCKS if parameters.block == "mix" else (),
+            targets=learned,
+        ),
+        Partition(seeds, np.flatnonzero(~mask), samples.take(np.flatnonzero(mask))),
     )
     similarity = similarities(trained.model, scene.test_eeg, embeddings)
     return float((similarity.argmax(1) == np.arange(N_TEST)).mean())

@@ -21,7 +21,10 @@ import torch
 
 from benchmarks.simulated import embed, published, recipe, similarities, simulate, start_as_torch
 from pipeline.retrieval import rank_of_match
-from pipeline.train.training import derive_seeds, held_out, train
+from pipeline.train.draws import derive_seeds
+from pipeline.train.many import train
+from pipeline.train.selection import held_out
+from pipeline.train.training import Partition, Setup
 
 SIGNALS = (0.12, 0.16, 0.22)
 FACTORS = ("concepts", "start", "order", "dropout")
@@ -70,13 +73,8 @@ def run(signal: float, variant: str, seed: int) -> tuple[np.ndarray, float, int,
     with start_as_torch() if start else mock.MagicMock():
         began = time.monotonic()
         trained = train(
-            data.samples,
-            np.flatnonzero(~mask),
-            selection,
-            embeddings,
-            parameters,
-            seeds,
-            torch.device("cpu"),
+            Setup(data.samples, embeddings, parameters, torch.device("cpu")),
+            Partition(seeds, np.flatnonzero(~mask), selection),
         )
         seconds = time.monotonic() - began
     found = np.stack([similarities(trained.model, eeg, embeddings) for eeg in data.test_eeg])

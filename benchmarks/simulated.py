@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from pipeline.params import read_params
 from pipeline.sections import Train
-from pipeline.train.training import Samples, project
+from pipeline.train.projection import project
+from pipeline.train.samples import Samples
 
 N_LATENTS, D = 20, 128
 
@@ -77,7 +78,7 @@ def simulate(
     n = len(train_latents)
     samples = Samples(
         eeg=torch.from_numpy(eeg[:, :n]).flatten(0, 1),
-        target=torch.arange(n).repeat(n_subjects),
+        image_row=torch.arange(n).repeat(n_subjects),
         subject=np.repeat([f"sub-{s:02}" for s in range(1, n_subjects + 1)], n),
         things_concept=np.tile(
             np.repeat(np.arange(n_concepts).astype(str), per_concept), n_subjects

@@ -18,7 +18,7 @@ from pathlib import Path
 from pipeline.params import read_params
 from pipeline.sections import Runs, Study
 from pipeline.study.trials import plan_study, run_study
-from pipeline.train.runs import sources
+from pipeline.train.inputs import find_subjects
 
 EEG_ENCODER, BACKBONE = "nice", "synclr_vitb16"
 
@@ -29,7 +29,7 @@ def main(n_seeds: int) -> None:
         sys.exit(
             f"this benchmark is of the sample and {BACKBONE}: check out params.yaml and run dvc repro"
         )
-    subjects = sources(Path("data/eeg"))
+    subjects = find_subjects(Path("data/eeg"))
     first = int(time.time())  # seeds of which DVC's cache knows no run
     seeds = list(range(first, first + n_seeds))
     grid = Study(

@@ -25,16 +25,20 @@ from torch.nn import functional
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from benchmarks import write_latest
-from benchmarks.plain import PlainModel, optimizers, train_epoch
 from pipeline.compute.devices import device_name, pick_device, use_precision
 from pipeline.eeg_encoders import fast_nice
 from pipeline.eeg_encoders.nice import NiceRecipe
 from pipeline.params import read_params
 from pipeline.retrieval import retrieval_metrics
 from pipeline.sections import Train
+from pipeline.train.draws import derive_seeds
+from pipeline.train.many import train
 from pipeline.train.model import ContrastiveModel, ModelSizes
+from pipeline.train.plain import PlainModel, make_optimizers, train_epoch
+from pipeline.train.samples import Samples
+from pipeline.train.selection import held_out, make_galleries
 from pipeline.train.stack import Stack
-from pipeline.train.training import Samples, derive_seeds, held_out, make_galleries, train
+from pipeline.train.training import Partition, Setup
 
 CPU = torch.device("cpu")
 SIZES = ModelSizes(n_chans=17, n_times=100, sfreq=100.0, embedding_size=768)
@@ -126,7 +130,7 @@ def ours(
 def plainly(eeg: torch.Tensor, embeddings: torch.Tensor) -> Callable[[], None]:
     """The same by the plain layers."""
     model = PlainModel(SIZES.n_chans, SIZES.n_times, SIZES.embedding_size)
-    made = optimizers(model, recipe().learning_rate, (4, 2), 100)
+    made = make_optimizers(model, recipe().learning_rate, 100)
     return lambda: list(train_epoch(model, made, eeg, embeddings, recipe().batch_size)).clear()
 
 
@@ -283,7 +287,7 @@ def planted(noise: float) -> tuple[Samples, torch.Tensor]:
     eeg += noise * rng.standard_normal(eeg.shape)
     samples = Samples(
         eeg=torch.from_numpy(eeg).float(),
-        target=torch.arange(800).repeat(2),
+        image_row=torch.arange(800).repeat(2),
         subject=np.repeat(["sub-01", "sub-02"], 800),
         things_concept=np.tile(np.repeat(np.arange(160).astype(str), 5), 2),
         sfreq=100.0,
@@ -316,12 +320,12 @@ def parity(epochs: int = 8, seeds: int = 5, noise: float = 3.0) -> None:
         for precision in ("float32", "bfloat16"):
             changed = parameters.model_copy(update={"precision": precision})
             history = train(
-                samples, rows, selection, embeddings, changed, seeds_of_run, CPU
+                Setup(samples, embeddings, changed, CPU), Partition(seeds_of_run, rows, selection)
             ).history
             curves[precision].append(history[["selection_loss", "selection_top1"]].to_numpy())
         torch.manual_seed(1000 + seed)
         model = PlainModel(17, 100, 768)
-        made = optimizers(model, parameters.learning_rate, (4, 2), epochs)
+        made = make_optimizers(model, parameters.learning_rate, epochs)
         curve = []
         for _ in range(epochs):
             list(
@@ -329,14 +333,14 @@ def parity(epochs: int = 8, seeds: int = 5, noise: float = 3.0) -> None:
                     model,
                     made,
                     samples.eeg[rows],
-                    embeddings[samples.target[rows]],
+                    embeddings[samples.image_row[rows]],
                     parameters.batch_size,
                 )
             )
             model.eval()
             with torch.inference_mode():
                 logits = [
-                    model(selection.eeg[g], embeddings[selection.target[g]]) for g in galleries
+                    model(selection.eeg[g], embeddings[selection.image_row[g]]) for g in galleries
                 ]
             scale = model.log_scale.exp().item()
             scores = [retrieval_metrics(gallery / scale, scale, top_k=[1]) for gallery in logits]

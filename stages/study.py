@@ -15,7 +15,7 @@ from pipeline.report.study_page import write_study_page
 from pipeline.report.study_pictures import draw_study_pictures
 from pipeline.study.summary import summarise
 from pipeline.study.trials import cache_of, plan_study, run_study
-from pipeline.train.runs import sources
+from pipeline.train.inputs import find_subjects
 from stages import run, show, write_json
 from stages.names import check_study
 
@@ -32,7 +32,7 @@ def main(
     p = read_params(params)
     check_study(p)
 
-    subjects = sources(eeg)
+    subjects = find_subjects(eeg)
     kinds = kinds_of(p.study.backbones)
     trials = plan_study(p.study, p.seed, list(subjects), kinds)
     answers, failures = run_study(trials, subjects, embeddings, p.train, p.runs)

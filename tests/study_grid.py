@@ -6,7 +6,7 @@ from itertools import product
 import numpy as np
 
 from pipeline.study.results import Cell, Trial, TrialResult
-from pipeline.train.runs import plan
+from pipeline.train.protocols import plan
 
 ENCODERS = ("unaligned", "aligned")
 FACTS = {

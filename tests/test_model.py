@@ -7,10 +7,10 @@ import torch
 from scipy.ndimage import gaussian_filter1d
 from scipy.stats import ks_2samp
 
-from benchmarks.plain import PlainModel
 from pipeline.errors import InputError
 from pipeline.params import read_params
 from pipeline.sections import Train
+from pipeline.train import plain
 from pipeline.train.model import ContrastiveModel, ModelSizes, load_model, save_model
 
 RECIPE = read_params(Path("params.yaml")).train
@@ -34,7 +34,7 @@ def test_the_recipe_starts_as_published():
     """Every parameter, against the plain recipe: N(0, 0.02) everywhere, BatchNorm N(1, 0.02), no bias but Linear's."""
     torch.manual_seed(0)
     model = ContrastiveModel(ModelSizes(17, 100, 100.0, 768), RECIPE)
-    plain = PlainModel(17, 100, 768)
+    plain_model = plain.PlainModel(17, 100, 768)
     ours = {
         **{f"encoder.{name}": p for name, p in model.eeg_encoder.named_parameters()},
         **{f"eeg.{name}": p for name, p in model.eeg_projector.named_parameters()},
@@ -49,7 +49,7 @@ def test_the_recipe_starts_as_published():
         "pointwise.": "8.",
     }
     parts = {"project.": "0.", "residual.1.": "1.layers.1.", "norm.": "2."}
-    theirs, seen = dict(plain.named_parameters()), {"log_scale"}
+    theirs, seen = dict(plain_model.named_parameters()), {"log_scale"}
     for name, value in ours.items():
         side, rest = name.split(".", 1)
         known = names if side == "encoder" else parts
@@ -68,7 +68,16 @@ def test_the_recipe_starts_as_published():
             )
     assert seen == theirs.keys()
     assert model.eeg_projector.project.weight.std().item() == pytest.approx(0.02, rel=0.02)
-    assert model.log_scale.item() == plain.log_scale.item()
+    assert model.log_scale.item() == plain_model.log_scale.item()
+
+
+def test_the_plain_page_learns_what_was_planted():
+    """EEG that is a mixture of the embedding and noise; chance is 1 of 50."""
+    torch.manual_seed(0)
+    embeddings = torch.randn(450, 16)
+    eeg = (embeddings @ torch.randn(16, 4 * 70)).view(450, 4, 70) + torch.randn(450, 4, 70)
+    model = plain.train(eeg[:400], embeddings[:400], epochs=8, batch_size=40)
+    assert plain.top1(model, eeg[400:], embeddings[400:]) > 0.3
 
 
 def test_other_encoders_start_as_theirs_do():

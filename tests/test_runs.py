@@ -17,9 +17,12 @@ from pipeline.errors import InputError
 from pipeline.evaluate.similarities import read_similarities
 from pipeline.images.embeddings import read_embeddings, write_embeddings
 from pipeline.sections import Runs
+from pipeline.train.inputs import find_subjects
+from pipeline.train.loop import train_together
 from pipeline.train.model import load_model
-from pipeline.train.runs import Run, how_many, plan, seeds_of, sources, train_all
-from pipeline.train.training import train_stack
+from pipeline.train.placement import how_many
+from pipeline.train.protocols import Run, plan, seeds_of
+from pipeline.train.runs import train_all
 from stages import evaluate
 from tests.tiny import make_embeddings, make_prepared, quick_recipe
 
@@ -135,13 +138,13 @@ def test_runs_that_are_trained_together_give_the_same_models(
     notes = train_all(data / "eeg", data / "embeddings.h5", tmp_path / "a", parameters, 1, HERE)
     at_once = []
 
-    def stack(samples, splits, *others: object) -> list:
-        if len(splits) > fit:
+    def stack(setup, partitions, *others: object) -> list:
+        if len(partitions) > fit:
             raise torch.OutOfMemoryError
-        at_once.append(len(splits))
-        return train_stack(samples, splits, *others)
+        at_once.append(len(partitions))
+        return train_together(setup, partitions, *others)
 
-    monkeypatch.setattr("pipeline.train.training.train_stack", stack)
+    monkeypatch.setattr("pipeline.train.many.train_together", stack)
     monkeypatch.setattr("pipeline.train.runs.on_gpus", lambda *_: True)
     together = train_all(data / "eeg", data / "embeddings.h5", tmp_path / "b", parameters, 1, HERE)
     assert at_once == [fit] * (4 // fit)
@@ -155,7 +158,7 @@ def test_too_little_memory_for_one_model_is_told(data, tmp_path, monkeypatch):
     def stack(*_: object) -> list:
         raise torch.OutOfMemoryError
 
-    monkeypatch.setattr("pipeline.train.training.train_stack", stack)
+    monkeypatch.setattr("pipeline.train.many.train_together", stack)
     with pytest.raises(
         InputError, match="cpu has too little memory for one model: lower train.batch_size"
     ):
@@ -261,7 +264,7 @@ def test_the_views_are_those_of_the_parameters_and_noted(data, tmp_path):
 
 
 def test_slurm_needs_a_number_of_jobs(data):
-    eeg, runs = sources(data / "eeg"), plan("within-subject", SUBJECTS, [1])
+    eeg, runs = find_subjects(data / "eeg"), plan("within-subject", SUBJECTS, [1])
     with pytest.raises(
         InputError, match="runs.workers is auto and runs.where slurm: set runs.workers to the most"
     ):

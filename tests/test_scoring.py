@@ -15,7 +15,7 @@ from pipeline.preprocess.recordings import Recording
 from pipeline.retrieval import rank_of_match
 from pipeline.sections import Evaluate
 from pipeline.train.model import ContrastiveModel, ModelSizes
-from pipeline.train.training import project
+from pipeline.train.projection import project
 
 SUBJECTS = ["sub-01", "sub-02"]
 NOTES = {

@@ -15,9 +15,14 @@ from pipeline.errors import InputError
 from pipeline.params import read_params
 from pipeline.sections import Train
 from pipeline.train import stack as stack_module
+from pipeline.train.cuda_graph import PLAIN_STEPS, CapturedStep
+from pipeline.train.draws import derive_seeds
+from pipeline.train.loop import train_together
+from pipeline.train.many import train
 from pipeline.train.model import ContrastiveModel, ModelSizes, stackable
 from pipeline.train.samples import Samples
-from pipeline.train.training import Split, Trained, derive_seeds, held_out, train, train_stack
+from pipeline.train.selection import held_out
+from pipeline.train.training import Partition, Setup, Trained
 
 CPU = torch.device("cpu")
 N_CONCEPTS, PER_CONCEPT, REPETITIONS = 24, 2, 2
@@ -62,7 +67,7 @@ def planted(repetitions: int = 1) -> tuple[Samples, torch.Tensor]:
     dtype = torch.get_default_dtype()
     samples = Samples(
         eeg=torch.from_numpy(eeg).to(dtype),
-        target=torch.from_numpy(target),
+        image_row=torch.from_numpy(target),
         subject=np.array(["sub-01", "sub-02"], object)[subject],
         things_concept=concepts[target],
         sfreq=100.0,
@@ -70,7 +75,7 @@ def planted(repetitions: int = 1) -> tuple[Samples, torch.Tensor]:
     return samples, torch.from_numpy(embeddings).to(dtype)
 
 
-def splits(samples: Samples) -> list[Split]:
+def splits(samples: Samples) -> list[Partition]:
     """A model for each seed and subject, with concepts of its own held out."""
     made = []
     for subject in ("sub-01", "sub-02"):
@@ -78,22 +83,22 @@ def splits(samples: Samples) -> list[Split]:
         for seed in SEEDS:
             seeds = derive_seeds(seed, subject)
             mask = held_out(samples.things_concept[rows], 0.2, seeds.concepts)
-            made.append(Split(seeds, rows[~mask], samples, rows[mask]))
+            made.append(Partition(seeds, rows[~mask], samples, rows[mask]))
     return made
 
 
-def together(
-    data: tuple[Samples, torch.Tensor], parameters: Train, **options: object
-) -> list[Trained | InputError]:
-    return train_stack(data[0], splits(data[0]), data[1], parameters, CPU, **options)
+def setup(data: tuple[Samples, torch.Tensor], parameters: Train, **images: object) -> Setup:
+    return Setup(*data, parameters, CPU, **images)
 
 
-def alone(
-    data: tuple[Samples, torch.Tensor], parameters: Train, m: int, **options: object
-) -> Trained:
-    split = splits(data[0])[m]
-    selection = data[0].take(split.selection_rows)
-    return train(data[0], split.rows, selection, data[1], parameters, split.seeds, CPU, **options)
+def together(setup: Setup, **options: object) -> list[Trained | InputError]:
+    return train_together(setup, splits(setup.samples), **options)
+
+
+def alone(setup: Setup, m: int) -> Trained:
+    split = splits(setup.samples)[m]
+    selection = setup.samples.take(split.selection_rows)
+    return train(setup, Partition(split.seeds, split.rows, selection))
 
 
 def relative_difference(one: Trained, other: Trained) -> float:
@@ -107,28 +112,29 @@ def relative_difference(one: Trained, other: Trained) -> float:
 
 @pytest.mark.parametrize("kind", ["nice-recipe", "nice", "everything", "mix of views"])
 def test_each_of_many_ends_with_the_weights_it_would_have_alone(recipe, in_double, kind):
-    data, options = planted(REPETITIONS), {}
+    data, images = planted(REPETITIONS), {}
     if kind == "everything":
         parameters = recipe.model_copy(update=EVERYTHING)
     elif kind == "mix of views":
         parameters = recipe.model_copy(update={"image_projector": False, "temperature": 0.04})
         blocks = torch.stack([data[1], data[1].flip(1), 2 * data[1].roll(1, 1)], dim=1)
         data = data[0], blocks
-        options = {
+        images = {
             "blocks": ("3", "6", "last"),
-            "learned": torch.stack([blocks, blocks + 1], dim=1),
+            "targets": torch.stack([blocks, blocks + 1], dim=1),
         }
     else:
         parameters = recipe.model_copy(update={"eeg_encoder": kind})
-    for m, trained in enumerate(together(data, parameters, **options)):
-        reference = alone(data, parameters, m, **options)
+    all_alike = setup(data, parameters, **images)
+    for m, trained in enumerate(together(all_alike)):
+        reference = alone(all_alike, m)
         assert relative_difference(trained, reference) < 1e-8
         assert trained.epoch == reference.epoch
         pd.testing.assert_frame_equal(trained.history, reference.history, rtol=1e-8)
 
 
 def test_each_has_its_own_seed_and_all_of_it_comes_again(recipe):
-    first, again = together(planted(), recipe), together(planted(), recipe)
+    first, again = together(setup(planted(), recipe)), together(setup(planted(), recipe))
     for one, other in zip(first, again, strict=True):
         assert all(
             map(torch.equal, one.model.state_dict().values(), other.model.state_dict().values())
@@ -139,8 +145,8 @@ def test_each_has_its_own_seed_and_all_of_it_comes_again(recipe):
 
 
 def test_in_float32_they_differ_by_rounding_alone(recipe):
-    for m, trained in enumerate(together(planted(), recipe)):
-        assert relative_difference(trained, alone(planted(), recipe, m)) < 1e-2
+    for m, trained in enumerate(together(setup(planted(), recipe))):
+        assert relative_difference(trained, alone(setup(planted(), recipe), m)) < 1e-2
 
 
 @pytest.mark.parametrize("value", [math.inf, 0.0])
@@ -148,9 +154,9 @@ def test_one_that_diverges_or_collapses_does_so_alone(recipe, value):
     """The models of the second subject, whose EEG has one value."""
     samples, embeddings = planted()
     parameters = recipe.model_copy(update={"epochs": 12})
-    whole = together((samples, embeddings), parameters)
+    whole = together(setup((samples, embeddings), parameters))
     samples.eeg[samples.subject == "sub-02"] = value
-    found = together((samples, embeddings), parameters)
+    found = together(setup((samples, embeddings), parameters))
     n = len(SEEDS)
     for one, other in zip(found[:n], whole[:n], strict=True):
         assert all(
@@ -159,16 +165,16 @@ def test_one_that_diverges_or_collapses_does_so_alone(recipe, value):
         assert not one.collapsed
     if math.isinf(value):
         with pytest.raises(InputError) as told:
-            alone((samples, embeddings), parameters, n)
+            alone(setup((samples, embeddings), parameters), n)
         assert [str(each) for each in found[n:]] == [str(told.value)] * n
     else:
         assert all(each.collapsed for each in found[n:])
 
 
 def test_interrupted_they_go_on(recipe, tmp_path, monkeypatch):
-    monkeypatch.setattr("pipeline.train.training.SAVING", math.inf)
-    data = planted()
-    whole = together(data, recipe)
+    monkeypatch.setattr("pipeline.train.loop.SAVING_SHARE", math.inf)
+    data = setup(planted(), recipe)
+    whole = together(data)
     state, calls = tmp_path / "state.pt", iter(range(len(whole)))
 
     def interrupt() -> None:
@@ -176,9 +182,9 @@ def test_interrupted_they_go_on(recipe, tmp_path, monkeypatch):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        together(data, recipe, resume=state, progress=interrupt)
+        together(data, resume=state, progress=interrupt)
     steps = []
-    resumed = together(data, recipe, resume=state, progress=lambda: steps.append(1))
+    resumed = together(data, resume=state, progress=lambda: steps.append(1))
     assert len(steps) == recipe.epochs * len(whole)
     for one, other in zip(resumed, whole, strict=True):
         assert all(
@@ -257,7 +263,7 @@ def test_no_step_sums_by_index(recipe, change, n_models):
     generators = [torch.Generator().manual_seed(m) for m in range(n_models)]
     stack = stack_module.Stack(models, models[0].recipe, 3, samples.eeg, embeddings, generators)
     stack.model.eeg_encoder.stacked = True  # the way of a GPU
-    images = samples.target.expand(n_models, -1)
+    images = samples.image_row.expand(n_models, -1)
     rows = torch.arange(len(samples.eeg)).expand(n_models, -1)
     if "average_random_repetitions" in change:
         rows = rows[..., None].expand(-1, -1, 2)
@@ -283,12 +289,12 @@ def test_no_step_sums_by_index(recipe, change, n_models):
 class Recording:
     """Stands for torch's CUDA graphs on a CPU: a step that is captured is not taken; each replay takes it."""
 
-    def __init__(self, stack: stack_module.Stack) -> None:
-        self.stack, self.replays = stack, 0
+    def __init__(self, stack: stack_module.Stack, captured: CapturedStep) -> None:
+        self.stack, self.captured, self.replays = stack, captured, 0
 
     def replay(self) -> None:
         self.replays += 1
-        self.stack._losses.copy_(self.stack._step(*self.stack._inputs))
+        self.captured.losses.copy_(self.stack._step(*self.captured.inputs))
 
     @contextlib.contextmanager
     def capture(self, _: "Recording"):
@@ -308,7 +314,9 @@ def test_captured_steps_train_as_plain_ones(recipe):
         models = [ContrastiveModel(ModelSizes(3, 80, 100.0, 12), recipe) for _ in range(2)]
         generators = [torch.Generator().manual_seed(seed) for seed in range(2)]
         stack = stack_module.Stack(models, recipe, 5, samples.eeg, embeddings, generators)
-        stack._captures, recording = captures, Recording(stack)
+        captured = CapturedStep(stack._step, stack._optimizer.zero_grad)
+        recording = Recording(stack, captured)
+        stack._captured_step = captured if captures else None
         with (
             mock.patch.object(torch.cuda, "CUDAGraph", lambda: recording),
             mock.patch.object(torch.cuda, "graph", recording.capture),
@@ -316,10 +324,10 @@ def test_captured_steps_train_as_plain_ones(recipe):
             mock.patch.object(torch.cuda, "current_stream", mock.Mock()),
             mock.patch.object(torch.cuda, "stream", lambda _: contextlib.nullcontext()),
         ):
-            losses = [stack.epoch(order, samples.target[order]) for _ in range(3)]
+            losses = [stack.epoch(order, samples.image_row[order]) for _ in range(3)]
         return losses, stack.averaged_weights(1), recording.replays
 
     plain, captured = trained(captures=False), trained(captures=True)
-    assert captured[2] == 3 * 4 - stack_module.PLAIN_STEPS
+    assert captured[2] == 3 * 4 - PLAIN_STEPS
     assert captured[0] == plain[0]
     assert all(map(torch.equal, captured[1].values(), plain[1].values()))

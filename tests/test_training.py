@@ -13,20 +13,15 @@ from pipeline.errors import InputError
 from pipeline.params import read_params
 from pipeline.retrieval import symmetric_cross_entropy
 from pipeline.sections import Train
+from pipeline.train.draws import derive_seeds, draw_repetitions, group_repetitions
+from pipeline.train.many import train
 from pipeline.train.model import ContrastiveModel, ModelSizes
-from pipeline.train.stack import make_optimizer, mean_responses
-from pipeline.train.training import (
-    Samples,
-    Trained,
-    derive_seeds,
-    draw_repetitions,
-    group_repetitions,
-    held_out,
-    lowest_loss,
-    make_galleries,
-    project,
-    train,
-)
+from pipeline.train.optim import make_optimizer
+from pipeline.train.projection import project
+from pipeline.train.samples import Samples
+from pipeline.train.selection import held_out, lowest_loss, make_galleries
+from pipeline.train.stack import mean_responses
+from pipeline.train.training import Partition, Setup, Trained
 
 CPU = torch.device("cpu")
 
@@ -47,7 +42,7 @@ def planted(noise: float = 0.5) -> tuple[Samples, torch.Tensor]:
     eeg += noise * rng.standard_normal(eeg.shape)
     samples = Samples(
         eeg=torch.from_numpy(eeg).float(),
-        target=torch.arange(n).repeat(subjects),
+        image_row=torch.arange(n).repeat(subjects),
         subject=np.repeat([f"sub-{s:02}" for s in range(subjects)], n),
         things_concept=np.tile(
             np.repeat([f"concept-{c:02}" for c in range(n_concepts)], images), subjects
@@ -79,7 +74,7 @@ def planted_in(block: str, noise: float) -> tuple[Samples, torch.Tensor]:
     eeg += noise * rng.standard_normal(eeg.shape)
     samples = Samples(
         eeg=torch.from_numpy(eeg).float(),
-        target=torch.arange(n).repeat(subjects),
+        image_row=torch.arange(n).repeat(subjects),
         subject=np.repeat([f"sub-{s:02}" for s in range(subjects)], n),
         things_concept=np.tile(
             np.repeat([f"concept-{c:02}" for c in range(n_concepts)], images), subjects
@@ -151,23 +146,21 @@ def test_the_schedule_is_the_recipes(recipe):
 
 
 def run(
-    data: tuple[Samples, torch.Tensor], parameters: Train, seed: int = 0, **options: object
+    data: tuple[Samples, torch.Tensor],
+    parameters: Train,
+    seed: int = 0,
+    targets: torch.Tensor | None = None,
+    blocks: tuple[str, ...] = (),
+    **options: object,
 ) -> Trained:
     """Train with a fifth of the concepts held out."""
     samples, embeddings = data
     mask = held_out(samples.things_concept, 0.2, seed)
     rows = np.arange(len(mask))
     seeds = derive_seeds(seed, "pooled")
-    return train(
-        samples,
-        rows[~mask],
-        samples.take(rows[mask]),
-        embeddings,
-        parameters,
-        seeds,
-        CPU,
-        **options,
-    )
+    setup = Setup(samples, embeddings, parameters, CPU, targets, blocks)
+    partition = Partition(seeds, rows[~mask], samples.take(rows[mask]))
+    return train(setup, partition, **options)
 
 
 def same_weights(one: Trained, other: Trained) -> bool:
@@ -191,7 +184,9 @@ def test_the_epoch_with_the_lowest_loss_is_kept(recipe):
     assert trained.epoch == trained.history.set_index("epoch")["selection_loss"].idxmin()
     samples, embeddings = data
     seeds = derive_seeds(0, "pooled")
-    last = train(samples, np.arange(len(samples.eeg)), None, embeddings, parameters, seeds, CPU)
+    last = train(
+        Setup(samples, embeddings, parameters, CPU), Partition(seeds, np.arange(len(samples.eeg)))
+    )
     assert last.epoch == 8 and last.history["selection_loss"].isna().all()
 
 
@@ -219,10 +214,10 @@ def test_blocks_are_standardised_by_the_images_trained_on(recipe):
     parameters = recipe.model_copy(update={"epochs": 1, "batch_size": 64})
     samples, embeddings = planted_in("3", noise=0.5)
     mask = held_out(samples.things_concept, 0.2, seed=0)
-    seen = torch.from_numpy(np.unique(samples.target[~mask]))
+    seen = torch.from_numpy(np.unique(samples.image_row[~mask]))
     embeddings = torch.cat([embeddings, torch.full((5, 4, 16), 1e6)])  # test images, say
     expected = embeddings[seen].clone()
-    embeddings[np.unique(samples.target[mask])] = 1e6
+    embeddings[np.unique(samples.image_row[mask])] = 1e6
     mix = run((samples, embeddings), parameters, blocks=BLOCKS).model.block_mix
     torch.testing.assert_close(mix.mean, expected.mean(0))
     torch.testing.assert_close(
@@ -258,22 +253,26 @@ def test_what_a_seed_decides_is_decided_apart(recipe):
         planted(),
     )
     rows, seeds = np.arange(len(samples.eeg)), drawn[0]
-    first = train(samples, rows, None, embeddings, parameters, seeds, CPU)
+    first = train(Setup(samples, embeddings, parameters, CPU), Partition(seeds, rows))
     for name in ("start", "order", "dropout"):
         changed = dataclasses.replace(seeds, **{name: 5})
         assert not same_weights(
-            first, train(samples, rows, None, embeddings, parameters, changed, CPU)
+            first, train(Setup(samples, embeddings, parameters, CPU), Partition(changed, rows))
         )
     unused = dataclasses.replace(
         seeds, concepts=5, repetitions=5, views=5
     )  # by `train` of this recipe
-    assert same_weights(first, train(samples, rows, None, embeddings, parameters, unused, CPU))
+    assert same_weights(
+        first, train(Setup(samples, embeddings, parameters, CPU), Partition(unused, rows))
+    )
     samples, parameters = (
         repeated(samples, 3),
         parameters.model_copy(update={"average_random_repetitions": 2}),
     )
     drawn = [
-        train(samples, np.arange(len(samples.eeg)), None, embeddings, parameters, of, CPU)
+        train(
+            Setup(samples, embeddings, parameters, CPU), Partition(of, np.arange(len(samples.eeg)))
+        )
         for of in (seeds, unused)
     ]
     assert not same_weights(*drawn)
@@ -293,7 +292,7 @@ def test_the_weights_kept_are_the_moving_average(recipe):
         )
 
     with mock.patch.object(torch.optim.Adam, "step", step):
-        trained = train(samples, rows, None, embeddings, parameters, seeds, CPU)
+        trained = train(Setup(samples, embeddings, parameters, CPU), Partition(seeds, rows))
     assert len(steps) == 8
     expected, decay = steps[0], math.exp(-1 / (0.5 * 4))
     for weights in steps[1:]:
@@ -305,13 +304,8 @@ def test_the_weights_kept_are_the_moving_average(recipe):
     kept = [p.detach() for group in optimizer.param_groups for p in group["params"]]
     torch.testing.assert_close(kept, expected)
     without = train(
-        samples,
-        rows,
-        None,
-        embeddings,
-        parameters.model_copy(update={"average_epochs": "none"}),
-        seeds,
-        CPU,
+        Setup(samples, embeddings, parameters.model_copy(update={"average_epochs": "none"}), CPU),
+        Partition(seeds, rows),
     )
     optimizer, _ = make_optimizer(dict(without.model.named_parameters()), parameters, CPU)
     assert all(
@@ -375,7 +369,7 @@ def viewed(detail_in_eeg: float) -> tuple[Samples, torch.Tensor]:
     views = np.stack([parts @ turn, parts[:, :coarse] @ turn[:coarse]], axis=1)
     samples = Samples(
         eeg=torch.from_numpy(eeg).float(),
-        target=torch.arange(n),
+        image_row=torch.arange(n),
         subject=np.repeat("sub-01", n),
         things_concept=np.repeat([f"concept-{c:03}" for c in range(n_concepts)], images),
         sfreq=100.0,
@@ -390,11 +384,11 @@ def test_views_without_detail_help_where_the_eeg_has_none(recipe, detail_in_eeg)
     parameters = recipe.model_copy(update={"epochs": 12, "batch_size": 64, "learning_rate": 0.004})
     ways = {"original": None, "mean": views.mean(1, keepdim=True), "draw": views}
     top1 = {
-        name: run((samples, views[:, 0]), parameters, learned=learned)
+        name: run((samples, views[:, 0]), parameters, targets=targets)
         .history["selection_top1"]
         .iloc[-4:]
         .mean()
-        for name, learned in ways.items()
+        for name, targets in ways.items()
     }
     least = top1["original"] + 0.1 if detail_in_eeg == 0 else 0.75
     assert top1["original"] > 0.3 and top1["mean"] > least and top1["draw"] > least, top1
@@ -413,17 +407,23 @@ def test_each_sample_is_learned_from_one_view_an_epoch(recipe):
         return embed_image(model, images)
 
     with mock.patch.object(ContrastiveModel, "embed_image", embed):
-        drawn = train(samples, rows, None, embeddings, parameters, seeds, CPU, learned=views)
+        drawn = train(
+            Setup(samples, embeddings, parameters, CPU, targets=views), Partition(seeds, rows)
+        )
     assert len(seen) == 4 * len(rows)
     assert np.abs(np.bincount(seen) - len(seen) / 3).max() < 5 * (len(seen) * 2 / 9) ** 0.5
     other = dataclasses.replace(seeds, views=5)
     assert not same_weights(
-        drawn, train(samples, rows, None, embeddings, parameters, other, CPU, learned=views)
+        drawn,
+        train(Setup(samples, embeddings, parameters, CPU, targets=views), Partition(other, rows)),
     )
-    plain = train(samples, rows, None, embeddings, parameters, seeds, CPU)
-    for learned in (embeddings[:, None], embeddings[:, None].repeat(1, 3, 1)):
+    plain = train(Setup(samples, embeddings, parameters, CPU), Partition(seeds, rows))
+    for targets in (embeddings[:, None], embeddings[:, None].repeat(1, 3, 1)):
         assert same_weights(
-            plain, train(samples, rows, None, embeddings, parameters, seeds, CPU, learned=learned)
+            plain,
+            train(
+                Setup(samples, embeddings, parameters, CPU, targets=targets), Partition(seeds, rows)
+            ),
         )
 
 
@@ -495,11 +495,13 @@ def test_all_repetitions_averaged_train_as_averaged_eeg(recipe):
         update={"standardise_eeg": False}
     )  # whose spread is that of all repetitions
     seeds = derive_seeds(0, "pooled")
-    expected = train(averaged, np.arange(160), None, embeddings, parameters, seeds, CPU)
+    expected = train(Setup(averaged, embeddings, parameters, CPU), Partition(seeds, np.arange(160)))
     differences = []
     for n in (3, 2):
         drawing = parameters.model_copy(update={"average_random_repetitions": n})
-        history = train(samples, np.arange(480), None, embeddings, drawing, seeds, CPU).history
+        history = train(
+            Setup(samples, embeddings, drawing, CPU), Partition(seeds, np.arange(480))
+        ).history
         differences.append((history["train_loss"] - expected.history["train_loss"]).abs().max())
     assert differences[0] < 1e-4 and differences[1] > 20 * differences[0]
 
@@ -516,7 +518,7 @@ def test_what_is_random_in_training_leaves_the_selection_alone(recipe):
     parameters, samples = recipe.model_copy(update=changes), repeated(samples, 3, torch.float16)
     trained = run((samples, embeddings), parameters)
     selection = samples.take(np.flatnonzero(held_out(samples.things_concept, 0.2, 0)))
-    eeg, images = project(trained.model, selection.eeg, embeddings[selection.target])
+    eeg, images = project(trained.model, selection.eeg, embeddings[selection.image_row])
     galleries = make_galleries(selection.subject, selection.things_concept)
     similarity = torch.stack([eeg[rows] @ images[rows].T for rows in galleries])
     kept = trained.history.set_index("epoch").loc[trained.epoch]
@@ -527,18 +529,18 @@ def test_what_is_random_in_training_leaves_the_selection_alone(recipe):
 @pytest.mark.parametrize("kind", ["one block", "mix", "at random", "views", "views of a mix"])
 def test_an_interrupted_run_ends_as_if_it_had_not_been(recipe, tmp_path, monkeypatch, kind):
     """Interrupted after the first epoch, and again after the third."""
-    monkeypatch.setattr("pipeline.train.training.SAVING", math.inf)  # after each epoch
+    monkeypatch.setattr("pipeline.train.loop.SAVING_SHARE", math.inf)  # after each epoch
     parameters = recipe.model_copy(
         update={"epochs": 5, "batch_size": 32} | (AT_RANDOM if kind == "at random" else {})
     )
-    data, blocks, learned = planted(), (), None
+    data, blocks, targets = planted(), (), None
     if "mix" in kind:
         data, blocks = planted_in("9", noise=0.5), BLOCKS
     elif kind == "at random":
         data = repeated(data[0], 3), data[1]
     if "views" in kind:
-        learned = torch.stack([data[1], 2 * data[1].flip(-1)], dim=1)
-    run_it = functools.partial(run, data, parameters, blocks=blocks, learned=learned)
+        targets = torch.stack([data[1], 2 * data[1].flip(-1)], dim=1)
+    run_it = functools.partial(run, data, parameters, blocks=blocks, targets=targets)
     whole = run_it()
     for epochs in (1, 3):
         left = iter(range(epochs - 1))

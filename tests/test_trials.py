@@ -19,8 +19,9 @@ from pipeline.preprocess.recordings import read_split
 from pipeline.sections import Runs, Study, Train
 from pipeline.study.results import TrialResult
 from pipeline.study.trials import plan_study, run_study
+from pipeline.train.inputs import HashedFile, cached_embeddings, find_subjects
 from pipeline.train.model import load_model
-from pipeline.train.runs import Source, embeddings_of, sources, train_all
+from pipeline.train.runs import train_all
 from stages.study import main
 from tests.tiny import make_embeddings, make_prepared, quick_recipe
 
@@ -102,7 +103,7 @@ def test_the_grid(data):
 def run(
     data: Path, where: Runs, parameters: Train | None = None, **changes: object
 ) -> list[TrialResult]:
-    eeg = sources(data / "eeg")
+    eeg = find_subjects(data / "eeg")
     answers, failures = run_study(
         plan_study(study(**changes), 1, list(eeg), KINDS),
         eeg,
@@ -135,7 +136,7 @@ def test_a_run_of_a_study_is_that_of_the_train_and_evaluate_stages(
         read_split(path, "test", average=False) for path in sorted((data / "eeg").iterdir())
     )
     outcomes, axes = score(
-        recordings, models, embeddings_of(Source.of(cache), recipe), evaluate, seed=1
+        recordings, models, cached_embeddings(HashedFile.of(cache), recipe), evaluate, seed=1
     )
     assert len(outcomes) == len(answers) == 2
     order = np.argsort(axes.image_ids)
@@ -201,7 +202,7 @@ def test_other_data_are_other_runs(data, workers, tmp_path, cache):
 
 
 def test_runs_that_fail_are_told_and_stop_no_other(data, workers, cache):
-    eeg = sources(data / "eeg")
+    eeg = find_subjects(data / "eeg")
     trials = plan_study(study(eeg_encoders=["nice-recipe", "no-such-encoder"]), 1, list(eeg), KINDS)
     answers, failures = run_study(trials, eeg, data / "embeddings", quick_recipe(), workers)
     assert len(answers) == len(failures) == 4

@@ -18,7 +18,7 @@ from pipeline.preprocess.recordings import Recording
 from pipeline.retrieval import score_queries
 from pipeline.sections import Evaluate
 from pipeline.train.model import ContrastiveModel, Notes
-from pipeline.train.training import project, project_eeg
+from pipeline.train.projection import project, project_eeg
 
 Models = list[tuple[ContrastiveModel, Notes]]
 

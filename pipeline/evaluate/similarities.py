@@ -28,6 +28,7 @@ import torch
 from pipeline.errors import EVALUATE_AGAIN, InputError
 from pipeline.files import new_hdf5, unreadable
 from pipeline.retrieval import score_queries
+from pipeline.train.protocols import name_run
 
 RUN_ATTRIBUTES = ("fold", "seed", "selected_epoch", "collapsed", "logit_scale")
 IMAGE_NAMES = ("image_ids", "concept", "things_concept")
@@ -57,7 +58,7 @@ class SubjectResult:
 
     @property
     def run(self) -> str:
-        return f"{self.fold}-seed-{self.seed}"
+        return name_run(self.fold, self.seed)
 
     def queries(self) -> Queries:
         """The figures of each test image, (N,) each."""

@@ -1,9 +1,9 @@
-"""The trials of a study, each trained, scored on the test images, and kept under a hash of all that decides it.
+"""The trials of a study: trained, scored on the test images, stored under a hash of their inputs.
 
-Kept are the answers, some kilobytes a run, in the folder `study` of the cache folder, for ever: another seed, image
-model or EEG encoder trains only what is new. All processes must see that folder; a run that is interrupted leaves its
-state there and goes on from its last epoch, on whatever machine. Two processes at the same run, after one of them was
-given up for lost, write the same bytes.
+The answers, some kilobytes a run, stay in the folder `study` of the cache folder for ever: another
+seed, image model or EEG encoder trains only what is new. All processes must see that folder. An
+interrupted run leaves its state there and goes on from its last epoch, on any machine. Where a
+process was believed dead, two may work at one run: they write the same bytes.
 """
 
 import functools
@@ -28,24 +28,15 @@ from pipeline.images.embeddings import Embeddings
 from pipeline.provenance import code_hash, fingerprint
 from pipeline.sections import Runs, Study, Train
 from pipeline.study.results import Cell, Failure, Trial, TrialResult
+from pipeline.train.inputs import HashedFile, averaged_test_eeg, cached_embeddings
 from pipeline.train.model import ContrastiveModel, Notes
-from pipeline.train.runs import (
-    PACKAGES,
-    Run,
-    Source,
-    averaged_test_eeg,
-    embeddings_of,
-    how_many,
-    name_of_group,
-    on_gpus,
-    plan,
-    seeds_of,
-    stacks,
-    train_runs,
-)
+from pipeline.train.placement import how_many, make_groups, name_of_group, on_gpus
+from pipeline.train.protocols import Run, plan, seeds_of
+from pipeline.train.runs import PACKAGES, train_runs
 from pipeline.train.training import Trained
 
-code_hash(__file__, PACKAGES, {})  # reads all the code now, as this process has imported it
+# Reads all code now, as this process has imported it: the files may change later
+code_hash(__file__, PACKAGES, {})
 
 
 @functools.cache
@@ -55,15 +46,15 @@ def code_with(eeg_encoder: str) -> str:
 
 
 @dataclass(frozen=True)
-class Task:
+class Job:
     """A trial with all that a process needs to run it."""
 
     trial: Trial
-    eeg: dict[str, Source]
-    embeddings: Source
-    parameters: Train
-    code: str
-    kept: Path
+    eeg: dict[str, HashedFile]
+    embeddings: HashedFile
+    recipe: Train
+    code: str  # the hash of the code
+    file: Path  # where the answers are stored
 
     @property
     def run(self) -> Run:
@@ -76,14 +67,15 @@ def plan_study(
 ) -> list[Trial]:
     """The trials of the grid, both encoders in each cell.
 
-    `kinds` are the alignments that each image model has, and of each whether it is of the block `last` alone.
+    `kinds` are the alignments of each image model; True where one has the block `last` alone.
+    InputError where an image model has none of the study's alignments, or a seed is there twice.
     """
     for backbone in study.backbones:
         if not set(kinds[backbone]) & set(study.alignments):
-            there = ", ".join(kinds[backbone]) or "no alignment"
+            available = ", ".join(kinds[backbone]) or "no alignment"
             raise InputError(
-                f"study.alignments is {', '.join(study.alignments)} and {backbone} has {there}: name one that it has, "
-                "or take it out of study.backbones"
+                f"study.alignments is {', '.join(study.alignments)} and {backbone} has "
+                f"{available}: name one that it has, or take it out of study.backbones"
             )
     seeds = seeds_of(seed, study.seeds, "study.seeds")
     return [
@@ -107,55 +99,40 @@ def cache_of(embeddings: Path, trial: Trial) -> Path:
 
 def run_study(
     trials: Sequence[Trial],
-    eeg: Mapping[str, Source],
+    eeg: Mapping[str, HashedFile],
     embeddings: Path,
-    parameters: Train,
-    where: Runs,
+    recipe: Train,
+    placement: Runs,
 ) -> tuple[list[TrialResult], list[Failure]]:
-    """Run the trials that were not run before; what all of them answer, and which failed and why.
+    """Run the trials that were not run before; returns the answers of all, and the failures.
 
-    `eeg` are the prepared subjects by name. The unaligned encoder is trained once for all kinds of alignment.
+    `eeg` are the prepared subjects by name, `embeddings` the folder of all caches. The unaligned
+    encoder is trained once for all kinds of alignment.
+    InputError where the subjects did not see the same test images.
     """
-    caches = {
-        path: Source.of(path) for path in sorted({cache_of(embeddings, trial) for trial in trials})
-    }
+    paths = sorted({cache_of(embeddings, trial) for trial in trials})
+    caches = {path: HashedFile.of(path) for path in paths}
     folder = cache_folder().resolve() / "study"
-    tasks = [
-        _task(trial, eeg, caches[cache_of(embeddings, trial)], parameters, folder)
+    jobs = [
+        _make_job(trial, eeg, caches[cache_of(embeddings, trial)], recipe, folder)
         for trial in trials
     ]
-    todo = list({task.kept: task for task in tasks if not task.kept.exists()}.values())
-    print(
-        f"study: {_count(len(tasks))}, of which {len(tasks) - len(todo)} are there already",
-        flush=True,
-    )
-    reasons = {}
+
+    # Several cells share the unaligned side: it is one file, and run once
+    todo = list({job.file: job for job in jobs if not job.file.exists()}.values())
+    n_done = len(jobs) - len(todo)
+    print(f"study: {_count(len(jobs))}, of which {n_done} are there already", flush=True)
+    reasons: dict[Path, str] = {}
     if todo:
         check_folders({folder: 0})
-        gpus = on_gpus(parameters, where)
-        n_workers = how_many(where, [task.run for task in todo], eeg, gpus)
-        groups = _groups(todo, n_workers, gpus)
-        for group, future in side_by_side(
-            run_trials,
-            groups,
-            where.where,
-            n_workers,
-            label="study",
-            name=_name,
-            steps=lambda group: len(group) * parameters.epochs,
-        ):
-            error = future.exception()
-            for task, reason in zip(
-                group, [_told(error)] * len(group) if error else future.result(), strict=True
-            ):
-                if reason:
-                    reasons[task.kept] = reason
-                    print(f"failed: {_name((task,))}: {reason}", flush=True)
-    failures = [Failure(task.trial, reasons[task.kept]) for task in tasks if task.kept in reasons]
-    answers, galleries = [], set()
-    for task in tasks:
-        if task.kept not in reasons:
-            for answer, image_ids in _read_answers(task):
+        reasons = _run_jobs(todo, eeg, recipe, placement)
+
+    failures = [Failure(job.trial, reasons[job.file]) for job in jobs if job.file in reasons]
+    answers = []
+    galleries = set()
+    for job in jobs:
+        if job.file not in reasons:
+            for answer, image_ids in _read_answers(job):
                 answers.append(answer)
                 galleries.add(tuple(image_ids))
     if len(galleries) > 1:
@@ -165,140 +142,195 @@ def run_study(
     return answers, failures
 
 
-def _task(
-    trial: Trial, eeg: Mapping[str, Source], embeddings: Source, parameters: Train, folder: Path
-) -> Task:
-    block = int(trial.cell.block) if trial.cell.block.isdecimal() else trial.cell.block
-    changes = {
-        "block": block,
-        "eeg_encoder": trial.cell.eeg_encoder,
-        "protocol": trial.cell.protocol,
-    }
-    own = Train.model_validate(parameters.model_dump() | changes)
-    files = [eeg[subject].sha256 for subject in (*trial.trained_on, *trial.tested_on)]
-    run = [trial.fold, trial.seed, trial.trained_on, trial.tested_on]
-    code = code_with(own.eeg_encoder)
-    key = fingerprint(
-        code, files, embeddings.sha256, run, own.model_dump(exclude={"seeds", "device"})
+def _run_jobs(
+    jobs: Sequence[Job], eeg: Mapping[str, HashedFile], recipe: Train, placement: Runs
+) -> dict[Path, str]:
+    """Run these jobs side by side; returns why some failed, by their files."""
+    gpus = on_gpus(recipe, placement)
+    n_workers = how_many(placement, [job.run for job in jobs], eeg, gpus)
+    finished = side_by_side(
+        run_trials,
+        _make_groups(jobs, n_workers, gpus),
+        placement.where,
+        n_workers,
+        label="study",
+        name=_name,
+        steps=lambda group: len(group) * recipe.epochs,
     )
-    return Task(trial, dict(eeg), embeddings, own, code, folder / f"{key}.h5")
 
-
-def _groups(tasks: Sequence[Task], n_workers: int, gpus: bool) -> list[tuple[Task, ...]]:
-    """Those that are trained together: alike but for seed and fold, and so many groups that each worker has one."""
-    alike: dict[object, list[Task]] = {}
-    for task in tasks:
-        alike.setdefault((task.embeddings, task.parameters.model_dump_json()), []).append(task)
-    n_parts = math.ceil(n_workers / len(alike))
-    return [
-        group
-        for each in alike.values()
-        for group in stacks(each, each[0].parameters, n_parts, gpus)
-    ]
-
-
-def run_trials(tasks: tuple[Task, ...], step: Callable[[], None]) -> list[str]:
-    """Train, score and keep these trials, alike but for seed and fold; why each failed, "" where it did not.
-
-    All on one core or GPU, so that no result depends on how many there are.
-    """
-    if any(task.code != code_with(task.parameters.eeg_encoder) for task in tasks):
-        raise InputError(
-            "this worker runs another version of the code than the study: start it again, in this project's folder"
-        )
-    torch.set_num_threads(1)
-    started, first, reasons = time.monotonic(), tasks[0], []
-    cache = embeddings_of(first.embeddings, first.parameters)
-    states = first.kept.parent / "unfinished" / fingerprint([task.kept.stem for task in tasks])
-    states.mkdir(parents=True, exist_ok=True)
-    found = train_runs(
-        [task.run for task in tasks], first.eeg, cache, first.parameters, states, step
-    )
-    seconds = (time.monotonic() - started) / len(tasks)
-    for task, result in zip(tasks, found, strict=True):
-        reasons.append(str(result) if isinstance(result, InputError) else "")
-        if not isinstance(result, InputError):
-            _score_and_keep(task, *result, cache, seconds)
-    shutil.rmtree(
-        states, ignore_errors=True
-    )  # another process at the same runs may have been quicker
+    reasons = {}
+    for group, future in finished:
+        error = future.exception()
+        group_reasons = [_describe(error)] * len(group) if error else future.result()
+        for job, reason in zip(group, group_reasons, strict=True):
+            if reason:
+                reasons[job.file] = reason
+                print(f"failed: {_name((job,))}: {reason}", flush=True)
     return reasons
 
 
-def _score_and_keep(
-    task: Task, trained: Trained, notes: Notes, cache: Embeddings, seconds: float
+def _make_job(
+    trial: Trial,
+    eeg: Mapping[str, HashedFile],
+    embeddings: HashedFile,
+    study_recipe: Train,
+    folder: Path,
+) -> Job:
+    """The study's recipe with the choices of the cell, and a file named after all of its inputs."""
+    cell = trial.cell
+    changes = {
+        "block": int(cell.block) if cell.block.isdecimal() else cell.block,
+        "eeg_encoder": cell.eeg_encoder,
+        "protocol": cell.protocol,
+    }
+    recipe = Train.model_validate(study_recipe.model_dump() | changes)
+
+    files = [eeg[subject].sha256 for subject in (*trial.trained_on, *trial.tested_on)]
+    run = [trial.fold, trial.seed, trial.trained_on, trial.tested_on]
+    code = code_with(recipe.eeg_encoder)
+    settings = recipe.model_dump(exclude={"seeds", "device"})
+    key = fingerprint(code, files, embeddings.sha256, run, settings)
+    return Job(trial, dict(eeg), embeddings, recipe, code, folder / f"{key}.h5")
+
+
+def _make_groups(jobs: Sequence[Job], n_workers: int, gpus: bool) -> list[tuple[Job, ...]]:
+    """Jobs that are trained together: they differ in seed and fold alone.
+
+    There are so many groups that each worker has one.
+    """
+    by_recipe: dict[object, list[Job]] = {}
+    for job in jobs:
+        by_recipe.setdefault((job.embeddings, job.recipe.model_dump_json()), []).append(job)
+    n_parts = math.ceil(n_workers / len(by_recipe))
+
+    groups = []
+    for same in by_recipe.values():
+        groups += make_groups(same, same[0].recipe, n_parts, gpus)
+    return groups
+
+
+def run_trials(jobs: tuple[Job, ...], step: Callable[[], None]) -> list[str]:
+    """Train, score and store these trials, which differ in seed and fold alone.
+
+    Returns why each failed, "" where it did not. All on one core or GPU, so that no result depends
+    on how many there are.
+    InputError where this process runs another version of the code.
+    """
+    if any(job.code != code_with(job.recipe.eeg_encoder) for job in jobs):
+        raise InputError(
+            "this worker runs another version of the code than the study: start it again, "
+            "in this project's folder"
+        )
+    torch.set_num_threads(1)
+    started = time.monotonic()
+
+    first = jobs[0]
+    embeddings = cached_embeddings(first.embeddings, first.recipe)
+    states = first.file.parent / "unfinished" / fingerprint([job.file.stem for job in jobs])
+    states.mkdir(parents=True, exist_ok=True)
+    runs = [job.run for job in jobs]
+    results = train_runs(runs, first.eeg, embeddings, first.recipe, states, step)
+    seconds = (time.monotonic() - started) / len(jobs)
+
+    reasons = []
+    for job, result in zip(jobs, results, strict=True):
+        if isinstance(result, InputError):
+            reasons.append(str(result))
+        else:
+            reasons.append("")
+            _score_and_store(job, *result, embeddings, seconds)
+
+    # Another process at the same runs may already have removed them
+    shutil.rmtree(states, ignore_errors=True)
+    return reasons
+
+
+def _score_and_store(
+    job: Job, trained: Trained, notes: Notes, embeddings: Embeddings, seconds: float
 ) -> None:
-    started, model = time.monotonic(), trained.model.cpu()
-    with new_hdf5(task.kept) as file:
-        device = device_name(pick_device(task.parameters.device))
-        about = {"device": device, "selected_epoch": trained.epoch, "collapsed": trained.collapsed}
-        file.attrs.update(about | {"seconds": seconds + time.monotonic() - started})
-        for subject in task.trial.tested_on:
-            ids, queries = _ask(model, notes, subject, task.eeg, cache)
+    """Write the file of a trial; `seconds` went into its training."""
+    started = time.monotonic()
+    model = trained.model.cpu()
+    with new_hdf5(job.file) as file:
+        file.attrs.update(
+            {
+                "device": device_name(pick_device(job.recipe.device)),
+                "selected_epoch": trained.epoch,
+                "collapsed": trained.collapsed,
+                "seconds": seconds + time.monotonic() - started,
+            }
+        )
+        for subject in job.trial.tested_on:
+            ids, queries = _score_subject(model, notes, subject, job.eeg, embeddings)
             group = file.create_group(subject)
             group.create_dataset("image_ids", data=ids.astype(object), dtype=h5py.string_dtype())
             for name, values in queries.items():
                 group[name] = values
 
 
-def _ask(
+def _score_subject(
     model: ContrastiveModel,
     notes: Notes,
     subject: str,
-    eeg: Mapping[str, Source],
-    cache: Embeddings,
+    eeg: Mapping[str, HashedFile],
+    embeddings: Embeddings,
 ) -> tuple[np.ndarray, Queries]:
-    """The ids of the test images, sorted, and what the model makes of the responses to them."""
-    samples = averaged_test_eeg(tuple(eeg.values())).samples([eeg[subject].path], cache)
+    """The ids of the N test images, sorted, and the scores of the responses to them, (N,) by name.
+
+    InputError where the test EEG is not finite.
+    """
+    loaded = averaged_test_eeg(tuple(eeg.values()))
+    samples = loaded.samples([eeg[subject].path], embeddings)
     rows = np.flatnonzero(samples.subject == subject)
-    ids = cache.image_ids[samples.target[rows]]
+    ids = embeddings.image_ids[samples.image_row[rows]]
     rows = rows[np.argsort(ids)]
-    whole = samples.eeg[rows]
-    if not whole.isfinite().all():
+
+    responses = samples.eeg[rows]
+    if not responses.isfinite().all():
         raise InputError(
             f"{subject}: the test EEG holds values that are not finite; {PREPARE_AGAIN}"
         )
-    values = torch.from_numpy(cache.values[samples.target[rows]])
-    return np.sort(ids), score_whole(model, notes, subject, whole.numpy(), values).queries()
+    images = torch.from_numpy(embeddings.values[samples.image_row[rows]])
+    scored = score_whole(model, notes, subject, responses.numpy(), images)
+    return np.sort(ids), scored.queries()
 
 
-def _read_answers(task: Task) -> list[tuple[TrialResult, np.ndarray]]:
-    """Each with the ids of the test images in their order."""
+def _read_answers(job: Job) -> list[tuple[TrialResult, np.ndarray]]:
+    """The answer of each subject, with the ids of the test images in their order."""
+    answers = []
     try:
-        with h5py.File(task.kept, "r") as file:
-            return [
-                (
-                    TrialResult(
-                        trial=task.trial,
-                        subject=subject,
-                        selected_epoch=int(file.attrs["selected_epoch"]),
-                        collapsed=bool(file.attrs["collapsed"]),
-                        device=str(file.attrs["device"]),
-                        seconds=float(file.attrs["seconds"]),
-                        queries={
-                            name: values[:] for name, values in group.items() if name != "image_ids"
-                        },
-                    ),
-                    group["image_ids"].asstr()[:],
+        with h5py.File(job.file, "r") as file:
+            for subject, group in file.items():
+                answer = TrialResult(
+                    trial=job.trial,
+                    subject=subject,
+                    selected_epoch=int(file.attrs["selected_epoch"]),
+                    collapsed=bool(file.attrs["collapsed"]),
+                    device=str(file.attrs["device"]),
+                    seconds=float(file.attrs["seconds"]),
+                    queries={name: group[name][:] for name in group if name != "image_ids"},
                 )
-                for subject, group in file.items()
-            ]
+                answers.append((answer, group["image_ids"].asstr()[:]))
     except (OSError, KeyError, AttributeError, TypeError, ValueError) as error:
-        raise unreadable(error, task.kept) or InputError(
-            f"{task.kept}: is no whole run of a study ({error}); delete it, to have it run again"
+        raise unreadable(error, job.file) or InputError(
+            f"{job.file}: is no whole run of a study ({error}); delete it, to have it run again"
         ) from error
+    return answers
 
 
-def _told(error: BaseException) -> str:
+def _describe(error: BaseException) -> str:
     """One line on why a run failed."""
     if isinstance(error, InputError):
         return str(error)
-    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no more is known'}"
+    text = str(error)
+    first_line = text.splitlines()[0] if text else "no more is known"
+    return f"{type(error).__name__}: {first_line}"
 
 
-def _name(tasks: Sequence[Task]) -> str:
-    cell, encoder = tasks[0].trial.cell, tasks[0].trial.encoder
-    runs = name_of_group([task.run for task in tasks])
+def _name(jobs: Sequence[Job]) -> str:
+    cell = jobs[0].trial.cell
+    encoder = jobs[0].trial.encoder
+    runs = name_of_group([job.run for job in jobs])
     return f"{cell.backbone} {encoder}, block {cell.block}, {cell.eeg_encoder}, {runs}"
 
 

@@ -1,7 +1,7 @@
-"""The contrastive model: an EEG encoder and the projectors that let EEG and image meet in one space.
+"""The contrastive model: an EEG encoder, and projectors into a space where EEG and image meet.
 
-Source: the reference recipe in the README, a public re-implementation of arXiv 2502.03081; the paper's own choices are
-options.
+Source: the reference recipe in the README, a public re-implementation of arXiv 2502.03081; the
+paper's own choices are options.
 """
 
 import json
@@ -23,7 +23,8 @@ from pipeline.files import replacing, unreadable
 from pipeline.sections import Train
 from pipeline.train.transforms import ChannelDropout, Smoothing, TimeShift, pick_window
 
-STANDARDISED_AT_ONCE = 4096 * 17 * 100  # values of EEG copied together; limits memory
+# Values of EEG that are copied together; limits memory
+MOST_VALUES = 4096 * 17 * 100
 
 
 class Projector(nn.Module):
@@ -38,18 +39,21 @@ class Projector(nn.Module):
         self.norm = nn.LayerNorm(n_outputs)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.project(x)
-        return self.norm(x + self.residual(x))
+        projected = self.project(x)
+        return self.norm(projected + self.residual(projected))
 
 
 class BlockMix(nn.Module):
-    """The blocks of an image model (B, K, D) -> their mean (B, D) by weights that are learned, equal at first.
+    """The blocks of an image model (B, K, D) -> their weighted mean (B, D); weights are learned.
 
-    After SAMGA (arXiv 2604.17782), whose weights depend on the subject; here each block has one, by softmax, so that a
-    run says which block it used. The mean embedding of each block is taken out, and the block is divided by the root
-    mean square of what is left: otherwise the block with the largest values drowns the others. That is one number a
-    block, as in gLocal (arXiv 2306.04507), and not one a feature: distances within a block keep their proportions, so
-    that a block with all the weight is learned as if alone, and features that hardly vary are not blown up.
+    After SAMGA (arXiv 2604.17782), whose weights depend on the subject. Here each block has one
+    weight, by softmax and equal at first, so that a run says which block it used.
+
+    Each block is centred by its mean embedding, and divided by the root mean square of what is
+    left: otherwise the block with the largest values drowns the others. That is one
+    number a block, as in gLocal (arXiv 2306.04507), and not one a feature. So distances within a
+    block keep their proportions: a block with all the weight is learned as if alone, and features that hardly vary
+    are not blown up.
     """
 
     mean: Tensor
@@ -62,11 +66,12 @@ class BlockMix(nn.Module):
         self.register_buffer("rms", torch.ones(n_blocks, 1))
 
     def standardise(self, embeddings: Tensor) -> None:
-        """From now on by mean and spread of these embeddings (N, K, D): those of the training images."""
+        """Fit mean and root mean square to the embeddings (N, K, D) of the training images."""
         for k in range(embeddings.shape[1]):
             block = embeddings[:, k].double()
-            rms = (block - block.mean(0)).square().mean().sqrt()
-            self.mean[k] = block.mean(0)
+            mean = block.mean(0)
+            rms = (block - mean).square().mean().sqrt()
+            self.mean[k] = mean
             self.rms[k] = rms.where(rms > 0, 1)
 
     @property
@@ -75,26 +80,24 @@ class BlockMix(nn.Module):
         return self.logits.softmax(0)
 
     def forward(self, embeddings: Tensor) -> Tensor:
-        return ((embeddings - self.mean) / self.rms * self.weights[:, None]).sum(1)
+        standard = (embeddings - self.mean) / self.rms
+        return (standard * self.weights[:, None]).sum(1)
 
 
 @dataclass(frozen=True)
 class ModelSizes:
-    """What the data demand of a model: C channels, T samples, sampling rate in Hz, D dimensions of an embedding.
-
-    Where a model mixes blocks, the names of the K blocks too; and the time of the first sample, s from stimulus onset.
-    """
+    """What the data demand of a model."""
 
     n_chans: int
     n_times: int
-    sfreq: float
+    sfreq: float  # Hz
     embedding_size: int
-    blocks: Sequence[str] = ()
-    start: float = 0.0
+    blocks: Sequence[str] = ()  # the names of the blocks, where the model mixes blocks
+    start: float = 0.0  # time of the first sample, in s from stimulus onset
 
 
 def stackable(recipe: Train) -> bool:
-    """Whether many such models can be trained at once: nothing in one is random but its `Dropout`."""
+    """Whether many such models can be trained at once: only `Dropout` is random in each."""
     return (
         can_be_stacked(recipe.eeg_encoder)
         and recipe.time_shift == "none"
@@ -103,14 +106,18 @@ def stackable(recipe: Train) -> bool:
 
 
 class ContrastiveModel(nn.Module):
-    """EEG (B, C, T) and image embeddings (B, D), or (B, K, D) of K blocks -> unit vectors (B, P); cosines compare them.
+    """EEG (B, C, T) and image embeddings (B, D) or (B, K, D) -> unit vectors (B, P) to compare.
 
-    With an image projector P is `projection_size`; without one the EEG is projected onto the embeddings, P = D. With
-    `normalise_embeddings` the embeddings are centred over features and scaled to unit length first, as dreamsim does
-    with `normalize_embeds`; without image projector the EEG side is centred too, as the paper does. Blocks are mixed
-    before all that. Of the EEG the window of the recipe is taken, smoothed and freed of its mean as the recipe says; it
-    is then centred by `eeg_mean` (C, samples of the window) and divided by `eeg_sd` (C, 1): 0 and 1, unless
-    `standardise` takes those of the data. In training, time shift and channel dropout come last.
+    EEG: window, smoothing and removal of its mean as the recipe says; centred by `eeg_mean` (C,
+    samples of the window) and divided by `eeg_sd` (C, 1), which are 0 and 1 unless `standardise`
+    was called; in training, time shift and channel dropout; then encoder and projector.
+
+    Images: K blocks are mixed, if any. With `normalise_embeddings` the embeddings are centred over
+    features and scaled to unit length, as dreamsim does with `normalize_embeds`. Then the
+    projector.
+
+    With an image projector P is `projection_size`. Without one the EEG is projected onto the
+    embeddings, P = D, and with `normalise_embeddings` the EEG is centred too, as the paper does.
     """
 
     eeg_mean: Tensor
@@ -118,10 +125,11 @@ class ContrastiveModel(nn.Module):
 
     def __init__(self, sizes: ModelSizes, recipe: Train) -> None:
         super().__init__()
-        self.sizes, self.recipe = sizes, recipe
-        dropout, projection_size = recipe.dropout, recipe.projection_size
-        if not recipe.image_projector:
-            projection_size = sizes.embedding_size
+        self.sizes = sizes
+        self.recipe = recipe
+        dropout = recipe.dropout
+
+        # EEG before the encoder
         self.window = pick_window(recipe.eeg_window, sizes.start, sizes.sfreq, sizes.n_times)
         n_times = len(range(sizes.n_times)[self.window])
         self.smoothing: nn.Module = nn.Identity()
@@ -133,6 +141,13 @@ class ContrastiveModel(nn.Module):
             self.time_shift = TimeShift(recipe.time_shift, sizes.sfreq, n_times)
         if recipe.channel_dropout:
             self.channel_dropout = ChannelDropout(recipe.channel_dropout)
+        self.register_buffer("eeg_mean", torch.zeros(sizes.n_chans, n_times))
+        self.register_buffer("eeg_sd", torch.ones(sizes.n_chans, 1))
+
+        # Encoder and projectors, whose weights are drawn in this order
+        projection_size = sizes.embedding_size
+        if recipe.image_projector:
+            projection_size = recipe.projection_size
         self.eeg_encoder = make_eeg_encoder(
             recipe.eeg_encoder,
             n_chans=sizes.n_chans,
@@ -147,58 +162,56 @@ class ContrastiveModel(nn.Module):
             self.image_projector = Projector(sizes.embedding_size, projection_size, dropout)
         if recipe.first_weights == "published":
             self.eeg_encoder.draw_weights(self)
-        learned = recipe.temperature == "learned"
+
+        is_learned = recipe.temperature == "learned"
         temperature = (
             recipe.start_temperature if recipe.temperature == "learned" else recipe.temperature
         )
-        self.log_scale = nn.Parameter(
-            torch.tensor(math.log(1 / temperature)), requires_grad=learned
-        )
-        self.register_buffer("eeg_mean", torch.zeros(sizes.n_chans, n_times))
-        self.register_buffer("eeg_sd", torch.ones(sizes.n_chans, 1))
+        log_scale = torch.tensor(math.log(1 / temperature))
+        self.log_scale = nn.Parameter(log_scale, requires_grad=is_learned)
 
     def standardise(self, eeg: Tensor, rows: Tensor) -> None:
-        """From now on take out the mean response to these rows of EEG (M, C, T), and divide by the channels' spread.
+        """Fit `eeg_mean` and `eeg_sd` to these rows (n,) of EEG (M, C, T).
 
-        The evoked response that all images share is larger than what differs between images, and tells nothing of them.
+        The mean is the evoked response, which all images share. It is larger than what differs
+        between images, and tells nothing of them.
         """
-        parts = rows.split(max(1, STANDARDISED_AT_ONCE // math.prod(eeg.shape[1:])))
-        mean = torch.stack([self._see(eeg[part].double()).sum(0) for part in parts]).sum(0) / len(
-            rows
-        )  # (C, T)
-        squares = torch.stack(
-            [(self._see(eeg[part].double()) - mean).square().sum(0) for part in parts]
-        ).sum(0)
-        variance = squares.mean(1, keepdim=True) / len(rows)  # (C, 1)
-        self.eeg_mean.copy_(mean)
-        self.eeg_sd.copy_(
-            variance.sqrt().where(variance > 0, 1)
-        )  # a flat channel is 0 by now and stays so
+        parts = rows.split(max(1, MOST_VALUES // math.prod(eeg.shape[1:])))
+        sums = [self._preprocess(eeg[part].double()).sum(0) for part in parts]
+        mean = torch.stack(sums).sum(0) / len(rows)  # (C, T)
 
-    def _see(self, eeg: Tensor) -> Tensor:
-        """Window, smoothing and mean: of nothing outside of the window."""
+        squares = [(self._preprocess(eeg[part].double()) - mean).square().sum(0) for part in parts]
+        variance = torch.stack(squares).sum(0).mean(1, keepdim=True) / len(rows)  # (C, 1)
+
+        self.eeg_mean.copy_(mean)
+        # A flat channel is 0 without its mean, and stays so
+        self.eeg_sd.copy_(variance.sqrt().where(variance > 0, 1))
+
+    def _preprocess(self, eeg: Tensor) -> Tensor:
+        """Window, smoothing and removal of the mean, in this order: (B, C, T) -> (B, C, window)."""
         eeg = self.smoothing(eeg[..., self.window])
         return eeg - eeg.mean(-1, keepdim=True) if self.recipe.remove_dc else eeg
 
     def forward(self, eeg: Tensor, embeddings: Tensor) -> Tensor:
-        """Logits (B, B) of the responses and the images of a batch, in the precision of the weights."""
-        eeg_side, image_side = self.embed_eeg(eeg), self.embed_image(embeddings)
+        """Logits (B, B) of a batch of responses and images, in the precision of the weights."""
+        eeg_side = self.embed_eeg(eeg)
+        image_side = self.embed_image(embeddings)
         dtype = self.log_scale.dtype
-        with torch.autocast(
-            eeg.device.type, enabled=False
-        ):  # of a logit of 60 bfloat16 is off by up to 0.125
+        # In bfloat16 a logit of 60 would be wrong by up to 0.125
+        with torch.autocast(eeg.device.type, enabled=False):
             return self.logit_scale * eeg_side.to(dtype) @ image_side.to(dtype).T
 
     def embed_eeg(self, eeg: Tensor) -> Tensor:
-        standard = (self._see(eeg) - self.eeg_mean) / self.eeg_sd
-        projected = self.eeg_projector(
-            self.eeg_encoder(self.channel_dropout(self.time_shift(standard)))
-        )
+        """(B, C, T) -> unit vectors (B, P)."""
+        standard = (self._preprocess(eeg) - self.eeg_mean) / self.eeg_sd
+        augmented = self.channel_dropout(self.time_shift(standard))
+        projected = self.eeg_projector(self.eeg_encoder(augmented))
         if self.recipe.normalise_embeddings and not self.recipe.image_projector:
             projected = projected - projected.mean(1, keepdim=True)
         return F.normalize(projected, dim=1)
 
     def embed_image(self, embeddings: Tensor) -> Tensor:
+        """(B, D) or (B, K, D) -> unit vectors (B, P)."""
         if self.block_mix is not None:
             embeddings = self.block_mix(embeddings)
         if self.recipe.normalise_embeddings:
@@ -230,20 +243,23 @@ class Notes(TypedDict):
     selected_epoch: int
     collapsed: bool
     train: NotRequired[dict[str, Any]]  # the section of the parameters, once it is saved
-    block_weights: NotRequired[
-        dict[str, float]
-    ]  # once it is saved, and empty where no blocks are mixed
+    # once it is saved; empty where no blocks are mixed
+    block_weights: NotRequired[dict[str, float]]
 
 
 def save_model(model: ContrastiveModel, folder: Path, notes: Mapping[str, Any]) -> None:
-    """Write model.safetensors, and model.json: what rebuilds the model, and notes on how it was trained."""
+    """Write model.safetensors, and model.json: sizes and recipe of the model, and the notes."""
     folder.mkdir(parents=True, exist_ok=True)
     with replacing(folder / "model.safetensors") as temporary:
         temporary.write_bytes(safetensors.torch.save(model.state_dict()))
-    made_of = {"sizes": asdict(model.sizes), "train": model.recipe.model_dump()}
-    made_of["block_weights"] = model.block_weights()
+
+    description = {
+        "sizes": asdict(model.sizes),
+        "train": model.recipe.model_dump(),
+        "block_weights": model.block_weights(),
+    }
     with replacing(folder / "model.json") as temporary:
-        temporary.write_text(json.dumps({**notes, **made_of}, indent=2) + "\n")
+        temporary.write_text(json.dumps({**notes, **description}, indent=2) + "\n")
 
 
 def load_model(folder: Path) -> tuple[ContrastiveModel, Notes]:

@@ -1,15 +1,12 @@
-"""The runs of a protocol: which subjects each trains on, which it is tested on, and all of them side by side.
+"""The runs of a protocol, trained side by side and saved.
 
-Every run starts from a fresh initialisation; there is one for each fold of the protocol and each seed. Nothing but
-`select_on: test` learns anything of the test split: of all others it is only checked that it can be used.
+Only `select_on: test` learns anything of the test split. All other training only checks that the
+test split can be used.
 """
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
-from typing import Literal, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -19,300 +16,202 @@ from tqdm import tqdm
 from pipeline.compute.devices import be_deterministic, pick_device
 from pipeline.compute.machine import n_cores
 from pipeline.compute.unfinished import unfinished
-from pipeline.compute.workers import max_local_workers, side_by_side
+from pipeline.compute.workers import side_by_side
 from pipeline.errors import InputError
-from pipeline.files import check_folders, replacing, sha256
-from pipeline.images.embeddings import Embeddings, read_embeddings
-from pipeline.preprocess.recordings import check_recordings, find_recordings, read_shape
-from pipeline.sections import BlockChoice, Runs, Train
-from pipeline.train.model import Notes, save_model, stackable
-from pipeline.train.samples import Samples, Shelf
-from pipeline.train.training import Split, Trained, derive_seeds, held_out, train_many
+from pipeline.files import check_folders, replacing
+from pipeline.images.embeddings import Embeddings
+from pipeline.sections import Runs, Train
+from pipeline.train.draws import derive_seeds
+from pipeline.train.inputs import (
+    HashedFile,
+    averaged_test_eeg,
+    cached_embeddings,
+    find_subjects,
+    training_eeg,
+    training_files,
+)
+from pipeline.train.many import train_many
+from pipeline.train.model import Notes, save_model
+from pipeline.train.placement import how_many, make_groups, name_of_group, on_gpus
+from pipeline.train.protocols import Run, plan, seeds_of
+from pipeline.train.samples import LoadedEeg, Samples
+from pipeline.train.selection import held_out
+from pipeline.train.training import Partition, Setup, Trained
 
-T = TypeVar("T")
+PACKAGES = ("torch", "numpy", "braindecode")  # their versions decide the weights
 
-PACKAGES = ("torch", "numpy", "braindecode")  # whose versions decide the weights
-# Of a process beside the EEG that it holds: torch, the model and its activations
-RUN_BYTES = 1_000_000_000
-
-
-@dataclass(frozen=True)
-class Run:
-    """One model: the fold of the protocol, the seed, and the subjects it is trained and tested on."""
-
-    fold: str
-    seed: int
-    trained_on: tuple[str, ...]
-    tested_on: tuple[str, ...]
-
-    @property
-    def name(self) -> str:
-        return f"{self.fold}-seed-{self.seed}"
-
-
-def plan(protocol: str, subjects: list[str], seeds: list[int]) -> list[Run]:
-    """The runs of a protocol: `pooled`, `within-subject` or `leave-one-subject-out`."""
-    if protocol == "pooled":
-        folds = [("pooled", subjects, subjects)]
-    elif protocol == "within-subject":
-        folds = [(subject, [subject], [subject]) for subject in subjects]
-    else:
-        if len(subjects) < 2:
-            raise InputError(
-                f"leave-one-subject-out needs two subjects or more and has {len(subjects)}: "
-                "name more in `subjects`, or choose another protocol"
-            )
-        folds = [
-            (f"without-{left}", [s for s in subjects if s != left], [left]) for left in subjects
-        ]
-    return [
-        Run(fold, seed, tuple(on), tuple(tested)) for fold, on, tested in folds for seed in seeds
-    ]
-
-
-def seeds_of(seed: int, seeds: int | list[int], key: str = "train.seeds") -> list[int]:
-    """A number of seeds counts from `seed`; a list is taken as it is."""
-    if isinstance(seeds, int):
-        return list(range(seed, seed + seeds))
-    if len(set(seeds)) != len(seeds):
-        raise InputError(
-            f"{key} = {seeds} names a seed twice, which would count one run as two: name it once"
-        )
-    return seeds
-
-
-@dataclass(frozen=True)
-class Source:
-    """A file and its hash: a process that reads a file once for many runs must notice if it has become another."""
-
-    path: Path
-    sha256: str
-
-    @classmethod
-    def of(cls, path: Path) -> "Source":
-        return cls(path.resolve(), sha256(path))
-
-
-@lru_cache(maxsize=1)
-def training_eeg(eeg: tuple[Source, ...]) -> Shelf:
-    """Of these subjects; this process keeps the last one asked for, for its next runs."""
-    return Shelf([source.path for source in eeg], "train")
-
-
-@lru_cache(maxsize=1)
-def averaged_test_eeg(eeg: tuple[Source, ...]) -> Shelf:
-    """Likewise; the repetitions of an image are averaged."""
-    return Shelf([source.path for source in eeg], "test")
-
-
-@lru_cache(maxsize=4)
-def _embeddings(
-    source: Source, block: BlockChoice | Literal["mix"], views: str, views_in_gallery: str
-) -> Embeddings:
-    return read_embeddings(source.path, block, views, views_in_gallery)
-
-
-def embeddings_of(source: Source, parameters: Train) -> Embeddings:
-    """What these parameters learn and are tested on; this process keeps the last few."""
-    return _embeddings(source, parameters.block, parameters.views, parameters.views_in_gallery)
-
-
-def train_runs(
-    runs: Sequence[Run],
-    eeg: Mapping[str, Source],
-    embeddings: Embeddings,
-    parameters: Train,
-    states: Path,
-    step: Callable[[], None],
-) -> list[tuple[Trained, Notes] | InputError]:
-    """Train these runs, many at once if the recipe can be stacked; of each the model and notes, or why it failed.
-
-    `eeg` are the prepared files of all subjects, by name; only those of the subjects that a run is trained on are
-    opened, and those of `tested_on` if `select_on` is test, so that nothing else can leak. Interrupted, they go on from
-    the last epoch in the folder `states`. `step` is called once an epoch and run.
-    """
-    device, values = pick_device(parameters.device), torch.from_numpy(embeddings.values)
-    be_deterministic(device)
-    learned = None if embeddings.learned is None else torch.from_numpy(embeddings.learned)
-
-    def read(shelf: Shelf, subjects: Iterable[tuple[str, ...]]) -> Samples:
-        return shelf.samples(
-            [eeg[subject].path for subject in sorted(set().union(*subjects))], embeddings
-        )
-
-    samples, tested = read(training_eeg(_held(runs, eeg)), (run.trained_on for run in runs)), None
-    if parameters.select_on == "test":
-        tested = read(averaged_test_eeg(tuple(eeg.values())), (run.tested_on for run in runs))
-    splits = [_split(run, samples, tested, parameters) for run in runs]
-    all_trained = train_many(
-        samples, splits, values, parameters, device, states, step, embeddings.blocks, learned
-    )
-    return [
-        trained
-        if isinstance(trained, InputError)
-        else (trained, _notes(run, trained, embeddings, parameters))
-        for run, trained in zip(runs, all_trained, strict=True)
-    ]
-
-
-def _split(run: Run, samples: Samples, tested: Samples | None, parameters: Train) -> Split:
-    seeds = derive_seeds(run.seed, run.fold)
-    rows = np.flatnonzero(np.isin(samples.subject, run.trained_on))
-    if tested is not None:
-        return Split(seeds, rows, tested, np.flatnonzero(np.isin(tested.subject, run.tested_on)))
-    if parameters.select_on == "last":
-        return Split(seeds, rows, None, rows[:0])
-    mask = held_out(samples.things_concept[rows], parameters.validation_concepts, seeds.concepts)
-    return Split(seeds, rows[~mask], samples, rows[mask])
-
-
-def _notes(run: Run, trained: Trained, embeddings: Embeddings, parameters: Train) -> Notes:
-    return Notes(
-        fold=run.fold,
-        seed=run.seed,
-        trained_on=list(run.trained_on),
-        tested_on=list(run.tested_on),
-        protocol=parameters.protocol,
-        selected_on=parameters.select_on,
-        views=embeddings.views,
-        views_in_gallery=embeddings.views_in_gallery,
-        selected_epoch=trained.epoch,
-        collapsed=trained.collapsed,
-    )
-
-
-def _held(runs: Sequence[Run], eeg: Mapping[str, Source]) -> tuple[Source, ...]:
-    """Whose training EEG a process holds for these runs: one subject's, or everybody's for all folds on several."""
-    subjects = set().union(*(run.trained_on for run in runs))
-    return tuple(eeg[subject] for subject in (subjects if len(subjects) == 1 else eeg))
-
-
-def on_gpus(parameters: Train, where: Runs) -> bool:
-    """Whether the runs go on GPUs; on other machines that is known only if `train.device` is cuda."""
-    if where.where != "local":
-        return parameters.device == "cuda"
-    return pick_device(parameters.device).type == "cuda"
-
-
-def how_many(where: Runs, runs: Sequence[Run], eeg: Mapping[str, Source], gpus: bool) -> int:
-    """How many of these runs go side by side; of a Dask scheduler's address it decides nothing."""
-    if where.workers != "auto":
-        return min(where.workers, len(runs))
-    if where.where == "slurm":
-        raise InputError(
-            "runs.workers is auto and runs.where slurm: set runs.workers to the most jobs you want at once"
-        )
-    if len(runs) == 1:
-        return 1
-    held = {_held(runs, eeg)} if gpus else {_held([run], eeg) for run in runs}
-    needed = max(sum(_training_bytes(source.path) for source in sources) for sources in held)
-    return max_local_workers(needed + RUN_BYTES, len(runs), on_gpus=gpus)
-
-
-def stacks(runs: Sequence[T], parameters: Train, n_workers: int, gpus: bool) -> list[tuple[T, ...]]:
-    """Which of these runs, alike but for seed and fold, are handed out together: on GPUs as many as there are workers.
-
-    On a CPU one model takes all that it has (`python -m benchmarks.train`), so that each goes alone.
-    """
-    size = math.ceil(len(runs) / n_workers) if gpus and stackable(parameters) else 1
-    return [tuple(runs[first : first + size]) for first in range(0, len(runs), size)]
-
-
-def _training_bytes(path: Path) -> int:
-    shape, dtype = read_shape(path, "train", average=False)
-    return math.prod(shape) * min(dtype.itemsize, 4)
+TrainGroup = Callable[[tuple[Run, ...], Callable[[], None]], list[Notes]]
 
 
 def train_all(
-    eeg_dir: Path, embeddings: Path, out: Path, parameters: Train, seed: int, where: Runs
+    eeg_dir: Path, embeddings: Path, out: Path, recipe: Train, seed: int, placement: Runs
 ) -> list[Notes]:
     """Train every run of the protocol, side by side: a folder of `out` each, and the mean history.
 
-    Returns the notes of each run, as in its model.json. After an interruption finished runs are not repeated and
-    the others go on from their last epoch: states are kept in the cache folder, keyed by a hash of data, parameters and
-    code, until all runs are done.
+    Returns the notes of each run, as in its model.json. After an interruption finished runs are not
+    repeated, and the others go on from their last epoch: states are in the cache folder, under a
+    hash of data, parameters and code, until all runs are done.
+    InputError where the inputs cannot be used, or a run failed.
     """
     check_folders({out: 0})
-    eeg, source = sources(eeg_dir), Source.of(embeddings)
-    runs, gpus = (
-        plan(parameters.protocol, list(eeg), seeds_of(seed, parameters.seeds)),
-        on_gpus(parameters, where),
-    )
-    n_workers = how_many(where, runs, eeg, gpus)
-    groups = stacks(runs, parameters, n_workers, gpus)
+    eeg = find_subjects(eeg_dir)
+    cache = HashedFile.of(embeddings)
+    runs = plan(recipe.protocol, list(eeg), seeds_of(seed, recipe.seeds))
+
+    gpus = on_gpus(recipe, placement)
+    n_workers = how_many(placement, runs, eeg, gpus)
+    groups = make_groups(runs, recipe, n_workers, gpus)
     threads = max(1, n_cores() // n_workers)
-    inputs = [one.sha256 for one in (*eeg.values(), source)]
-    decided_by = [inputs, [run.name for run in runs], parameters.model_dump(), threads]
-    name = f"train {len(runs)} x"
-    chosen = {"EEG_ENCODERS": [parameters.eeg_encoder]}
+
+    hashes = [file.sha256 for file in (*eeg.values(), cache)]
+    decided_by = [hashes, [run.name for run in runs], recipe.model_dump(), threads]
+    chosen = {"EEG_ENCODERS": [recipe.eeg_encoder]}
     with unfinished("training", __file__, PACKAGES, chosen, decided_by) as states:
-        task = partial(_train_and_save, eeg, source, out.resolve(), parameters, states, threads)
-        if n_workers == 1 and where.where == "local":
-            with tqdm(
-                total=len(runs) * parameters.epochs, unit="epoch", desc=name, disable=None
-            ) as bar:
-                notes = [each for group in groups for each in task(group, bar.update)]
+        work = partial(_train_and_save, eeg, cache, out.resolve(), recipe, states, threads)
+        if n_workers == 1 and placement.where == "local":
+            notes = _one_after_the_other(work, groups, recipe.epochs)
         else:
-            finished = dict(
-                side_by_side(
-                    task,
-                    groups,
-                    where.where,
-                    n_workers,
-                    label=name,
-                    name=name_of_group,
-                    steps=lambda group: len(group) * parameters.epochs,
-                )
-            )
-            notes = [each for group in groups for each in finished[group].result()]
+            notes = _side_by_side(work, groups, recipe.epochs, placement.where, n_workers)
+
     histories = pd.concat(pd.read_csv(out / run.name / "history.csv") for run in runs)
     with replacing(out / "history.csv") as temporary:
         histories.groupby("epoch", as_index=False).mean().to_csv(temporary, index=False)
     return notes
 
 
-def name_of_group(runs: Sequence[Run]) -> str:
-    return runs[0].name + (f" and {len(runs) - 1} more" if len(runs) > 1 else "")
+def _one_after_the_other(
+    work: TrainGroup, groups: Sequence[tuple[Run, ...]], epochs: int
+) -> list[Notes]:
+    n_runs = sum(len(group) for group in groups)
+    notes = []
+    label = f"train {n_runs} x"
+    with tqdm(total=n_runs * epochs, unit="epoch", desc=label, disable=None) as bar:
+        for group in groups:
+            notes += work(group, bar.update)
+    return notes
 
 
-def sources(eeg_dir: Path) -> dict[str, Source]:
-    """The prepared subjects of a folder, by name; InputError unless they can be trained and tested together."""
-    files = find_recordings(eeg_dir)
-    if not files:
-        raise InputError(
-            f"{eeg_dir}: holds no subject's EEG; run the preprocess stage first (`dvc repro preprocess`)"
+def _side_by_side(
+    work: TrainGroup, groups: Sequence[tuple[Run, ...]], epochs: int, where: str, n_workers: int
+) -> list[Notes]:
+    n_runs = sum(len(group) for group in groups)
+    finished = dict(
+        side_by_side(
+            work,
+            groups,
+            where,
+            n_workers,
+            label=f"train {n_runs} x",
+            name=name_of_group,
+            steps=lambda group: len(group) * epochs,
         )
-    check_recordings(list(files.values()))
-    return {subject: Source.of(path) for subject, path in files.items()}
+    )
+    return [notes for group in groups for notes in finished[group].result()]
 
 
 def _train_and_save(
-    eeg: Mapping[str, Source],
-    embeddings: Source,
+    eeg: Mapping[str, HashedFile],
+    cache: HashedFile,
     out: Path,
-    parameters: Train,
+    recipe: Train,
     states: Path,
     threads: int,
     runs: tuple[Run, ...],
     step: Callable[[], None],
 ) -> list[Notes]:
-    """Those that trained are saved; InputError if one failed."""
+    """Train a group of runs and save those that succeeded; InputError if one failed."""
     torch.set_num_threads(threads)
-    cached = embeddings_of(embeddings, parameters)
-    own_states = states / runs[0].name
-    own_states.mkdir(exist_ok=True)
-    found = dict(
-        zip(runs, train_runs(runs, eeg, cached, parameters, own_states, step), strict=True)
-    )
+    group_states = states / runs[0].name
+    group_states.mkdir(exist_ok=True)
+    embeddings = cached_embeddings(cache, recipe)
+    results = train_runs(runs, eeg, embeddings, recipe, group_states, step)
+
     all_notes = []
-    for run, result in found.items():
+    for run, result in zip(runs, results, strict=True):
         if not isinstance(result, InputError):
             trained, notes = result
             save_model(trained.model.cpu(), out / run.name, notes)
             with replacing(out / run.name / "history.csv") as temporary:
                 trained.history.to_csv(temporary, index=False)
             all_notes.append(notes)
-    for run, result in found.items():
+
+    for run, result in zip(runs, results, strict=True):
         if isinstance(result, InputError):
             raise InputError(f"{run.name}: {result}")
     return all_notes
+
+
+def train_runs(
+    runs: Sequence[Run],
+    eeg: Mapping[str, HashedFile],
+    embeddings: Embeddings,
+    recipe: Train,
+    states: Path,
+    step: Callable[[], None],
+) -> list[tuple[Trained, Notes] | InputError]:
+    """Train these runs, many at once if the recipe can be stacked.
+
+    Returns the model and notes of each run, or why it failed. `eeg` are the prepared files of all
+    subjects, by name. Only files of `trained_on` are opened, and those of `tested_on` if
+    `select_on` is test, so that nothing else can leak. `states` is the folder for interrupted runs.
+    `step` is called once an epoch and run.
+    """
+    device = pick_device(recipe.device)
+    be_deterministic(device)
+
+    def read(loaded: LoadedEeg, subjects: Iterable[tuple[str, ...]]) -> Samples:
+        names = sorted(set().union(*subjects))
+        return loaded.samples([eeg[name].path for name in names], embeddings)
+
+    loaded = training_eeg(training_files(runs, eeg))
+    samples = read(loaded, (run.trained_on for run in runs))
+    test_samples = None
+    if recipe.select_on == "test":
+        loaded = averaged_test_eeg(tuple(eeg.values()))
+        test_samples = read(loaded, (run.tested_on for run in runs))
+
+    targets = None if embeddings.learned is None else torch.from_numpy(embeddings.learned)
+    values = torch.from_numpy(embeddings.values)
+    setup = Setup(samples, values, recipe, device, targets, embeddings.blocks)
+    partitions = [_partition(run, samples, test_samples, recipe) for run in runs]
+    results = train_many(setup, partitions, states, step)
+
+    return [
+        result
+        if isinstance(result, InputError)
+        else (result, _make_notes(run, result, embeddings, recipe))
+        for run, result in zip(runs, results, strict=True)
+    ]
+
+
+def _partition(
+    run: Run, samples: Samples, test_samples: Samples | None, recipe: Train
+) -> Partition:
+    """The rows that a run learns from, and those that select its epoch."""
+    seeds = derive_seeds(run.seed, run.fold)
+    rows = np.flatnonzero(np.isin(samples.subject, run.trained_on))
+
+    if test_samples is not None:
+        test_rows = np.flatnonzero(np.isin(test_samples.subject, run.tested_on))
+        return Partition(seeds, rows, test_samples, test_rows)
+    if recipe.select_on == "last":
+        return Partition(seeds, rows)
+
+    concepts = samples.things_concept[rows]
+    mask = held_out(concepts, recipe.validation_concepts, seeds.concepts)
+    return Partition(seeds, rows[~mask], samples, rows[mask])
+
+
+def _make_notes(run: Run, trained: Trained, embeddings: Embeddings, recipe: Train) -> Notes:
+    return Notes(
+        fold=run.fold,
+        seed=run.seed,
+        trained_on=list(run.trained_on),
+        tested_on=list(run.tested_on),
+        protocol=recipe.protocol,
+        selected_on=recipe.select_on,
+        views=embeddings.views,
+        views_in_gallery=embeddings.views_in_gallery,
+        selected_epoch=trained.epoch,
+        collapsed=trained.collapsed,
+    )

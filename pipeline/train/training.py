@@ -1,64 +1,89 @@
-"""Train EEG encoders against cached image embeddings, from a fresh initialisation to the selected epoch.
+"""One training: what it works on, the order of its batches, its history, and its best weights.
 
-Source: the reference recipe in the README. Deliberate differences: by default part of the training concepts is held out
-and selects the epoch (the recipe selected it on the test set), and everything random follows from one seed.
-All data stay on the device. Many models are trained at once where that pays (`stack`).
+Source: the reference recipe in the README. Two deliberate differences: by default, part of the
+training concepts is held out and selects the epoch (the recipe selected it on the test set); and
+everything random follows from one seed.
 """
 
-import gc
 import math
-import time
-import zipfile
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from scipy.optimize import minimize_scalar
 from torch import Tensor
-from tqdm import tqdm
 
-from pipeline.compute.devices import use_precision
 from pipeline.errors import InputError
-from pipeline.files import replacing
-from pipeline.retrieval import rank_of_match, score_queries
+from pipeline.retrieval import rank_of_match
 from pipeline.sections import Train
-from pipeline.train.model import ContrastiveModel, ModelSizes, stackable
+from pipeline.train.draws import RunSeeds, draw_repetitions, group_repetitions
+from pipeline.train.model import ContrastiveModel, ModelSizes
+from pipeline.train.projection import measure_spread, project_eeg
 from pipeline.train.samples import Samples
-from pipeline.train.stack import Stack
+from pipeline.train.selection import lowest_loss, make_galleries, mean_loss
 
-EVALUATED_AT_ONCE = 512 * 17 * 100  # values of EEG in one pass without gradient; limits memory
-PROBED = 256  # samples whose embeddings tell whether a model has collapsed
-# Of `spread`; it means a cosine of 0.91 between samples. Runs that learned ended above 0.8
+# Samples whose embeddings tell whether a model has collapsed
+N_PROBES = 256
+# A spread of 0.3 means a cosine of 0.91 between samples. Runs that learned ended above 0.8
 COLLAPSED_SPREAD = 0.3
-EXPLODED = 10  # times the loss of chance
-SAVING = 0.05  # the most of the time that goes into saving the state
+# A loss of this many times that of chance means that the training diverged
+DIVERGED = 10
 
 
 @dataclass(frozen=True)
-class Seeds:
-    """What chance decides in a run: concepts held out, first weights, order, dropout and shifts, and what is drawn."""
+class Setup:
+    """What models that are trained together have in common.
 
-    concepts: int
-    start: int
-    order: int
-    dropout: int
-    repetitions: int
-    views: int
+    `embeddings` are (N, D), or (N, K, D) where `blocks` names K blocks to mix: the gallery that the
+    selection compares EEG with. `targets` are the embeddings in the batches: V views of each image,
+    (N, V, D) or (N, V, K, D), of which each sample has another one each epoch. Without them the
+    batches have `embeddings`.
+    """
+
+    samples: Samples
+    embeddings: Tensor
+    recipe: Train
+    device: torch.device
+    targets: Tensor | None = None
+    blocks: Sequence[str] = ()
+
+    @property
+    def sizes(self) -> ModelSizes:
+        n_chans, n_times = self.samples.eeg.shape[1:]
+        return ModelSizes(
+            n_chans,
+            n_times,
+            self.samples.sfreq,
+            self.embeddings.shape[-1],
+            self.blocks,
+            self.samples.start,
+        )
+
+    @property
+    def target_views(self) -> Tensor:
+        """(N, V, D) or (N, V, K, D): all views of each image; one if there are no `targets`."""
+        return self.embeddings[:, None] if self.targets is None else self.targets
 
 
-def derive_seeds(seed: int, fold: str) -> Seeds:
-    """Seeds of one run: those of another seed, or of another fold of the protocol, are independent of them."""
-    return Seeds(*np.random.SeedSequence([seed, *fold.encode()]).generate_state(6).tolist())
+@dataclass(frozen=True)
+class Partition:
+    """The samples of one model, and its seeds: rows to learn from, and rows that select the epoch.
+
+    `selection_rows` are rows of `selection`; without them all of its rows select. Without
+    `selection` the last epoch is selected.
+    """
+
+    seeds: RunSeeds
+    rows: np.ndarray
+    selection: Samples | None = None
+    selection_rows: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
 class Trained:
-    """The model with the weights of the selected epoch, one row of history an epoch, and whether the run collapsed.
+    """The model with the weights of the selected epoch, and one row of history an epoch.
 
     Collapsed: in the last epoch all EEG, or all images, had nearly the same embedding.
     """
@@ -69,441 +94,161 @@ class Trained:
     collapsed: bool
 
 
-def held_out(things_concept: np.ndarray, share: float, seed: int) -> np.ndarray:
-    """Mask (M,) of the samples whose concept is held out: `share` of the concepts, at least two, chosen by the seed."""
-    concepts = np.unique(things_concept)
-    n = max(2, round(share * len(concepts)))
-    if n > len(concepts) - 2:
-        remedy = "lower it" if len(concepts) >= 4 else "set train.select_on to last"
-        raise InputError(
-            f"train.validation_concepts = {share} holds out {n} of {len(concepts)} concepts: {remedy}"
-        )
-    return np.isin(things_concept, np.random.default_rng(seed).choice(concepts, n, replace=False))
+class Training:
+    """One model while it is trained: its batches, its history, and its best weights so far.
 
-
-def make_galleries(subject: np.ndarray, things_concept: np.ndarray) -> list[np.ndarray]:
-    """The rows of each gallery: one subject's responses to one image of every concept, as in the test set.
-
-    With k images a concept there are k galleries a subject; where a concept has more than k, the last ones go unused.
-    All galleries are of one size: where subjects saw different concepts, as in single sessions, each has as many of its
-    own, the first by name, as the subject with the fewest.
+    The data of `setup` and the selection of the partition are on the device.
     """
-    frame = pd.DataFrame({"subject": subject, "concept": things_concept})
-    frame["number"] = frame.groupby("subject")["concept"].rank(
-        "dense"
-    )  # of the concept among the subject's own
-    size = int(frame.groupby("subject")["number"].max().min())
-    frame = frame[frame["number"] <= size].copy()
 
-    frame["image"] = frame.groupby(["subject", "concept"]).cumcount()
-    complete = frame.groupby(["subject", "image"])["concept"].transform("size") == size
-    return [
-        group.index.to_numpy(copy=True)
-        for _, group in frame[complete].groupby(["subject", "image"])
-    ]
+    def __init__(self, setup: Setup, partition: Partition) -> None:
+        target_views = setup.target_views
+        self.recipe = setup.recipe
+        self.embeddings = setup.embeddings
+        self.device = setup.device
+        self.n_views = target_views.shape[1]
+        self.image_row = setup.samples.image_row
+        self.train_rows = torch.from_numpy(partition.rows).to(self.device)
 
+        torch.manual_seed(partition.seeds.start)
+        self.model = ContrastiveModel(setup.sizes, self.recipe).to(self.device)
+        self._standardise(setup.samples.eeg, target_views)
 
-def group_repetitions(samples: Samples, rows: np.ndarray, n: int | Literal["any"]) -> np.ndarray:
-    """The rows (images, R) of the R repetitions of each image and subject; InputError where R is less than `n` or 2."""
-    frame = pd.DataFrame(
-        {"row": rows, "subject": samples.subject[rows], "target": samples.target[rows]}
-    )
-    frame = frame.sort_values(["subject", "target"], kind="stable")
-    counts = frame.groupby(["subject", "target"]).size()
-    wanted = 2 if n == "any" else max(2, n)
-    if counts.min() < wanted or counts.nunique() > 1:
-        there = " or ".join(map(str, sorted(counts.unique())))
-        if counts.nunique() > 1:
-            remedy = "set it to none"
-        elif counts.min() == 1:
-            remedy = "set it to none, or, if images were shown more often, preprocess.average_repetitions to false"
-        else:
-            remedy = f"lower it to {there}, or set it to none"
-        raise InputError(
-            f"train.average_random_repetitions is {n}, which needs {wanted} or more repetitions of each image and "
-            f"of all as many, and there are {there}: {remedy}"
-        )
-    return frame["row"].to_numpy(copy=True).reshape(-1, counts.iloc[0])
-
-
-def draw_repetitions(rows: Tensor, n: int | Literal["any"], generator: torch.Generator) -> Tensor:
-    """Of the rows (images, R) of each image `n`, without replacement; or 1 to R, with -1 in place of the others."""
-    drawn = rows.gather(1, torch.rand(rows.shape, generator=generator).argsort(1).to(rows.device))
-    if n != "any":
-        return drawn[:, :n]
-    count = torch.randint(1, rows.shape[1] + 1, (len(rows), 1), generator=generator)
-    return drawn.where((torch.arange(rows.shape[1]) < count).to(rows.device), -1)
-
-
-@dataclass(frozen=True)
-class Split:
-    """One model: its seeds, the rows of the samples that it learns, and rows of `selection` that select its epoch."""
-
-    seeds: Seeds
-    rows: np.ndarray
-    selection: Samples | None  # None = the last epoch
-    selection_rows: np.ndarray
-
-
-def train(
-    samples: Samples,
-    rows: np.ndarray,
-    selection: Samples | None,
-    embeddings: Tensor,
-    parameters: Train,
-    seeds: Seeds,
-    device: torch.device,
-    resume: Path | None = None,
-    progress: Callable[[], None] = lambda: None,
-    blocks: Sequence[str] = (),
-    learned: Tensor | None = None,
-) -> Trained:
-    """`train_stack` of one model, selected by all of `selection`; InputError where its loss explodes."""
-    splits = [
-        Split(seeds, rows, selection, np.arange(0 if selection is None else len(selection.subject)))
-    ]
-    (trained,) = train_stack(
-        samples, splits, embeddings, parameters, device, resume, progress, blocks, learned
-    )
-    if isinstance(trained, InputError):
-        raise trained
-    return trained
-
-
-def train_many(
-    samples: Samples,
-    splits: Sequence[Split],
-    embeddings: Tensor,
-    parameters: Train,
-    device: torch.device,
-    states: Path,
-    progress: Callable[[], None] = lambda: None,
-    blocks: Sequence[str] = (),
-    learned: Tensor | None = None,
-) -> list[Trained | InputError]:
-    """`train_stack` of splits with as many rows each; of fewer at once where the device has too little memory.
-
-    What fits is found by trying, halves of what did not. `states` is a folder for the states.
-    """
-    found: dict[int, Trained | InputError] = {}
-    alike: dict[object, list[int]] = {}
-    for i, split in enumerate(splits):
-        n_images = len(samples.target[split.rows].unique())
-        alike.setdefault((len(split.rows), n_images) if stackable(parameters) else i, []).append(i)
-    waiting = list(alike.values())
-    while waiting:
-        part = waiting.pop(0)
-        if device.type == "cuda":
-            gc.collect()  # a schedule and its optimizer hold each other, and the memory of the models before
-            torch.cuda.empty_cache()
-        own = [splits[i] for i in part]
-        state = states / f"{len(part)}-from-{part[0]}.pt"
-        try:
-            trained = train_stack(
-                samples, own, embeddings, parameters, device, state, progress, blocks, learned
-            )
-        except torch.OutOfMemoryError:
-            trained = []
-        if trained:
-            found |= zip(part, trained, strict=True)
-        elif len(part) == 1:
-            found[part[0]] = InputError(
-                f"{device} has too little memory for one model: lower train.batch_size, or set train.device to cpu"
-            )
-        else:
-            half = len(part) // 2
-            tqdm.write(
-                f"{device} has too little memory for {len(part)} models at once: going on with {half}"
-            )
-            waiting = [part[:half], part[half:], *waiting]
-    return [found[i] for i in range(len(splits))]
-
-
-def train_stack(
-    samples: Samples,
-    splits: Sequence[Split],
-    embeddings: Tensor,
-    parameters: Train,
-    device: torch.device,
-    resume: Path | None = None,
-    progress: Callable[[], None] = lambda: None,
-    blocks: Sequence[str] = (),
-    learned: Tensor | None = None,
-) -> list[Trained | InputError]:
-    """Train a model for each split at once; of each keep the epoch with the lowest loss on its selection, or the last.
-
-    All splits have as many rows, and the recipe of more than one is `stackable`. A model whose loss explodes ends in
-    an InputError, and the others go on.
-    The same inputs, seeds, device and number of threads give the same weights to the last bit, also if the run was
-    interrupted: its state is written to `resume`, after each epoch unless that would take more than a twentieth of the
-    time, and a later call goes on from there. `progress` is called once an epoch and model.
-    `embeddings` are (N, D); where `blocks` names K blocks to mix they are (N, K, D), standardised by the images of the
-    rows learned, and the history has the weight of each. Where `learned` (N, V, D) or (N, V, K, D) is given, the
-    batches have these instead, of each sample and epoch one of V, and `embeddings` are what the selection is compared
-    with.
-    """
-    use_precision(parameters.precision, device)
-    learned = (embeddings[:, None] if learned is None else learned).to(device)
-    embeddings = embeddings.to(device)
-    selections = [split.selection for split in splits if split.selection is not None]
-    there = {id(each): each.to(device) for each in (samples, *selections)}
-    samples = there[id(samples)]
-    n_chans, n_times = samples.eeg.shape[1:]
-    sizes = ModelSizes(n_chans, n_times, samples.sfreq, embeddings.shape[-1], blocks, samples.start)
-    members = [
-        _Member(
-            split, samples, there.get(id(split.selection)), embeddings, learned, sizes, parameters
-        )
-        for split in splits
-    ]
-    stack = Stack(
-        [member.model for member in members],
-        parameters,
-        n_steps=math.ceil(len(members[0].units) / parameters.batch_size),
-        eeg=samples.eeg,
-        learned=learned.flatten(0, 1),
-        generators=[torch.Generator(device).manual_seed(split.seeds.dropout) for split in splits],
-    )
-    torch.manual_seed(splits[0].seeds.dropout)  # of a model that is not stackable
-    epoch, save_after = 0, 0.0
-    if resume is not None and resume.exists() and _is_whole(resume):
-        epoch = _restore(torch.load(resume, map_location=device, weights_only=True), stack, members)
-        for _ in range(epoch * len(members)):
-            progress()
-    while epoch < parameters.epochs and not all(member.failure for member in members):
-        epoch += 1
-        orders = [
-            torch.stack(parts)
-            for parts in zip(*(member.next_order() for member in members), strict=True)
-        ]
-        for m, (member, loss) in enumerate(zip(members, stack.epoch(*orders), strict=True)):
-            if not member.failure:
-                member.follow(epoch, loss, stack.averaged(m))
-        due = time.monotonic() > save_after or epoch == parameters.epochs
-        if resume is not None and due and not all(member.failure for member in members):
-            started = time.monotonic()
-            _save(resume, epoch, stack, members)
-            save_after = time.monotonic() + (time.monotonic() - started) / SAVING
-        for _ in members:
-            progress()
-    return [member.ended() for member in members]
-
-
-class _Member:
-    """A model on its way: what draws its batches and selects its epoch, its history, and its best weights so far."""
-
-    def __init__(
-        self,
-        split: Split,
-        samples: Samples,
-        selection: Samples | None,
-        embeddings: Tensor,
-        learned: Tensor,
-        sizes: ModelSizes,
-        parameters: Train,
-    ) -> None:
-        self.parameters, self.embeddings = parameters, embeddings
-        self.target, self.n_views = samples.target, learned.shape[1]
-        torch.manual_seed(split.seeds.start)
-        device = samples.eeg.device
-        self.model = ContrastiveModel(sizes, parameters).to(device)
-        drawn_by = {
-            "shuffle": split.seeds.order,
-            "repetitions": split.seeds.repetitions,
-            "views": split.seeds.views,
-        }
         self.generators = {
-            name: torch.Generator().manual_seed(seed) for name, seed in drawn_by.items()
+            "shuffle": torch.Generator().manual_seed(partition.seeds.order),
+            "repetitions": torch.Generator().manual_seed(partition.seeds.repetitions),
+            "views": torch.Generator().manual_seed(partition.seeds.views),
         }
-        self.trained_on = torch.from_numpy(split.rows).to(device)
-        if parameters.standardise_eeg:
-            self.model.standardise(samples.eeg, self.trained_on)
-        if self.model.block_mix is not None:
-            self.model.block_mix.standardise(
-                learned[self.target[self.trained_on].unique()].flatten(0, 1)
-            )
-        self.units = self.trained_on
-        if parameters.average_random_repetitions != "none":
-            repetitions = group_repetitions(
-                samples, split.rows, parameters.average_random_repetitions
-            )
-            self.units = torch.from_numpy(repetitions).to(device)
-        probed = self.trained_on[:PROBED]
-        self.probe = samples.eeg[probed].float(), embeddings[self.target[probed]]
-        self.selection, self.galleries = selection, []
-        if selection is not None:
-            self.selection_rows = torch.from_numpy(split.selection_rows).to(device)
-            parts = (
-                selection.subject[split.selection_rows],
-                selection.things_concept[split.selection_rows],
-            )
-            self.galleries = make_galleries(*parts)
+
+        # Rows of an epoch: (n,), or (n, R) where repetitions are averaged
+        self.epoch_rows = self.train_rows
+        n_repetitions = self.recipe.average_random_repetitions
+        if n_repetitions != "none":
+            groups = group_repetitions(setup.samples, partition.rows, n_repetitions)
+            self.epoch_rows = torch.from_numpy(groups).to(self.device)
+
+        probe_rows = self.train_rows[:N_PROBES]
+        self.probe_eeg = setup.samples.eeg[probe_rows].float()
+        self.probe_embeddings = setup.embeddings[self.image_row[probe_rows]]
+
+        self.selection = partition.selection
+        self._prepare_selection(partition)
+
         self.history: list[dict[str, float]] = []  # a row an epoch
         self.best: dict[str, Tensor] = {}  # the weights in the selected epoch
-        self.epoch = 0  # the selected one
+        self.selected_epoch = 0
         self.failure = ""
 
-    def next_order(self) -> tuple[Tensor, Tensor]:
-        """The rows of the next epoch's samples (n,), or (n, R) of repetitions, and the rows of what they learn (n,)."""
-        order = self.units[
-            torch.randperm(len(self.units), generator=self.generators["shuffle"]).to(
-                self.units.device
-            )
-        ]
-        if self.parameters.average_random_repetitions != "none":
-            order = draw_repetitions(
-                order, self.parameters.average_random_repetitions, self.generators["repetitions"]
-            )
-        drawn = torch.randint(
-            self.n_views, self.trained_on.shape, generator=self.generators["views"]
-        )
-        shown = (self.target * self.n_views).index_add(
-            0, self.trained_on, drawn.to(self.trained_on.device)
-        )
-        return order, shown[order if order.ndim == 1 else order[:, 0]]
+    def _standardise(self, eeg: Tensor, target_views: Tensor) -> None:
+        """Fit the model's fixed statistics to the training samples."""
+        if self.recipe.standardise_eeg:
+            self.model.standardise(eeg, self.train_rows)
+        if self.model.block_mix is not None:
+            images = self.image_row[self.train_rows].unique()
+            self.model.block_mix.standardise(target_views[images].flatten(0, 1))
 
-    def follow(self, epoch: int, loss: float, averaged: ContrastiveModel) -> None:
-        """Take note of the epoch; keep the weights if it is the best so far."""
-        chance = math.log(self.parameters.batch_size)
-        if not loss <= EXPLODED * chance:  # NaN too
+    def _prepare_selection(self, partition: Partition) -> None:
+        if self.selection is None:
+            return
+        rows = partition.selection_rows
+        if rows is None:
+            rows = np.arange(len(self.selection.subject))
+
+        self.selection_rows = torch.from_numpy(rows).to(self.device)
+        self.galleries = make_galleries(
+            self.selection.subject[rows], self.selection.things_concept[rows]
+        )
+
+    def next_order(self) -> tuple[Tensor, Tensor]:
+        """Shuffle the samples of the next epoch.
+
+        Returns rows of the EEG, (n,), or (n, R) of repetitions to average, and rows of the targets,
+        (n,): view v of image i is in row i * n_views + v.
+        """
+        permutation = torch.randperm(len(self.epoch_rows), generator=self.generators["shuffle"])
+        eeg_rows = self.epoch_rows[permutation.to(self.device)]
+        n_repetitions = self.recipe.average_random_repetitions
+        if n_repetitions != "none":
+            generator = self.generators["repetitions"]
+            eeg_rows = draw_repetitions(eeg_rows, n_repetitions, generator)
+
+        # Each training sample draws one view of its image
+        n_train = self.train_rows.shape
+        view = torch.randint(self.n_views, n_train, generator=self.generators["views"])
+        first_view = self.image_row * self.n_views
+        target_row = first_view.index_add(0, self.train_rows, view.to(self.device))
+
+        # All repetitions in a row show the same image: the first one says which
+        first = eeg_rows if eeg_rows.ndim == 1 else eeg_rows[:, 0]
+        return eeg_rows, target_row[first]
+
+    def observe(self, epoch: int, loss: float, averaged: ContrastiveModel) -> None:
+        """Add the epoch to the history. Keep the averaged weights if they are the best so far."""
+        chance = math.log(self.recipe.batch_size)
+        if not loss <= DIVERGED * chance:  # also where the loss is NaN
             self.failure = (
                 f"training diverged in epoch {epoch} (loss {loss:.3g}, chance is {chance:.3g}): "
                 "lower train.learning_rate"
             )
             return
+
         row = {
             "epoch": epoch,
             "train_loss": loss,
-            "spread": spread(averaged, *self.probe),
-        } | self._score(averaged)
-        row |= {
-            f"weight_of_block_{name}": weight for name, weight in averaged.block_weights().items()
+            "spread": measure_spread(averaged, self.probe_eeg, self.probe_embeddings),
         }
+        row |= self._score(averaged)
+        for block, weight in averaged.block_weights().items():
+            row[f"weight_of_block_{block}"] = weight
         self.history.append(row)
-        if self.selection is None or row["selection_loss"] <= min(
-            past["selection_loss"] for past in self.history
-        ):
+
+        lowest = min(past["selection_loss"] for past in self.history)
+        if self.selection is None or row["selection_loss"] <= lowest:
             self.best = {name: value.clone() for name, value in averaged.state_dict().items()}
-            self.epoch = epoch
+            self.selected_epoch = epoch
 
     @torch.inference_mode()
     def _score(self, model: ContrastiveModel) -> dict[str, float]:
-        """Mean loss and top-1 accuracy over the galleries, scored as the test is; NaN without selection."""
+        """Mean loss and top-1 accuracy over the galleries; NaN without selection."""
         if self.selection is None:
             return {"selection_loss": math.nan, "selection_top1": math.nan}
-        images = model.eval().embed_image(
-            self.embeddings[self.selection.target[self.selection_rows]]
-        )
-        responses = project_eeg(model, self.selection.eeg, self.selection_rows)
-        similarity = torch.stack(
-            [responses[rows] @ images[rows].T for rows in self.galleries]
-        )  # (G, N, N)
-        fitted = self.parameters.selection_temperature == "fitted"
-        loss = lowest_loss(similarity) if fitted else _loss(similarity, model.logit_scale.item())
-        return {
-            "selection_loss": loss,
-            "selection_top1": (rank_of_match(similarity) == 1).double().mean().item(),
-        }
 
-    def ended(self) -> Trained | InputError:
+        image_rows = self.selection.image_row[self.selection_rows]
+        images = model.eval().embed_image(self.embeddings[image_rows])
+        responses = project_eeg(model, self.selection.eeg, self.selection_rows)
+        cosines = [responses[rows] @ images[rows].T for rows in self.galleries]
+        similarity = torch.stack(cosines)  # (G, N, N)
+
+        if self.recipe.selection_temperature == "fitted":
+            loss = lowest_loss(similarity)
+        else:
+            loss = mean_loss(similarity, model.logit_scale.item())
+        top1 = (rank_of_match(similarity) == 1).double().mean().item()
+        return {"selection_loss": loss, "selection_top1": top1}
+
+    def result(self) -> Trained | InputError:
+        """The model at its selected epoch, or why there is none."""
         if self.failure:
             return InputError(self.failure)
+
         self.model.load_state_dict(self.best)
         collapsed = self.history[-1]["spread"] < COLLAPSED_SPREAD
-        return Trained(self.model.eval(), pd.DataFrame(self.history), self.epoch, collapsed)
+        history = pd.DataFrame(self.history)
+        return Trained(self.model.eval(), history, self.selected_epoch, collapsed)
 
     def state_dict(self) -> dict[str, Any]:
-        drawn = {name: generator.get_state() for name, generator in self.generators.items()}
-        return {name: getattr(self, name) for name in ("history", "best", "epoch", "failure")} | {
-            "generators": drawn
+        generators = {name: each.get_state() for name, each in self.generators.items()}
+        return {
+            "history": self.history,
+            "best": self.best,
+            "epoch": self.selected_epoch,
+            "failure": self.failure,
+            "generators": generators,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        for name in ("history", "best", "epoch", "failure"):
-            setattr(self, name, state[name])
+        self.history = state["history"]
+        self.best = state["best"]
+        self.selected_epoch = state["epoch"]
+        self.failure = state["failure"]
         for name, generator in self.generators.items():
             generator.set_state(state["generators"][name].cpu())
-
-
-@torch.inference_mode()
-def project(model: ContrastiveModel, eeg: Tensor, embeddings: Tensor) -> tuple[Tensor, Tensor]:
-    """EEG (M, C, T), embeddings (M, D) or (M, K, D) as unit vectors (M, P), in evaluation mode and bounded memory."""
-    model.eval()
-    return project_eeg(model, eeg), model.embed_image(embeddings)
-
-
-@torch.inference_mode()
-def project_eeg(model: ContrastiveModel, eeg: Tensor, rows: Tensor | None = None) -> Tensor:
-    """The EEG half of `project`, of all rows or of these; the model is in evaluation mode already."""
-    n_at_once, dtype = max(1, EVALUATED_AT_ONCE // math.prod(eeg.shape[1:])), model.log_scale.dtype
-    if rows is None:
-        parts = iter(eeg.split(n_at_once))
-    else:
-        parts = (eeg.index_select(0, part) for part in rows.split(n_at_once))
-    return torch.cat([model.embed_eeg(part.to(dtype)) for part in parts])
-
-
-def spread(model: ContrastiveModel, eeg: Tensor, embeddings: Tensor) -> float:
-    """How far the projected EEG, and the projected images, lie from their mean: the smaller of the two.
-
-    The root mean square distance of unit vectors from their mean: 1 where they point in all directions, 0 where all are
-    the same.
-    """
-    sides = project(model, eeg, embeddings)
-    return min((side - side.mean(0)).square().sum(1).mean().sqrt().item() for side in sides)
-
-
-def lowest_loss(similarity: Tensor) -> float:
-    """The mean loss of galleries (G, N, N) of cosines at the temperature, from 1 to 0.001, where it is lowest.
-
-    A temperature changes no rank. A model grows too sure of itself in training: at its own temperature its loss on
-    other images rises long before its ranks get worse (arXiv 1706.04599), and would select too early an epoch. The loss
-    is convex in 1 / temperature.
-    """
-    found = minimize_scalar(
-        lambda log: _loss(similarity, math.exp(log)), bounds=(0, math.log(1000)), method="bounded"
-    )
-    return float(found.fun)
-
-
-def _loss(similarity: Tensor, logit_scale: float) -> float:
-    return score_queries(similarity, logit_scale)["nice_loss"].mean().item()
-
-
-def _save(path: Path, epoch: int, stack: Stack, members: Sequence[_Member]) -> None:
-    random = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        random["cuda"] = torch.cuda.get_rng_state()
-    state = {
-        "epoch": epoch,
-        "stack": stack.state_dict(),
-        "members": [member.state_dict() for member in members],
-    }
-    with (
-        replacing(path) as temporary,
-        temporary.open("wb") as stream,
-    ):  # to a path, errors would lose their reason
-        torch.save(state | {"random": random}, stream)
-
-
-def _is_whole(state: Path) -> bool:
-    """Whether the saved state is as it was written: torch does not look at the checksums in the file."""
-    with suppress(zipfile.BadZipFile), zipfile.ZipFile(state) as archive:
-        if archive.testzip() is None:
-            return True
-
-    tqdm.write(
-        f"{state}: the state of the interrupted training is damaged, so the training starts again"
-    )
-    return False
-
-
-def _restore(saved: dict[str, Any], stack: Stack, members: Sequence[_Member]) -> int:
-    """The epoch after which this was saved."""
-    stack.load_state_dict(saved["stack"])
-    for member, state in zip(members, saved["members"], strict=True):
-        member.load_state_dict(state)
-    torch.set_rng_state(saved["random"]["cpu"].cpu())
-    if "cuda" in saved["random"]:
-        torch.cuda.set_rng_state(saved["random"]["cuda"].cpu())
-    return saved["epoch"]

@@ -1,8 +1,11 @@
-"""What is done to EEG (B, C, T) before an encoder sees it: to all EEG alike, and at random to that of training.
+"""What is done to EEG (B, C, T) before an encoder sees it.
 
-Sources: SUPA-EEG (github.com/RTae/SUPA-EEG) chooses a window and smooths by a Gaussian, at random and in training only;
-NeuroBridge (arXiv 2511.06836) shifts in time and drops channels, as braindecode.augmentation can. Different here:
-smoothing is for all EEG, and what a shift brings in is the value at the end, not what left at the other end.
+Window and smoothing are for all EEG; time shift and channel dropout are random, in training only.
+
+Sources: SUPA-EEG (github.com/RTae/SUPA-EEG) chooses a window and smooths by a Gaussian, at random
+and in training only; NeuroBridge (arXiv 2511.06836) shifts in time and drops channels, as
+braindecode.augmentation can. Different here: smoothing is for all EEG, and a shift repeats the
+value at the end in place of what left at the other end.
 """
 
 from typing import Literal
@@ -43,9 +46,10 @@ def pick_window(
 
 
 class Smoothing(nn.Module):
-    """EEG smoothed along T by a Gaussian of a standard deviation in seconds; beyond both ends the end value goes on.
+    """EEG smoothed along T by a Gaussian; `seconds` is its standard deviation.
 
-    As scipy.ndimage.gaussian_filter1d(mode="nearest") does it, in the precision of the EEG.
+    As scipy.ndimage.gaussian_filter1d(mode="nearest"), in the precision of the EEG: beyond both
+    ends the end value goes on.
     """
 
     kernel: Tensor
@@ -60,13 +64,13 @@ class Smoothing(nn.Module):
     def forward(self, eeg: Tensor) -> Tensor:
         padded = F.pad(eeg, (self.radius, self.radius), mode="replicate")
         with torch.autocast(eeg.device.type, enabled=False):
-            return F.conv1d(
-                padded.flatten(0, 1)[:, None], self.kernel.to(eeg.dtype)[None, None]
-            ).view(eeg.shape)
+            rows = padded.flatten(0, 1)[:, None]  # (B * C, 1, T + 2 radius)
+            smoothed = F.conv1d(rows, self.kernel.to(eeg.dtype)[None, None])
+            return smoothed.view(eeg.shape)
 
 
 class TimeShift(nn.Module):
-    """In training, each sample moved along T by a whole number of samples up to `seconds` to both sides."""
+    """In training, each response moved along T by a random number of samples, up to `seconds`."""
 
     def __init__(self, seconds: float, sfreq: float, n_times: int) -> None:
         super().__init__()
@@ -76,14 +80,18 @@ class TimeShift(nn.Module):
         if not self.training:
             return eeg
         shift = torch.randint(-self.most, self.most + 1, (len(eeg), 1), device=eeg.device)
-        source = (torch.arange(eeg.shape[2], device=eeg.device) - shift).clamp(
-            0, eeg.shape[2] - 1
-        )  # (B, T)
-        return eeg.gather(2, source[:, None].expand_as(eeg))
+
+        n_times = eeg.shape[2]
+        moved = torch.arange(n_times, device=eeg.device) - shift  # (B, T)
+        times = moved.clamp(0, n_times - 1)
+        return eeg.gather(2, times[:, None].expand_as(eeg))
 
 
 class ChannelDropout(nn.Module):
-    """In training, each channel of each sample set to zero with probability `share`; the others stay as they are."""
+    """In training, each channel of each response set to zero with probability `share`.
+
+    The other channels stay as they are, without a factor.
+    """
 
     def __init__(self, share: float) -> None:
         super().__init__()
@@ -100,7 +108,8 @@ def _in_samples(key: str, seconds: float, sfreq: float, n_times: int, least: flo
     samples = seconds * sfreq
     if not least <= samples + 1e-9 < n_times:
         raise InputError(
-            f"train.{key} is {seconds} s: for the {n_times} samples at {sfreq:g} Hz that the encoder sees it should be "
-            f"at least {least / sfreq:g} s and less than {n_times / sfreq:g} s"
+            f"train.{key} is {seconds} s: for the {n_times} samples at {sfreq:g} Hz that the "
+            f"encoder sees it should be at least {least / sfreq:g} s and less than "
+            f"{n_times / sfreq:g} s"
         )
     return samples

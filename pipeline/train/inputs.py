@@ -1,0 +1,76 @@
+"""The files that runs read. A process reads each file once for many runs."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Literal
+
+from pipeline.errors import InputError
+from pipeline.files import sha256
+from pipeline.images.embeddings import Embeddings, read_embeddings
+from pipeline.preprocess.recordings import check_recordings, find_recordings
+from pipeline.sections import BlockChoice, Train
+from pipeline.train.protocols import Run
+from pipeline.train.samples import LoadedEeg
+
+
+@dataclass(frozen=True)
+class HashedFile:
+    """A file and its hash, so that a process notices when the file became another one."""
+
+    path: Path
+    sha256: str
+
+    @classmethod
+    def of(cls, path: Path) -> "HashedFile":
+        return cls(path.resolve(), sha256(path))
+
+
+def find_subjects(eeg_dir: Path) -> dict[str, HashedFile]:
+    """The prepared subjects of a folder, by name.
+
+    InputError where there is none, or they cannot be trained and tested together.
+    """
+    files = find_recordings(eeg_dir)
+    if not files:
+        raise InputError(
+            f"{eeg_dir}: holds no subject's EEG; run the preprocess stage first "
+            "(`dvc repro preprocess`)"
+        )
+    check_recordings(list(files.values()))
+    return {subject: HashedFile.of(path) for subject, path in files.items()}
+
+
+def training_files(runs: Iterable[Run], eeg: Mapping[str, HashedFile]) -> tuple[HashedFile, ...]:
+    """The training EEG that a process holds for these runs.
+
+    One subject's file if all runs train on that subject; otherwise all subjects' files, which serve
+    every fold.
+    """
+    subjects = set().union(*(run.trained_on for run in runs))
+    return tuple(eeg[subject] for subject in (subjects if len(subjects) == 1 else eeg))
+
+
+@lru_cache(maxsize=1)
+def training_eeg(files: tuple[HashedFile, ...]) -> LoadedEeg:
+    """This process keeps the last one for its next runs."""
+    return LoadedEeg([file.path for file in files], "train")
+
+
+@lru_cache(maxsize=1)
+def averaged_test_eeg(files: tuple[HashedFile, ...]) -> LoadedEeg:
+    """The repetitions of an image are averaged. This process keeps the last one."""
+    return LoadedEeg([file.path for file in files], "test")
+
+
+def cached_embeddings(file: HashedFile, recipe: Train) -> Embeddings:
+    """What the recipe learns and is tested on; this process keeps the last few."""
+    return _read_embeddings(file, recipe.block, recipe.views, recipe.views_in_gallery)
+
+
+@lru_cache(maxsize=4)
+def _read_embeddings(
+    file: HashedFile, block: BlockChoice | Literal["mix"], views: str, views_in_gallery: str
+) -> Embeddings:
+    return read_embeddings(file.path, block, views, views_in_gallery)

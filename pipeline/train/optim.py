@@ -1,0 +1,86 @@
+"""The optimizer of the recipe and its learning rates."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipeline.sections import Train
+
+# The rate of the block weights, times that of the projectors. Adam moves a logit by at most about
+# the rate a step, and the softmax needs some 3 for a weight near 1, which small data and low rates
+# would not reach (docs/protocols.md).
+BLOCK_RATE = 10
+
+
+def make_optimizer(
+    weights: Mapping[str, Tensor], recipe: Train, device: torch.device
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LambdaLR]:
+    """Adam or AdamW over two groups, the EEG encoder and the others, with a schedule for each.
+
+    `weights` are the parameters by their names in the model. Each group has its own warm-up. Block
+    weights are a third group with BLOCK_RATE and no weight decay, which would make them equal.
+    """
+    parts: dict[str, list[Tensor]] = {"eeg_encoder": [], "others": [], "block_mix": []}
+    for name, weight in weights.items():
+        part = name.partition(".")[0]
+        parts[part if part in parts else "others"].append(weight)
+
+    rate = recipe.learning_rate
+    groups: list[dict[str, Any]] = [
+        {"params": parts["eeg_encoder"], "lr": rate},
+        {"params": parts["others"], "lr": rate},
+    ]
+    warmups = [recipe.warmup_epochs_eeg_encoder, recipe.warmup_epochs_projectors]
+    if parts["block_mix"]:
+        groups.append({"params": parts["block_mix"], "lr": BLOCK_RATE * rate, "weight_decay": 0.0})
+        warmups.append(recipe.warmup_epochs_projectors)
+
+    on_gpu = device.type == "cuda"
+    if on_gpu:
+        # A captured step reads the rate anew from a tensor; a number would be fixed in the graph
+        for group in groups:
+            group["lr"] = torch.tensor(group["lr"], device=device)
+
+    kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+    optimizer = kinds[recipe.optimizer](
+        groups,
+        betas=tuple(recipe.betas),
+        weight_decay=recipe.weight_decay,
+        fused=True,
+        capturable=on_gpu,
+    )
+    rates = [_schedule(recipe, warmup) for warmup in warmups]
+    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, rates)
+
+
+def _schedule(recipe: Train, warmup: int) -> Callable[[int], float]:
+    """The share of the peak rate in each epoch, from 0.
+
+    Linear from `warmup_start` in `warmup` epochs, then a cosine to the final rate.
+    """
+    floor = recipe.final_learning_rate / recipe.learning_rate
+    cosine_epochs = recipe.epochs - warmup
+
+    def share(epoch: int) -> float:
+        if epoch < warmup:
+            return recipe.warmup_start + (1 - recipe.warmup_start) * epoch / warmup
+        progress = min(1.0, (epoch - warmup) / max(1, cosine_epochs))
+        return floor + (1 - floor) * (1 + math.cos(math.pi * progress)) / 2
+
+    return share
+
+
+def clip_gradients(gradients: Sequence[Tensor], largest_norm: float) -> None:
+    """Scale the gradients (M, ...) of each of M models so that their common norm is not larger.
+
+    For one model it is torch.nn.utils.clip_grad_norm_.
+    """
+    norms = [gradient.reshape(len(gradient), -1).norm(dim=1) for gradient in gradients]
+    norm = torch.stack(norms).norm(dim=0)  # (M,)
+
+    share = (largest_norm / (norm + 1e-6)).clamp(max=1)
+    for gradient in gradients:
+        gradient.mul_(share.view(-1, *[1] * (gradient.ndim - 1)))

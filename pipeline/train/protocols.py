@@ -1,0 +1,65 @@
+"""The protocols: which subjects each run is trained on, and which it is tested on.
+
+There is one run for each fold of the protocol and each seed, from a fresh initialisation.
+"""
+
+from dataclasses import dataclass
+
+from pipeline.errors import InputError
+
+
+def name_run(fold: str, seed: int) -> str:
+    """The name of a run in folders, files and messages, such as `pooled-seed-42`."""
+    return f"{fold}-seed-{seed}"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One model: the fold of the protocol, the seed, and the subjects of training and test."""
+
+    fold: str
+    seed: int
+    trained_on: tuple[str, ...]
+    tested_on: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        return name_run(self.fold, self.seed)
+
+
+def plan(protocol: str, subjects: list[str], seeds: list[int]) -> list[Run]:
+    """The runs of a protocol: `pooled`, `within-subject` or `leave-one-subject-out`.
+
+    InputError for leave-one-subject-out with fewer than two subjects.
+    """
+    if protocol == "pooled":
+        folds = [("pooled", subjects, subjects)]
+    elif protocol == "within-subject":
+        folds = [(subject, [subject], [subject]) for subject in subjects]
+    else:
+        if len(subjects) < 2:
+            raise InputError(
+                f"leave-one-subject-out needs two subjects or more and has {len(subjects)}: "
+                "name more in `subjects`, or choose another protocol"
+            )
+        folds = []
+        for left_out in subjects:
+            trained_on = [subject for subject in subjects if subject != left_out]
+            folds.append((f"without-{left_out}", trained_on, [left_out]))
+
+    return [
+        Run(fold, seed, tuple(trained_on), tuple(tested_on))
+        for fold, trained_on, tested_on in folds
+        for seed in seeds
+    ]
+
+
+def seeds_of(seed: int, seeds: int | list[int], key: str = "train.seeds") -> list[int]:
+    """The seeds to run: so many from `seed` on, or the list itself; InputError for a seed twice."""
+    if isinstance(seeds, int):
+        return list(range(seed, seed + seeds))
+    if len(set(seeds)) != len(seeds):
+        raise InputError(
+            f"{key} = {seeds} names a seed twice, which would count one run as two: name it once"
+        )
+    return seeds
