@@ -50,9 +50,9 @@ class BlockMix(nn.Module):
     weight, by softmax and equal at first, so that a run says which block it used.
 
     Each block is centred by its mean embedding, and divided by the root mean square of what is
-    left: otherwise the block with the largest values drowns the others. That is one
-    number a block, as in gLocal (arXiv 2306.04507), and not one a feature. So distances within a
-    block keep their proportions: a block with all the weight is learned as if alone, and features that hardly vary
+    left: otherwise the block with the largest values drowns the others. That is one number a block,
+    as in gLocal (arXiv 2306.04507), and not one a feature. So distances within a block keep their
+    proportions: a block with all the weight is learned as if alone, and features that hardly vary
     are not blown up.
     """
 

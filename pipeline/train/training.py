@@ -236,7 +236,7 @@ class Training:
         return Trained(self.model.eval(), history, self.selected_epoch, collapsed)
 
     def state_dict(self) -> dict[str, Any]:
-        generators = {name: each.get_state() for name, each in self.generators.items()}
+        generators = {name: generator.get_state() for name, generator in self.generators.items()}
         return {
             "history": self.history,
             "best": self.best,
