@@ -2,5 +2,6 @@
 
 import os
 
-# Files appear whole, under their names, so that nobody needs HDF5's locks; some network disks have none.
+# Files appear whole, under their names, so that nobody needs HDF5's locks.
+# Some network disks have none.
 os.environ.setdefault("HDF5_USE_FILE_LOCKING", "FALSE")

@@ -26,7 +26,7 @@ def main(
     similarities: Path,
     summaries: list[Path],
 ) -> str:
-    """`summaries` are named after what they hold: evaluation.json, for comparing, and CSV tables."""
+    """`summaries` are named after what they hold: evaluation.json, to compare, and CSV tables."""
     p = read_params(params)
     models = load_models(model)
     notes = models[0][1]  # all models share the settings that are read below

@@ -24,9 +24,10 @@ CUT = 4  # standard deviations after which the Gaussian is cut, as scipy does
 def pick_window(
     window: list[float] | Literal["all"], start: float, sfreq: float, n_times: int
 ) -> slice:
-    """The samples within a window in seconds, of EEG whose first of `n_times` samples is at `start`.
+    """The samples within a window (s), of EEG whose first of `n_times` samples is at `start`.
 
-    A thousandth of a sample is allowed for rounding. InputError where the EEG does not have the whole window.
+    A thousandth of a sample is allowed for rounding. InputError where the EEG does not have the
+    whole window.
     """
     if window == "all":
         return slice(None)
@@ -35,7 +36,8 @@ def pick_window(
     samples = find_window(times, 1 / sfreq, window)
     if samples is None:
         raise InputError(
-            f"train.eeg_window {first} .. {last} s is no part of the EEG's {times[0]:g} .. {times[-1]:g} s: "
+            f"train.eeg_window {first} .. {last} s is no part of the EEG's "
+            f"{times[0]:g} .. {times[-1]:g} s: "
             "set a first and a later last time within it"
         )
     if samples.start == samples.stop:
