@@ -512,7 +512,7 @@ def test_two_downloads_that_differ_are_damage_and_no_new_version(
     server: Server, published: Path, tmp_path: Path, cache: Path
 ) -> None:
     name = "preprocessed_P1-epo-2.fif"
-    source = replace(MEG_FILES, known=known_meg(published))
+    source = replace(MEG_FILES, known_files=known_meg(published))
     flips = [fault("flip", at=60_000), fault("flip", at=70_000)]
     server.set_faults({"bucket": [fault("no_hashes", -1)], name: flips})
     with pytest.raises(InputError, match=f"^{name}: what came from .* twice not the published"):
