@@ -34,12 +34,11 @@ def main(
         return ""
 
     chosen = choose(entries, empty, unused_for * DAY, time.time())
-    for entry in chosen:
-        remove(entry)
+    deleted = [entry for entry in chosen if remove(entry)]
 
-    megabytes = sum(entry.bytes_to_free for entry in chosen) / 1e6
+    megabytes = sum(entry.bytes_to_free for entry in deleted) / 1e6
     print(
-        f"deleted {len(chosen)} of {len(entries)} entries of {cache}: {megabytes:.1f} MB are free"
+        f"deleted {len(deleted)} of {len(entries)} entries of {cache}: {megabytes:.1f} MB are free"
     )
     return ""
 
@@ -65,7 +64,7 @@ def summarise(entries: list[Entry], now: float) -> list[dict[str, object]]:
 def choose(entries: list[Entry], kind: str, unused_for: float, now: float) -> list[Entry]:
     """The entries of a kind, or all, that nobody used for so many seconds.
 
-    What was used within the last hour stays: a run may be at work on it.
+    What was used within the last hour stays: a run may be at work on it, and not all have a lock.
     """
     kinds = sorted({entry.kind for entry in entries})
     if kind not in (*kinds, "all"):

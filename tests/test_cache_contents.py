@@ -6,6 +6,7 @@ import pytest
 
 from pipeline.compute.cache_contents import read_entries
 from pipeline.errors import InputError
+from pipeline.files import try_lock
 from stages.cache import DAY, choose, main
 
 
@@ -66,6 +67,17 @@ def test_what_a_run_may_be_at_work_on_stays(cache: Path) -> None:
     write(cache / "study/unfinished/run/state.pt", 10, days=0)
     main(empty="study")
     assert files(cache / "study") == {"unfinished/run/state.pt"}
+
+
+def test_what_a_run_holds_the_lock_of_stays(cache: Path) -> None:
+    lock = try_lock(cache / "embedding/x.lock")
+    assert lock
+    main(empty="embedding")
+    assert (cache / "embedding/x/batch.h5").exists()
+
+    lock.release()
+    main(empty="embedding")
+    assert not (cache / "embedding/x").exists()
 
 
 def test_a_kind_that_there_is_not_is_refused_with_those_that_there_are(cache: Path) -> None:

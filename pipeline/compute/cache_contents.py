@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.files import try_lock
+
 DOWNLOADS = "downloads"
 
 
@@ -24,7 +26,8 @@ class Entry:
     path: Path
     n_bytes: int
     bytes_to_free: int
-    last_used: float  # s since 1970
+    # s since 1970: read or written; where a disk notes no access times, written
+    last_used: float
 
 
 def read_entries(cache: Path) -> list[Entry]:
@@ -39,11 +42,24 @@ def read_entries(cache: Path) -> list[Entry]:
     return [entry for entry in entries if entry.path.suffix != ".lock"]
 
 
-def remove(entry: Entry) -> None:
-    if entry.path.is_dir():
-        shutil.rmtree(entry.path)
-    else:
-        entry.path.unlink()
+def remove(entry: Entry) -> bool:
+    """Delete the entry, unless a run that holds its lock is at work on it; whether it is gone."""
+    lock_file = entry.path.with_name(f"{entry.path.stem}.lock")
+    lock = None
+    if lock_file.exists():
+        lock = try_lock(lock_file)
+        if lock is None:
+            return False
+
+    try:
+        if entry.path.is_dir():
+            shutil.rmtree(entry.path)
+        else:
+            entry.path.unlink()
+    finally:
+        if lock:
+            lock.release()
+    return True
 
 
 def _measure(kind: str, path: Path) -> Entry:
