@@ -10,7 +10,7 @@
 Published, each at 224 x 224 after the resize and before mean and std, as here:
 
 - UBP (arXiv 2503.04207, github.com/HaitaoWuTJU/Uncertainty-aware-Blur-Prior): blur, OpenCV's
-  kernels of 45, 51 and 57 pixels (blur-7.1, blur-8, blur-8.9).
+  kernels of 45, 45 and 51 pixels (blur-7.1 and blur-8).
 - Visual blur perception (AAAI 2026, github.com/makeitperfect/VisualEEGDecoding): blur, OpenCV's
   kernels of 3 to 63 (blur-0.8, blur-1.7, then each 0.9 wider up to blur-9.8), beside the original.
 - NeuroBridge (arXiv 2511.06836, github.com/feroooooo/NeuroBridge): OpenCV's kernel of 15
