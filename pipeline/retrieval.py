@@ -18,9 +18,11 @@ def symmetric_cross_entropy(logits: Tensor) -> Tensor:
     a test gallery, the recipe calls the same quantity nice_loss.
     """
     # Not F.cross_entropy: its deterministic gradient on a GPU waits for the device, and a step
-    # that is captured as a CUDA graph must not wait.
-    matches = [logits.log_softmax(dim).diagonal(dim1=-2, dim2=-1) for dim in (-1, -2)]
-    return -torch.stack(matches).mean((0, -1))
+    # that is captured as a CUDA graph must not wait. Nor a softmax over columns: a GPU takes it
+    # over the rows of a copy in a fraction of the time.
+    both_ways = torch.stack([logits, logits.mT])
+    matches = both_ways.log_softmax(-1).diagonal(dim1=-2, dim2=-1)
+    return -matches.mean((0, -1))
 
 
 def rank_of_match(similarity: Tensor) -> Tensor:

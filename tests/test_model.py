@@ -11,7 +11,7 @@ from pipeline.errors import InputError
 from pipeline.params import read_params
 from pipeline.sections import Train
 from pipeline.train import plain
-from pipeline.train.model import ContrastiveModel, ModelSizes, load_model, save_model
+from pipeline.train.model import ContrastiveModel, ModelSizes, load_model, logits, save_model
 
 RECIPE = read_params(Path("params.yaml")).train
 SIZES = ModelSizes(n_chans=5, n_times=80, sfreq=100.0, embedding_size=12)
@@ -217,14 +217,11 @@ def test_both_sides_are_unit_vectors_in_one_space():
 def test_in_bfloat16_the_logits_keep_float32():
     model, eeg, embeddings = make_model(), torch.randn(9, 5, 80), torch.randn(9, 12)
     with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
-        logits, eeg_side, image_side = (
-            model(eeg, embeddings),
-            model.embed_eeg(eeg),
-            model.embed_image(embeddings),
-        )
-    assert not torch.equal(eeg_side, model.embed_eeg(eeg)), "bfloat16 was used"
-    assert logits.dtype == torch.float32
-    torch.testing.assert_close(logits, model.logit_scale * eeg_side.float() @ image_side.float().T)
+        eeg_side, image_side = (side.bfloat16() for side in model(eeg, embeddings))
+        got = logits(eeg_side, image_side, model.log_scale)
+    assert not torch.equal(eeg_side, model.embed_eeg(eeg).bfloat16()), "bfloat16 was used"
+    assert got.dtype == torch.float32
+    torch.testing.assert_close(got, model.logit_scale * eeg_side.float() @ image_side.float().T)
 
 
 def test_without_image_projector_the_eeg_is_projected_onto_the_normalised_embeddings():

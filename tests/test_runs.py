@@ -140,7 +140,7 @@ def test_runs_that_are_trained_together_give_the_same_models(
 
     def stack(setup, partitions, *others: object) -> list:
         if len(partitions) > fit:
-            raise torch.OutOfMemoryError
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0")
         at_once.append(len(partitions))
         return train_together(setup, partitions, *others)
 
@@ -156,12 +156,11 @@ def test_runs_that_are_trained_together_give_the_same_models(
 
 def test_too_little_memory_for_one_model_is_told(data, tmp_path, monkeypatch):
     def stack(*_: object) -> list:
-        raise torch.OutOfMemoryError
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 512.00 MiB. GPU 0 has")
 
     monkeypatch.setattr("pipeline.train.many.train_together", stack)
-    with pytest.raises(
-        InputError, match="cpu has too little memory for one model: lower train.batch_size"
-    ):
+    told = "cpu has too little memory for one model: its next 0.54 GB do not fit; lower train.batch"
+    with pytest.raises(InputError, match=told):
         train_all(data / "eeg", data / "embeddings.h5", tmp_path / "a", quick_recipe(), 1, HERE)
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy.optimize import minimize_scalar
 
 from pipeline.errors import InputError
 from pipeline.params import read_params
@@ -324,15 +325,36 @@ def test_the_lowest_loss_is_that_of_the_best_temperature():
         symmetric_cross_entropy(scale * similarity[0]).item()
         for scale in np.geomspace(1, 1000, 4000)
     ]
-    assert lowest_loss(similarity[:1]) == pytest.approx(min(grid), abs=1e-5)
+    assert lowest_loss(similarity[:1]).item() == pytest.approx(min(grid), abs=1e-5)
     means = [
         np.mean([symmetric_cross_entropy(scale * one).item() for one in similarity])
         for scale in np.linspace(1, 30, 300)
     ]
-    assert lowest_loss(similarity) == pytest.approx(min(means), abs=1e-4)
-    assert lowest_loss(torch.eye(4)[None]) < 1e-6 and lowest_loss(
-        torch.ones(1, 4, 4)
-    ) == pytest.approx(math.log(4))
+    assert lowest_loss(similarity).item() == pytest.approx(min(means), abs=1e-4)
+    assert lowest_loss(torch.eye(4)[None]) < 1e-6
+    assert lowest_loss(torch.ones(1, 4, 4)).item() == pytest.approx(math.log(4))
+
+
+def test_the_lowest_losses_of_many_models_are_those_of_each():
+    """As scipy's bounded minimum of each finds them."""
+    generator = torch.Generator().manual_seed(0)
+    similarity = torch.randn(5, 3, 20, 20, generator=generator) * 0.2
+    similarity += torch.linspace(0, 0.8, 5)[:, None, None, None] * torch.eye(20)
+
+    def loss(log_scale: float, model: torch.Tensor) -> float:
+        return symmetric_cross_entropy(math.exp(log_scale) * model.double()).mean().item()
+
+    expected = [
+        minimize_scalar(
+            loss,
+            bounds=(0, math.log(1000)),
+            args=(model,),
+            method="bounded",
+            options={"xatol": 1e-9},
+        ).fun
+        for model in similarity
+    ]
+    np.testing.assert_allclose(lowest_loss(similarity), expected, atol=1e-7)
 
 
 def test_the_selection_loss_is_taken_at_the_temperature_asked_for(recipe):
@@ -403,7 +425,8 @@ def test_each_sample_is_learned_from_one_view_an_epoch(recipe):
     embed_image = ContrastiveModel.embed_image
 
     def embed(model: ContrastiveModel, images: torch.Tensor) -> torch.Tensor:
-        seen.extend((images.mean(1) / 100).round().int().tolist() if model.training else [])
+        views = (images.mean(-1) / 100).round().int().flatten()
+        seen.extend(views.tolist() if model.training else [])
         return embed_image(model, images)
 
     with mock.patch.object(ContrastiveModel, "embed_image", embed):
@@ -522,7 +545,7 @@ def test_what_is_random_in_training_leaves_the_selection_alone(recipe):
     galleries = make_galleries(selection.subject, selection.things_concept)
     similarity = torch.stack([eeg[rows] @ images[rows].T for rows in galleries])
     kept = trained.history.set_index("epoch").loc[trained.epoch]
-    assert kept["selection_loss"] == pytest.approx(lowest_loss(similarity), rel=1e-6)
+    assert kept["selection_loss"] == pytest.approx(lowest_loss(similarity).item(), rel=1e-6)
     assert kept["selection_top1"] > 0.4  # of 8
 
 

@@ -1,5 +1,7 @@
 """The base class of all EEG encoders, and the dropout layer of those that are trained together."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -15,12 +17,9 @@ class EegEncoder(nn.Module):
 
     output_size: int
 
-    # Whether torch.func.vmap can compute many models at once. Such an encoder draws no random
-    # numbers, except in `Dropout`.
+    # Whether `forward` computes M models at once, where all weights, and the EEG, have a leading
+    # axis of M (`layers.py`). Such an encoder draws no random numbers, except in `Dropout`.
     stackable = False
-
-    # `train/stack.py` sets this to True while several models share one forward pass by vmap.
-    stacked = False
 
     def draw_weights(self, model: nn.Module) -> None:
         """Draw the initial weights of a whole model, with projectors, as the published code does.
@@ -39,9 +38,9 @@ def require_samples(name: str, n_times: int, least: int) -> None:
 
 
 class Dropout(nn.Module):
-    """nn.Dropout for inputs (B, ...) with `n_units` values for each sample.
+    """nn.Dropout for inputs (..., B, ...) with `n_units` values for each sample.
 
-    The input is multiplied by `factors` (B, n_units), which are 0 or 1 / (1 - p). The training
+    The input is multiplied by `factors` (..., B, n_units), which are 0 or 1 / (1 - p). The training
     sets them. So each of several models that are trained together drops what it would drop alone.
     Where `factors` is None, torch's global generator draws them.
     """
@@ -60,18 +59,21 @@ class Dropout(nn.Module):
 
         factors = self.factors
         if factors is None:
-            factors = drop(draw_bits(x.numel(), x.device), self.p)
+            factors = drop(draw_bits(x.numel(), x.device, [None]), self.p)
         return x * factors.view(x.shape).to(x.dtype)
 
 
-def draw_bits(n: int, device: torch.device, generator: torch.Generator | None = None) -> Tensor:
-    """Uniform random numbers: (n,) int16 over the whole range of the type.
+def draw_bits(n: int, device: torch.device, generators: Sequence[torch.Generator | None]) -> Tensor:
+    """Uniform random numbers, n by each generator: (M, n) int16 over the whole range of the type.
 
-    On a CPU this takes a third of the time of drawing n float numbers.
+    None is torch's global generator. On a CPU this takes a third of the time of drawing n float
+    numbers.
     """
     # Each int64 gives four int16.
-    numbers = torch.empty(-(-n // 4), dtype=torch.int64, device=device)
-    return numbers.random_(-(2**63), None, generator=generator).view(torch.int16)[:n]
+    numbers = torch.empty(len(generators), -(-n // 4), dtype=torch.int64, device=device)
+    for row, generator in zip(numbers, generators, strict=True):
+        row.random_(-(2**63), None, generator=generator)
+    return numbers.view(torch.int16)[:, :n]
 
 
 def drop(bits: Tensor, p: float) -> Tensor:

@@ -51,7 +51,7 @@ class _NiceLayers(EegEncoder):
 
     @abstractmethod
     def composed_filters(self) -> tuple[Tensor, Tensor]:
-        """The temporal layers as one convolution: filters (WINDOW, F) and bias (F,)."""
+        """The temporal layers as one convolution: filters (..., F, WINDOW) and bias (..., F)."""
 
     def plain(self, eeg: Tensor) -> Tensor:
         """The published layers one after the other; the tests compare `forward` with this."""
@@ -61,6 +61,7 @@ class _NiceLayers(EegEncoder):
         return x.squeeze(2).transpose(1, 2).flatten(1)  # (B, T' * F)
 
     def forward(self, eeg: Tensor) -> Tensor:
+        """(..., B, C, T) -> (..., B, T' * F); with an axis of M models, if the weights have it."""
         return fast_forward(self, eeg)
 
 

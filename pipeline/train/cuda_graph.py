@@ -1,5 +1,6 @@
 """A training step as a CUDA graph, which launches all its kernels at once."""
 
+import functools
 from collections.abc import Callable
 
 import torch
@@ -39,7 +40,7 @@ class CapturedStep:
 
     def _plain_step(self, inputs: tuple[Tensor, ...]) -> Tensor:
         # On a side stream, as torch demands before a capture
-        side = torch.cuda.Stream()
+        side = _side_stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             losses = self.step(*inputs)
@@ -50,5 +51,11 @@ class CapturedStep:
         self.release()
         self.graph = torch.cuda.CUDAGraph()
         self.inputs = [values.clone() for values in inputs]
-        with torch.cuda.graph(self.graph):
+        with torch.cuda.graph(self.graph, stream=_side_stream()):
             self.losses = self.step(*self.inputs)
+
+
+@functools.cache
+def _side_stream() -> torch.cuda.Stream:
+    """The same one for all steps: for each stream, cuBLAS keeps memory until the process ends."""
+    return torch.cuda.Stream()

@@ -11,9 +11,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from pipeline.compute.devices import use_precision
 from pipeline.errors import InputError
+from pipeline.train.measures import Measures
 from pipeline.train.samples import Samples
 from pipeline.train.stack import Stack
 from pipeline.train.state import load_state, save_state
@@ -31,9 +33,9 @@ def train_together(
 ) -> list[Trained | InputError]:
     """Train a model for each partition at once, and select an epoch of each.
 
-    The selected epoch is the one with the lowest loss on the selection, or the last. All partitions
-    have as many rows, and the recipe of more than one is `stackable`. A model whose loss explodes
-    gives an InputError, and the others go on.
+    The selected epoch is the one with the lowest loss on the selection, or the last. More than one
+    partition must go together (`many.group`). A model whose loss explodes gives an InputError, and
+    the others go on.
 
     The same inputs, seeds, device and number of threads give the same weights to the last bit, also
     after an interruption: the state is saved to `resume`, and a later call goes on from there.
@@ -41,9 +43,10 @@ def train_together(
     """
     recipe = setup.recipe
     use_precision(recipe.precision, setup.device)
-    setup, partitions = _to_device(setup, partitions)
+    setup, selection = _to_device(setup, partitions[0].selection)
     trainings = [Training(setup, partition) for partition in partitions]
     stack = _make_stack(setup, partitions, trainings)
+    measures = Measures(setup, partitions, selection)
 
     epoch = 0
     if resume is not None and resume.exists():
@@ -52,14 +55,16 @@ def train_together(
         progress()
 
     save_after = 0.0  # s of the monotonic clock
+    order = _next_order(trainings, setup.device)
     while epoch < recipe.epochs and not all(training.failure for training in trainings):
         epoch += 1
-        eeg_rows, target_rows = zip(*(training.next_order() for training in trainings), strict=True)
-        losses = stack.epoch(torch.stack(eeg_rows), torch.stack(target_rows))
+        losses = stack.epoch(*order)
+        # While the device is at work
+        order = _next_order(trainings, setup.device)
 
-        for m, training in enumerate(trainings):
-            if not training.failure:
-                training.observe(epoch, losses[m], stack.averaged(m))
+        rows = zip(trainings, measures.of(stack, losses), strict=True)
+        is_best = [training.observe(epoch, row) for training, row in rows]
+        stack.keep(torch.tensor(is_best, device=setup.device))
 
         is_due = time.monotonic() > save_after or epoch == recipe.epochs
         if resume is not None and is_due and not all(training.failure for training in trainings):
@@ -70,25 +75,31 @@ def train_together(
         for _ in trainings:
             progress()
 
-    return [training.result() for training in trainings]
+    return [training.result(stack.best(m)) for m, training in enumerate(trainings)]
 
 
-def _to_device(setup: Setup, partitions: Sequence[Partition]) -> tuple[Setup, list[Partition]]:
-    """The same with all data on the device; samples that several share are moved once."""
-    moved: dict[int, Samples] = {}
+def _to_device(setup: Setup, selection: Samples | None) -> tuple[Setup, Samples | None]:
+    """The same with all data on the device, the samples that both use once."""
+    samples = setup.samples.to(setup.device)
+    on_device = replace(
+        setup,
+        samples=samples,
+        embeddings=setup.embeddings.to(setup.device),
+        targets=None if setup.targets is None else setup.targets.to(setup.device),
+    )
+    if selection is None or selection is setup.samples:
+        return on_device, samples if selection else None
+    return on_device, selection.to(setup.device)
 
-    def move(samples: Samples) -> Samples:
-        if id(samples) not in moved:
-            moved[id(samples)] = samples.to(setup.device)
-        return moved[id(samples)]
 
-    targets = None if setup.targets is None else setup.targets.to(setup.device)
-    embeddings = setup.embeddings.to(setup.device)
-    on_device = replace(setup, samples=move(setup.samples), embeddings=embeddings, targets=targets)
-    return on_device, [
-        replace(part, selection=None if part.selection is None else move(part.selection))
-        for part in partitions
-    ]
+def _next_order(trainings: Sequence[Training], device: torch.device) -> tuple[Tensor, Tensor]:
+    """The rows of EEG and targets of all models, (M, n) both or (M, n, R), on their way there."""
+    orders = [training.next_order() for training in trainings]
+    eeg_rows, target_rows = (torch.stack(rows) for rows in zip(*orders, strict=True))
+    if device.type == "cuda":  # from pinned memory a copy does not wait for the device
+        eeg_rows = eeg_rows.pin_memory()
+        target_rows = target_rows.pin_memory()
+    return eeg_rows.to(device, non_blocking=True), target_rows.to(device, non_blocking=True)
 
 
 def _make_stack(

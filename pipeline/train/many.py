@@ -1,7 +1,10 @@
 """Many trainings: those that go together, in groups that fit into the device's memory."""
 
 import gc
+import math
+import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -12,6 +15,12 @@ from pipeline.train.loop import train_together
 from pipeline.train.model import stackable
 from pipeline.train.training import Partition, Setup, Trained
 
+# The share of a GPU's memory that a group may take by the estimate: the rest are gaps in it
+SHARE_OF_MEMORY = 0.85
+FEW = 3  # models that are tried in order to know what one takes
+
+BYTES = {"bytes": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
+
 
 def train_many(
     setup: Setup,
@@ -21,31 +30,36 @@ def train_many(
 ) -> list[Trained | InputError]:
     """Train a model for each partition; of each the result, or why it failed.
 
-    What fits into memory is found by trying: a group that does not fit is halved. `states` is the
-    folder for the states of interrupted trainings.
+    On a GPU a group is as large as its memory allows, by what few models take. A group that does
+    not fit after all is halved. `states` is the folder for the states of interrupted trainings.
     """
     results: dict[int, Trained | InputError] = {}
-    groups = _group(setup, partitions)
+    groups = [
+        part
+        for group in _group(setup, partitions)
+        for part in _split(group, _how_many_fit(setup, [partitions[i] for i in group]))
+    ]
     while groups:
         group = groups.pop(0)
         members = [partitions[i] for i in group]
         state = states / f"{len(group)}-from-{group[0]}.pt"
-        trained = _train_if_it_fits(setup, members, state, progress)
-
-        if trained is not None:
+        try:
+            trained = _train(setup, members, state, progress)
             results |= zip(group, trained, strict=True)
-        elif len(group) == 1:
-            results[group[0]] = InputError(
-                f"{setup.device} has too little memory for one model: lower train.batch_size, "
-                "or set train.device to cpu"
-            )
-        else:
+        except _TooLittleMemory as error:
+            if len(group) == 1:
+                results[group[0]] = InputError(
+                    f"{setup.device} has too little memory for one model: its next {error} do not "
+                    "fit; lower train.batch_size, or set train.device to cpu"
+                )
+                continue
+
             half = len(group) // 2
             tqdm.write(
                 f"{setup.device} has too little memory for {len(group)} models at once: "
                 f"going on with {half}"
             )
-            groups = [group[:half], group[half:], *groups]
+            groups = [part for large in (group, *groups) for part in _split(large, half)]
     return [results[i] for i in range(len(partitions))]
 
 
@@ -63,27 +77,83 @@ def train(
 
 
 def _group(setup: Setup, partitions: Sequence[Partition]) -> list[list[int]]:
-    """Numbers of the partitions that can be trained at once: as many rows and images each."""
+    """Numbers of the partitions that can be trained at once.
+
+    They have as many rows and images each, and galleries of one size from the same samples.
+    """
     if not stackable(setup.recipe):
         return [[i] for i in range(len(partitions))]
 
-    groups: dict[tuple[int, int], list[int]] = {}
+    groups: dict[tuple[object, ...], list[int]] = {}
     for i, partition in enumerate(partitions):
         n_images = len(setup.samples.image_row[partition.rows].unique())
-        groups.setdefault((len(partition.rows), n_images), []).append(i)
+        gallery = id(partition.selection), partition.galleries.shape
+        groups.setdefault((len(partition.rows), n_images, gallery), []).append(i)
     return list(groups.values())
 
 
-def _train_if_it_fits(
-    setup: Setup, partitions: Sequence[Partition], state: Path, progress: Callable[[], None]
-) -> list[Trained | InputError] | None:
-    """None where the device has too little memory."""
-    if setup.device.type == "cuda":
-        # LambdaLR and its optimizer form a reference cycle, which keeps the memory of the models
-        # before until it is collected
-        gc.collect()
-        torch.cuda.empty_cache()
+def _split(group: list[int], n_fitting: int) -> list[list[int]]:
+    """The same in as few parts as possible, which differ by one at most."""
+    n_parts = math.ceil(len(group) / n_fitting)
+    ends = [round(len(group) * part / n_parts) for part in range(n_parts + 1)]
+    return [group[start:end] for start, end in zip(ends, ends[1:], strict=False)]
+
+
+def _how_many_fit(setup: Setup, partitions: Sequence[Partition]) -> int:
+    """How many of these models a GPU's memory holds at once, by an epoch of one and of `FEW`."""
+    n = len(partitions)
+    if setup.device.type != "cuda" or n <= FEW:
+        return n
+    try:
+        of_one, of_few = (_peak_memory(setup, partitions[:few]) for few in (1, FEW))
+    except _TooLittleMemory:
+        return 1
+
+    free, total = torch.cuda.mem_get_info(setup.device)
+    allowed = torch.cuda.get_per_process_memory_fraction(setup.device) * total
+    limit = min(allowed, free + torch.cuda.memory_reserved(setup.device))
+    of_each = (of_few - of_one) / (FEW - 1)
+    n_fitting = 1 + math.floor((SHARE_OF_MEMORY * limit - of_one) / of_each)
+    return min(n, max(1, n_fitting))
+
+
+def _peak_memory(setup: Setup, partitions: Sequence[Partition]) -> int:
+    """The bytes that an epoch of these models takes on a GPU, data included."""
+    _free_memory(setup.device)
+    torch.cuda.reset_peak_memory_stats(setup.device)
+    one_epoch = setup.recipe.model_copy(update={"epochs": 1})
+    _train(replace(setup, recipe=one_epoch), partitions, None, lambda: None)
+    return torch.cuda.max_memory_allocated(setup.device)
+
+
+class _TooLittleMemory(Exception):
+    """The memory of the device does not suffice; the message is what was asked for, in GB."""
+
+
+def _train(
+    setup: Setup,
+    partitions: Sequence[Partition],
+    state: Path | None,
+    progress: Callable[[], None],
+) -> list[Trained | InputError]:
+    """`train_together`; _TooLittleMemory where the device has too little."""
+    _free_memory(setup.device)
     try:
         return train_together(setup, partitions, state, progress)
-    except torch.OutOfMemoryError:
-        return None
+    except RuntimeError as error:  # of a CPU torch has no kind of error for it
+        asked_for = re.search(r"tried to allocate ([\d.]+) (\w+)", str(error), re.IGNORECASE)
+        if asked_for is None:
+            raise
+        number, unit = asked_for.groups()
+        raise _TooLittleMemory(f"{float(number) * BYTES[unit] / 1e9:.2g} GB") from None
+
+
+def _free_memory(device: torch.device) -> None:
+    """Free what trainings before have left.
+
+    LambdaLR and its optimizer, and a captured step and its models, refer to each other: they keep
+    their memory until they are collected.
+    """
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()

@@ -9,14 +9,14 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict
+from typing import Any, NotRequired, TypedDict, cast
 
 import safetensors.torch
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from pipeline.eeg_encoders.encoder import Dropout
+from pipeline.eeg_encoders.layers import layer_norm, linear, unit_vectors
 from pipeline.eeg_encoders.table import can_be_stacked, make_eeg_encoder
 from pipeline.errors import TRAIN_AGAIN, InputError
 from pipeline.files import replacing, unreadable
@@ -28,23 +28,31 @@ MOST_VALUES = 4096 * 17 * 100
 
 
 class Projector(nn.Module):
-    """Linear, a residual of [GELU, Linear, Dropout], LayerNorm: (B, n_inputs) -> (B, n_outputs)."""
+    """Linear, a residual of [GELU, Linear, Dropout], LayerNorm.
+
+    (..., B, n_inputs) -> (..., B, n_outputs).
+    """
 
     def __init__(self, n_inputs: int, n_outputs: int, dropout: float) -> None:
         super().__init__()
         self.project = nn.Linear(n_inputs, n_outputs)
+        # Trained models are stored by these names
         self.residual = nn.Sequential(
             nn.GELU(), nn.Linear(n_outputs, n_outputs), Dropout(dropout, n_outputs)
         )
         self.norm = nn.LayerNorm(n_outputs)
 
     def forward(self, x: Tensor) -> Tensor:
-        projected = self.project(x)
-        return self.norm(projected + self.residual(projected))
+        projected = linear(self.project, x)
+        gelu, second, dropout = self.residual
+        residual = dropout(linear(cast(nn.Linear, second), gelu(projected)))
+        return layer_norm(self.norm, projected + residual)
 
 
 class BlockMix(nn.Module):
-    """The blocks of an image model (B, K, D) -> their weighted mean (B, D); weights are learned.
+    """The blocks of an image model (..., B, K, D) -> their weighted mean (..., B, D).
+
+    The weights are learned.
 
     After SAMGA (arXiv 2604.17782), whose weights depend on the subject. Here each block has one
     weight, by softmax and equal at first, so that a run says which block it used.
@@ -76,12 +84,12 @@ class BlockMix(nn.Module):
 
     @property
     def weights(self) -> Tensor:
-        """(K,), 1 together."""
-        return self.logits.softmax(0)
+        """(..., K), 1 together."""
+        return self.logits.softmax(-1)
 
     def forward(self, embeddings: Tensor) -> Tensor:
-        standard = (embeddings - self.mean) / self.rms
-        return (standard * self.weights[:, None]).sum(1)
+        standard = (embeddings - self.mean.unsqueeze(-3)) / self.rms.unsqueeze(-3)
+        return (standard * self.weights[..., None, :, None]).sum(-2)
 
 
 @dataclass(frozen=True)
@@ -107,6 +115,9 @@ def stackable(recipe: Train) -> bool:
 
 class ContrastiveModel(nn.Module):
     """EEG (B, C, T) and image embeddings (B, D) or (B, K, D) -> unit vectors (B, P) to compare.
+
+    M models compute at once where `stackable` is true: then all weights and inputs have a leading
+    axis of M (`stack.py`).
 
     EEG: window, smoothing and removal of its mean as the recipe says; centred by `eeg_mean` (C,
     samples of the window) and divided by `eeg_sd` (C, 1), which are 0 and 1 unless `standardise`
@@ -192,31 +203,27 @@ class ContrastiveModel(nn.Module):
         eeg = self.smoothing(eeg[..., self.window])
         return eeg - eeg.mean(-1, keepdim=True) if self.recipe.remove_dc else eeg
 
-    def forward(self, eeg: Tensor, embeddings: Tensor) -> Tensor:
-        """Logits (B, B) of a batch of responses and images, in the precision of the weights."""
-        eeg_side = self.embed_eeg(eeg)
-        image_side = self.embed_image(embeddings)
-        dtype = self.log_scale.dtype
-        # In bfloat16 a logit of 60 would be wrong by up to 0.125
-        with torch.autocast(eeg.device.type, enabled=False):
-            return self.logit_scale * eeg_side.to(dtype) @ image_side.to(dtype).T
+    def forward(self, eeg: Tensor, embeddings: Tensor) -> tuple[Tensor, Tensor]:
+        """A batch of responses and images as unit vectors, (B, P) both."""
+        return self.embed_eeg(eeg), self.embed_image(embeddings)
 
     def embed_eeg(self, eeg: Tensor) -> Tensor:
         """(B, C, T) -> unit vectors (B, P)."""
-        standard = (self._preprocess(eeg) - self.eeg_mean) / self.eeg_sd
+        mean = self.eeg_mean.unsqueeze(-3)
+        standard = (self._preprocess(eeg) - mean) / self.eeg_sd.unsqueeze(-3)
         augmented = self.channel_dropout(self.time_shift(standard))
         projected = self.eeg_projector(self.eeg_encoder(augmented))
         if self.recipe.normalise_embeddings and not self.recipe.image_projector:
-            projected = projected - projected.mean(1, keepdim=True)
-        return F.normalize(projected, dim=1)
+            projected = projected - projected.mean(-1, keepdim=True)
+        return unit_vectors(projected)
 
     def embed_image(self, embeddings: Tensor) -> Tensor:
         """(B, D) or (B, K, D) -> unit vectors (B, P)."""
         if self.block_mix is not None:
             embeddings = self.block_mix(embeddings)
         if self.recipe.normalise_embeddings:
-            embeddings = F.normalize(embeddings - embeddings.mean(1, keepdim=True), dim=1)
-        return F.normalize(self.image_projector(embeddings), dim=1)
+            embeddings = unit_vectors(embeddings - embeddings.mean(-1, keepdim=True))
+        return unit_vectors(self.image_projector(embeddings))
 
     def block_weights(self) -> dict[str, float]:
         """The weight of each block by its name; nothing where no blocks are mixed."""
@@ -227,6 +234,17 @@ class ContrastiveModel(nn.Module):
     def logit_scale(self) -> Tensor:
         """1 / temperature, the factor from cosine similarity to logit."""
         return self.log_scale.exp()
+
+
+def logits(eeg_side: Tensor, image_side: Tensor, log_scale: Tensor) -> Tensor:
+    """Unit vectors (..., B, P) of responses and images -> (..., B, B), scaled cosines.
+
+    `log_scale` is (...). In its precision: in bfloat16 a logit of 60 would be wrong by up to 0.125.
+    """
+    dtype = log_scale.dtype
+    with torch.autocast(eeg_side.device.type, enabled=False):
+        scaled = log_scale.exp()[..., None, None] * eeg_side.to(dtype)
+        return scaled @ image_side.to(dtype).mT
 
 
 class Notes(TypedDict):

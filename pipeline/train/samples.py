@@ -37,7 +37,8 @@ class Samples:
         )
 
     def to(self, device: torch.device) -> "Samples":
-        return replace(self, eeg=self.eeg.to(device), image_row=self.image_row.to(device))
+        """With the EEG on this device; what says which rows are used stays on the CPU."""
+        return replace(self, eeg=self.eeg.to(device))
 
 
 def read_samples(

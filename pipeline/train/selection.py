@@ -4,13 +4,14 @@ import math
 
 import numpy as np
 import pandas as pd
-from scipy.optimize import minimize_scalar
+import torch
 from torch import Tensor
 
 from pipeline.errors import InputError
-from pipeline.retrieval import score_queries
+from pipeline.retrieval import symmetric_cross_entropy
 
 LARGEST_SCALE = 1000  # 1 / temperature; the fit of a temperature searches from 1 to this
+N_HALVINGS = 20  # of the range of log(1 / temperature), to 7e-6
 
 
 def held_out(things_concept: np.ndarray, share: float, seed: int) -> np.ndarray:
@@ -31,7 +32,7 @@ def held_out(things_concept: np.ndarray, share: float, seed: int) -> np.ndarray:
     return np.isin(things_concept, chosen)
 
 
-def make_galleries(subject: np.ndarray, things_concept: np.ndarray) -> list[np.ndarray]:
+def make_galleries(subject: np.ndarray, things_concept: np.ndarray) -> np.ndarray:
     """Sort samples into galleries: one subject's responses to one image of every concept.
 
     That is how the test set is made. With k images a concept there are k galleries a subject; a
@@ -39,7 +40,7 @@ def make_galleries(subject: np.ndarray, things_concept: np.ndarray) -> list[np.n
 
     All galleries have one size. Where subjects saw different concepts, as in single sessions,
     each subject has as many concepts as the subject with the fewest, the first by name.
-    Both arguments are (M,); each gallery holds row numbers of them.
+    Both arguments are (M,); returns row numbers of them, (galleries, N).
     """
     frame = pd.DataFrame({"subject": subject, "concept": things_concept})
     # Number the concepts of each subject: 1, 2, ...
@@ -50,24 +51,47 @@ def make_galleries(subject: np.ndarray, things_concept: np.ndarray) -> list[np.n
     frame["image"] = frame.groupby(["subject", "concept"]).cumcount()
     is_complete = frame.groupby(["subject", "image"])["concept"].transform("size") == size
     galleries = frame[is_complete].groupby(["subject", "image"])
-    return [gallery.index.to_numpy(copy=True) for _, gallery in galleries]
+    return np.stack([gallery.index.to_numpy() for _, gallery in galleries])
 
 
-def lowest_loss(similarity: Tensor) -> float:
-    """The mean loss of galleries (G, N, N) of cosines at the best temperature, from 1 to 0.001.
+def lowest_loss(similarity: Tensor) -> Tensor:
+    """The mean loss of galleries (..., G, N, N) of cosines at the best temperature: (...) float64.
 
-    A temperature changes no rank. In training a model grows too sure of itself: at its own
-    temperature the loss on other images rises long before the ranks get worse (arXiv 1706.04599),
-    and would select an epoch that is too early. The loss is convex in 1 / temperature.
+    The best of all from 1 to 0.001. A temperature changes no rank. In training a model grows too
+    sure of itself: at its own temperature the loss on other images rises long before the ranks get
+    worse (arXiv 1706.04599), and would select an epoch that is too early.
+
+    The loss is convex in 1 / temperature, so that it is lowest where its slope changes sign: found
+    by halving the range of log(1 / temperature), for all models at once and without waiting for
+    the device.
     """
-    fit = minimize_scalar(
-        lambda log_scale: mean_loss(similarity, math.exp(log_scale)),
-        bounds=(0, math.log(LARGEST_SCALE)),
-        method="bounded",
+    similarity = similarity.double()
+    lowest = similarity.new_zeros(similarity.shape[:-3])
+    highest = torch.full_like(lowest, math.log(LARGEST_SCALE))
+    for _ in range(N_HALVINGS):
+        middle = (lowest + highest) / 2
+        falls = _slope(similarity, middle.exp()) < 0
+        lowest = middle.where(falls, lowest)
+        highest = highest.where(falls, middle)
+    return mean_loss(similarity, ((lowest + highest) / 2).exp())
+
+
+def mean_loss(similarity: Tensor, logit_scale: Tensor) -> Tensor:
+    """The mean loss of galleries (..., G, N, N) of cosines; `logit_scale` (...) is 1 / temperature.
+
+    Returns (...) float64.
+    """
+    logits = similarity.double() * logit_scale.double()[..., None, None, None]
+    return symmetric_cross_entropy(logits).mean(-1)
+
+
+def _slope(similarity: Tensor, logit_scale: Tensor) -> Tensor:
+    """The derivative of `mean_loss` by the scale, (...).
+
+    Of each row and column: the mean cosine that the softmax expects, less that of the match.
+    """
+    logits = similarity * logit_scale[..., None, None, None]
+    expected = sum(
+        (logits.softmax(dim) * similarity).sum(dim).mean((-2, -1)) / 2 for dim in (-2, -1)
     )
-    return float(fit.fun)
-
-
-def mean_loss(similarity: Tensor, logit_scale: float) -> float:
-    """The mean loss of galleries (G, N, N) of cosines; `logit_scale` is 1 / temperature."""
-    return score_queries(similarity, logit_scale)["nice_loss"].mean().item()
+    return expected - similarity.diagonal(dim1=-2, dim2=-1).mean((-2, -1))

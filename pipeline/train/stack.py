@@ -1,10 +1,11 @@
 """Models of one recipe, trained at once: many fill a GPU, which one model leaves nearly idle.
 
-The weights of M models are tensors with a leading axis M, and a step is the step of one model,
-mapped over that axis by torch.func.vmap. The models share nothing, so that each ends with the
-weights that it would have alone. On a GPU a step is captured as a CUDA graph (`cuda_graph`).
-Optimizer, moving average and clipping of M models are those of one: they treat each value, or each
-model, by itself.
+The weights of M models are tensors with a leading axis M, and so are the batches. The formula is
+that of one model (`model.py`), whose layers compute with such weights, so that a step of many takes
+as many operations as a step of one. The models share nothing, so that each ends with the weights
+that it would have alone. On a GPU a step is captured as a CUDA graph (`cuda_graph`). Optimizer,
+moving average and clipping of M models are those of one: they treat each value, or each model, by
+itself.
 """
 
 import copy
@@ -14,14 +15,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.func import functional_call, stack_module_state, vmap
+from torch.func import functional_call, stack_module_state
 
 from pipeline.eeg_encoders.encoder import Dropout, draw_bits, drop
 from pipeline.retrieval import symmetric_cross_entropy
 from pipeline.sections import Train
 from pipeline.train.cuda_graph import CapturedStep
-from pipeline.train.model import ContrastiveModel, stackable
+from pipeline.train.model import ContrastiveModel, logits, stackable
 from pipeline.train.optim import clip_gradients, make_optimizer
+from pipeline.train.projection import MOST_VALUES
 
 
 class Stack:
@@ -49,17 +51,16 @@ class Stack:
 
         # `model` has the layers; the weights of all models are beside it
         self.model = copy.deepcopy(models[0])
-        self.model.eeg_encoder.stacked = self.n_models > 1
         self._weights, self._buffers = stack_module_state(list(models))
         self._optimizer, self._schedule = make_optimizer(self._weights, recipe, eeg.device)
 
         values = self._values()
         # Values that are no floating point numbers are shared with the buffers, and not averaged
-        self._averaged = copy.deepcopy(models[0])
         self._averages: dict[str, Tensor] = {}
         for name in self.model.state_dict():
             value = values[name].detach()
             self._averages[name] = value.clone() if value.is_floating_point() else value
+        self._best = {name: average.clone() for name, average in self._averages.items()}
 
         # The average is over some `average_epochs` of `n_steps`; with `none`, over the last step
         if recipe.average_epochs == "none":
@@ -69,22 +70,23 @@ class Stack:
         self._steps_done = 0
 
         # What Dropout multiplies with is handed in, by the name of its buffer
+        self._is_stackable = stackable(recipe)
         self._dropout_units: dict[str, int] = {}
-        if stackable(recipe):
+        if self._is_stackable:
             for name, module in self.model.named_modules():
                 if isinstance(module, Dropout):
                     self._dropout_units[f"{name}.factors"] = module.n_units
 
         self._captured_step: CapturedStep | None = None
-        if eeg.is_cuda and stackable(recipe):
+        if eeg.is_cuda and self._is_stackable:
             self._captured_step = CapturedStep(self._step, self._optimizer.zero_grad)
 
-    def epoch(self, eeg_rows: Tensor, target_rows: Tensor) -> list[float]:
-        """One pass over all samples of each model, in batches; returns the mean loss of each.
+    def epoch(self, eeg_rows: Tensor, target_rows: Tensor) -> Tensor:
+        """One pass over all samples of each model, in batches; returns the mean loss of each, (M,).
 
         `eeg_rows` (M, n) int64 are in the order of the samples, or (M, n, R) where a sample is the
-        mean of R rows without those that are -1; `target_rows` are (M, n). Waits for the device
-        once.
+        mean of R rows without those that are -1; `target_rows` are (M, n). Does not wait for the
+        device.
         """
         losses = []
         size = self.recipe.batch_size
@@ -96,27 +98,56 @@ class Stack:
 
             # A graph has one size of batch; the last one may be smaller
             step = self._captured_step if self._captured_step and n == size else self._step
-            loss = step(batch_rows, batch_targets, *self._draw_factors(n))
+            loss = step(batch_rows, batch_targets, *self._draw_bits(n))
             losses.append(loss.clone())
 
         self._schedule.step()
-        return torch.stack(losses).mean(0).tolist()
+        return torch.stack(losses).mean(0)
 
-    def averaged(self, m: int) -> ContrastiveModel:
-        """Model m with the moving average of its weights and of BatchNorm's statistics.
+    @torch.inference_mode()
+    def project(
+        self, eeg: Tensor, rows: Tensor, embeddings: Tensor, image_rows: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Responses and images as unit vectors (M, S, P), by the moving average of the weights.
 
-        The same object in each call, with other values.
+        `rows` (M, S) are rows of EEG (N, C, T), and `image_rows` (M, S) rows of embeddings (N, D)
+        or (N, K, D), for each model its own.
         """
-        self._averaged.load_state_dict(self.averaged_weights(m))
-        return self._averaged
+        self.model.eval()
+        values = self._buffers | self._averages
+        n_at_once = max(self.recipe.batch_size, MOST_VALUES // (self.n_models * eeg[0].numel()))
 
-    def averaged_weights(self, m: int) -> dict[str, Tensor]:
-        return {name: average[m] for name, average in self._averages.items()}
+        parts = zip(rows.split(n_at_once, 1), image_rows.split(n_at_once, 1), strict=True)
+        sides = [self._embed(values, eeg, r, embeddings, i) for r, i in parts]
+        eeg_sides, image_sides = zip(*sides, strict=True)
+        return torch.cat(eeg_sides, 1), torch.cat(image_sides, 1)
+
+    @property
+    def scales(self) -> Tensor:
+        """1 / temperature of each model, (M,), by the moving average."""
+        return self._averages["log_scale"].exp()
+
+    @property
+    def block_weights(self) -> Tensor:
+        """The weight of each block in each model, (M, K), by the moving average."""
+        return self._averages["block_mix.logits"].softmax(-1)
+
+    @torch.no_grad()
+    def keep(self, is_best: Tensor) -> None:
+        """Remember the averages of the models that are now at their best, by a mask (M,)."""
+        for name, best in self._best.items():
+            mask = is_best.view(-1, *[1] * (best.ndim - 1))
+            best.copy_(self._averages[name].where(mask, best))
+
+    def best(self, m: int) -> dict[str, Tensor]:
+        """The state of model m when it was last kept."""
+        return {name: value[m] for name, value in self._best.items()}
 
     def state_dict(self) -> dict[str, Any]:
         return {
             "values": self._values(),
             "averages": self._averages,
+            "best": self._best,
             "optimizer": self._optimizer.state_dict(),
             "schedule": self._schedule.state_dict(),
             "steps_done": self._steps_done,
@@ -129,6 +160,7 @@ class Stack:
             value.copy_(state["values"][name])
         for name, average in self._averages.items():
             average.copy_(state["averages"][name])
+            self._best[name].copy_(state["best"][name])
 
         self._optimizer.load_state_dict(state["optimizer"])
         self._schedule.load_state_dict(state["schedule"])
@@ -139,25 +171,28 @@ class Stack:
     def _values(self) -> dict[str, Tensor]:
         return {**self._weights, **self._buffers}
 
-    def _draw_factors(self, n: int) -> list[Tensor]:
-        """For each `Dropout` the factors (M, n, n_units) of a batch of n."""
+    def _draw_bits(self, n: int) -> list[Tensor]:
+        """The random bits of all `Dropout` in a batch of n, as int16 (M, n * units); or nothing."""
+        n_bits = n * sum(self._dropout_units.values())
+        return [draw_bits(n_bits, self.eeg.device, self.generators)] if n_bits else []
+
+    def _factors(self, bits: Sequence[Tensor], n: int) -> dict[str, Tensor]:
+        """For each `Dropout` the factors (M, n, n_units) of a batch of n, by the buffer's name."""
+        if not bits:
+            return {}
         sizes = [n * n_units for n_units in self._dropout_units.values()]
-        if not sizes:
-            return []
+        parts = drop(bits[0], self.recipe.dropout).split(sizes, 1)
+        factors = [part.unflatten(1, (n, -1)) for part in parts]
+        return dict(zip(self._dropout_units, factors, strict=True))
 
-        device = self.eeg.device
-        bits = [draw_bits(sum(sizes), device, generator) for generator in self.generators]
-        factors = drop(torch.stack(bits), self.recipe.dropout)
-        return [part.unflatten(1, (n, -1)) for part in factors.split(sizes, 1)]
-
-    def _step(self, eeg_rows: Tensor, target_rows: Tensor, *factors: Tensor) -> Tensor:
+    def _step(self, eeg_rows: Tensor, target_rows: Tensor, *bits: Tensor) -> Tensor:
         """One step of all models; returns the loss of each, (M,)."""
-        dtype = self.model.log_scale.dtype
-        shape = target_rows.shape  # (M, n)
-        eeg = read_eeg(self.eeg, eeg_rows.flatten(0, 1), dtype).unflatten(0, shape)
-        targets = self.targets.index_select(0, target_rows.flatten()).to(dtype)
-
-        losses = symmetric_cross_entropy(self._logits(eeg, targets.unflatten(0, shape), factors))
+        self.model.train()
+        values = self._values() | self._factors(bits, target_rows.shape[1])
+        in_bfloat16 = self.recipe.precision == "bfloat16"
+        with torch.autocast(self.eeg.device.type, torch.bfloat16, enabled=in_bfloat16):
+            sides = self._embed(values, self.eeg, eeg_rows, self.targets, target_rows)
+        losses = symmetric_cross_entropy(logits(*sides, values["log_scale"]))
 
         self._optimizer.zero_grad()
         losses.sum().backward()
@@ -168,19 +203,25 @@ class Stack:
         self._update_averages()
         return losses.detach()
 
-    def _logits(self, eeg: Tensor, targets: Tensor, factors: Sequence[Tensor]) -> Tensor:
-        """(M, n, n) of EEG (M, n, C, T) and targets (M, n, D) or (M, n, K, D)."""
-        values = self._values() | dict(zip(self._dropout_units, factors, strict=True))
-        self.model.train()
-        in_bfloat16 = self.recipe.precision == "bfloat16"
-        with torch.autocast(eeg.device.type, torch.bfloat16, enabled=in_bfloat16):
-            if self.n_models > 1:
-                return vmap(self._logits_of_one)(values, eeg, targets)
-            first = {name: value.squeeze(0) for name, value in values.items()}
-            return self._logits_of_one(first, eeg[0], targets[0])[None]
+    def _embed(
+        self,
+        values: dict[str, Tensor],
+        eeg: Tensor,
+        rows: Tensor,
+        embeddings: Tensor,
+        image_rows: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """These rows as unit vectors (M, n, P), by models with these values."""
+        dtype = self.model.log_scale.dtype
+        responses = read_eeg(eeg, rows, dtype)
+        images = embeddings.index_select(0, image_rows.flatten()).to(dtype)
+        images = images.unflatten(0, image_rows.shape)
+        if self._is_stackable:
+            return functional_call(self.model, values, (responses, images))
 
-    def _logits_of_one(self, values: dict[str, Tensor], eeg: Tensor, targets: Tensor) -> Tensor:
-        return functional_call(self.model, values, (eeg, targets))
+        alone = {name: value.squeeze(0) for name, value in values.items()}
+        eeg_side, image_side = functional_call(self.model, alone, (responses[0], images[0]))
+        return eeg_side[None], image_side[None]
 
     @torch.no_grad()
     def _update_averages(self) -> None:
@@ -195,11 +236,22 @@ class Stack:
 
 
 def read_eeg(eeg: Tensor, rows: Tensor, dtype: torch.dtype) -> Tensor:
-    """EEG (B, C, T) of rows (B,), or the mean over rows (B, R) without those that are -1."""
-    if rows.ndim == 1:
-        # index_select copies rows whole, twice as fast as eeg[rows]
-        return eeg.index_select(0, rows).to(dtype)
-    return mean_responses(eeg, rows)
+    """The rows (M, B) of EEG (N, C, T), or means over rows (M, B, R): (M, B, C, T).
+
+    Rows that are -1 do not count in a mean. On a GPU the memory of the result is in the order
+    (M, C, B, T), in which the encoder reads it.
+    """
+    if rows.ndim == 3:
+        return mean_responses(eeg, rows.flatten(0, 1)).to(dtype).unflatten(0, rows.shape[:2])
+
+    # index_select copies rows whole, twice as fast as eeg[rows]
+    if eeg.device.type == "cpu":
+        return eeg.index_select(0, rows.flatten()).to(dtype).unflatten(0, rows.shape)
+    n_chans = eeg.shape[1]
+    channel = torch.arange(n_chans, device=eeg.device)
+    channel_rows = rows[:, None] * n_chans + channel[:, None]  # (M, C, B)
+    responses = eeg.flatten(0, 1).index_select(0, channel_rows.flatten()).to(dtype)
+    return responses.unflatten(0, channel_rows.shape).transpose(1, 2)
 
 
 def mean_responses(eeg: Tensor, rows: Tensor) -> Tensor:

@@ -13,7 +13,6 @@ from typing import Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from pipeline.errors import InputError
 from pipeline.preprocess.windows import find_window
@@ -48,26 +47,29 @@ def pick_window(
 
 
 class Smoothing(nn.Module):
-    """EEG smoothed along T by a Gaussian; `seconds` is its standard deviation.
+    """EEG (..., B, C, T) smoothed along T by a Gaussian; `seconds` is its standard deviation.
 
     As scipy.ndimage.gaussian_filter1d(mode="nearest"), in the precision of the EEG: beyond both
-    ends the end value goes on.
+    ends the end value goes on. A product with `matrix` (T, T): column t has the weights of time t.
     """
 
-    kernel: Tensor
+    matrix: Tensor
 
     def __init__(self, seconds: float, sfreq: float, n_times: int) -> None:
         super().__init__()
         sd = _in_samples("smoothing", seconds, sfreq, n_times, least=0.5 / CUT)
-        self.radius = int(CUT * sd + 0.5)
-        kernel = torch.exp(-((torch.arange(-self.radius, self.radius + 1).double() / sd) ** 2) / 2)
-        self.register_buffer("kernel", kernel / kernel.sum(), persistent=False)
+        radius = int(CUT * sd + 0.5)
+        shifts = np.arange(-radius, radius + 1)
+        kernel = np.exp(-((shifts / sd) ** 2) / 2)
+
+        matrix = np.zeros((n_times, n_times))
+        for t in range(n_times):
+            np.add.at(matrix[:, t], (t + shifts).clip(0, n_times - 1), kernel / kernel.sum())
+        self.register_buffer("matrix", torch.from_numpy(matrix), persistent=False)
 
     def forward(self, eeg: Tensor) -> Tensor:
-        padded = F.pad(eeg, (self.radius, self.radius), mode="replicate")
         with torch.autocast(eeg.device.type, enabled=False):
-            rows = padded.flatten(0, 1)[:, None]  # (B * C, 1, T + 2 radius)
-            smoothed = F.conv1d(rows, self.kernel.to(eeg.dtype)[None, None])
+            smoothed = eeg.flatten(-3, -2) @ self.matrix.to(eeg.dtype)  # (..., B * C, T)
             return smoothed.view(eeg.shape)
 
 
