@@ -5,9 +5,12 @@ import os
 import shutil
 import signal
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import pytest
-from playwright.sync_api import Browser, sync_playwright
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 importlib.import_module("stages")
 torch = importlib.import_module("torch")
@@ -18,9 +21,15 @@ CHROMIUM = (
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest selects by marker
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest file first, so that it is not what all other processes wait for at the end."""
+    """Put the longest file first, and mark the tests that open a page."""
+    # No process should be left with the longest file at the end, while all others wait for it
     items.sort(key=lambda item: item.path.name != "test_stages.py")
+
+    for item in items:
+        if "browser" in getattr(item, "fixturenames", ()):
+            item.add_marker("browser")
 
 
 @pytest.fixture(autouse=True)
@@ -30,12 +39,16 @@ def one_thread() -> None:
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
+def browser() -> Iterator["Browser"]:
+    playwright_api = pytest.importorskip(
+        "playwright.sync_api",
+        reason="playwright is not installed (pip install playwright): nobody looked at the page",
+    )
     if CHROMIUM is None:
         pytest.skip(
             "no Chromium on this machine (apt-get install chromium): nobody looked at the page"
         )
-    with sync_playwright() as playwright:
+    with playwright_api.sync_playwright() as playwright:
         flags = ["--no-sandbox"] if os.geteuid() == 0 else []
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=flags)
         yield browser

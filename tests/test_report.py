@@ -4,6 +4,7 @@ import json
 import shutil
 import zipfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -11,7 +12,6 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from playwright.sync_api import Page
 from web_pages import CONTRAST, PAPER, TEXT, opened, words
 
 from pipeline.compare.comparison import compare
@@ -31,6 +31,9 @@ from pipeline.report.page import chance_levels, learning_curves, write_report
 from pipeline.retrieval import score_queries
 from pipeline.sections import Evaluate
 from stages.report import main
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
 
 HOSTILE = "<script>throw Error('ran')</script>"
 ENCODERS = ("unaligned", "aligned")
@@ -202,7 +205,7 @@ def full(tmp_path_factory) -> tuple[Path, dict]:
     return folder, comparison
 
 
-def figures(page: Page, table: str) -> dict[str, list[tuple[float, str]]]:
+def figures(page: "Page", table: str) -> dict[str, list[tuple[float, str]]]:
     """By metric, each number of its row as it is in the page, and as it is read."""
     rows = page.eval_on_selector_all(
         f"#{table} tbody tr",

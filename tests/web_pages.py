@@ -5,8 +5,10 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from playwright.sync_api import Browser, Page
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
 
 
 def words(page: Path) -> str:
@@ -17,8 +19,8 @@ def words(page: Path) -> str:
 
 @contextmanager
 def opened(
-    browser: Browser, path: Path, width: int = 1200, theme: str = "light", charts: int = 0
-) -> Iterator[Page]:
+    browser: "Browser", path: Path, width: int = 1200, theme: str = "light", charts: int = 0
+) -> Iterator["Page"]:
     """The page with its charts drawn; fails if it says a word on the console or asks for anything but itself."""
     address = path.as_uri()
     context = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=theme)
