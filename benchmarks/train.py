@@ -122,7 +122,8 @@ def ours(
     def epoch() -> None:
         use_precision(parameters.precision, DEVICE)
         order = torch.stack([torch.randperm(len(eeg)) for _ in range(n_models)])
-        stack.epoch(order.to(DEVICE), target[order].to(DEVICE))
+        losses = stack.epoch(order.to(DEVICE), target[order].to(DEVICE))
+        losses.tolist()  # waits for the device
 
     return epoch
 
