@@ -25,11 +25,13 @@ from pipeline.train.draws import derive_seeds
 from pipeline.train.loop import train_together
 from pipeline.train.many import train
 from pipeline.train.model import ContrastiveModel, ModelSizes, stackable
+from pipeline.train.optim import Pieces
 from pipeline.train.samples import Samples
 from pipeline.train.selection import held_out
 from pipeline.train.training import Partition, Setup, Trained
 
 CPU = torch.device("cpu")
+CUDA = torch.device("cuda")
 N_CONCEPTS, PER_CONCEPT, REPETITIONS = 24, 2, 2
 SEEDS = (5, 6, 7)
 # More than the defaults: all that has a state, or draws, or treats the gradients of a model together.
@@ -319,7 +321,7 @@ def test_captured_steps_train_as_plain_ones(recipe):
         models = [ContrastiveModel(ModelSizes(3, 80, 100.0, 12), recipe) for _ in range(2)]
         generators = [torch.Generator().manual_seed(seed) for seed in range(2)]
         stack = stack_module.Stack(models, recipe, 5, samples.eeg, embeddings, generators)
-        captured = CapturedStep(stack._step, stack._optimizer.zero_grad)
+        captured = CapturedStep(stack._step, stack._pieces.drop_gradients)
         recording = Recording(stack, captured)
         stack._captured_step = captured if captures else None
         with (
@@ -349,3 +351,13 @@ def test_models_that_do_not_fit_into_memory_together_are_trained_in_groups():
     refused = subprocess.run([*command, "20"], capture_output=True, text=True, check=True)
     told = r"cpu has too little memory for one model: its next [\d.]+ GB do not fit; lower train.ba"
     assert re.search(told, refused.stdout) and refused.stdout.endswith("\n0 trained\n")
+
+
+def test_weights_in_pieces_are_updated_as_whole_ones(recipe, monkeypatch):
+    """As on a GPU: a piece has 100 values of each model, and shares its memory with the weight."""
+    whole = together(setup(planted(), recipe))
+    monkeypatch.setattr("pipeline.train.optim.PIECE", 100)
+    monkeypatch.setattr(stack_module, "Pieces", lambda weights, _: Pieces(weights, CUDA))
+    in_pieces = together(setup(planted(), recipe))
+    for left, right in zip(in_pieces, whole, strict=True):
+        assert relative_difference(left, right) < 1e-5

@@ -130,7 +130,7 @@ def test_galleries_of_subjects_who_saw_other_concepts_have_one_size():
 def test_the_schedule_is_the_recipes(recipe):
     recipe = recipe.model_copy(update={"learning_rate": 0.008})
     model = ContrastiveModel(ModelSizes(2, 65, 100.0, 4), recipe)
-    optimizer, schedule = make_optimizer(dict(model.named_parameters()), recipe, CPU)
+    optimizer, schedule = make_optimizer(named_parameters(model), recipe, CPU)
     rates = []
     for _ in range(recipe.epochs + 1):
         rates.append(schedule.get_last_lr())
@@ -162,6 +162,10 @@ def run(
     setup = Setup(samples, embeddings, parameters, CPU, targets, blocks)
     partition = Partition(seeds, rows[~mask], samples.take(rows[mask]))
     return train(setup, partition, **options)
+
+
+def named_parameters(model: ContrastiveModel) -> dict[str, list[torch.Tensor]]:
+    return {name: [parameter] for name, parameter in model.named_parameters()}
 
 
 def same_weights(one: Trained, other: Trained) -> bool:
@@ -229,7 +233,7 @@ def test_blocks_are_standardised_by_the_images_trained_on(recipe):
 def test_the_weights_of_blocks_have_a_rate_of_their_own_and_no_decay(recipe):
     parameters = recipe.model_copy(update={"weight_decay": 0.1, "optimizer": "adamw"})
     model = ContrastiveModel(ModelSizes(2, 65, 100.0, 4, BLOCKS), parameters)
-    optimizer, _ = make_optimizer(dict(model.named_parameters()), parameters, CPU)
+    optimizer, _ = make_optimizer(named_parameters(model), parameters, CPU)
     _, rest, mix = optimizer.param_groups
     assert mix["params"] == [model.block_mix.logits] and (
         rest["weight_decay"],
@@ -301,14 +305,14 @@ def test_the_weights_kept_are_the_moving_average(recipe):
             decay * mean + (1 - decay) * weight
             for mean, weight in zip(expected, weights, strict=True)
         ]
-    optimizer, _ = make_optimizer(dict(trained.model.named_parameters()), parameters, CPU)
+    optimizer, _ = make_optimizer(named_parameters(trained.model), parameters, CPU)
     kept = [p.detach() for group in optimizer.param_groups for p in group["params"]]
     torch.testing.assert_close(kept, expected)
     without = train(
         Setup(samples, embeddings, parameters.model_copy(update={"average_epochs": "none"}), CPU),
         Partition(seeds, rows),
     )
-    optimizer, _ = make_optimizer(dict(without.model.named_parameters()), parameters, CPU)
+    optimizer, _ = make_optimizer(named_parameters(without.model), parameters, CPU)
     assert all(
         map(
             torch.equal, (p for group in optimizer.param_groups for p in group["params"]), steps[-1]

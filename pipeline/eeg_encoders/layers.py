@@ -91,16 +91,17 @@ def batch_norm(norm: nn.BatchNorm2d, x: Tensor) -> Tensor:
     # To torch, the filters of M models are M * F channels, of images of one pixel.
     channels_last = x if running_mean.ndim == 1 else x.movedim(0, -2)  # (B, T', M, F)
     pixels = channels_last.flatten(2).flatten(0, 1)[..., None, None]  # (B * T', M * F, 1, 1)
-    normed = F.batch_norm(
+    # Not F.batch_norm: on a GPU it takes a kernel for few channels, ten times as slow here
+    normed = torch.native_batch_norm(
         pixels,
-        running_mean.flatten(),
-        running_variance.flatten(),
         norm.weight.flatten(),
         norm.bias.flatten(),
+        running_mean.flatten(),
+        running_variance.flatten(),
         norm.training,
         cast(float, norm.momentum),
         norm.eps,
-    ).view(channels_last.shape)
+    )[0].view(channels_last.shape)
     return normed if running_mean.ndim == 1 else normed.movedim(-2, 0)
 
 

@@ -55,7 +55,25 @@ class CapturedStep:
             self.losses = self.step(*self.inputs)
 
 
+def beside(first: Callable[[], Tensor], second: Callable[[], Tensor]) -> tuple[Tensor, Tensor]:
+    """The results of both, which need nothing of each other.
+
+    In a step that is captured they are computed at the same time, and so are their gradients.
+    """
+    if not torch.cuda.is_available() or not torch.cuda.is_current_stream_capturing():
+        return first(), second()
+
+    current = torch.cuda.current_stream()
+    other = _side_stream(1)
+    other.wait_stream(current)
+    with torch.cuda.stream(other):
+        second_result = second()
+    first_result = first()
+    current.wait_stream(other)
+    return first_result, second_result
+
+
 @functools.cache
-def _side_stream() -> torch.cuda.Stream:
-    """The same one for all steps: for each stream, cuBLAS keeps memory until the process ends."""
+def _side_stream(number: int = 0) -> torch.cuda.Stream:
+    """The same ones for all steps: for each stream, cuBLAS keeps memory until the process ends."""
     return torch.cuda.Stream()

@@ -109,9 +109,9 @@ def _how_many_fit(setup: Setup, partitions: Sequence[Partition]) -> int:
     except _TooLittleMemory:
         return 1
 
-    free, total = torch.cuda.mem_get_info(setup.device)
-    allowed = torch.cuda.get_per_process_memory_fraction(setup.device) * total
-    limit = min(allowed, free + torch.cuda.memory_reserved(setup.device))
+    free, total = torch.cuda.mem_get_info()
+    allowed = torch.cuda.get_per_process_memory_fraction() * total
+    limit = min(allowed, free + torch.cuda.memory_reserved())
     of_each = (of_few - of_one) / (FEW - 1)
     n_fitting = 1 + math.floor((SHARE_OF_MEMORY * limit - of_one) / of_each)
     return min(n, max(1, n_fitting))

@@ -21,6 +21,7 @@ from pipeline.eeg_encoders.table import can_be_stacked, make_eeg_encoder
 from pipeline.errors import TRAIN_AGAIN, InputError
 from pipeline.files import replacing, unreadable
 from pipeline.sections import Train
+from pipeline.train.cuda_graph import beside
 from pipeline.train.transforms import ChannelDropout, Smoothing, TimeShift, pick_window
 
 # Values of EEG that are copied together; limits memory
@@ -205,7 +206,7 @@ class ContrastiveModel(nn.Module):
 
     def forward(self, eeg: Tensor, embeddings: Tensor) -> tuple[Tensor, Tensor]:
         """A batch of responses and images as unit vectors, (B, P) both."""
-        return self.embed_eeg(eeg), self.embed_image(embeddings)
+        return beside(lambda: self.embed_eeg(eeg), lambda: self.embed_image(embeddings))
 
     def embed_eeg(self, eeg: Tensor) -> Tensor:
         """(B, C, T) -> unit vectors (B, P)."""

@@ -14,19 +14,59 @@ from pipeline.sections import Train
 # would not reach (docs/protocols.md).
 BLOCK_RATE = 10
 
+# Values of one model in a piece of a weight. torch's fused kernels take one block of threads for
+# each 65,536 values of a tensor, so that a GPU updates a few large weights with a few blocks
+PIECE = 8192
+
+
+class Pieces:
+    """The weights as a GPU's optimizer has them: in pieces that share their memory.
+
+    On a CPU a weight is one piece, itself.
+    """
+
+    def __init__(self, weights: Mapping[str, Tensor], device: torch.device) -> None:
+        self._weights = weights
+        self.by_name = {name: [weight] for name, weight in weights.items()}
+        self._are_weights = device.type != "cuda"
+        if not self._are_weights:
+            self.by_name = {name: _split(weight.detach()) for name, weight in weights.items()}
+
+    def take_gradients(self) -> None:
+        """Give each piece its part of the weight's gradient."""
+        if self._are_weights:
+            return
+        for name, weight in self._weights.items():
+            parts = [None] * len(self.by_name[name]) if weight.grad is None else _split(weight.grad)
+            for piece, gradient in zip(self.by_name[name], parts, strict=True):
+                piece.grad = gradient
+
+    def drop_gradients(self) -> None:
+        """Free the memory of all gradients."""
+        for name, weight in self._weights.items():
+            weight.grad = None
+            for piece in self.by_name[name]:
+                piece.grad = None
+
+
+def _split(weight: Tensor) -> list[Tensor]:
+    """(M, ...) in pieces of PIECE values a model; without a copy."""
+    return list(weight.view(-1).split(PIECE * len(weight)))
+
 
 def make_optimizer(
-    weights: Mapping[str, Tensor], recipe: Train, device: torch.device
+    weights: Mapping[str, Sequence[Tensor]], recipe: Train, device: torch.device
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LambdaLR]:
     """Adam or AdamW over two groups, the EEG encoder and the others, with a schedule for each.
 
-    `weights` are the parameters by their names in the model. Each group has its own warm-up. Block
-    weights are a third group with BLOCK_RATE and no weight decay, which would make them equal.
+    `weights` are the pieces of each parameter by its name in the model. Each group has its own
+    warm-up. Block weights are a third group with BLOCK_RATE and no weight decay, which would make
+    them equal.
     """
     parts: dict[str, list[Tensor]] = {"eeg_encoder": [], "others": [], "block_mix": []}
-    for name, weight in weights.items():
+    for name, pieces in weights.items():
         part = name.partition(".")[0]
-        parts[part if part in parts else "others"].append(weight)
+        parts[part if part in parts else "others"] += pieces
 
     rate = recipe.learning_rate
     groups: list[dict[str, Any]] = [

@@ -65,12 +65,14 @@ def lowest_loss(similarity: Tensor) -> Tensor:
     by halving the range of log(1 / temperature), for all models at once and without waiting for
     the device.
     """
-    similarity = similarity.double()
-    lowest = similarity.new_zeros(similarity.shape[:-3])
-    highest = torch.full_like(lowest, math.log(LARGEST_SCALE))
+    both_ways = torch.stack([similarity, similarity.mT])
+    matched = similarity.diagonal(dim1=-2, dim2=-1).mean((-2, -1))
+
+    lowest = torch.zeros_like(matched)
+    highest = torch.full_like(matched, math.log(LARGEST_SCALE))
     for _ in range(N_HALVINGS):
         middle = (lowest + highest) / 2
-        falls = _slope(similarity, middle.exp()) < 0
+        falls = _expected_cosine(both_ways, middle.exp()) < matched
         lowest = middle.where(falls, lowest)
         highest = highest.where(falls, middle)
     return mean_loss(similarity, ((lowest + highest) / 2).exp())
@@ -85,13 +87,10 @@ def mean_loss(similarity: Tensor, logit_scale: Tensor) -> Tensor:
     return symmetric_cross_entropy(logits).mean(-1)
 
 
-def _slope(similarity: Tensor, logit_scale: Tensor) -> Tensor:
-    """The derivative of `mean_loss` by the scale, (...).
+def _expected_cosine(both_ways: Tensor, logit_scale: Tensor) -> Tensor:
+    """The mean cosine that the softmax of each row expects: (2, ..., G, N, N) -> (...).
 
-    Of each row and column: the mean cosine that the softmax expects, less that of the match.
+    Less the mean cosine of the matches, it is the derivative of `mean_loss` by the scale.
     """
-    logits = similarity * logit_scale[..., None, None, None]
-    expected = sum(
-        (logits.softmax(dim) * similarity).sum(dim).mean((-2, -1)) / 2 for dim in (-2, -1)
-    )
-    return expected - similarity.diagonal(dim1=-2, dim2=-1).mean((-2, -1))
+    expected = (both_ways * logit_scale[..., None, None, None]).softmax(-1).mul_(both_ways)
+    return expected.sum(-1).mean((0, -2, -1))

@@ -22,7 +22,7 @@ from pipeline.retrieval import symmetric_cross_entropy
 from pipeline.sections import Train
 from pipeline.train.cuda_graph import CapturedStep
 from pipeline.train.model import ContrastiveModel, logits, stackable
-from pipeline.train.optim import clip_gradients, make_optimizer
+from pipeline.train.optim import Pieces, clip_gradients, make_optimizer
 from pipeline.train.projection import MOST_VALUES
 
 
@@ -52,7 +52,8 @@ class Stack:
         # `model` has the layers; the weights of all models are beside it
         self.model = copy.deepcopy(models[0])
         self._weights, self._buffers = stack_module_state(list(models))
-        self._optimizer, self._schedule = make_optimizer(self._weights, recipe, eeg.device)
+        self._pieces = Pieces(self._weights, eeg.device)
+        self._optimizer, self._schedule = make_optimizer(self._pieces.by_name, recipe, eeg.device)
 
         values = self._values()
         # Values that are no floating point numbers are shared with the buffers, and not averaged
@@ -79,7 +80,7 @@ class Stack:
 
         self._captured_step: CapturedStep | None = None
         if eeg.is_cuda and self._is_stackable:
-            self._captured_step = CapturedStep(self._step, self._optimizer.zero_grad)
+            self._captured_step = CapturedStep(self._step, self._pieces.drop_gradients)
 
     def epoch(self, eeg_rows: Tensor, target_rows: Tensor) -> Tensor:
         """One pass over all samples of each model, in batches; returns the mean loss of each, (M,).
@@ -194,11 +195,12 @@ class Stack:
             sides = self._embed(values, self.eeg, eeg_rows, self.targets, target_rows)
         losses = symmetric_cross_entropy(logits(*sides, values["log_scale"]))
 
-        self._optimizer.zero_grad()
+        self._pieces.drop_gradients()
         losses.sum().backward()
         if self.recipe.gradient_clip != "none":
             gradients = [w.grad for w in self._weights.values() if w.grad is not None]
             clip_gradients(gradients, self.recipe.gradient_clip)
+        self._pieces.take_gradients()
         self._optimizer.step()
         self._update_averages()
         return losses.detach()
