@@ -118,12 +118,12 @@ def _how_many_fit(setup: Setup, partitions: Sequence[Partition]) -> int:
 
 
 def _peak_memory(setup: Setup, partitions: Sequence[Partition]) -> int:
-    """The bytes that an epoch of these models takes on a GPU, data included."""
+    """The bytes of a GPU that torch holds for an epoch of these models, data included."""
     _free_memory(setup.device)
     torch.cuda.reset_peak_memory_stats(setup.device)
     one_epoch = setup.recipe.model_copy(update={"epochs": 1})
     _train(replace(setup, recipe=one_epoch), partitions, None, lambda: None)
-    return torch.cuda.max_memory_allocated(setup.device)
+    return torch.cuda.max_memory_reserved(setup.device)
 
 
 class _TooLittleMemory(Exception):
