@@ -24,7 +24,7 @@ from pipeline.errors import InputError
 from pipeline.files import replacing, save_array
 from pipeline.images.models.vit import Framing, ImageEncoder
 from pipeline.images.views import degrade
-from pipeline.sections import Embed
+from pipeline.sections import ResolvedEmbed
 from pipeline.untrusted.pictures import Images
 
 CPU_BATCH_SIZE = 8  # images in one forward pass on a CPU; with 32 a ViT-B takes an eighth longer
@@ -92,7 +92,7 @@ def embed_batches(
     replicas: list[Replica],
     batches: Sequence[Batch],
     decoder: Decoder,
-    parameters: Embed,
+    parameters: ResolvedEmbed,
     bar: tqdm,
 ) -> None:
     """Embed each batch and save it in its file; a replica that is free takes the next batch."""
@@ -171,7 +171,7 @@ def _finish(batch: DecodedBatch, futures: list[Future[None]]) -> DecodedBatch:
     return batch
 
 
-def _embed_queue(replica: Replica, queue: _Queue, parameters: Embed) -> None:
+def _embed_queue(replica: Replica, queue: _Queue, parameters: ResolvedEmbed) -> None:
     """Embed and save batches until there are no more."""
     device = replica.device
     on_gpu = device.type == "cuda"
@@ -192,7 +192,11 @@ def _embed_queue(replica: Replica, queue: _Queue, parameters: Embed) -> None:
 
 
 def embed_batch(
-    encoder: ImageEncoder, images: Tensor, parameters: Embed, device: torch.device, n_fitting: int
+    encoder: ImageEncoder,
+    images: Tensor,
+    parameters: ResolvedEmbed,
+    device: torch.device,
+    n_fitting: int,
 ) -> tuple[np.ndarray, int]:
     """Embed images (B, 3, side, side) uint8, at most `n_fitting` of them at once.
 
@@ -219,7 +223,7 @@ def embed_batch(
 
 @torch.inference_mode()
 def _forward(
-    encoder: ImageEncoder, images: Tensor, parameters: Embed, device: torch.device
+    encoder: ImageEncoder, images: Tensor, parameters: ResolvedEmbed, device: torch.device
 ) -> np.ndarray:
     """Images (B, 3, side, side) uint8 -> all blocks side by side, (B, sum of D) float32."""
     pixels = images.to(device, non_blocking=True).float() / 255

@@ -41,12 +41,18 @@ from pipeline.images.embeddings import ORIGINAL, Attributes, write_embeddings
 from pipeline.images.models.table import Load
 from pipeline.images.models.vit import ImageEncoder
 from pipeline.images.views import check_views
-from pipeline.sections import BlockChoice, Embed
+from pipeline.sections import BlockChoice, Embed, ResolvedEmbed
 from pipeline.untrusted.pictures import Images, open_images
 
 N_REFERENCE_IMAGES = 8
 N_TIMED_IMAGES = 64  # the time for all images is estimated from these
 PACKAGES = ("torch", "torchvision", "timm", "pillow")  # their versions decide the numbers
+
+# What `auto` means on each kind of device
+AUTO: dict[str, dict[str, Any]] = {
+    "cpu": {"precision": "float32", "batch_size": 32},
+    "cuda": {"precision": "bfloat16", "batch_size": 256},
+}
 
 
 @dataclass(frozen=True)
@@ -96,7 +102,8 @@ def embed_images(
 
     image_ids = read_image_ids(image_table)
     encoder, alignment = load(checkpoint)
-    attributes = describe(encoder, alignment, checkpoint, names, parameters, device)
+    resolved = resolve(parameters, device)
+    attributes = describe(encoder, alignment, checkpoint, names, resolved, device)
 
     decided_by = [attributes, parameters.blocks, parameters.views]
     chosen = {"IMAGE_MODELS": [names["backbone"]]}
@@ -113,9 +120,9 @@ def embed_images(
                 "backbone, or another file of weights"
             )
 
-        accelerate(encoder, parameters.blocks, parameters.tokens, parameters.precision, device)
-        batches = split_into_batches(image_ids, images, folder, parameters.batch_size)
-        embed_missing(encoder, batches, decoder, reference.sizes, parameters, device, target)
+        accelerate(encoder, parameters.blocks, parameters.tokens, resolved.precision, device)
+        batches = split_into_batches(image_ids, images, folder, resolved.batch_size)
+        embed_missing(encoder, batches, decoder, reference.sizes, resolved, device, target)
 
         features = {block: encoder.feature(block, parameters.tokens) for block in parameters.blocks}
         label = f"{target} (from {checkpoint.name})"
@@ -129,12 +136,19 @@ def read_image_ids(image_table: Path) -> list[str]:
     return [image_id for split in ("train", "test") for image_id in splits[split]["image_ids"]]
 
 
+def resolve(parameters: Embed, device: torch.device) -> ResolvedEmbed:
+    """The parameters with what suits this kind of device in the place of `auto`."""
+    values = parameters.model_dump()
+    chosen = {key: value for key, value in AUTO[device.type].items() if values[key] == "auto"}
+    return ResolvedEmbed(**values | chosen)
+
+
 def describe(
     encoder: ImageEncoder,
     alignment: dict[str, Any],
     checkpoint: Path,
     names: dict[str, str],
-    parameters: Embed,
+    parameters: ResolvedEmbed,
     device: torch.device,
 ) -> Attributes:
     """The attributes of the cache: what its numbers were made with."""
@@ -193,7 +207,7 @@ def embed_missing(
     batches: list[Batch],
     decoder: Decoder,
     sizes: list[int],
-    parameters: Embed,
+    parameters: ResolvedEmbed,
     device: torch.device,
     target: Path,
 ) -> None:
