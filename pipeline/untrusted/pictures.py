@@ -5,12 +5,14 @@ lies in `a.zip`.
 """
 
 import io
+import os
 import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +39,8 @@ _PICTURE_FAULTS = (
 class Images:
     """Opened images.
 
-    `read_bytes(image_id)`: the file as it is stored. Several threads may call it at once.
+    `read_bytes(image_id)`: the file as it is stored. Several threads and forked processes may call
+    it at once.
     `fingerprint(image_id)`: its name, its size in bytes and a checksum such as CRC-32, without
     reading the image.
     """
@@ -121,17 +124,23 @@ def open_images(folder: Path, image_ids: Sequence[str]) -> Iterator[Images]:
         ids_by_zip.setdefault(image_id.split("/")[0], []).append(image_id)
 
     with ExitStack() as stack:
-        archive_of: dict[str, zipfile.ZipFile] = {}
-        for name, ids in sorted(ids_by_zip.items()):
-            archive = stack.enter_context(_open_image_zip(folder / f"{name}.zip", ids))
-            archive_of |= dict.fromkeys(ids, archive)
+        # A forked process opens the zips anew: it would share the position in the file with us.
+        @cache
+        def open_once(name: str, process: int) -> zipfile.ZipFile:
+            return stack.enter_context(_open_image_zip(folder / f"{name}.zip", ids_by_zip[name]))
+
+        def archive_of(image_id: str) -> zipfile.ZipFile:
+            return open_once(image_id.split("/")[0], os.getpid())
 
         def read_bytes(image_id: str) -> bytes:
-            return read_member(archive_of[image_id], image_id)
+            return read_member(archive_of(image_id), image_id)
 
         def fingerprint(image_id: str) -> tuple[str, int, int]:
-            member = archive_of[image_id].getinfo(image_id)
+            member = archive_of(image_id).getinfo(image_id)
             return member.filename, member.file_size, member.CRC  # the CRC as the zip declares it
+
+        for name in sorted(ids_by_zip):
+            open_once(name, os.getpid())
 
         yield Images(read_bytes, fingerprint)
 
