@@ -41,7 +41,7 @@ from benchmarks import write_latest
 from pipeline.compute.devices import device_name, pick_device
 from pipeline.compute.machine import n_cores
 from pipeline.images.acceleration import accelerate
-from pipeline.images.batches import embed_batches, make_replicas
+from pipeline.images.batches import THREADS_PER_GPU, embed_batches, make_replicas
 from pipeline.images.decoding import Batch, Decoder, Decoding
 from pipeline.images.embedder import resolve
 from pipeline.images.models.dreamsim import load_encoder
@@ -167,9 +167,11 @@ def split(folder: Path, names: list[str], size: int) -> list[Batch]:
 
 def decode_all(images: Images, device: torch.device, names: list[str]) -> None:
     """As `embed_batches` has it done, for nobody."""
+    on_gpu = device.type == "cuda"
     batches = split(Path(), names, BATCH[device.type])
     decoder = Decoder(images, Framing(), VIEWS[:1])
-    decoding = Decoding(batches, decoder, n_cores(), in_processes=device.type == "cuda")
+    n_users = THREADS_PER_GPU if on_gpu else n_cores()
+    decoding = Decoding(batches, decoder, n_users, in_processes=on_gpu)
     while batch := decoding.take():
         decoding.free(batch)
     decoding.stop()
