@@ -23,7 +23,9 @@ from pipeline.datasets.sample import Size, make_raw
 from pipeline.datasets.table import SAMPLE
 from pipeline.errors import InputError
 from pipeline.files import sha256
+from pipeline.images import batches
 from pipeline.images.batches import embed_batch
+from pipeline.images.decoding import Decoding
 from pipeline.images.embedder import N_REFERENCE_IMAGES, embed_images, resolve
 from pipeline.images.embeddings import read_embeddings, read_health
 from pipeline.images.models.dreamsim import load_encoder
@@ -190,6 +192,24 @@ def test_the_file_is_the_same_whatever_the_number_of_threads(data, tmp_path):
     second = embed(data, tmp_path / "b.h5", blocks=["last", 3], tokens="mean", precision="bfloat16")
     assert torch.get_num_threads() == 3
     assert first.read_bytes() == second.read_bytes()
+
+
+def test_the_file_is_the_same_when_processes_decode(data, tmp_path, monkeypatch):
+    """As for a GPU: each image is decoded outside of this process, but for those of the reference."""
+    first = embed(data, tmp_path / "a.h5", views=VIEWS)
+    monkeypatch.setenv("ALIGNED_EEG_CACHE", str(tmp_path / "another"))
+
+    def in_processes(*arguments: object, **_: object) -> Decoding:
+        return Decoding(*arguments, in_processes=True)
+
+    monkeypatch.setattr(batches, "Decoding", in_processes)
+    assert embed(data, tmp_path / "b.h5", views=VIEWS).read_bytes() == first.read_bytes()
+
+    with zipfile.ZipFile(data / "images" / "training_images.zip") as archive:
+        cut = archive.read(ids(data)[17])[:5000]
+    damaged = with_member(data, tmp_path / "images", ids(data)[17], cut)
+    with pytest.raises(InputError, match=f"{ids(data)[17]}: cannot be decoded"):
+        embed(data, tmp_path / "x.h5", damaged)
 
 
 def test_the_cache_says_what_it_is(data, tmp_path):
