@@ -33,6 +33,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
+import psutil
 import torch
 from PIL import Image
 from torch.nn import functional as F
@@ -42,7 +43,7 @@ from pipeline.compute.devices import device_name, pick_device
 from pipeline.compute.machine import n_cores
 from pipeline.images.acceleration import accelerate
 from pipeline.images.batches import THREADS_PER_GPU, embed_batches, make_replicas
-from pipeline.images.decoding import Batch, Decoder, Decoding
+from pipeline.images.decoding import Batch, Decoder, Decoding, DecodingPool
 from pipeline.images.embedder import resolve
 from pipeline.images.models.dreamsim import load_encoder
 from pipeline.images.models.vit import Framing, ImageEncoder
@@ -138,7 +139,7 @@ class Plain:
 def ours(
     folder: Path,
     encoder: ImageEncoder,
-    images: Images,
+    pool: DecodingPool,
     device: torch.device,
     precision: str,
     views: Sequence[str] = VIEWS[:1],
@@ -150,12 +151,11 @@ def ours(
 
     encoder = copy.deepcopy(encoder)
     accelerate(encoder, parameters.blocks, parameters.tokens, parameters.precision, device)
-    decoder = Decoder(images, encoder.framing, views)
     replicas = make_replicas(encoder, device)
 
     def embed(names: list[str]) -> np.ndarray:
         batches = split(folder, names, parameters.batch_size)
-        embed_batches(replicas, batches, decoder, parameters, lambda n_images: None)
+        embed_batches(replicas, batches, pool, parameters, lambda n_images: None)
         return np.concatenate([np.load(batch.file)[0] for batch in batches])
 
     return embed
@@ -165,16 +165,19 @@ def split(folder: Path, names: list[str], size: int) -> list[Batch]:
     return [Batch(folder / f"{i:06}.npy", names[i : i + size]) for i in range(0, len(names), size)]
 
 
-def decode_all(images: Images, device: torch.device, names: list[str]) -> None:
-    """As `embed_batches` has it done, for nobody."""
+def make_pool_of(images: Images, device: torch.device, views: Sequence[str]) -> DecodingPool:
+    """What decodes, as in `embed_images`; here it serves all rounds."""
     on_gpu = device.type == "cuda"
-    batches = split(Path(), names, BATCH[device.type])
-    decoder = Decoder(images, Framing(), VIEWS[:1])
-    n_users = THREADS_PER_GPU if on_gpu else n_cores()
-    decoding = Decoding(batches, decoder, n_users, in_processes=on_gpu)
+    n_users = THREADS_PER_GPU * torch.cuda.device_count() if on_gpu else torch.get_num_threads()
+    decoder = Decoder(images, Framing(), views)
+    return DecodingPool(decoder, BATCH[device.type], n_users, in_processes=on_gpu)
+
+
+def decode_all(pool: DecodingPool, batch_size: int, names: list[str]) -> None:
+    """As `embed_batches` has it done, for nobody."""
+    decoding = Decoding(split(Path(), names, batch_size), pool)
     while batch := decoding.take():
         decoding.free(batch)
-    decoding.stop()
 
 
 @torch.inference_mode()
@@ -232,9 +235,9 @@ def rates(run: Callable[..., object], images: Sequence[str] | range) -> Rates:
 
 
 def seconds_of_cores() -> float:
-    """Of this process and of those that it has ended."""
-    children = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return time.process_time() + children.ru_utime + children.ru_stime
+    """Of this process and of those that it has started; dreamsim's waits while ours compute."""
+    children = [child.cpu_times() for child in psutil.Process().children()]
+    return time.process_time() + sum(times.user + times.system for times in children)
 
 
 def make_files(folder: Path) -> None:
@@ -280,8 +283,11 @@ def repeated(names: list[str], n: int) -> list[str]:
 def print_peaks(folder: Path) -> None:
     """Of embedding in bfloat16: the process, and the GPU if there is one, in MB."""
     device, names = pick_device("auto"), picture_names(folder)
-    with open_images(folder, names) as images:
-        embed = ours(folder, load(folder), images, device, "bfloat16")
+    with (
+        open_images(folder, names) as images,
+        make_pool_of(images, device, VIEWS[:1]) as pool,
+    ):
+        embed = ours(folder, load(folder), pool, device, "bfloat16")
         embed(repeated(names, IMAGES[device.type]["bfloat16"]))
 
     unit = 1 if sys.platform == "darwin" else 1024
@@ -310,13 +316,19 @@ def main() -> None:
         folder = Path(name)
         make_files(folder)
         say(f"weights and {PICTURES} pictures made: {time.perf_counter() - started:.1f} s")
-        with open_images(folder, picture_names(folder)) as images:
-            figures = compare(folder, images, device)
+        with (
+            open_images(folder, picture_names(folder)) as images,
+            make_pool_of(images, device, VIEWS[:1]) as pool,
+            make_pool_of(images, device, VIEWS) as pool_of_views,
+        ):
+            figures = compare(folder, pool, pool_of_views, device)
         write_latest(figures | peaks(folder))
     say(f"{time.perf_counter() - started:.0f} s in all, imports not counted")
 
 
-def compare(folder: Path, images: Images, device: torch.device) -> dict[str, float]:
+def compare(
+    folder: Path, pool: DecodingPool, pool_of_views: DecodingPool, device: torch.device
+) -> dict[str, float]:
     names, n = picture_names(folder), IMAGES[device.type]
     # How threads wait matters only where they compute.
     suffixes = {"": False} | ({PATIENT: True} if device.type == "cpu" else {})
@@ -324,25 +336,27 @@ def compare(folder: Path, images: Images, device: torch.device) -> dict[str, flo
 
     encoder = load(folder)
     fast = {
-        precision: ours(folder, encoder, images, device, precision)
+        precision: ours(folder, encoder, pool, device, precision)
         for precision in ("bfloat16", "float32")
     }
-    views = ours(folder, encoder, images, device, "bfloat16", VIEWS)
+    views = ours(folder, encoder, pool_of_views, device, "bfloat16", VIEWS)
 
     def rates_of_views() -> Rates:
         """Each view counts as an image."""
         wall, work = rates(views, repeated(names, n["views"]))
         return len(VIEWS) * wall, len(VIEWS) * work
 
+    decode = partial(decode_all, pool, BATCH[device.type])
     ways: dict[str, Callable[[], Rates]] = {
-        DECODING: partial(rates, partial(decode_all, images, device), repeated(names, n["decoded"]))
+        DECODING: partial(rates, decode, repeated(names, n["decoded"]))
     }
     for precision, embed in fast.items():
         ways[f"ours, {precision}"] = partial(rates, embed, repeated(names, n[precision]))
     ways[WITH_VIEWS] = rates_of_views
     ways |= ways_of_products(device)
     if device.type == "cuda":
-        # The first pass of a kind takes longer on a GPU. dreamsim is being loaded meanwhile.
+        # The first pass of a kind takes longer on a GPU, and the processes that decode are forked.
+        # dreamsim is being loaded meanwhile.
         for label, measure in ways.items():
             say(line("before the rounds: " + label, measure()))
 

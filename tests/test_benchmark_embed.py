@@ -26,11 +26,13 @@ def test_the_files_are_such_as_embedding_reads(tmp_path, monkeypatch):
     names = benchmark.picture_names(tmp_path)
     assert len(names) == 3 and (tmp_path / "dreamsim" / "synclr_vit_b_16.pth").exists()
 
-    with open_images(tmp_path, names) as images:
-        benchmark.decode_all(images, CPU, benchmark.repeated(names, 7))
-        embed = benchmark.ours(
-            tmp_path, benchmark.load(tmp_path), images, CPU, "float32", benchmark.VIEWS
-        )
+    with (
+        open_images(tmp_path, names) as images,
+        benchmark.make_pool_of(images, CPU, benchmark.VIEWS) as pool,
+    ):
+        benchmark.decode_all(pool, 8, benchmark.repeated(names, 20))
+        encoder = benchmark.load(tmp_path)
+        embed = benchmark.ours(tmp_path, encoder, pool, CPU, "float32", benchmark.VIEWS)
         values = embed(benchmark.repeated(names, 5))
     assert values.shape == (5, 64)
     np.testing.assert_allclose(values[:2], values[3:], atol=1e-4)

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from pipeline.errors import InputError
-from pipeline.images.decoding import PART_SIZE, Batch, Decoder, Decoding
+from pipeline.images.decoding import PART_SIZE, Batch, Decoder, Decoding, DecodingPool
 from pipeline.images.models.vit import Framing
 from pipeline.untrusted.pictures import open_images
 
@@ -41,24 +41,21 @@ def batches_of(size: int) -> list[Batch]:
     return [Batch(Path(f"{i}.npy"), IDS[i : i + size]) for i in range(0, N, size)]
 
 
-def decode_all(folder: Path, batch_size: int, n_users: int, in_processes: bool) -> dict:
+def decode_all(batches: list[Batch], pool: DecodingPool, n_users: int) -> dict:
     """The pixels of each batch by its file; several threads take the batches."""
     pixels = {}
-    with open_images(folder, IDS) as images:
-        decoder = Decoder(images, Framing(), VIEWS)
-        decoding = Decoding(batches_of(batch_size), decoder, n_users, in_processes)
+    decoding = Decoding(batches, pool)
 
-        def use() -> None:
-            while batch := decoding.take():
-                pixels[batch.file] = batch.views.clone()
-                decoding.free(batch)
+    def use() -> None:
+        while batch := decoding.take():
+            pixels[batch.file] = batch.views.clone()
+            decoding.free(batch)
 
-        threads = [threading.Thread(target=use) for _ in range(n_users)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        decoding.stop()
+    threads = [threading.Thread(target=use) for _ in range(n_users)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
     return pixels
 
 
@@ -67,17 +64,20 @@ def decode_all(folder: Path, batch_size: int, n_users: int, in_processes: bool) 
 def test_the_pixels_are_those_of_each_picture_decoded_alone(
     pictures, batch_size, n_users, in_processes
 ):
+    batches = batches_of(batch_size)
     with open_images(pictures, IDS) as images:
         decoder = Decoder(images, Framing(), VIEWS)
         expected = decoder.empty(N)
         for i, image_id in enumerate(IDS):
             decoder.decode(image_id, expected[:, i])
 
-    pixels = decode_all(pictures, batch_size, n_users, in_processes)
+        with DecodingPool(decoder, batch_size, n_users, in_processes) as pool:
+            for again in (batches, batches[::-1]):  # the pool serves several times
+                pixels = decode_all(again, pool, n_users)
 
-    files = [batch.file for batch in batches_of(batch_size)]
-    assert pixels.keys() == set(files)
-    assert torch.equal(torch.cat([pixels[file] for file in files], dim=1), expected)
+                assert pixels.keys() == {batch.file for batch in batches}
+                in_order = torch.cat([pixels[batch.file] for batch in batches], dim=1)
+                assert torch.equal(in_order, expected)
 
 
 @pytest.mark.parametrize("in_processes", [False, True])
@@ -92,43 +92,44 @@ def test_a_damaged_picture_is_told_after_the_batches_before_it(pictures, tmp_pat
 
     with open_images(tmp_path, IDS) as images:
         decoder = Decoder(images, Framing(), ["original"])
-        decoding = Decoding(batches_of(4), decoder, 1, in_processes)
-        for expected in batches_of(4)[:2]:
-            batch = decoding.take()
-            assert batch.file == expected.file
-            decoding.free(batch)
-        with pytest.raises(InputError, match=f"^{IDS[9]}: cannot be decoded"):
-            decoding.take()
-        decoding.stop()
-        assert decoding.take() is None
+        with DecodingPool(decoder, 4, 1, in_processes) as pool:
+            decoding = Decoding(batches_of(4), pool)
+            for expected in batches_of(4)[:2]:
+                batch = decoding.take()
+                assert batch.file == expected.file
+                decoding.free(batch)
+            with pytest.raises(InputError, match=f"^{IDS[9]}: cannot be decoded"):
+                decoding.take()
+            decoding.stop()
+            assert decoding.take() is None
 
 
 def test_a_killed_process_is_told_in_one_sentence(pictures):
     with open_images(pictures, IDS) as images:
         decoder = Decoder(images, Framing(), ["original"])
         before = psutil.Process().children()
-        decoding = Decoding(batches_of(4), decoder, 1, in_processes=True)
-        for child in psutil.Process().children():
-            if child not in before:
-                child.kill()
-        with pytest.raises(InputError, match="a process that decodes images was killed"):
-            while batch := decoding.take():
-                decoding.free(batch)
-        decoding.stop()
+        with DecodingPool(decoder, 4, 1, in_processes=True) as pool:
+            decoding = Decoding(batches_of(4), pool)
+            for child in psutil.Process().children():
+                if child not in before:
+                    child.kill()
+            with pytest.raises(InputError, match="a process that decodes images was killed"):
+                while batch := decoding.take():
+                    decoding.free(batch)
 
 
 DECODE_AND_WAIT = """
 import sys, time
 from pathlib import Path
-from pipeline.images.decoding import Batch, Decoder, Decoding
+from pipeline.images.decoding import Batch, Decoder, Decoding, DecodingPool
 from pipeline.images.models.vit import Framing
 from pipeline.untrusted.pictures import open_images
 
 folder, *ids = sys.argv[1:]
 with open_images(Path(folder), ids) as images:
     batches = [Batch(Path("x"), [image_id]) for image_id in ids]
-    decoding = Decoding(batches, Decoder(images, Framing(), ["original"]), 1, in_processes=True)
-    decoding.take()
+    decoder = Decoder(images, Framing(), ["original"])
+    Decoding(batches, DecodingPool(decoder, 1, 1, in_processes=True)).take()
     print("decoded", flush=True)
     time.sleep(600)
 """

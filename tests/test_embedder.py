@@ -25,7 +25,7 @@ from pipeline.errors import InputError
 from pipeline.files import sha256
 from pipeline.images import batches
 from pipeline.images.batches import embed_batch
-from pipeline.images.decoding import Decoding
+from pipeline.images.decoding import DecodingPool
 from pipeline.images.embedder import N_REFERENCE_IMAGES, embed_images, resolve
 from pipeline.images.embeddings import read_embeddings, read_health
 from pipeline.images.models.dreamsim import load_encoder
@@ -199,10 +199,10 @@ def test_the_file_is_the_same_when_processes_decode(data, tmp_path, monkeypatch)
     first = embed(data, tmp_path / "a.h5", views=VIEWS)
     monkeypatch.setenv("ALIGNED_EEG_CACHE", str(tmp_path / "another"))
 
-    def in_processes(*arguments: object, **_: object) -> Decoding:
-        return Decoding(*arguments, in_processes=True)
+    def in_processes(*arguments: object, **_: object) -> DecodingPool:
+        return DecodingPool(*arguments, in_processes=True)
 
-    monkeypatch.setattr(batches, "Decoding", in_processes)
+    monkeypatch.setattr(batches, "DecodingPool", in_processes)
     assert embed(data, tmp_path / "b.h5", views=VIEWS).read_bytes() == first.read_bytes()
 
     with zipfile.ZipFile(data / "images" / "training_images.zip") as archive:

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from pipeline.errors import InputError
 from pipeline.files import replacing, save_array
-from pipeline.images.decoding import Batch, Decoder, Decoding
+from pipeline.images.decoding import Batch, Decoder, Decoding, DecodingPool
 from pipeline.images.models.vit import ImageEncoder
 from pipeline.sections import ResolvedEmbed
 
@@ -44,10 +44,16 @@ def make_replicas(encoder: ImageEncoder, device: torch.device) -> list[Replica]:
     return [Replica(gpu, copy.deepcopy(encoder).to(gpu)) for gpu in gpus] * THREADS_PER_GPU
 
 
+def make_pool(decoder: Decoder, batch_size: int, replicas: list[Replica]) -> DecodingPool:
+    """What decodes for these replicas: processes for a GPU, threads for a CPU."""
+    on_gpu = replicas[0].device.type == "cuda"
+    return DecodingPool(decoder, batch_size, len(replicas), in_processes=on_gpu)
+
+
 def embed_batches(
     replicas: list[Replica],
     batches: Sequence[Batch],
-    decoder: Decoder,
+    pool: DecodingPool,
     parameters: ResolvedEmbed,
     count: Callable[[int], None],
 ) -> None:
@@ -56,15 +62,14 @@ def embed_batches(
     After each batch `count` gets its number of images, from one thread at a time.
     """
     n_threads = torch.get_num_threads()
-    on_gpu = replicas[0].device.type == "cuda"
     lock = Lock()
 
     torch.set_num_threads(1)  # for each replica: there are as many replicas as there were threads
     try:
-        decoding = Decoding(batches, decoder, len(replicas), in_processes=on_gpu)
-        with ThreadPoolExecutor(len(replicas)) as pool:
+        decoding = Decoding(batches, pool)
+        with ThreadPoolExecutor(len(replicas)) as threads:
             futures = [
-                pool.submit(_embed_decoded, replica, decoding, parameters, count, lock)
+                threads.submit(_embed_decoded, replica, decoding, parameters, count, lock)
                 for replica in replicas
             ]
             try:

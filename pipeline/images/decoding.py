@@ -19,6 +19,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -76,27 +77,61 @@ class Decoder:
             pixels.copy_(degrade(picture, view, image_id))
 
 
+# Decodes images into the memory `slot`, from the row `start` on
+DecodePart = Callable[[int, int, list[str]], None]
+
+
+class DecodingPool:
+    """Threads or processes that decode, and the memory that they fill, for batches of one size.
+
+    They start with the first batch, and end with the context. `n_users` threads use batches at
+    once.
+    """
+
+    def __init__(self, decoder: Decoder, batch_size: int, n_users: int, in_processes: bool) -> None:
+        self.n_ahead = max(1, BATCHES_AHEAD // len(decoder.views)) * n_users
+
+        # As many as there can be batches at once: waiting, being decoded or in use.
+        self.memory = [decoder.empty(batch_size) for _ in range(self.n_ahead + n_users)]
+
+        n_workers = n_cores()  # not all cores of a node that others use too
+        decode_part = partial(_decode_part, decoder, self.memory)
+        self._pool: Executor
+        if in_processes:
+            fork = multiprocessing.get_context("fork")
+            self._pool = ProcessPoolExecutor(n_workers, fork, _start_process, (decode_part,))
+            self._decode_part: DecodePart = _decode_part_in_process
+        else:
+            self._pool = ThreadPoolExecutor(n_workers)
+            self._decode_part = decode_part
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+    def decode(self, image_ids: list[str], slot: int) -> list[Future[None]]:
+        """Let these images be decoded into the memory of this number, in several parts."""
+        return [
+            self._pool.submit(self._decode_part, slot, start, image_ids[start : start + PART_SIZE])
+            for start in range(0, len(image_ids), PART_SIZE)
+        ]
+
+
 class Decoding:
-    """Batches decoded in order; `n_users` threads take them in turn.
+    """Batches decoded in order, in a pool; threads take them in turn.
 
     The memory of a batch is filled again, once its user has given it back with `free`.
     """
 
-    def __init__(
-        self, batches: Sequence[Batch], decoder: Decoder, n_users: int, in_processes: bool
-    ) -> None:
-        n_ahead = max(1, BATCHES_AHEAD // len(decoder.views)) * n_users
-        n_images = max((len(batch.image_ids) for batch in batches), default=1)
-
-        # As many as there can be batches at once: waiting, being decoded or in use.
-        self._memory = [decoder.empty(n_images) for _ in range(n_ahead + n_users)]
-        self._free_slots = deque(range(len(self._memory)))
-
-        self._pool, self._decode_part = _start_pool(decoder, self._memory, in_processes)
+    def __init__(self, batches: Sequence[Batch], pool: DecodingPool) -> None:
+        self._pool = pool
+        self._free_slots = deque(range(len(pool.memory)))
         self._to_start = iter(batches)
         self._started: deque[tuple[DecodedBatch, list[Future[None]]]] = deque()
         self._lock = threading.Lock()
-        for _ in range(n_ahead):
+        for _ in range(pool.n_ahead):
             self._start_next()
 
     def take(self) -> DecodedBatch | None:
@@ -105,31 +140,33 @@ class Decoding:
         InputError where an image is damaged.
         """
         with self._lock:
-            self._start_next()
-            if not self._started:
-                return None
-
-            batch, parts = self._started.popleft()
             try:
+                self._start_next()
+                if not self._started:
+                    return None
+
+                batch, parts = self._started.popleft()
                 for part in parts:
                     part.result()
+                return batch
             except BrokenProcessPool:
                 raise InputError(
                     "a process that decodes images was killed, as happens where there is too "
                     "little memory: run this where there is more, or end other programs"
                 ) from None
-            return batch
 
     def free(self, batch: DecodedBatch) -> None:
         """The memory of this batch is not used any more."""
         self._free_slots.append(batch.slot)
 
     def stop(self) -> None:
-        """End the threads or processes; nobody gets another batch."""
+        """Nobody gets another batch."""
         with self._lock:
             self._to_start = iter(())
+            for _, parts in self._started:
+                for part in parts:
+                    part.cancel()
             self._started.clear()
-            self._pool.shutdown(cancel_futures=True)
 
     def _start_next(self) -> None:
         """Let the next batch be decoded, if there is one."""
@@ -138,33 +175,9 @@ class Decoding:
             return
 
         slot = self._free_slots.popleft()
-        n_images = len(batch.image_ids)
-        parts = [
-            self._pool.submit(
-                self._decode_part, slot, start, batch.image_ids[start : start + PART_SIZE]
-            )
-            for start in range(0, n_images, PART_SIZE)
-        ]
-        views = self._memory[slot][:, :n_images]
+        views = self._pool.memory[slot][:, : len(batch.image_ids)]
+        parts = self._pool.decode(batch.image_ids, slot)
         self._started.append((DecodedBatch(batch.file, views, slot), parts))
-
-
-# Decodes images into the memory `slot`, from the row `start` on
-DecodePart = Callable[[int, int, list[str]], None]
-
-
-def _start_pool(
-    decoder: Decoder, memory: list[Tensor], in_processes: bool
-) -> tuple[Executor, DecodePart]:
-    """Threads or processes, and what they are called with."""
-    decode_part = partial(_decode_part, decoder, memory)
-    n_workers = n_cores()  # not all cores of a node that others use too
-    if not in_processes:
-        return ThreadPoolExecutor(n_workers), decode_part
-
-    fork = multiprocessing.get_context("fork")
-    pool = ProcessPoolExecutor(n_workers, fork, _start_process, (decode_part,))
-    return pool, _decode_part_in_process
 
 
 def _decode_part(

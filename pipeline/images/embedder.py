@@ -36,7 +36,7 @@ from pipeline.errors import InputError
 from pipeline.files import check_folders, sha256
 from pipeline.images import health
 from pipeline.images.acceleration import accelerate
-from pipeline.images.batches import embed_batches, make_replicas
+from pipeline.images.batches import embed_batches, make_pool, make_replicas
 from pipeline.images.decoding import Batch, Decoder
 from pipeline.images.embeddings import ORIGINAL, Attributes, write_embeddings
 from pipeline.images.models.table import Load
@@ -236,13 +236,16 @@ def embed_missing(
     n_timed = max(len(replicas) * parameters.batch_size, N_TIMED_IMAGES)
     label = f"embed {target.stem}"
     counts = f"{n_views} x {len(sizes)} x {n_images} (views x blocks x images)"
-    with tqdm(
-        total=n_images, initial=n_images - n_missing, unit="image", desc=label, disable=None
-    ) as bar:
+    with (
+        make_pool(decoder, parameters.batch_size, replicas) as pool,
+        tqdm(
+            total=n_images, initial=n_images - n_missing, unit="image", desc=label, disable=None
+        ) as bar,
+    ):
         size = f"{label}: {counts} = {n_bytes / 1e6:.2f} MB"
         progress = _Progress(bar, size, n_missing, min(n_timed, n_missing))
         progress.count(0)
-        embed_batches(replicas, missing, decoder, parameters, progress.count)
+        embed_batches(replicas, missing, pool, parameters, progress.count)
 
 
 @dataclass
