@@ -133,7 +133,9 @@ class Plain:
         return np.load(self.out)
 
     def end(self) -> None:
-        self.process.communicate()
+        # The processes that decode for a GPU hold its input open, so that closing it here says nothing.
+        self.process.terminate()
+        self.process.wait()
 
 
 def ours(
