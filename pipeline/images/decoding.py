@@ -2,8 +2,8 @@
 
 For a CPU, threads decode. A GPU embeds thousands of images a second, and threads cannot keep up
 with it: during a fifth of the work on a picture Python lets only one thread run, so that not more
-than five cores are busy. So processes decode for a GPU. They are forked, which takes no time, and
-write the pixels into memory that they share with this process. The pixels are the same.
+than five cores are busy. So processes decode for a GPU. They are forked, and write the pixels into
+memory that they share with this process. The pixels are the same.
 """
 
 import math
