@@ -59,11 +59,18 @@ class Preprocess(Section):
 
 class Embed(Section):
     tokens: Literal["cls", "mean"]
-    precision: Literal["float32", "bfloat16"]
-    batch_size: Count
+    precision: Literal["auto", "float32", "bfloat16"]
+    batch_size: Literal["auto"] | Count
     device: Device
     blocks: Annotated[list[BlockChoice], Field(min_length=1)]
     views: Annotated[list[str], Field(min_length=1)]
+
+
+class ResolvedEmbed(Embed):
+    """`Embed` once the device is known: precision and batch size are no longer `auto`."""
+
+    precision: Literal["float32", "bfloat16"]
+    batch_size: Count
 
 
 class Train(Section):

@@ -23,8 +23,10 @@ from pipeline.datasets.sample import Size, make_raw
 from pipeline.datasets.table import SAMPLE
 from pipeline.errors import InputError
 from pipeline.files import sha256
+from pipeline.images import batches
 from pipeline.images.batches import embed_batch
-from pipeline.images.embedder import N_REFERENCE_IMAGES, embed_images
+from pipeline.images.decoding import DecodingPool
+from pipeline.images.embedder import N_REFERENCE_IMAGES, embed_images, resolve
 from pipeline.images.embeddings import read_embeddings, read_health
 from pipeline.images.models.dreamsim import load_encoder
 from pipeline.images.models.table import IMAGE_MODELS, Load
@@ -192,6 +194,24 @@ def test_the_file_is_the_same_whatever_the_number_of_threads(data, tmp_path):
     assert first.read_bytes() == second.read_bytes()
 
 
+def test_the_file_is_the_same_when_processes_decode(data, tmp_path, monkeypatch):
+    """As for a GPU: each image is decoded outside of this process, but for those of the reference."""
+    first = embed(data, tmp_path / "a.h5", views=VIEWS)
+    monkeypatch.setenv("ALIGNED_EEG_CACHE", str(tmp_path / "another"))
+
+    def in_processes(*arguments: object, **_: object) -> DecodingPool:
+        return DecodingPool(*arguments, in_processes=True)
+
+    monkeypatch.setattr(batches, "DecodingPool", in_processes)
+    assert embed(data, tmp_path / "b.h5", views=VIEWS).read_bytes() == first.read_bytes()
+
+    with zipfile.ZipFile(data / "images" / "training_images.zip") as archive:
+        cut = archive.read(ids(data)[17])[:5000]
+    damaged = with_member(data, tmp_path / "images", ids(data)[17], cut)
+    with pytest.raises(InputError, match=f"{ids(data)[17]}: cannot be decoded"):
+        embed(data, tmp_path / "x.h5", damaged)
+
+
 def test_the_cache_says_what_it_is(data, tmp_path):
     path = embed(data, tmp_path / "aligned.h5", blocks=["last", 12], precision="bfloat16")
     with h5py.File(path) as file:
@@ -226,6 +246,40 @@ def test_the_cache_says_what_it_is(data, tmp_path):
         0,
     )
     assert 0.999 < health["reference_cosine"] < 1 and health["median_cosine"] < 0.9
+
+
+@pytest.mark.parametrize(
+    ("device", "precision", "batch_size"), [("cpu", "float32", 32), ("cuda", "bfloat16", 256)]
+)
+def test_auto_is_what_suits_the_kind_of_device(device, precision, batch_size):
+    shipped = read_params(Path("params.yaml")).embed
+    assert (shipped.precision, shipped.batch_size) == ("auto", "auto")
+
+    resolved = resolve(shipped, torch.device(device))
+    assert (resolved.precision, resolved.batch_size) == (precision, batch_size)
+    assert resolved.model_dump() == shipped.model_dump() | {
+        "precision": precision,
+        "batch_size": batch_size,
+    }
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_what_is_set_stays_beside_auto(device):
+    for changes in ({"precision": "float32"}, {"precision": "bfloat16"}, {"batch_size": 7}):
+        named = parameters(**({"precision": "auto", "batch_size": "auto"} | changes))
+        resolved = resolve(named, torch.device(device)).model_dump()
+        assert {key: resolved[key] for key in changes} == changes
+
+
+def test_auto_gives_the_very_cache_and_batches_of_the_values_set(data, tmp_path, cache, decoded):
+    chosen = embed(data, tmp_path / "auto.h5", precision="auto", batch_size="auto")
+    files = side_files(cache)
+    decoded.clear()
+
+    named = embed(data, tmp_path / "set.h5", precision="float32", batch_size=32)
+
+    assert chosen.read_bytes() == named.read_bytes()
+    assert len(decoded) == N_REFERENCE_IMAGES and side_files(cache) == files
 
 
 def test_a_block_that_there_is_not_is_told(data, tmp_path):

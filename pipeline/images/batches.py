@@ -1,51 +1,30 @@
-"""Batches of images: decoded by threads, embedded by all cores or GPUs, each saved in a file.
+"""Batches of images, embedded by all cores or GPUs, each saved in a file.
 
-Threads decode the next batches while the devices compute. Each image is decoded once for all its
-views. Each core of a CPU embeds a batch by itself, so that no core waits for another. A view of a
-batch passes the encoder by itself, so that its numbers do not depend on the other views.
+Each core of a CPU embeds a batch by itself, so that no core waits for another. A view of a batch
+passes the encoder by itself, so that its numbers do not depend on the other views. The next batches
+are decoded meanwhile.
 """
 
 import copy
-import threading
-from collections import deque
-from collections.abc import Generator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import nullcontext
 from dataclasses import dataclass
-from pathlib import Path
+from threading import Lock
 
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from pipeline.compute.machine import n_cores
 from pipeline.errors import InputError
 from pipeline.files import replacing, save_array
-from pipeline.images.models.vit import Framing, ImageEncoder
-from pipeline.images.views import degrade
-from pipeline.sections import Embed
-from pipeline.untrusted.pictures import Images
+from pipeline.images.decoding import Batch, Decoder, Decoding, DecodingPool
+from pipeline.images.models.vit import ImageEncoder
+from pipeline.sections import ResolvedEmbed
 
 CPU_BATCH_SIZE = 8  # images in one forward pass on a CPU; with 32 a ViT-B takes an eighth longer
 THREADS_PER_GPU = 2  # one computes while the other copies
-BATCHES_AHEAD = 2  # decoded in advance, for each thread that embeds
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Images that are embedded together, and the file of their embeddings, (V, B, sum of D)."""
-
-    file: Path
-    image_ids: list[str]
-
-
-@dataclass(frozen=True)
-class DecodedBatch:
-    """The pixels of a batch: `views` is (V, B, 3, side, side) uint8."""
-
-    file: Path
-    views: Tensor
 
 
 @dataclass(frozen=True)
@@ -54,29 +33,6 @@ class Replica:
 
     device: torch.device
     encoder: ImageEncoder
-
-
-@dataclass(frozen=True)
-class Decoder:
-    """Makes the views of images, of the size that the encoder takes."""
-
-    images: Images
-    framing: Framing
-    views: Sequence[str]
-
-    def empty(self, n_images: int, pinned: bool = False) -> Tensor:
-        """Memory for the views of so many images, (V, B, 3, side, side) uint8."""
-        shape = len(self.views), n_images, 3, self.framing.side, self.framing.side
-        return torch.empty(shape, dtype=torch.uint8, pin_memory=pinned)
-
-    def decode(self, image_id: str, target: Tensor) -> None:
-        """Write the views of one image into `target`, (V, 3, side, side) uint8.
-
-        InputError if the image is damaged.
-        """
-        picture = self.framing(self.images.read(image_id))
-        for view, pixels in zip(self.views, target, strict=True):
-            pixels.copy_(degrade(picture, view, image_id))
 
 
 def make_replicas(encoder: ImageEncoder, device: torch.device) -> list[Replica]:
@@ -88,111 +44,78 @@ def make_replicas(encoder: ImageEncoder, device: torch.device) -> list[Replica]:
     return [Replica(gpu, copy.deepcopy(encoder).to(gpu)) for gpu in gpus] * THREADS_PER_GPU
 
 
+def make_pool(decoder: Decoder, batch_size: int, replicas: list[Replica]) -> DecodingPool:
+    """What decodes for these replicas: processes for a GPU, threads for a CPU."""
+    on_gpu = replicas[0].device.type == "cuda"
+    return DecodingPool(decoder, batch_size, len(replicas), in_processes=on_gpu)
+
+
 def embed_batches(
     replicas: list[Replica],
     batches: Sequence[Batch],
-    decoder: Decoder,
-    parameters: Embed,
-    bar: tqdm,
+    pool: DecodingPool,
+    parameters: ResolvedEmbed,
+    count: Callable[[int], None],
 ) -> None:
-    """Embed each batch and save it in its file; a replica that is free takes the next batch."""
+    """Embed each batch and save it in its file; a replica that is free takes the next batch.
+
+    After each batch `count` gets its number of images, from one thread at a time.
+    """
     n_threads = torch.get_num_threads()
-    pinned = replicas[0].device.type == "cuda"
-    n_ahead = max(1, BATCHES_AHEAD // len(decoder.views)) * len(replicas)
-    queue = _Queue(_decode_batches(batches, decoder, pinned, n_ahead), bar)
+    lock = Lock()
 
     torch.set_num_threads(1)  # for each replica: there are as many replicas as there were threads
     try:
-        with ThreadPoolExecutor(len(replicas)) as pool:
+        decoding = Decoding(batches, pool)
+        with ThreadPoolExecutor(len(replicas)) as threads:
             futures = [
-                pool.submit(_embed_queue, replica, queue, parameters) for replica in replicas
+                threads.submit(_embed_decoded, replica, decoding, parameters, count, lock)
+                for replica in replicas
             ]
             try:
                 for future in as_completed(futures):
                     future.result()
             finally:
                 # After an error or Ctrl-C, the other threads finish their batch and stop.
-                queue.close()
+                decoding.stop()
     finally:
         torch.set_num_threads(n_threads)
 
 
-class _Queue:
-    """Decoded batches that threads take in turn, and the progress bar that they share."""
-
-    def __init__(self, batches: Generator[DecodedBatch, None, None], bar: tqdm) -> None:
-        self._batches = batches
-        self._bar = bar
-        self._lock = threading.Lock()
-
-    def take(self) -> DecodedBatch | None:
-        """The next batch; None after the last one."""
-        with self._lock:
-            return next(self._batches, None)
-
-    def count(self, n_images: int) -> None:
-        """Move the bar by so many images, which are embedded and saved."""
-        with self._lock:
-            self._bar.update(n_images)
-
-    def close(self) -> None:
-        """Stop decoding: no thread gets another batch."""
-        with self._lock:
-            self._batches.close()
-
-
-def _decode_batches(
-    batches: Sequence[Batch], decoder: Decoder, pinned: bool, n_ahead: int
-) -> Generator[DecodedBatch, None, None]:
-    """The batches in order. While one is used, threads decode the next `n_ahead` ones."""
-    with ThreadPoolExecutor(n_cores()) as pool:  # not all cores of a node that others use too
-        waiting: deque[tuple[DecodedBatch, list[Future[None]]]] = deque()
-        try:
-            for batch in batches:
-                views = decoder.empty(len(batch.image_ids), pinned)
-                futures = [
-                    pool.submit(decoder.decode, image_id, views[:, i])
-                    for i, image_id in enumerate(batch.image_ids)
-                ]
-                waiting.append((DecodedBatch(batch.file, views), futures))
-                if len(waiting) > n_ahead:
-                    yield _finish(*waiting.popleft())
-
-            while waiting:
-                yield _finish(*waiting.popleft())
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
-def _finish(batch: DecodedBatch, futures: list[Future[None]]) -> DecodedBatch:
-    """The batch, once all its images are decoded; InputError where one is damaged."""
-    for future in futures:
-        future.result()
-    return batch
-
-
-def _embed_queue(replica: Replica, queue: _Queue, parameters: Embed) -> None:
+def _embed_decoded(
+    replica: Replica,
+    decoding: Decoding,
+    parameters: ResolvedEmbed,
+    count: Callable[[int], None],
+    lock: Lock,
+) -> None:
     """Embed and save batches until there are no more."""
     device = replica.device
     on_gpu = device.type == "cuda"
     n_fitting = parameters.batch_size if on_gpu else min(parameters.batch_size, CPU_BATCH_SIZE)
 
     with torch.cuda.stream(torch.cuda.Stream(device)) if on_gpu else nullcontext():
-        while batch := queue.take():
+        while batch := decoding.take():
             values = []
             for pixels in batch.views:
                 features, n_fitting = embed_batch(
                     replica.encoder, pixels, parameters, device, n_fitting
                 )
                 values.append(features)
+            decoding.free(batch)
 
             with replacing(batch.file) as temporary, temporary.open("wb") as stream:
                 save_array(stream, np.stack(values))
-            queue.count(batch.views.shape[1])
+            with lock:
+                count(batch.views.shape[1])
 
 
 def embed_batch(
-    encoder: ImageEncoder, images: Tensor, parameters: Embed, device: torch.device, n_fitting: int
+    encoder: ImageEncoder,
+    images: Tensor,
+    parameters: ResolvedEmbed,
+    device: torch.device,
+    n_fitting: int,
 ) -> tuple[np.ndarray, int]:
     """Embed images (B, 3, side, side) uint8, at most `n_fitting` of them at once.
 
@@ -219,9 +142,9 @@ def embed_batch(
 
 @torch.inference_mode()
 def _forward(
-    encoder: ImageEncoder, images: Tensor, parameters: Embed, device: torch.device
+    encoder: ImageEncoder, images: Tensor, parameters: ResolvedEmbed, device: torch.device
 ) -> np.ndarray:
     """Images (B, 3, side, side) uint8 -> all blocks side by side, (B, sum of D) float32."""
-    pixels = images.to(device, non_blocking=True).float() / 255
+    pixels = images.to(device).float() / 255
     features = encoder(pixels, parameters.blocks, parameters.tokens)
     return torch.cat(features, dim=1).float().cpu().numpy()

@@ -18,7 +18,7 @@ import json
 import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from importlib.metadata import version
 from pathlib import Path
@@ -36,17 +36,24 @@ from pipeline.errors import InputError
 from pipeline.files import check_folders, sha256
 from pipeline.images import health
 from pipeline.images.acceleration import accelerate
-from pipeline.images.batches import Batch, Decoder, embed_batches, make_replicas
+from pipeline.images.batches import embed_batches, make_pool, make_replicas
+from pipeline.images.decoding import Batch, Decoder
 from pipeline.images.embeddings import ORIGINAL, Attributes, write_embeddings
 from pipeline.images.models.table import Load
 from pipeline.images.models.vit import ImageEncoder
 from pipeline.images.views import check_views
-from pipeline.sections import BlockChoice, Embed
+from pipeline.sections import BlockChoice, Embed, ResolvedEmbed
 from pipeline.untrusted.pictures import Images, open_images
 
 N_REFERENCE_IMAGES = 8
 N_TIMED_IMAGES = 64  # the time for all images is estimated from these
 PACKAGES = ("torch", "torchvision", "timm", "pillow")  # their versions decide the numbers
+
+# What `auto` means on each kind of device
+AUTO: dict[str, dict[str, Any]] = {
+    "cpu": {"precision": "float32", "batch_size": 32},
+    "cuda": {"precision": "bfloat16", "batch_size": 256},
+}
 
 
 @dataclass(frozen=True)
@@ -96,7 +103,8 @@ def embed_images(
 
     image_ids = read_image_ids(image_table)
     encoder, alignment = load(checkpoint)
-    attributes = describe(encoder, alignment, checkpoint, names, parameters, device)
+    resolved = resolve(parameters, device)
+    attributes = describe(encoder, alignment, checkpoint, names, resolved, device)
 
     decided_by = [attributes, parameters.blocks, parameters.views]
     chosen = {"IMAGE_MODELS": [names["backbone"]]}
@@ -113,9 +121,9 @@ def embed_images(
                 "backbone, or another file of weights"
             )
 
-        accelerate(encoder, parameters.blocks, parameters.tokens, parameters.precision, device)
-        batches = split_into_batches(image_ids, images, folder, parameters.batch_size)
-        embed_missing(encoder, batches, decoder, reference.sizes, parameters, device, target)
+        accelerate(encoder, parameters.blocks, parameters.tokens, resolved.precision, device)
+        batches = split_into_batches(image_ids, images, folder, resolved.batch_size)
+        embed_missing(encoder, batches, decoder, reference.sizes, resolved, device, target)
 
         features = {block: encoder.feature(block, parameters.tokens) for block in parameters.blocks}
         label = f"{target} (from {checkpoint.name})"
@@ -129,12 +137,19 @@ def read_image_ids(image_table: Path) -> list[str]:
     return [image_id for split in ("train", "test") for image_id in splits[split]["image_ids"]]
 
 
+def resolve(parameters: Embed, device: torch.device) -> ResolvedEmbed:
+    """The parameters with what suits this kind of device in the place of `auto`."""
+    values = parameters.model_dump()
+    chosen = {key: value for key, value in AUTO[device.type].items() if values[key] == "auto"}
+    return ResolvedEmbed(**values | chosen)
+
+
 def describe(
     encoder: ImageEncoder,
     alignment: dict[str, Any],
     checkpoint: Path,
     names: dict[str, str],
-    parameters: Embed,
+    parameters: ResolvedEmbed,
     device: torch.device,
 ) -> Attributes:
     """The attributes of the cache: what its numbers were made with."""
@@ -193,14 +208,14 @@ def embed_missing(
     batches: list[Batch],
     decoder: Decoder,
     sizes: list[int],
-    parameters: Embed,
+    parameters: ResolvedEmbed,
     device: torch.device,
     target: Path,
 ) -> None:
     """Embed the batches that have no file yet.
 
-    After the first batches, print how long the others take. `sizes` are the embedding sizes of the
-    blocks. InputError where the disk has no room for the embeddings.
+    `sizes` are the embedding sizes of the blocks. InputError where the disk has no room for the
+    embeddings.
     """
     n_views = len(parameters.views)
     n_features = sum(sizes)
@@ -218,21 +233,45 @@ def embed_missing(
 
     replicas = make_replicas(encoder, device)
     # Each replica embeds one batch at least: a first batch takes longer.
-    n_timed = max(len(replicas), N_TIMED_IMAGES // parameters.batch_size)
+    n_timed = max(len(replicas) * parameters.batch_size, N_TIMED_IMAGES)
     label = f"embed {target.stem}"
-    with tqdm(
-        total=n_images, initial=n_images - n_missing, unit="image", desc=label, disable=None
-    ) as bar:
-        started = time.monotonic()
-        embed_batches(replicas, missing[:n_timed], decoder, parameters, bar)
-        seconds_per_batch = (time.monotonic() - started) / n_timed
+    counts = f"{n_views} x {len(sizes)} x {n_images} (views x blocks x images)"
+    with (
+        make_pool(decoder, parameters.batch_size, replicas) as pool,
+        tqdm(
+            total=n_images, initial=n_images - n_missing, unit="image", desc=label, disable=None
+        ) as bar,
+    ):
+        size = f"{label}: {counts} = {n_bytes / 1e6:.2f} MB"
+        progress = _Progress(bar, size, n_missing, min(n_timed, n_missing))
+        progress.count(0)
+        embed_batches(replicas, missing, pool, parameters, progress.count)
 
-        seconds_left = seconds_per_batch * max(0, len(missing) - n_timed)
+
+@dataclass
+class _Progress:
+    """Moves a bar, and says once how long the missing images take: after `n_timed` of them."""
+
+    bar: tqdm
+    size: str
+    n_missing: int
+    n_timed: int
+    n_done: int = 0
+    is_told: bool = False
+    started: float = field(default_factory=time.monotonic)
+
+    def count(self, n_images: int) -> None:
+        """So many more images are embedded and saved."""
+        self.bar.update(n_images)
+        self.n_done += n_images
+        if self.is_told or self.n_done < self.n_timed:
+            return
+
+        seconds_per_image = (time.monotonic() - self.started) / max(1, self.n_done)
+        seconds_left = seconds_per_image * (self.n_missing - self.n_done)
         time_left = timedelta(seconds=round(seconds_left))  # printed as h:mm:ss
-        counts = f"{n_views} x {len(sizes)} x {n_images} (views x blocks x images)"
-        tqdm.write(f"{label}: {counts} = {n_bytes / 1e6:.2f} MB, done in about {time_left}")
-
-        embed_batches(replicas, missing[n_timed:], decoder, parameters, bar)
+        tqdm.write(f"{self.size}, done in about {time_left}")
+        self.is_told = True
 
 
 def _is_saved(file: Path, shape: tuple[int, int, int]) -> bool:

@@ -5,10 +5,11 @@ lies in `a.zip`.
 """
 
 import io
+import os
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,7 +38,8 @@ _PICTURE_FAULTS = (
 class Images:
     """Opened images.
 
-    `read_bytes(image_id)`: the file as it is stored. Several threads may call it at once.
+    `read_bytes(image_id)`: the file as it is stored. Several threads may call it at once, and
+    forked processes of one thread.
     `fingerprint(image_id)`: its name, its size in bytes and a checksum such as CRC-32, without
     reading the image.
     """
@@ -121,19 +123,34 @@ def open_images(folder: Path, image_ids: Sequence[str]) -> Iterator[Images]:
         ids_by_zip.setdefault(image_id.split("/")[0], []).append(image_id)
 
     with ExitStack() as stack:
-        archive_of: dict[str, zipfile.ZipFile] = {}
-        for name, ids in sorted(ids_by_zip.items()):
-            archive = stack.enter_context(_open_image_zip(folder / f"{name}.zip", ids))
-            archive_of |= dict.fromkeys(ids, archive)
+        archives = {
+            name: stack.enter_context(_open_image_zip(folder / f"{name}.zip", ids))
+            for name, ids in sorted(ids_by_zip.items())
+        }
+        process = os.getpid()
+
+        def archive_of(image_id: str) -> zipfile.ZipFile:
+            nonlocal process
+            if os.getpid() != process:
+                _open_anew(archives.values())
+                process = os.getpid()
+            return archives[image_id.split("/")[0]]
 
         def read_bytes(image_id: str) -> bytes:
-            return read_member(archive_of[image_id], image_id)
+            return read_member(archive_of(image_id), image_id)
 
         def fingerprint(image_id: str) -> tuple[str, int, int]:
-            member = archive_of[image_id].getinfo(image_id)
+            member = archive_of(image_id).getinfo(image_id)
             return member.filename, member.file_size, member.CRC  # the CRC as the zip declares it
 
         yield Images(read_bytes, fingerprint)
+
+
+def _open_anew(archives: Iterable[zipfile.ZipFile]) -> None:
+    """In a forked process: else it would share the position in each file with the other ones."""
+    for archive in archives:
+        assert archive.filename is not None
+        archive.fp = open(archive.filename, "rb")  # noqa: SIM115  open until the process ends
 
 
 def _open_image_zip(path: Path, image_ids: Sequence[str]) -> zipfile.ZipFile:
