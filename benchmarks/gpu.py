@@ -207,8 +207,10 @@ def stacked(n_concepts: int, device: torch.device) -> None:
     first = partitions[:1]
     timed(functools.partial(train_together, setup, first), first, few.epochs)
 
-    setup = Setup(samples, embeddings, recipe(epochs=50), device)
-    timed(functools.partial(train_together, setup, partitions), partitions, 50)
+    for kind in ("float32", "bfloat16"):
+        print(f"{kind}:")
+        setup = Setup(samples, embeddings, recipe(epochs=50, precision=kind), device)
+        timed(functools.partial(train_together, setup, partitions), partitions, 50)
 
 
 def whole_recipe(n_concepts: int, device: torch.device) -> None:

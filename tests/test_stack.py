@@ -1,9 +1,11 @@
 import contextlib
 import copy
+import dataclasses
 import math
 import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from unittest import mock
 
@@ -24,6 +26,7 @@ from pipeline.train.cuda_graph import PLAIN_STEPS, CapturedStep
 from pipeline.train.draws import derive_seeds
 from pipeline.train.loop import train_together
 from pipeline.train.many import train
+from pipeline.train.measures import Measures
 from pipeline.train.model import ContrastiveModel, ModelSizes, stackable
 from pipeline.train.optim import Pieces
 from pipeline.train.samples import Samples
@@ -211,48 +214,93 @@ def test_only_what_draws_nothing_but_dropout_is_stacked(recipe):
         assert not stackable(recipe.model_copy(update=change))
 
 
-@pytest.mark.parametrize(
-    "change", [{}, {"average_random_repetitions": "any", "gradient_clip": 1.0}]
-)
-def test_the_steps_of_an_epoch_never_wait_for_the_device(recipe, change):
-    """On the device `meta`, whose tensors have no values: to ask for one is an error, as is to meet another device."""
-    models = [
-        ContrastiveModel(ModelSizes(3, 80, 100.0, 12), recipe.model_copy(update=change))
-        for _ in range(3)
-    ]
-    data = torch.randn(50, 3, 80, device="meta"), torch.randn(50, 12, device="meta")
-    images = torch.zeros(3, 50, dtype=torch.long, device="meta")
-    rows = images[..., None].expand(-1, -1, 2) if "average_random_repetitions" in change else images
+@contextlib.contextmanager
+def without_values():
+    """What torch does not have on the device `meta`, whose tensors have no values, is left out."""
     with (
         mock.patch.object(
             stack_module, "draw_bits", lambda n, device, of: draw_bits(n, device, [None] * len(of))
         ),
-        mock.patch.object(
-            torch.optim.Adam, "step", lambda _: None
-        ),  # torch has none of these for this device
+        mock.patch.object(torch.optim.Adam, "step", lambda _: None),
         mock.patch.object(torch, "is_autocast_enabled", lambda _: False),
         mock.patch.object(torch, "autocast", lambda *_, **__: contextlib.nullcontext()),
     ):
-        generators = [torch.Generator()] * 3
-        stack = stack_module.Stack(
-            [model.to("meta") for model in models], models[0].recipe, 3, *data, generators
-        )
+        yield
+
+
+def stack_on_meta(recipe: Train, n_models: int) -> stack_module.Stack:
+    """Models of EEG (50, 3, 80) and embeddings (50, 12)."""
+    sizes = ModelSizes(3, 80, 100.0, 12)
+    models = [ContrastiveModel(sizes, recipe).to("meta") for _ in range(n_models)]
+    data = torch.randn(50, 3, 80, device="meta"), torch.randn(50, 12, device="meta")
+    return stack_module.Stack(models, recipe, 3, *data, [torch.Generator()] * n_models)
+
+
+@pytest.mark.parametrize(
+    "change", [{}, {"average_random_repetitions": "any", "gradient_clip": 1.0}]
+)
+def test_the_steps_of_an_epoch_never_wait_for_the_device(recipe, change):
+    """On the device `meta`: to ask for a value is an error, as is to meet another device."""
+    images = torch.zeros(3, 50, dtype=torch.long, device="meta")
+    rows = images[..., None].expand(-1, -1, 2) if "average_random_repetitions" in change else images
+    with without_values():
+        stack = stack_on_meta(recipe.model_copy(update=change), 3)
         losses = stack.epoch(rows, images)
-    assert losses.shape == (3,) and losses.is_meta  # nothing asked for a value
+    assert losses.shape == (3,) and losses.is_meta
     assert stack._steps_done == math.ceil(50 / recipe.batch_size)
     assert all(weight.grad is not None for weight in stack._weights.values())
 
 
+@pytest.mark.parametrize("temperature", ["fitted", "model"])
+def test_what_follows_an_epoch_waits_once(recipe, temperature):
+    """All models are measured on the device, and one table is read."""
+    parameters = recipe.model_copy(update={"selection_temperature": temperature})
+    samples, embeddings = planted()
+    data = dataclasses.replace(samples, eeg=samples.eeg.to("meta")), embeddings.to("meta")
+    all_data = Setup(*data, parameters, torch.device("meta"))
+    tables = []
+
+    def read(table: torch.Tensor) -> list[list[float]]:
+        tables.append(table)
+        return [[0.0] * table.shape[1]] * len(table)
+
+    with without_values(), mock.patch.object(torch.Tensor, "tolist", read):
+        stack = stack_on_meta(parameters, len(splits(samples)))
+        measures = Measures(all_data, splits(samples), data[0])
+        rows = measures.of(stack, torch.zeros(len(splits(samples)), device="meta"))
+    assert [table.shape for table in tables] == [(6, 4)]
+    assert [*rows[0]] == ["train_loss", "spread", "selection_loss", "selection_top1"]
+
+
 class Called(TorchDispatchMode):
-    """The names of the operations that torch calls."""
+    """The operations that torch calls, and how often."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.names: set[str] = set()
+        self.names: Counter[str] = Counter()
 
     def __torch_dispatch__(self, called, types, args=(), kwargs=None):
-        self.names.add(called.overloadpacket.__name__)
+        name = called.overloadpacket.__name__
+        computes_nothing = ("view", "empty", "record_function")
+        if not called.is_view and not any(word in name for word in computes_nothing):
+            self.names[name] += 1
         return called(*args, **(kwargs or {}))
+
+
+def test_a_step_of_fifty_takes_as_many_operations_as_one(recipe):
+    """But for two copies; no convolution is left, views and the optimizer do not count."""
+    counts = []
+    for n_models in (1, 50):
+        rows = torch.zeros(n_models, 20, dtype=torch.long, device="meta")
+        with without_values():
+            stack = stack_on_meta(recipe, n_models)
+            bits = stack._draw_bits(20)
+            with Called() as called:
+                stack._step(rows, rows, *bits)
+        assert not [name for name in called.names if "conv" in name or "pool" in name]
+        counts.append(called.names.total())
+    assert counts[1] - counts[0] == 2
+    assert counts[0] <= 183
 
 
 @pytest.mark.parametrize("n_models", [1, 3])

@@ -153,7 +153,8 @@ def _window_moments(eeg: Tensor, width: int, step: int) -> tuple[Tensor, Tensor]
     # Products of all pairs of windows: (T', T', width, width). The pairs t = t' are averaged.
     products = (x.mT @ x).unfold(-2, width, step).unfold(-2, width, step)
     second_moment = products.diagonal(dim1=-4, dim2=-3).mean(-1) / x.shape[-2]
-    return mean + offset.squeeze(-1), second_moment - mean[..., None] * mean[..., None, :]
+    covariance = torch.addcmul(second_moment, mean[..., None], mean[..., None, :], value=-1)
+    return mean + offset.squeeze(-1), covariance
 
 
 def _rows(eeg: Tensor) -> Tensor:
