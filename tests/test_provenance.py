@@ -150,7 +150,7 @@ def test_another_image_model_or_dataset_changes_nothing_of_those_that_are_there(
             "n_filters: int = 41",
             {"train", "evaluate", "study"},
         ),
-        ("pipeline/train/training.py", "N_PROBES = 256", "N_PROBES = 255", {"train", "study"}),
+        ("pipeline/train/measures.py", "N_PROBES = 256", "N_PROBES = 255", {"train", "study"}),
         ("pipeline/datasets/table.py", "synthetic=True", "synthetic=False", OF_DATASET),
         ("pipeline/images/health.py", "AGREEMENT = 0.99", "AGREEMENT = 0.98", {"embed"}),
         ("pipeline/eeg_encoders/atm.py", "def forward", "n_heads = 7\n\n    def forward", set()),
