@@ -19,12 +19,13 @@ from pipeline.images.embeddings import read_embeddings, write_embeddings
 from pipeline.sections import Runs
 from pipeline.train.inputs import find_subjects
 from pipeline.train.loop import train_together
+from pipeline.train.many import train_many
 from pipeline.train.model import load_model
 from pipeline.train.placement import how_many
 from pipeline.train.protocols import Run, plan, seeds_of
 from pipeline.train.runs import train_all
 from stages import evaluate
-from tests.tiny import make_embeddings, make_prepared, quick_recipe
+from tests.tiny import forget_trainings, make_embeddings, make_prepared, quick_recipe
 
 HERE = Runs(where="local", workers=1)
 SUBJECTS = ["sub-01", "sub-02"]
@@ -122,6 +123,7 @@ def test_side_by_side_gives_the_same_models(data, tmp_path):
     )
     notes = train_all(data / "eeg", data / "embeddings.h5", tmp_path / "b", parameters, 1, two)
     names = [(one["fold"], one["seed"]) for one in notes]
+    forget_trainings()
     train_all(data / "eeg", data / "embeddings.h5", tmp_path / "a", parameters, 1, HERE)
     assert names == [("sub-01", 3), ("sub-01", 9), ("sub-02", 3), ("sub-02", 9)]
     one, two = (pd.read_csv(tmp_path / name / "history.csv") for name in ("a", "b"))
@@ -136,6 +138,7 @@ def test_runs_that_are_trained_together_give_the_same_models(
     """As on a GPU, of which memory holds four or one; but for the last bits, as above."""
     parameters = quick_recipe(protocol=protocol, seeds=[3, 9])
     notes = train_all(data / "eeg", data / "embeddings.h5", tmp_path / "a", parameters, 1, HERE)
+    forget_trainings()
     at_once = []
 
     def stack(setup, partitions, *others: object) -> list:
@@ -191,8 +194,70 @@ def test_a_killed_stage_goes_on_where_it_was(data, tmp_path, cache):
     assert not list(cache.glob("training/*/")), (
         "the states are kept until all runs are done, and no longer"
     )
+    forget_trainings()
     train_all(*inputs, tmp_path / "whole", parameters, values["seed"], HERE)
     assert weights(tmp_path / "killed") == weights(tmp_path / "whole")
+
+
+def count_trainings(monkeypatch) -> list[int]:
+    """How many models each call trains, from now on."""
+    counts = []
+
+    def counting(setup, partitions, *others: object) -> list:
+        counts.append(len(partitions))
+        return train_many(setup, partitions, *others)
+
+    monkeypatch.setattr("pipeline.train.runs.train_many", counting)
+    return counts
+
+
+def test_a_finished_training_is_read_and_another_seed_or_fold_is_trained(
+    data, tmp_path, monkeypatch
+):
+    """Models, notes and history are those that it had; what decides nothing may be another."""
+    inputs = data / "eeg", data / "embeddings.h5"
+    counts = count_trainings(monkeypatch)
+    within = quick_recipe(protocol="within-subject", seeds=[3])
+    train_all(*inputs, tmp_path / "first", within, 1, HERE)
+    more = within.model_copy(update={"seeds": [3, 9]})
+    train_all(*inputs, tmp_path / "more", more, 1, HERE)
+    assert counts == [1, 1] + [1, 1]  # two subjects, and the second seed of both
+
+    for name in ("sub-01-seed-3", "sub-02-seed-3"):
+        for file in ("model.safetensors", "history.csv"):
+            first, again = (tmp_path / out / name / file for out in ("first", "more"))
+            assert first.read_bytes() == again.read_bytes()
+        _, notes = load_model(tmp_path / "more" / name)
+        assert notes["train"]["seeds"] == [3, 9] and notes["fold"] == name[:6]
+
+    changed_recipe = within.model_copy(update={"dropout": 0.25})
+    train_all(*inputs, tmp_path / "other", changed_recipe, 1, HERE)
+    assert len(counts) == 6
+    other = changed(data, tmp_path / "eeg", ["sub-02"], "train")
+    train_all(other, inputs[1], tmp_path / "eeg-changed", within, 1, HERE)
+    assert len(counts) == 7
+
+
+@pytest.mark.parametrize("damage", ["cut", "bit", "text"])
+def test_a_damaged_training_is_trained_again(data, tmp_path, cache, monkeypatch, capsys, damage):
+    inputs = data / "eeg", data / "embeddings.h5"
+    train_all(*inputs, tmp_path / "first", quick_recipe(), 1, HERE)
+    [file] = cache.glob("trained/*.safetensors")
+    content = bytearray(file.read_bytes())
+    if damage == "cut":
+        content = content[:-10]
+    elif damage == "bit":
+        content[-10] ^= 1
+    else:
+        content = bytearray(b"no weights")
+    file.write_bytes(content)
+
+    counts = count_trainings(monkeypatch)
+    train_all(*inputs, tmp_path / "again", quick_recipe(), 1, HERE)
+    assert counts == [1] and f"{file}: the finished training is damaged" in capsys.readouterr().out
+    assert weights(tmp_path / "first") == weights(tmp_path / "again")
+    train_all(*inputs, tmp_path / "third", quick_recipe(), 1, HERE)
+    assert counts == [1]
 
 
 def test_the_weights_of_mixed_blocks_are_noted(data, tmp_path):

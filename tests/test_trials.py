@@ -23,7 +23,7 @@ from pipeline.train.inputs import HashedFile, cached_embeddings, find_subjects
 from pipeline.train.model import load_model
 from pipeline.train.runs import train_all
 from stages.study import main
-from tests.tiny import make_embeddings, make_prepared, quick_recipe
+from tests.tiny import forget_trainings, make_embeddings, make_prepared, quick_recipe
 
 KINDS = {"one": {"dreamsim": False}, "two": {"dreamsim": False, "other": True}}
 
@@ -129,6 +129,7 @@ def test_a_run_of_a_study_is_that_of_the_train_and_evaluate_stages(
     both = run(data, workers, recipe, protocols=[protocol])
     answers = {(one.trial.fold, one.subject): one for one in both if one.trial.encoder == "aligned"}
     cache = data / "embeddings/one/dreamsim.h5"
+    forget_trainings()
     train_all(data / "eeg", cache, tmp_path / "model", recipe, 1, Runs(where="local", workers=1))
     models = [load_model(folder) for folder in sorted(tmp_path.glob("model/*/"))]
     evaluate = read_params(Path("params.yaml")).evaluate.model_copy(update={"top_k": [1, 3]})

@@ -1,5 +1,6 @@
 """Prepared EEG of two subjects and random embeddings of the images they saw: small enough to train in a second."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -7,10 +8,12 @@ import numpy as np
 from pipeline.datasets.image_table import write_image_table
 from pipeline.datasets.sample import Size, make_raw
 from pipeline.datasets.table import SAMPLE
+from pipeline.files import cache_folder
 from pipeline.images.embeddings import write_embeddings
 from pipeline.params import read_params
 from pipeline.preprocess.preparation import prepare_subjects
 from pipeline.sections import Train
+from pipeline.train import finished
 
 TINY = Size(
     train_concepts=12,
@@ -43,3 +46,8 @@ def make_embeddings(path: Path, image_ids: np.ndarray, seed: int) -> None:
 def quick_recipe(**changes: object) -> Train:
     quick = {"epochs": 3, "batch_size": 12, "projection_size": 16, "validation_concepts": 0.25}
     return Train(**read_params(Path("params.yaml")).train.model_dump() | quick | changes)
+
+
+def forget_trainings() -> None:
+    """Take the finished trainings out of the cache folder, so that the next ones are trained."""
+    shutil.rmtree(cache_folder() / finished.KIND, ignore_errors=True)

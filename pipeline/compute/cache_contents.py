@@ -1,7 +1,8 @@
 """What lies in the cache folder, how large it is, and since when nobody has used it.
 
 The files in the folder itself are downloads. Each folder in it is a kind of its own: `embedding`
-and `training` hold work that was interrupted, `study` the finished runs, `slurm` what jobs printed.
+and `training` hold work that was interrupted, `trained` finished trainings, `study` the answers of
+finished runs, `slurm` what jobs printed.
 """
 
 import os

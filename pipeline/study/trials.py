@@ -229,7 +229,7 @@ def run_trials(jobs: tuple[Job, ...], step: Callable[[], None]) -> list[str]:
     states = first.file.parent / "unfinished" / fingerprint([job.file.stem for job in jobs])
     states.mkdir(parents=True, exist_ok=True)
     runs = [job.run for job in jobs]
-    results = train_runs(runs, first.eeg, embeddings, first.recipe, states, step)
+    results = train_runs(runs, first.eeg, first.embeddings, first.recipe, states, step)
     seconds = (time.monotonic() - started) / len(jobs)
 
     reasons = []

@@ -17,10 +17,13 @@ from pipeline.compute.devices import be_deterministic, pick_device
 from pipeline.compute.machine import n_cores
 from pipeline.compute.unfinished import unfinished
 from pipeline.compute.workers import side_by_side
+from pipeline.eeg_encoders.table import EEG_ENCODERS
 from pipeline.errors import InputError
 from pipeline.files import check_folders, replacing
 from pipeline.images.embeddings import Embeddings
+from pipeline.provenance import code_hash
 from pipeline.sections import Runs, Train
+from pipeline.train import finished
 from pipeline.train.draws import derive_seeds
 from pipeline.train.inputs import (
     HashedFile,
@@ -40,6 +43,9 @@ from pipeline.train.training import Partition, Setup, Trained
 
 PACKAGES = ("torch", "numpy", "braindecode")  # their versions decide the weights
 
+# Reads all code now, as this process has imported it: the files may change later
+code_hash(__file__, PACKAGES, {"EEG_ENCODERS": list(EEG_ENCODERS)})
+
 TrainGroup = Callable[[tuple[Run, ...], Callable[[], None]], list[Notes]]
 
 
@@ -48,9 +54,9 @@ def train_all(
 ) -> list[Notes]:
     """Train every run of the protocol, side by side: a folder of `out` each, and the mean history.
 
-    Returns the notes of each run, as in its model.json. After an interruption finished runs are not
-    repeated, and the others go on from their last epoch: states are in the cache folder, under a
-    hash of data, parameters and code, until all runs are done.
+    Returns the notes of each run, as in its model.json. A run that was finished before is not
+    repeated (`finished`), and after an interruption the others go on from their last epoch: states
+    are in the cache folder, under a hash of data, parameters and code, until all runs are done.
     InputError where the inputs cannot be used, or a run failed.
     """
     check_folders({out: 0})
@@ -123,8 +129,7 @@ def _train_and_save(
     torch.set_num_threads(threads)
     group_states = states / runs[0].name
     group_states.mkdir(exist_ok=True)
-    embeddings = cached_embeddings(cache, recipe)
-    results = train_runs(runs, eeg, embeddings, recipe, group_states, step)
+    results = train_runs(runs, eeg, cache, recipe, group_states, step)
 
     all_notes = []
     for run, result in zip(runs, results, strict=True):
@@ -144,17 +149,52 @@ def _train_and_save(
 def train_runs(
     runs: Sequence[Run],
     eeg: Mapping[str, HashedFile],
-    embeddings: Embeddings,
+    cache: HashedFile,
     recipe: Train,
     states: Path,
     step: Callable[[], None],
 ) -> list[tuple[Trained, Notes] | InputError]:
-    """Train these runs, many at once if the recipe can be stacked.
+    """Train those of these runs that are not finished, many at once if the recipe can be stacked.
 
     Returns the model and notes of each run, or why it failed. `eeg` are the prepared files of all
-    subjects, by name. Only files of `trained_on` are opened, and those of `tested_on` if
-    `select_on` is test, so that nothing else can leak. `states` is the folder for interrupted runs.
+    subjects, by name, and `cache` the embeddings. `states` is the folder for interrupted runs.
     `step` is called once an epoch and run.
+    """
+    embeddings = cached_embeddings(cache, recipe)
+    code = code_hash(__file__, PACKAGES, {"EEG_ENCODERS": [recipe.eeg_encoder]})
+    files = {run: finished.file_of(run, eeg, cache, recipe, code) for run in runs}
+
+    results: dict[Run, Trained | InputError] = {}
+    for run, file in files.items():
+        known = finished.read(file, recipe)
+        if known is not None:
+            results[run] = known
+            for _ in range(recipe.epochs):
+                step()
+
+    new_runs = [run for run in runs if run not in results]
+    if new_runs:
+        results |= _train_new(new_runs, eeg, embeddings, recipe, states, step)
+    for run in new_runs:
+        result = results[run]
+        if isinstance(result, Trained):
+            finished.write(files[run], result)
+
+    return [_with_notes(run, results[run], embeddings, recipe) for run in runs]
+
+
+def _train_new(
+    runs: Sequence[Run],
+    eeg: Mapping[str, HashedFile],
+    embeddings: Embeddings,
+    recipe: Train,
+    states: Path,
+    step: Callable[[], None],
+) -> dict[Run, Trained | InputError]:
+    """Train these runs, and return each model, or why there is none.
+
+    Only files of `trained_on` are opened, and those of `tested_on` if `select_on` is test, so that
+    nothing else can leak.
     """
     device = pick_device(recipe.device)
     be_deterministic(device)
@@ -174,14 +214,7 @@ def train_runs(
     values = torch.from_numpy(embeddings.values)
     setup = Setup(samples, values, recipe, device, targets, embeddings.blocks)
     partitions = [_partition(run, samples, test_samples, recipe) for run in runs]
-    results = train_many(setup, partitions, states, step)
-
-    return [
-        result
-        if isinstance(result, InputError)
-        else (result, _make_notes(run, result, embeddings, recipe))
-        for run, result in zip(runs, results, strict=True)
-    ]
+    return dict(zip(runs, train_many(setup, partitions, states, step), strict=True))
 
 
 def _partition(
@@ -202,8 +235,12 @@ def _partition(
     return Partition(seeds, rows[~mask], samples, rows[mask])
 
 
-def _make_notes(run: Run, trained: Trained, embeddings: Embeddings, recipe: Train) -> Notes:
-    return Notes(
+def _with_notes(
+    run: Run, trained: Trained | InputError, embeddings: Embeddings, recipe: Train
+) -> tuple[Trained, Notes] | InputError:
+    if isinstance(trained, InputError):
+        return trained
+    notes = Notes(
         fold=run.fold,
         seed=run.seed,
         trained_on=list(run.trained_on),
@@ -215,3 +252,4 @@ def _make_notes(run: Run, trained: Trained, embeddings: Embeddings, recipe: Trai
         selected_epoch=trained.epoch,
         collapsed=trained.collapsed,
     )
+    return trained, notes
