@@ -1,7 +1,7 @@
 """Clones of this project with a tiny dataset, on which the pipeline has run once through DVC.
 
 The first run takes half a minute, so that all processes of the test suite share it: the first that needs it makes it,
-and each file of tests works on a copy.
+and each file of tests works on a clone.
 """
 
 import json
@@ -76,7 +76,7 @@ def project_after_its_first_run(factory: pytest.TempPathFactory) -> Iterator[Pro
     environment = environment_of(base)
     with warm_python(environment) as warm:
         project = Project(base / "project", warm, environment)
-        copy(first_run(factory, warm), base)
+        clone(first_run(factory, warm), project)
         yield project
 
 
@@ -151,8 +151,8 @@ def make_first_run(base: Path, project: Project) -> None:
     project.run("git", "commit", "-qm", "first run")
 
 
-def copy(first: Path, base: Path) -> None:
-    """DVC's cache and outputs are files that may not be written, under two names: so they are in the copy."""
+def clone(first: Path, project: Project) -> None:
+    """With the caches of the first run. DVC's is of files that may not be written, which need no second copy."""
 
     def link_or_copy(source: str, target: str) -> None:
         if os.stat(source).st_mode & 0o200:
@@ -160,8 +160,16 @@ def copy(first: Path, base: Path) -> None:
         else:
             os.link(source, target)
 
-    for name in ("project", "cache"):
-        shutil.copytree(first / name, base / name, copy_function=link_or_copy, symlinks=True)
+    subprocess.run(
+        ["git", "clone", "-q", first / "project", project.folder],
+        env=project.environment,
+        check=True,
+    )
+    for name in ("project/.dvc/cache", "cache"):
+        shutil.copytree(
+            first / name, project.folder.parent / name, copy_function=link_or_copy, symlinks=True
+        )
+    project.run("dvc", "checkout")
 
 
 def ran(output: str) -> list[str]:
