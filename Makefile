@@ -2,6 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 EXTRAS := -e '.[braindecode,docs,test]'
+SIDE_BY_SIDE := -n auto --dist loadfile --no-loadscope-reorder
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 # pip does not compile what it installs (--no-compile): the first import does, and its result has to be kept. Without it
 # every stage and every dvc command compiles torch, timm and sympy again, some 4 seconds each time.
@@ -9,7 +10,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:  # what has to be told comes before what is installed
-.PHONY: help checkout setup repro compare results cache study test check docs bench fuzz
+.PHONY: help checkout setup repro compare results cache study test coverage check docs bench fuzz
 
 help:  ## what there is to make
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -48,8 +49,11 @@ study: setup  ## a grid of trainings: every image model, EEG encoder and protoco
 	dvc repro study/dvc.yaml
 	@echo 'The grid with its pictures: metrics/study.html'
 
-test: $(VENV)/installed  ## the test suite, and which branches of the code it runs
-	python -m pytest -n auto --dist loadfile --no-loadscope-reorder --cov --cov-report term
+test: $(VENV)/installed  ## the test suite
+	python -m pytest $(SIDE_BY_SIDE)
+
+coverage: $(VENV)/installed  ## the test suite, and which branches of the code it runs (slower)
+	python -m pytest $(SIDE_BY_SIDE) --cov --cov-report term
 
 check: setup docs  ## lint, format, types, imports, the DAG, the documentation, and that dvc.yaml, params.yaml and the code agree
 	ruff check .
@@ -74,7 +78,8 @@ bench: $(VENV)/installed  ## ratios against the plain way of doing the same, in 
 	python -m benchmarks.workers
 	python -m benchmarks.study
 
-fuzz: $(VENV)/installed  ## ten thousand damaged and hostile files for the readers, a study killed twenty times, disks that are full
+fuzz: $(VENV)/installed  ## ten thousand damaged and hostile files for the readers, a study killed twenty times, full disks, all options of raw EEG
 	python -m tests.fuzz 10000
 	python -m tests.kills 20
 	python -m tests.full_disk
+	python -m tests.raw_options

@@ -21,11 +21,16 @@ CHROMIUM = (
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+# The longest files, so that none is what all other processes wait for at the end. Not all of them
+# can go through DVC: these wait until test_stages has made the run that they share (clone.py).
+FIRST = ["test_stages", "test_embedder", "test_provenance", "test_dreamsim"]
+FIRST += ["test_stages_compare", "test_stages_reruns", "test_stages_bad_input"]
+
+
 @pytest.hookimpl(tryfirst=True)  # before pytest selects by marker
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the longest file first, and mark the tests that open a page."""
-    # No process should be left with the longest file at the end, while all others wait for it
-    items.sort(key=lambda item: item.path.name != "test_stages.py")
+    """Put the longest files first, and mark the tests that open a page."""
+    items.sort(key=lambda item: (*FIRST, item.path.stem).index(item.path.stem))
 
     for item in items:
         if "browser" in getattr(item, "fixturenames", ()):

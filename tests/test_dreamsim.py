@@ -25,7 +25,7 @@ from pipeline.images.stand_ins.dreamsim import make_checkpoint
 from pipeline.untrusted.pictures import decode_image
 from tests.dreamsim_offline import load_dreamsim, offline
 
-WIDTH = 192  # of the ViTs that are compared
+WIDTH = 128  # of the ViTs that are compared: two heads
 NARROW = 64  # of those that are damaged
 VARIANTS = ("unaligned", "aligned")
 FILES = [  # one of each kind, and one of several in an archive

@@ -28,6 +28,7 @@ TINY = Size(
 TABLES = ("per_subject", "top_k", "n_way", "repetitions", "time_course", "channels")
 QUICK: dict[str, dict[str, Any]] = {
     "embed": {"device": "cpu"},
+    "preprocess": {"workers": 1},
     "train": {"epochs": 2, "batch_size": 16, "validation_concepts": 0.25, "device": "cpu"},
     "evaluate": {"resamples": 100, "n_way": [2], "repetitions": [1, 5]},
 }

@@ -60,13 +60,13 @@ def write_images(folder: Path, metadata: dict | None = None) -> None:
 
 @pytest.fixture(scope="module")
 def prepared(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return run(raw, tmp_path_factory.mktemp("eeg"))
+    return run(raw, tmp_path_factory.mktemp("eeg"), workers=2)
 
 
 def run(raw: Path, out: Path, **changes: object) -> Path:
-    prepare_subjects(
-        THINGS_EEG2, raw, raw / "images.csv", out, REFERENCE.model_copy(update=changes)
-    )
+    """With one worker, unless `changes` say more: to start another takes longer than the work."""
+    parameters = REFERENCE.model_copy(update={"workers": 1} | changes)
+    prepare_subjects(THINGS_EEG2, raw, raw / "images.csv", out, parameters)
     return out
 
 

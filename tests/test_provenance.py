@@ -50,6 +50,12 @@ def records(copy: Path, **chosen: list[str]) -> dict[str, dict[str, str]]:
     }
 
 
+@pytest.fixture(scope="module")
+def before() -> dict[str, dict[str, str]]:
+    """The records of the code as it is, in whichever folder it lies."""
+    return records(ROOT)
+
+
 def changed(before: dict[str, dict[str, str]], after: dict[str, dict[str, str]]) -> set[str]:
     return {name for name in before if before[name] != after[name]}
 
@@ -80,17 +86,17 @@ class Reworded(ast.NodeTransformer):
         return node
 
 
-def test_prose_changes_nothing(copy: Path) -> None:
+def test_prose_changes_nothing(before: dict, copy: Path) -> None:
     """Docstrings, comments, hints, error texts and the layout of the lines, in every file."""
-    before = records(copy)
     for path in copy.rglob("*.py"):
         tree = ast.fix_missing_locations(Reworded().visit(ast.parse(path.read_text())))
         path.write_text(f"# A comment.\n\n{ast.unparse(tree)}\n")
     assert changed(before, records(copy)) == set()
 
 
-def test_another_eeg_encoder_changes_nothing_of_those_that_are_there(copy: Path) -> None:
-    before = records(copy)
+def test_another_eeg_encoder_changes_nothing_of_those_that_are_there(
+    before: dict, copy: Path
+) -> None:
     shutil.copy(copy / "pipeline/eeg_encoders/nice.py", copy / "pipeline/eeg_encoders/mine.py")
     edit(
         copy / "pipeline/eeg_encoders/table.py",
@@ -110,8 +116,9 @@ def test_another_eeg_encoder_changes_nothing_of_those_that_are_there(copy: Path)
     assert "pipeline/eeg_encoders/nice.py" not in of_mine["train"]
 
 
-def test_another_image_model_or_dataset_changes_nothing_of_those_that_are_there(copy: Path) -> None:
-    before = records(copy)
+def test_another_image_model_or_dataset_changes_nothing_of_those_that_are_there(
+    before: dict, copy: Path
+) -> None:
     shutil.copy(
         copy / "pipeline/images/models/dreamsim.py", copy / "pipeline/images/models/mine.py"
     )
@@ -157,9 +164,8 @@ def test_another_image_model_or_dataset_changes_nothing_of_those_that_are_there(
     ],
 )
 def test_what_computes_changes_only_what_uses_it(
-    copy: Path, file: str, old: str, new: str, expected: set[str]
+    before: dict, copy: Path, file: str, old: str, new: str, expected: set[str]
 ) -> None:
-    before = records(copy)
     path = copy / file
     path.write_text(path.read_text().replace(old, new))
     assert changed(before, records(copy)) == expected
@@ -299,9 +305,7 @@ def test_all_that_runs_in_making_and_embedding_the_sample_is_followed(
     monkeypatch.setenv("ALIGNED_EEG_CACHE", str(tmp_path / "cache"))
     p = read_params(Path("params.yaml"))
     make_checkpoint("synclr_vitb16", tmp_path / "weights", embed_dim=64)
-    ran = functions_that_ran(
-        lambda: make_prepared(tmp_path)
-    )  # and its processes, which are not seen
+    ran = functions_that_ran(lambda: make_prepared(tmp_path))
     counted = lines_that_count(
         [(ROOT / f"stages/{name}.py", None) for name in ("download", "preprocess")], CHOSEN
     )

@@ -21,7 +21,8 @@ from pipeline.study.results import TrialResult
 from pipeline.study.trials import plan_study, run_study
 from pipeline.train.inputs import HashedFile, cached_embeddings, find_subjects
 from pipeline.train.model import load_model
-from pipeline.train.runs import train_all
+from pipeline.train.protocols import plan
+from pipeline.train.runs import train_all, train_runs
 from stages.study import main
 from tests.tiny import forget_trainings, make_embeddings, make_prepared, quick_recipe
 
@@ -191,6 +192,19 @@ def test_runs_that_are_trained_together_answer_as_alone(
             one.queries["nice_loss"], reference.queries["nice_loss"], rtol=0.01
         )
     assert not list(cache.glob("study/unfinished/*")), "no state of a run that is done is kept"
+
+
+def test_a_training_of_the_study_is_one_of_the_train_stage(data, workers, cache, monkeypatch):
+    """With as many threads: nothing is trained again."""
+    run(data, workers)
+    monkeypatch.setattr("pipeline.train.runs.train_many", None)
+    eeg = find_subjects(data / "eeg")
+    embeddings = HashedFile.of(data / "embeddings/one/dreamsim.h5")
+    recipe = quick_recipe(protocol="within-subject")
+    runs = plan("within-subject", list(eeg), [1])
+    folders = cache / "trained", cache / "states"
+    results = train_runs(runs, eeg, embeddings, recipe, *folders, lambda: None)
+    assert [notes["fold"] for _, notes in results] == ["sub-01", "sub-02"]
 
 
 def test_other_data_are_other_runs(data, workers, tmp_path, cache):

@@ -1,7 +1,9 @@
 """Prepared EEG of two subjects and random embeddings of the images they saw: small enough to train in a second."""
 
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 
@@ -11,7 +13,7 @@ from pipeline.datasets.table import SAMPLE
 from pipeline.files import cache_folder
 from pipeline.images.embeddings import write_embeddings
 from pipeline.params import read_params
-from pipeline.preprocess.preparation import prepare_subjects
+from pipeline.preprocess import preparation
 from pipeline.sections import Train
 from pipeline.train import finished
 
@@ -31,7 +33,13 @@ def make_prepared(base: Path) -> np.ndarray:
     write_image_table(base / "images.csv", images)
     changes = {"channels": ["O1", "Oz", "O2"], "workers": 1}
     parameters = read_params(Path("params.yaml")).preprocess.model_copy(update=changes)
-    prepare_subjects(SAMPLE, base / "raw", base / "images.csv", base / "eeg", parameters)
+    # In this process: to start another takes longer than the work.
+    with patch.object(
+        preparation, "ProcessPoolExecutor", lambda n_workers, _: ThreadPoolExecutor(n_workers)
+    ):
+        preparation.prepare_subjects(
+            SAMPLE, base / "raw", base / "images.csv", base / "eeg", parameters
+        )
     return np.array(
         [image_id for split in images.values() for image_id in split["image_ids"]], dtype=object
     )

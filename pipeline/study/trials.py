@@ -28,6 +28,7 @@ from pipeline.images.embeddings import Embeddings
 from pipeline.provenance import code_hash, fingerprint
 from pipeline.sections import Runs, Study, Train
 from pipeline.study.results import Cell, Failure, Trial, TrialResult
+from pipeline.train import finished
 from pipeline.train.inputs import HashedFile, averaged_test_eeg, cached_embeddings
 from pipeline.train.model import ContrastiveModel, Notes
 from pipeline.train.placement import how_many, make_groups, name_of_group, on_gpus
@@ -229,7 +230,8 @@ def run_trials(jobs: tuple[Job, ...], step: Callable[[], None]) -> list[str]:
     states = first.file.parent / "unfinished" / fingerprint([job.file.stem for job in jobs])
     states.mkdir(parents=True, exist_ok=True)
     runs = [job.run for job in jobs]
-    results = train_runs(runs, first.eeg, first.embeddings, first.recipe, states, step)
+    trainings = first.file.parents[1] / finished.KIND
+    results = train_runs(runs, first.eeg, first.embeddings, first.recipe, trainings, states, step)
     seconds = (time.monotonic() - started) / len(jobs)
 
     reasons = []

@@ -30,10 +30,15 @@ from pipeline.train.training import Trained
 KIND = "trained"  # the folder in the cache folder
 
 
-def file_of(
+def cache_of_trainings() -> Path:
+    """The folder of finished trainings, as this process sees the cache folder."""
+    return cache_folder().resolve() / KIND
+
+
+def name_of(
     run: Run, eeg: Mapping[str, HashedFile], embeddings: HashedFile, recipe: Train, code: str
-) -> Path:
-    """Where this training is kept; `code` is the hash of all code that it runs through."""
+) -> str:
+    """The name of this training's file; `code` is the hash of all code that it runs through."""
     subjects = run.trained_on
     if recipe.select_on == "test":
         subjects += run.tested_on
@@ -46,7 +51,7 @@ def file_of(
         device_name(pick_device(recipe.device)),
         torch.get_num_threads(),
     ]
-    return cache_folder() / KIND / f"{fingerprint(code, decided_by)}.safetensors"
+    return f"{fingerprint(code, decided_by)}.safetensors"
 
 
 def write(file: Path, trained: Trained) -> None:

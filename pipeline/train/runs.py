@@ -73,7 +73,10 @@ def train_all(
     decided_by = [hashes, [run.name for run in runs], recipe.model_dump(), threads]
     chosen = {"EEG_ENCODERS": [recipe.eeg_encoder]}
     with unfinished("training", __file__, PACKAGES, chosen, decided_by) as states:
-        work = partial(_train_and_save, eeg, cache, out.resolve(), recipe, states, threads)
+        trainings = finished.cache_of_trainings()
+        work = partial(
+            _train_and_save, eeg, cache, out.resolve(), recipe, trainings, states, threads
+        )
         if n_workers == 1 and placement.where == "local":
             notes = _one_after_the_other(work, groups, recipe.epochs)
         else:
@@ -120,6 +123,7 @@ def _train_and_save(
     cache: HashedFile,
     out: Path,
     recipe: Train,
+    trainings: Path,
     states: Path,
     threads: int,
     runs: tuple[Run, ...],
@@ -129,7 +133,7 @@ def _train_and_save(
     torch.set_num_threads(threads)
     group_states = states / runs[0].name
     group_states.mkdir(exist_ok=True)
-    results = train_runs(runs, eeg, cache, recipe, group_states, step)
+    results = train_runs(runs, eeg, cache, recipe, trainings, group_states, step)
 
     all_notes = []
     for run, result in zip(runs, results, strict=True):
@@ -151,18 +155,20 @@ def train_runs(
     eeg: Mapping[str, HashedFile],
     cache: HashedFile,
     recipe: Train,
+    trainings: Path,
     states: Path,
     step: Callable[[], None],
 ) -> list[tuple[Trained, Notes] | InputError]:
     """Train those of these runs that are not finished, many at once if the recipe can be stacked.
 
     Returns the model and notes of each run, or why it failed. `eeg` are the prepared files of all
-    subjects, by name, and `cache` the embeddings. `states` is the folder for interrupted runs.
+    subjects, by name, and `cache` the embeddings. `trainings` is the folder of finished trainings,
+    `states` that of interrupted ones.
     `step` is called once an epoch and run.
     """
     embeddings = cached_embeddings(cache, recipe)
     code = code_hash(__file__, PACKAGES, {"EEG_ENCODERS": [recipe.eeg_encoder]})
-    files = {run: finished.file_of(run, eeg, cache, recipe, code) for run in runs}
+    files = {run: trainings / finished.name_of(run, eeg, cache, recipe, code) for run in runs}
 
     results: dict[Run, Trained | InputError] = {}
     for run, file in files.items():

@@ -1,0 +1,145 @@
+"""A `python3` and a `dvc` that start at once, for tests that start dozens of stages.
+
+    with warm_python(environment) as warm:    # the environment, with both first in its PATH
+        subprocess.run(["dvc", "repro"], env=warm)
+
+Each stage spends some 4 seconds on importing torch, and dvc 2 on itself. Here one process imports these libraries, none
+of this project, and each program is a fork of it: a process of its own that runs the same code, with the folder, the
+environment, the files and the exit status that it would have. Two things are not as without it: all forks hash texts
+alike, and a signal that is sent to the program reaches only the little process that waits for it. Tests of what is the
+same in each run, or of what is interrupted, start a Python of their own.
+"""
+
+import atexit
+import gc
+import importlib
+import json
+import os
+import runpy
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+PROGRAMS = {"python3": "", "dvc": "-m dvc"}
+LIBRARIES = [
+    *("dvc.cli", "dvc.cli.parser", "dvc.api", "dvc.repo.experiments.run", "dvc.stage.run"),
+    *("h5py", "httpx", "jinja2", "matplotlib.pyplot", "mne.channels", "pandas", "rich.table"),
+    *("ruamel.yaml", "safetensors.torch", "scipy.optimize", "scipy.stats", "tenacity", "timm"),
+    *("torch", "torchvision.transforms.v2", "tqdm", "typer", "vl_convert"),
+]
+
+
+@contextmanager
+def warm_python(environment: Mapping[str, str]) -> Iterator[dict[str, str]]:
+    with tempfile.TemporaryDirectory() as folder:
+        socket_file = Path(folder, "socket")
+        for name, module in PROGRAMS.items():
+            command = shlex.join([sys.executable, "-S", __file__, str(socket_file)])
+            script = Path(folder, name)
+            script.write_text(f'#!/bin/sh\nexec {command} {module} "$@"\n')
+            script.chmod(0o755)
+
+        # As the stages set it before they import these libraries.
+        libraries = {**environment, "HDF5_USE_FILE_LOCKING": "FALSE"}
+        server = subprocess.Popen(
+            [sys.executable, __file__, str(socket_file)],
+            env={name: value for name, value in libraries.items() if name != "PYTHONPATH"},
+            stdout=subprocess.PIPE,
+        )
+        try:
+            assert server.stdout.readline() == b"ready\n"
+            yield {**environment, "PATH": f"{folder}:{environment['PATH']}"}
+        finally:
+            server.kill()
+            server.communicate()
+
+
+def serve(address: str) -> None:
+    """Fork for each program that is asked for. Returns in the fork, when the program has ended."""
+    for name in LIBRARIES:
+        importlib.import_module(name)
+    assert not {"pipeline", "stages", "tests"} & sys.modules.keys()
+    gc.freeze()  # what is here now is collected in no fork, which would copy it
+
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the forks
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(address)
+        server.listen()
+        print("ready", flush=True)
+        while True:
+            client, _ = server.accept()
+            if not os.fork():
+                break
+            client.close()
+
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    run(client)
+
+
+def run(client: socket.socket) -> None:
+    """Run the program in another fork, and tell the client how it ended."""
+    message, files, *_ = socket.recv_fds(client, 2**20, 3)
+    order = json.loads(message)
+    program = os.fork()
+    if program:
+        for file in files:
+            os.close(file)
+        _, status = os.waitpid(program, 0)
+        client.sendall(str(os.waitstatus_to_exitcode(status)).encode())
+        os._exit(0)
+
+    client.close()
+    for number, file in enumerate(files):
+        os.dup2(file, number)
+        os.close(file)
+    os.chdir(order["folder"])
+    os.environ.clear()
+    os.environ.update(order["environment"])
+    sys.path[0] = order["folder"]
+    sys.argv[1:] = order["arguments"]
+    try:
+        runpy.run_module(order["module"], run_name="__main__", alter_sys=True)
+        code = 0
+    except SystemExit as ended:
+        code = ended.code or 0
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+        code = 1
+
+    # Python would take all modules apart before it ends, in which a fork has to copy them first: half a second.
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def start(address: str, arguments: list[str]) -> None:
+    """What stands in the place of Python: have the program run, and end as it has ended."""
+    if arguments[0] != "-m":
+        os.execv(sys.executable, [sys.executable, *arguments])
+
+    order = {
+        "module": arguments[1],
+        "arguments": arguments[2:],
+        "folder": os.getcwd(),
+        "environment": dict(os.environ),
+    }
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(address)
+        socket.send_fds(client, [json.dumps(order).encode()], [0, 1, 2])
+        code = int(client.recv(16))
+    if code < 0:
+        os.kill(os.getpid(), -code)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    start(sys.argv[1], sys.argv[2:]) if sys.argv[2:] else serve(sys.argv[1])
