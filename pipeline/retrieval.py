@@ -38,9 +38,9 @@ def rank_of_match(similarity: Tensor) -> Tensor:
 def score_queries(similarity: Tensor, logit_scale: float) -> dict[str, Tensor]:
     """The scores of each test image, from cosine similarities (..., N, N) of EEG with images.
 
-    Returns float64 (..., N) by name:
+    `logit_scale` is 1 / temperature. Returns float64 (..., N) by name:
 
-    * `nice_loss`: its mean is the symmetric cross-entropy;
+    * `nice_loss`: in nats; its mean is the symmetric cross-entropy;
     * `rank`: of the match among all images, for the EEG;
     * `image_to_eeg_rank`: of the match among all responses, for the image;
     * `matched_cosine`: of the match;
@@ -107,7 +107,12 @@ def weigh_queries(
 
 
 def retrieval_metrics(similarity: Tensor, logit_scale: float, top_k: list[int]) -> dict[str, float]:
-    """The metrics of one gallery, see `weigh_queries`, from cosine similarities (N, N)."""
+    """The metrics of one gallery, from cosine similarities (N, N) of EEG (rows) with images.
+
+    `logit_scale` is 1 / temperature. Returns numbers by name, which `weigh_queries` lists:
+    `top<k>_acc` for each k of `top_k`, `nice_loss` (nats), `median_rank`, `mrr`, ... Accuracies are
+    from 0 to 1.
+    """
     scores = score_queries(similarity, logit_scale)
     queries = {name: values.cpu().numpy() for name, values in scores.items()}
     metrics = weigh_queries(queries, np.ones((1, len(similarity))), top_k)

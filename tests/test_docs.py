@@ -13,7 +13,9 @@ import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import typer
 import yaml
@@ -22,8 +24,12 @@ from dvc.utils.hydra import apply_overrides
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
+from pipeline.images.embeddings import write_embeddings
 from pipeline.params import read_params
+from pipeline.sections import Runs
+from pipeline.train.runs import train_all
 from stages.names import check_names
+from tests.tiny import make_prepared, quick_recipe
 
 PAGES = [Path("README.md"), Path("CONTRIBUTING.md"), *sorted(Path("docs").glob("*.md"))]
 MAKEFILE = Path("Makefile").read_text()
@@ -268,6 +274,57 @@ def test_the_code_of_the_recipes_is_the_code_that_is_tested() -> None:
         imports, found, rest = block.partition(part)
         assert found and not rest.strip()
         assert all(line.startswith(("import ", "from ")) for line in imports.split("\n") if line)
+
+
+def run_code(page: str) -> dict[str, Any]:
+    """Run the Python of a page from top to bottom; returns what it has defined."""
+    names: dict[str, Any] = {}
+    for token in parse(Path(page).read_text()):
+        if token.type == "fence" and token.info == "python":
+            exec(token.content, names)
+    return names
+
+
+def make_project(folder: Path, params: Path) -> None:
+    """What the stages leave behind, small: raw and prepared EEG, embeddings and a trained model."""
+    data = folder / "data"
+    image_ids = make_prepared(data)
+    values = np.random.default_rng(0).standard_normal((len(image_ids), 20), np.float32)
+    (data / "embeddings").mkdir()
+    cache = data / "embeddings/unaligned.h5"
+    block = ("last", values, {"feature": "CLS token"})
+    write_embeddings(cache, image_ids[::-1], [block], {"backbone": "random"})
+
+    placement = Runs(where="local", workers=1)
+    train_all(data / "eeg", cache, data / "model", quick_recipe(), 42, placement)
+
+    (data / "fetched").mkdir()
+    (data / "fetched/eeg").symlink_to(data / "raw")
+    (data / "fetched/image_metadata").symlink_to(data / "image_metadata.npy")
+    shutil.copy(params, folder)
+
+
+def test_the_code_for_python_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both pages, on tiny data; the figure is that of numpy, and each response has its own image."""
+    monkeypatch.setenv("ALIGNED_EEG_CACHE", str(tmp_path / "cache"))
+    make_project(tmp_path, Path("params.yaml"))
+    pages = [Path(f"docs/{name}.md").absolute() for name in ("api", "interfaces")]
+    monkeypatch.chdir(tmp_path)
+    names, classes = (run_code(str(page)) for page in pages)
+
+    cache, test = names["embeddings"], names["test"]
+    for image_id, embedding in zip(test.image_ids, names["test_embeddings"], strict=True):
+        [row] = np.flatnonzero(cache.image_ids == image_id)
+        assert np.array_equal(cache.values[row], embedding)
+
+    eeg_side, image_side = (
+        side.detach().numpy() for side in names["model"](*names["test_tensors"])
+    )
+    is_found = (eeg_side @ image_side.T).argmax(1) == np.arange(len(test.image_ids))
+    assert names["metrics"]["top1_acc"] == is_found.mean()
+    assert names["notes"]["tested_on"] == ["sub-01", "sub-02"]
+    assert classes["block"].shape[2] == len(classes["raw"].layout.ch_names)
+    assert classes["last"].shape == classes["after_first"].shape == (1, 192)
 
 
 def test_the_tree_names_every_file_of_the_library_and_the_stages() -> None:

@@ -36,10 +36,11 @@ _VALUES_WITHOUT_EFFECT = {
 class Layout:
     """The axes that both splits of a recording share.
 
-    `ch_names`: C channel names.
-    `times` (T,): seconds from stimulus onset, float64.
-    `sensor_positions` (C, 2): the sensors on the head seen from above, nose up, the rim of the head
-    at distance 1. None where `ch_names` are those of the 10-05 system, which has known positions.
+    * `ch_names`: C channel names.
+    * `times`: (T,) float64, seconds from stimulus onset.
+    * `sensor_positions`: (C, 2), the sensors on the head seen from above, nose up, the rim of the
+      head at distance 1. None where `ch_names` are those of the 10-05 system, which has known
+      positions.
     """
 
     ch_names: tuple[str, ...]
@@ -56,11 +57,12 @@ class Layout:
 class RawEeg:
     """One subject's opened recording.
 
-    `blocks[split]`: float64 blocks (n, R, C, T), consecutive along N. They can be read once.
-    `caveats`: sentences for every report, on how these recordings were read.
-    `n_repetitions[split]` (N,): the repetitions of each image of a split, 0 for one that was not
-    shown. None where all images were shown equally often. Where they were not, the blocks hold only
-    the images that were shown, and R is the same for all images of a block.
+    * `layout`: the channels and times of both splits.
+    * `blocks[split]`: float64 blocks (n, R, C, T), consecutive along N. They can be read once.
+    * `caveats`: sentences for every report, on how these recordings were read.
+    * `n_repetitions[split]`: (N,), the repetitions of each image of a split, 0 for one that was not
+      shown. None where all images were shown equally often. Where they were not, the blocks hold
+      only the images that were shown, and R is the same for all images of a block.
 
     Names, times and checksums can come after the values in a file. Therefore the values of a split
     are right only when its blocks have ended without an error. Raises InputError, while blocks are
@@ -85,24 +87,26 @@ class Dataset:
 
     Its functions are at the top level of a module, so that the entry can be sent to workers.
 
-    `source`: where its files come from, or the function that makes them.
-    `find_subjects(folder)`: the file of each subject in the folder of raw EEG, {} if there is none.
-    `read_metadata(path)`: one table a split, one row an image in the order of the EEG conditions.
-    Its columns are `image_ids` (unique over both splits), `concept` (may be numbered within the
-    split) and `things_concept` (the same in both splits). An image id is a path whose first folder
-    is the name of a zip of images: `a/b.jpg` is in `a.zip`.
-    `open_eeg(file, images, preprocess)`: one subject's EEG. Its conditions are the rows of
-    `images`, which `read_metadata` returned. It does the steps of `preprocess` that need raw
-    recordings (`sfreq`, `baseline`, `mvnn`, `sessions`). A dataset that was published as epochs
-    refuses these steps with `require_as_published`.
-    `units`: the physical unit of the EEG as released, in words.
-    `memory_needed(file, preprocess)`: about the bytes of memory that `open_eeg` and its blocks
-    take. It is called for all subjects before any EEG is read. It reads no EEG, and raises
-    InputError for what is already wrong with the names and sizes of files.
-    `caveats`: sentences for every report.
-    `may_share_images`: whether a page that holds the images may be passed on.
-    `synthetic`: whether all of it was made by this library.
-    `published`: published figures on it, in the order in which reports show them.
+    * `source`: where its files come from, or the function that makes them: `source(subjects,
+      eeg_folder, images_folder, metadata_file)`, where `subjects` are names or `all`.
+    * `find_subjects(folder)`: the file of each subject in the folder of raw EEG, {} if there is
+      none.
+    * `read_metadata(path)`: one table a split, one row an image in the order of the EEG conditions.
+      Its columns are `image_ids` (unique over both splits), `concept` (may be numbered within the
+      split) and `things_concept` (the same in both splits). An image id is a path whose first
+      folder is the name of a zip of images: `a/b.jpg` is in `a.zip`.
+    * `open_eeg(file, images, preprocess)`: one subject's EEG. Its conditions are the rows of
+      `images`, which `read_metadata` returned. It does the steps of `preprocess` that need raw
+      recordings (`sfreq`, `baseline`, `mvnn`, `sessions`). A dataset that was published as epochs
+      refuses these steps with `require_as_published`.
+    * `units`: the physical unit of the EEG as released, in words.
+    * `memory_needed(file, preprocess)`: about the bytes of memory that `open_eeg` and its blocks
+      take. It is called for all subjects before any EEG is read. It reads no EEG, and raises
+      InputError for what is already wrong with the names and sizes of files.
+    * `caveats`: sentences for every report.
+    * `may_share_images`: whether a page that holds the images may be passed on.
+    * `synthetic`: whether all of it was made by this library.
+    * `published`: published figures on it, in the order in which reports show them.
     """
 
     source: PublishedFiles | Make

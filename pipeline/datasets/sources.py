@@ -57,12 +57,15 @@ class OwnCopy:
 class PublishedFiles:
     """The files of a dataset and their servers. Files are found by name, in any folder.
 
-    `subject_file`: a regular expression for the name of a subject's file. Its one group is the
-    subject.
-    `files_per_subject`: where there are several, the download puts them in a folder that is named
-    after the subject.
-    `subjects`: all that were published.
-    `known_files`: size and sha256 by name, for files whose server gives no hash.
+    * `eeg`, `images`, `metadata`: the servers.
+    * `subject_file`: a regular expression for the name of a subject's file. Its one group is the
+      subject.
+    * `image_files`: the names of the zips of images.
+    * `metadata_file`: the name of the table of images.
+    * `files_per_subject`: where there are several, the download puts them in a folder that is named
+      after the subject.
+    * `subjects`: all that were published.
+    * `known_files`: size and sha256 by name, for files whose server gives no hash.
     """
 
     eeg: Server

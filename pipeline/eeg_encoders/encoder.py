@@ -13,12 +13,13 @@ class EegEncoder(nn.Module):
 
     The table makes an encoder by `Class(n_chans=, n_times=, sfreq=, dropout=)`, with `sfreq` in
     Hz. The class sets `output_size`.
+
+    `stackable` says whether `forward` computes M models at once, where all weights, and the EEG,
+    have a leading axis of M (`layers.py`). Such an encoder draws no random numbers, except in
+    `Dropout`.
     """
 
     output_size: int
-
-    # Whether `forward` computes M models at once, where all weights, and the EEG, have a leading
-    # axis of M (`layers.py`). Such an encoder draws no random numbers, except in `Dropout`.
     stackable = False
 
     def draw_weights(self, model: nn.Module) -> None:

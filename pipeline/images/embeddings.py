@@ -35,12 +35,15 @@ SEVERAL = ("mean", "draw")  # values of train.views that use all the views in a 
 class Embeddings:
     """The embeddings of N images, one row an image, training and test images in one table.
 
-    `values` (N, D) float32 is the gallery, with which EEG is compared. With train.block "mix" it is
-    (N, K, D), for the K blocks named in `blocks`. The EEG encoder also learns `values`, unless
-    there is `learned`: (N, V, D), or (N, V, K, D) for a mix. It then learns one of the V views at a
-    time.
-    `views` and `views_in_gallery` say in words which views `learned` and `values` are. `where` is
-    the file, for error messages.
+    * `values`: (N, D) float32, the gallery, with which EEG is compared. With the block `mix` it is
+      (N, K, D), for the K blocks named in `blocks`. The EEG encoder also learns `values`, unless
+      there is `learned`.
+    * `image_ids`: (N,) str, each once.
+    * `blocks`: the names of K blocks, the deepest last; empty without `mix`.
+    * `learned`: (N, V, D) float32, or (N, V, K, D) for a mix: V views of each image, of which the
+      EEG encoder learns one at a time.
+    * `views`, `views_in_gallery`: in words, which views `learned` and `values` are.
+    * `where`: the file, for error messages.
     """
 
     values: np.ndarray
@@ -52,7 +55,10 @@ class Embeddings:
     where: str = "the embedding cache"
 
     def rows(self, image_ids: np.ndarray) -> np.ndarray:
-        """The row of each id, in their order, int64; InputError for the first id without a row."""
+        """The row of each id: (n,) str -> (n,) int64, in the same order.
+
+        InputError for the first id without a row.
+        """
         row_of = {image_id: row for row, image_id in enumerate(self.image_ids)}
         missing = [image_id for image_id in image_ids if image_id not in row_of]
         if missing:
@@ -80,10 +86,14 @@ def write_embeddings(
     blocks: Iterable[tuple[int | str, np.ndarray, Attributes]],
     made_with: Attributes,
 ) -> None:
-    """Write a cache; the same arguments give the same bytes.
+    """Write a cache, in place of a file that is there; the same arguments give the same bytes.
 
-    `blocks` gives the name, values (N, D) and attributes of one block after another. The name of a
-    block of a degraded view is `<view>/<block>`. `made_with` are the attributes of the cache.
+    `image_ids` are N, each once. `blocks` gives the name, values (N, D) and attributes of one block
+    after another; values are stored as float32. The name is `last`, or the number of a transformer
+    block, or `<view>/<block>` for a degraded view. `made_with` are the attributes of the cache.
+
+    Nothing is checked here: `read_embeddings` refuses ids that are there twice, values that are not
+    finite, and rows of zeros.
     """
     with new_hdf5(path) as file:
         file.attrs.update(made_with)
@@ -112,12 +122,15 @@ def read_embeddings(
 ) -> Embeddings:
     """Read one block of a cache, or with `mix` all of them, the deepest last.
 
+    `block` is `last`, or the number of a transformer block, counted from 1.
+
     `views` is what an EEG encoder learns: a view by its name, `mean` for the mean embedding of all
     views, or `draw` for all of them, of which one is drawn each time. `views_in_gallery` is what it
     is compared with, and cannot be `draw`.
 
-    InputError if the file is no cache, or lacks the block or view; for `mean` and `draw` if it has
-    the original alone; for `mix` if it has one block only or the sizes differ.
+    InputError if the file is no cache, or lacks the block or view; if an id is there twice, a value
+    is not finite, or a row is all zero; for `mean` and `draw` if it has the original alone; for
+    `mix` if it has one block only or the sizes differ.
     """
     try:
         with h5py.File(path, "r") as file:

@@ -24,20 +24,31 @@ LEAVE_OUT = "or leave that subject out of `subjects` (a file of your own: take i
 
 @dataclass(frozen=True)
 class Recording:
-    """One split of one subject, as `read_split` returns it."""
+    """One split of one subject, as `read_split` returns it.
+
+    * `subject`: as in the file's name, such as `sub-01`.
+    * `ch_names`: C channel names.
+    * `places`: (C, 2), the sensors on the head seen from above, nose up, its rim at 1. None where
+      the 10-05 system knows the names.
+    * `times`: (T,) float64, seconds from stimulus onset.
+    * `sfreq`: the sampling rate in Hz.
+    * `caveats`: sentences that every result of this EEG must say.
+    * `eeg`: (N, C, T) or (N, R, C, T), in the unit that the file names.
+    * `image_ids`: (N,) str, unique over both splits.
+    * `concept_in_split`: (N,) str, numbered anew in each split: never compare it across splits.
+    * `things_concept`: (N,) str, the same names in both splits.
+    """
 
     subject: str
-    ch_names: tuple[str, ...]  # C
-    # (C, 2) on the head seen from above, rim at 1; None: the 10-05 system knows the names
+    ch_names: tuple[str, ...]
     places: np.ndarray | None
-    times: np.ndarray  # (T,) float64, seconds from stimulus onset
-    sfreq: float  # Hz
-    caveats: tuple[str, ...]  # what every result of this EEG must say
-    eeg: np.ndarray  # (N, C, T) or (N, R, C, T), in the unit that the file names
-    image_ids: np.ndarray  # (N,) str, unique over both splits
-    # (N,) str, numbered anew in each split: never compare it across splits
+    times: np.ndarray
+    sfreq: float
+    caveats: tuple[str, ...]
+    eeg: np.ndarray
+    image_ids: np.ndarray
     concept_in_split: np.ndarray
-    things_concept: np.ndarray  # (N,) str, the same names in both splits
+    things_concept: np.ndarray
 
 
 def read_shape(path: Path, split: Split, average: bool) -> tuple[tuple[int, ...], np.dtype]:
@@ -56,12 +67,14 @@ def read_shape(path: Path, split: Split, average: bool) -> tuple[tuple[int, ...]
 
 
 def read_split(path: Path, split: Split, average: bool, out: np.ndarray | None = None) -> Recording:
-    """One split of a file written by `preparation`.
+    """One split, `train` or `test`, of a file that the preprocess stage wrote.
 
     With `average`, `eeg` is the mean over repetitions, (N, C, T), taken in pieces, so that the
-    repetitions are never all in memory. `eeg` is float32, or float64 where it is stored so. With
-    `out`, it is read into that array, of the shape that `read_shape` gives and any floating type.
-    InputError for a file that `preparation` did not write, or that is cut.
+    repetitions are never all in memory. Without, it is as stored: (N, R, C, T), or (N, C, T) where
+    the file holds averages. `eeg` is float32, or float64 where it is stored so. With `out`, it is
+    read into that array, of the shape that `read_shape` gives and any floating type.
+
+    InputError for another file, one that is cut, and a value that is not finite.
     """
     with _opened(path) as file:
         eeg = file[split]["eeg"]

@@ -95,14 +95,21 @@ class BlockMix(nn.Module):
 
 @dataclass(frozen=True)
 class ModelSizes:
-    """What the data demand of a model."""
+    """What the data demand of a model.
+
+    * `n_chans`, `n_times`: C and T of the EEG.
+    * `sfreq`: its sampling rate in Hz.
+    * `embedding_size`: D of the image embeddings.
+    * `blocks`: the names of the blocks, where the model mixes blocks.
+    * `start`: the time of the first sample, in seconds from stimulus onset.
+    """
 
     n_chans: int
     n_times: int
-    sfreq: float  # Hz
+    sfreq: float
     embedding_size: int
-    blocks: Sequence[str] = ()  # the names of the blocks, where the model mixes blocks
-    start: float = 0.0  # time of the first sample, in s from stimulus onset
+    blocks: Sequence[str] = ()
+    start: float = 0.0
 
 
 def stackable(recipe: Train) -> bool:
@@ -130,6 +137,9 @@ class ContrastiveModel(nn.Module):
 
     With an image projector P is `projection_size`. Without one the EEG is projected onto the
     embeddings, P = D, and with `normalise_embeddings` the EEG is centred too, as the paper does.
+
+    `recipe` is the section `train` of the parameters. InputError for an EEG encoder that is not
+    known, or a window that the EEG does not have.
     """
 
     eeg_mean: Tensor
@@ -249,7 +259,17 @@ def logits(eeg_side: Tensor, image_side: Tensor, log_scale: Tensor) -> Tensor:
 
 
 class Notes(TypedDict):
-    """How a model was trained, as in its model.json."""
+    """How a model was trained, as in its model.json.
+
+    * `fold`, `seed`: which run of the protocol it is.
+    * `trained_on`, `tested_on`: the subjects.
+    * `protocol`, `selected_on`: `train.protocol` and `train.select_on`.
+    * `views`, `views_in_gallery`: in words, which views it learned and is compared with.
+    * `selected_epoch`: the epoch of its weights, counted from 1.
+    * `collapsed`: whether all EEG, or all images, had nearly the same embedding at the end.
+    * `train`: the section of the parameters, once it is saved.
+    * `block_weights`: once it is saved, the weight of each block; empty where none are mixed.
+    """
 
     fold: str
     seed: int
@@ -261,13 +281,15 @@ class Notes(TypedDict):
     views_in_gallery: str
     selected_epoch: int
     collapsed: bool
-    train: NotRequired[dict[str, Any]]  # the section of the parameters, once it is saved
-    # once it is saved; empty where no blocks are mixed
+    train: NotRequired[dict[str, Any]]
     block_weights: NotRequired[dict[str, float]]
 
 
 def save_model(model: ContrastiveModel, folder: Path, notes: Mapping[str, Any]) -> None:
-    """Write model.safetensors, and model.json: sizes and recipe of the model, and the notes."""
+    """Write model.safetensors, and model.json: sizes and recipe of the model, and the notes.
+
+    The folder is made if there is none.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     with replacing(folder / "model.safetensors") as temporary:
         temporary.write_bytes(safetensors.torch.save(model.state_dict()))
@@ -282,7 +304,10 @@ def save_model(model: ContrastiveModel, folder: Path, notes: Mapping[str, Any]) 
 
 
 def load_model(folder: Path) -> tuple[ContrastiveModel, Notes]:
-    """Read what `save_model` wrote: the model in evaluation mode and the notes."""
+    """Read what `save_model` wrote: the model in evaluation mode, on the CPU, and the notes.
+
+    InputError where the folder holds no whole model.
+    """
     try:
         notes = json.loads((folder / "model.json").read_text())
         model = ContrastiveModel(ModelSizes(**notes["sizes"]), Train(**notes["train"]))

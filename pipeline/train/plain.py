@@ -83,6 +83,8 @@ def draw_weights(module: nn.Module) -> None:
 
 
 class PlainModel(nn.Module):
+    """An encoder of EEG (C, T), and projectors of EEG and image embeddings (D,) into one space."""
+
     def __init__(self, n_chans: int, n_times: int, embedding_size: int) -> None:
         super().__init__()
         self.encoder, n_features = make_encoder(n_chans, n_times)
@@ -99,7 +101,10 @@ class PlainModel(nn.Module):
 
 
 def contrastive_loss(logits: Tensor) -> Tensor:
-    """CLIP's loss (arXiv 2103.00020): response i belongs to image i, and image i to response i."""
+    """Logits (B, B) -> CLIP's loss (arXiv 2103.00020), a number in nats.
+
+    Response i belongs to image i, and image i to response i.
+    """
     matches = torch.arange(len(logits))
     eeg_to_image = F.cross_entropy(logits, matches)
     image_to_eeg = F.cross_entropy(logits.T, matches)
@@ -112,7 +117,11 @@ def contrastive_loss(logits: Tensor) -> Tensor:
 def make_optimizers(
     model: PlainModel, rate: float, epochs: int, warmups: tuple[int, int] = (4, 2)
 ) -> Optimizers:
-    """(optimizer, schedule) of the encoder, and of all other weights; a warm-up, then a cosine."""
+    """(optimizer, schedule) of the encoder, and of all other weights; a warm-up, then a cosine.
+
+    `rate` is the learning rate after the warm-up, `epochs` the length of both together, `warmups`
+    the epochs of the warm-up of each.
+    """
     projectors = [*model.eeg.parameters(), *model.image.parameters(), model.log_scale]
     groups = [list(model.encoder.parameters()), projectors]
 
@@ -132,7 +141,10 @@ def make_optimizers(
 def train_epoch(
     model: PlainModel, optimizers: Optimizers, eeg: Tensor, embeddings: Tensor, batch_size: int
 ) -> Iterator[float]:
-    """One pass over EEG (M, C, T) and embeddings (M, D), a row a response; yields batch losses."""
+    """One pass over EEG (M, C, T) and embeddings (M, D), a row a response, float32 on the CPU.
+
+    Yields the loss of each batch, in nats; the last batch may be smaller.
+    """
     model.train()
     pairs = TensorDataset(eeg, embeddings)
     for batch_eeg, batch_embeddings in DataLoader(pairs, batch_size, shuffle=True):
@@ -152,7 +164,11 @@ def train_epoch(
 def train(
     eeg: Tensor, embeddings: Tensor, epochs: int = 100, rate: float = 0.002, batch_size: int = 256
 ) -> PlainModel:
-    """EEG (M, C, T) and the embedding of the image that each response belongs to (M, D)."""
+    """Train on EEG (M, C, T) and the embedding of the image of each response (M, D).
+
+    Both are float32 on the CPU, and T is 65 or more. Returns the model after the last epoch, and
+    prints the loss of each epoch. The first weights and the order follow torch's global generator.
+    """
     model = PlainModel(eeg.shape[1], eeg.shape[2], embeddings.shape[1])
     optimizers = make_optimizers(model, rate, epochs)
     for epoch in range(1, epochs + 1):
@@ -166,6 +182,9 @@ def train(
 
 @torch.inference_mode()
 def top1(model: PlainModel, eeg: Tensor, embeddings: Tensor) -> float:
-    """How often the seen image is the most similar of all N. EEG (N, C, T), embeddings (N, D)."""
+    """How often the seen image is the most similar of all N: from 0 to 1, chance is 1 / N.
+
+    EEG (N, C, T) and embeddings (N, D), float32: response i is to image i.
+    """
     logits = model.eval()(eeg, embeddings)  # (N, N)
     return (logits.argmax(dim=1) == torch.arange(len(eeg))).double().mean().item()

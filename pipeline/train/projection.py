@@ -13,7 +13,11 @@ MOST_VALUES = 512 * 17 * 100
 
 @torch.inference_mode()
 def project(model: ContrastiveModel, eeg: Tensor, embeddings: Tensor) -> tuple[Tensor, Tensor]:
-    """EEG (M, C, T) and embeddings (N, D) or (N, K, D) as unit vectors (M, P) and (N, P)."""
+    """EEG (M, C, T) and embeddings (N, D) or (N, K, D) as unit vectors (M, P) and (N, P).
+
+    Both on the device of the model. The EEG may be of any floating type; the embeddings are of the
+    type of the model, float32. The result has no gradient.
+    """
     model.eval()
     return project_eeg(model, eeg), model.embed_image(embeddings)
 

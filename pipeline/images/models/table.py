@@ -22,14 +22,16 @@ Load = Callable[[Path], tuple[ImageEncoder, dict[str, Any]]]
 
 @dataclass(frozen=True)
 class PublishedFile:
-    """A file of weights: `path` below the address that params.yaml has as download.`root`.
+    """A file of weights that is downloaded.
 
-    `sha256`, or its first digits, as whoever publishes the file gives it.
+    * `root`, `path`: `path` below the address that params.yaml has as download.`root`.
+    * `name`: its name in the folder of weights.
+    * `sha256`: that, or its first digits, as whoever publishes the file gives it.
     """
 
     root: str
     path: str
-    name: str  # in the folder of weights
+    name: str
     sha256: str | None = None
 
 
@@ -47,13 +49,18 @@ class OfCache:
 
 @dataclass(frozen=True)
 class ImageModel:
-    """One image model; each key of `aligned` is a value of `alignment` in params.yaml.
+    """One image model.
 
-    `published` is empty where the user names a file (download.weights_file). `stand_in(folder)`
-    writes random weights in the published layout, for synthetic datasets.
+    * `file`: the name of its checkpoint in the folder of weights.
+    * `published`: the files to download; empty where the user names one (download.weights_file).
+    * `stand_in(folder)`: writes random weights in the published layout, for synthetic datasets.
+    * `unaligned(checkpoint)`: returns the encoder in evaluation mode, and {}.
+    * `aligned`: the alignments; each key is a value of `alignment` in params.yaml. The value is a
+      function as `unaligned`, which returns facts on the alignment in the place of {}, or an
+      `OfCache`.
     """
 
-    file: str  # of its checkpoint
+    file: str
     published: Sequence[PublishedFile]
     stand_in: Callable[[Path], None]
     unaligned: Load

@@ -44,9 +44,10 @@ class Framing:
 
     Without `short_side` the whole picture is resized, as dreamsim does it. With `short_side` the
     shorter side is resized to so many pixels and the middle is cut out, as thingsvision does it.
+    `side` is that of the square, in pixels; `interpolation` is the name of a mode of torchvision.
     """
 
-    side: int = 224  # pixels
+    side: int = 224
     interpolation: str = "bicubic"
     short_side: int | None = None
 
