@@ -28,6 +28,9 @@ ROOT = Path(__file__).parent.parent
 CODE = ["stages", "pipeline", "reference", "dvc.yaml", "params.yaml", ".gitignore", ".dvcignore"]
 CODE += [".dvc/config", ".dvc/.gitignore", ".dvc/plots"]
 
+# Numbers that metrics/evaluation.json and metrics/details.json both have
+COMPARED = ("nice_loss", "top1_acc", "top3_acc", "top5_acc", "matched_cosine", "mismatched_cosine")
+
 
 @dataclass(frozen=True)
 class Project:

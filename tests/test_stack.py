@@ -20,7 +20,7 @@ from pipeline.eeg_encoders.encoder import draw_bits
 from pipeline.errors import InputError
 from pipeline.params import read_params
 from pipeline.sections import Train
-from pipeline.train import cuda_graph
+from pipeline.train import cuda_graph, many
 from pipeline.train import stack as stack_module
 from pipeline.train.cuda_graph import PLAIN_STEPS, CapturedStep
 from pipeline.train.draws import derive_seeds
@@ -409,3 +409,25 @@ def test_weights_in_pieces_are_updated_as_whole_ones(recipe, monkeypatch):
     in_pieces = together(setup(planted(), recipe))
     for left, right in zip(in_pieces, whole, strict=True):
         assert relative_difference(left, right) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("of_one", "of_few", "free", "n_fitting"),
+    [
+        (2.0, 2.4, 3.0, 3),  # GB: 0.85 x 3 leaves 0.55 beside the first, and each takes 0.2
+        (2.0, 2.4, 80.0, 50),
+        (2.0, 2.0, 3.0, 50),  # too small to be seen
+        (2.0, 2.4, 1.0, 1),
+    ],
+)
+def test_a_group_on_a_gpu_is_as_large_as_its_memory_allows(
+    recipe, monkeypatch, of_one, of_few, free, n_fitting
+):
+    """By what one model and few take, here by stand-ins for the GPU's figures."""
+    on_gpu = dataclasses.replace(setup(planted(), recipe), device=CUDA)
+    taken = {1: of_one * 1e9, many.FEW: of_few * 1e9}
+    monkeypatch.setattr(many, "_peak_memory", lambda _, members: taken[len(members)])
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (free * 1e9, 85e9))
+    monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda: 1.0)
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: 0)
+    assert many._how_many_fit(on_gpu, splits(planted()[0])[:1] * 50) == n_fitting

@@ -33,9 +33,9 @@ def train_together(
 ) -> list[Trained | InputError]:
     """Train a model for each partition at once, and select an epoch of each.
 
-    The selected epoch is the one with the lowest loss on the selection, or the last. More than one
-    partition must go together (`many.group`). A model whose loss explodes gives an InputError, and
-    the others go on.
+    The selected epoch is the one with the lowest loss on the selection, or the last. Partitions
+    have as many rows each, and galleries of one size from the same selection; the recipe of more
+    than one is `stackable`. A model whose loss explodes gives an InputError, and the others go on.
 
     The same inputs, seeds, device and number of threads give the same weights to the last bit, also
     after an interruption: the state is saved to `resume`, and a later call goes on from there.

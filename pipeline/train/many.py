@@ -113,6 +113,8 @@ def _how_many_fit(setup: Setup, partitions: Sequence[Partition]) -> int:
     allowed = torch.cuda.get_per_process_memory_fraction() * total
     limit = min(allowed, free + torch.cuda.memory_reserved())
     of_each = (of_few - of_one) / (FEW - 1)
+    if of_each <= 0:  # too small to be seen, as torch takes memory in blocks
+        return n
     n_fitting = 1 + math.floor((SHARE_OF_MEMORY * limit - of_one) / of_each)
     return min(n, max(1, n_fitting))
 

@@ -118,9 +118,13 @@ class Stack:
         values = self._buffers | self._averages
         n_at_once = max(self.recipe.batch_size, MOST_VALUES // (self.n_models * eeg[0].numel()))
 
+        eeg_sides = []
+        image_sides = []
         parts = zip(rows.split(n_at_once, 1), image_rows.split(n_at_once, 1), strict=True)
-        sides = [self._embed(values, eeg, r, embeddings, i) for r, i in parts]
-        eeg_sides, image_sides = zip(*sides, strict=True)
+        for part_rows, part_images in parts:
+            sides = self._embed(values, eeg, part_rows, embeddings, part_images)
+            eeg_sides.append(sides[0])
+            image_sides.append(sides[1])
         return torch.cat(eeg_sides, 1), torch.cat(image_sides, 1)
 
     @property
