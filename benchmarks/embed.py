@@ -1,7 +1,7 @@
 """Embedding at the published width (ViT-B/16, 768) against `dreamsim`, and against what the machine allows.
 
-Run as `python -m benchmarks.embed`: on a GPU if there is one, where it takes some 40 s. Each figure is printed as soon
-as it is measured, and the medians at the end. Weights are random, images noise with the spectrum and the size of
+Run as `python -m benchmarks.embed`: on a GPU if there is one, with counts that are meant for a minute there, which has
+not been tried. Each figure is printed as soon as it is measured, and the medians at the end. Weights are random, images noise with the spectrum and the size of
 photographs, JPEG of 500 x 500 and 100 kB; each way goes from the images' zip to embeddings in a file. The ways
 alternate, round by round, and a ratio is the median of those within a round, so that what else the machine does weighs
 on all. dreamsim runs in a process of its own, as it comes. On a CPU it also runs with threads that wait as patiently as
