@@ -61,7 +61,7 @@ check: setup docs  ## lint, format, types, imports, the DAG, the documentation, 
 	lint-imports --no-logo > /dev/null || lint-imports
 	mypy
 	dvc dag > /dev/null
-	python -m pytest tests/test_contract.py
+	python -m pytest tests/test_contract.py --tb=short --maxfail=5
 
 docs: $(VENV)/installed  ## the documentation as a site, in site/
 	NO_MKDOCS_2_WARNING=1 mkdocs build --strict --quiet

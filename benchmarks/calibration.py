@@ -253,7 +253,7 @@ def draw_study(protocol: str, n_seeds: int, gain: float, number: int) -> list[Tr
         level = 0.3 * rng.standard_normal()
         for e, encoder in enumerate(ENCODERS):
             for fold in plan(protocol, subjects, list(range(n_seeds))):
-                trial = Trial(cell, encoder, fold.fold, fold.seed, fold.trained_on, fold.tested_on)
+                trial = Trial(cell, encoder, fold)
                 logit = (
                     level
                     + easy

@@ -65,8 +65,8 @@ def ours(folder: Path, share: float) -> None:
 
     images = {split: pd.DataFrame(index=range(n)) for split, n in counts(share).items()}
     with open_eeg(folder / "sub-01.zip", images, SimpleNamespace(**PAPER)) as raw:
-        for blocks in raw.blocks.values():
-            for _ in blocks:
+        for chunks in raw.chunks.values():
+            for _ in chunks:
                 pass
 
 

@@ -1,5 +1,6 @@
 """`stages` is imported before torch, because it says how torch's threads wait."""
 
+import gc
 import importlib
 import os
 import shutil
@@ -12,6 +13,9 @@ import pytest
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
+# The tensors here are small: threads that wait for each other on a busy machine cost more than they
+# save. Here for the programs that tests start, and below for this process.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 importlib.import_module("stages")
 torch = importlib.import_module("torch")
 CHROMIUM = (
@@ -39,8 +43,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def one_thread() -> None:
-    """The tensors here are small: threads that wait for each other on a busy machine cost more than they save."""
+    """Also after a test that has set another number."""
     torch.set_num_threads(1)
+
+
+def pytest_collection_finish() -> None:
+    """Have the garbage collector pass over all that was imported: each training collects once."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="module")

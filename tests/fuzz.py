@@ -277,7 +277,7 @@ def random_pickle(chance: random.Random) -> bytes:
 def read_npy_bytes(data: bytes) -> None:
     for item in stream_npy(io.BytesIO(data), "fuzz.npy"):
         if isinstance(item, Streamed):
-            sum(block.size for block in item.blocks)
+            sum(chunk.size for chunk in item.chunks)
 
 
 def read_zip(path: Path) -> None:
@@ -286,8 +286,8 @@ def read_zip(path: Path) -> None:
         for name in archive.namelist():
             read_member(archive, name)
     with open_eeg(path, IMAGES, AS_PUBLISHED) as raw:
-        for blocks in raw.blocks.values():
-            for _ in blocks:
+        for chunks in raw.chunks.values():
+            for _ in chunks:
                 pass
 
 

@@ -31,7 +31,7 @@ def cells(
 
 def trials(cell: Cell, subjects: Sequence[str], seeds: Iterable[int]) -> list[Trial]:
     return [
-        Trial(cell, encoder, run.fold, run.seed, run.trained_on, run.tested_on)
+        Trial(cell, encoder, run)
         for encoder in ENCODERS
         for run in plan(cell.protocol, list(subjects), list(seeds))
     ]
@@ -71,7 +71,7 @@ def draw(
     for cell, gain in zip(of, gains, strict=True):
         for trial in trials(cell, names(n_subjects), seeds):
             top1 = 0.4 + gain * (trial.encoder == "aligned") + 0.01 * random.standard_normal()
-            for subject in trial.tested_on:
+            for subject in trial.run.tested_on:
                 chance = top1 + people[int(subject[-2:]) - 1] + images
                 answers.append(answer(trial, subject, random.random(n_images) < chance))
     return answers

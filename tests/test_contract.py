@@ -1,16 +1,21 @@
-"""params.yaml, dvc.yaml and the code say the same: no key unread, no dependency forgotten."""
+"""params.yaml, dvc.yaml, the code and its tree say the same: no key unread, no dependency forgotten.
+
+Whoever adds something and forgets a place gets a sentence that names it: `make check` runs this file.
+"""
 
 import ast
 import functools
 import json
 import re
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 import yaml
 from dvc.utils.hydra import apply_overrides
 from dvc.utils.serialize import load_yaml
+from markdown_it import MarkdownIt
 
 from pipeline.params import Params, keys, read_params
 from pipeline.provenance import TABLES
@@ -44,6 +49,18 @@ UNTRACKED_KEYS = {
 }  # change no byte of the result
 
 
+def require_none(forgotten: Iterable[object], sentence: str) -> None:
+    """Fail with the sentence alone, whose {} is what was forgotten."""
+    names = ", ".join(sorted(map(str, forgotten)))
+    if names:
+        pytest.fail(sentence.format(names), pytrace=False)
+
+
+def file_of(name: str) -> str:
+    """The file that has this stage."""
+    return "study/dvc.yaml" if name.startswith("study/") else "dvc.yaml"
+
+
 def program(name: str) -> Path:
     """The file that a stage runs."""
     [module] = re.findall(r"-m stages[.](\w+)", STAGES[name]["cmd"])
@@ -71,14 +88,22 @@ def flat(values: dict, prefix: str = "") -> set[str]:
 
 
 def test_params_yaml_has_the_typed_keys_and_each_a_comment():
-    assert flat(VALUES) == keys(Params)
+    require_none(keys(Params) - flat(VALUES), "add {} to params.yaml, with a value")
+    require_none(
+        flat(VALUES) - keys(Params),
+        "add {} to the class of its section in pipeline/sections.py, with its type",
+    )
+
     lines = Path("params.yaml").read_text().splitlines()
     for before, line in zip(lines, lines[1:], strict=False):
         if re.match(r" *[a-z_]+: *\S|  [a-z_]+:$", line):
             named = f"  # {line.split(':')[0].strip()}: "  # lists stand under one comment
-            assert before.lstrip().startswith("#") or any(
-                other.startswith(named) for other in lines
-            ), line
+            has_comment = before.lstrip().startswith("#")
+            has_comment |= any(other.startswith(named) for other in lines)
+            require_none(
+                [] if has_comment else [line.strip()],
+                "add a comment above {} in params.yaml: its unit, its meaning and its source",
+            )
 
 
 def test_an_experiment_of_dvc_leaves_params_yaml_as_it_is(tmp_path):
@@ -93,9 +118,13 @@ def test_a_stage_depends_on_the_record_of_its_code(name):
     """Otherwise DVC would not see that the code has changed; of the study, on that of its own choices."""
     folder = "data/code/study" if name.startswith("study/") else "data/code"
     record = f"{folder}/{program(name).stem}.json"
-    assert [dep for dep in STAGES[name]["deps"] if dep.startswith("data/code/")] == [record]
-    assert record in STAGES["code"]["outs"]
-    assert not [dep for dep in STAGES[name]["deps"] if dep.endswith(".py")]
+    deps = STAGES[name]["deps"]
+    require_none({record} - {*deps}, f"add {{}} to `deps` of the stage {name}, in {file_of(name)}")
+    require_none(
+        {record} - {*STAGES["code"]["outs"]}, "add {} to `outs` of the stage code, in dvc.yaml"
+    )
+    assert [dep for dep in deps if dep.startswith("data/code/")] == [record]
+    assert not [dep for dep in deps if dep.endswith(".py")]
 
 
 @pytest.mark.parametrize("table", TABLES)
@@ -127,12 +156,23 @@ def test_a_stage_declares_the_parameters_it_reads(name):
     read = set().union(
         *(read_by(path) for path in (own, *(Path(f"stages/{other}.py") for other in others)))
     )
-    assert declared(STAGES[name]) == read - UNTRACKED_KEYS
+    params = f"`params` of the stage {name}, in {file_of(name)}"
+    require_none(
+        read - UNTRACKED_KEYS - declared(STAGES[name]), f"add {{}} to {params}: {own} reads it"
+    )
+    require_none(
+        declared(STAGES[name]) - read, f"take {{}} out of {params}: {own} does not read it"
+    )
+    assert not declared(STAGES[name]) & UNTRACKED_KEYS
 
 
 def test_every_key_is_read_by_a_stage():
     tracked = set().union(*(declared(stage) for stage in STAGES.values()))
-    assert tracked | UNTRACKED_KEYS == keys(Params)
+    require_none(
+        keys(Params) - tracked - UNTRACKED_KEYS,
+        "no stage reads {}: read it as p.<key>, and add it to `params` of that stage in dvc.yaml",
+    )
+    assert tracked <= keys(Params)
 
 
 def filled_in(stage: dict, key: str, item: dict[str, str]) -> dict:
@@ -174,7 +214,14 @@ def test_every_path_in_a_command_is_declared(name):
     for word in " ".join(commands).split():
         if "/" in word:
             declared_paths = [*listed, *UNTRACKED_PATHS.get(name, ())]
-            assert any(word == path or word.startswith(f"{path}/") for path in declared_paths)
+            is_declared = any(
+                word == path or word.startswith(f"{path}/") for path in declared_paths
+            )
+            require_none(
+                [] if is_declared else [word],
+                f"add {{}} to `deps`, `outs` or `metrics` of the stage {name}, in {file_of(name)}: "
+                "its command names it",
+            )
     for path in listed:
         assert (
             path.endswith(".html")
@@ -234,3 +281,43 @@ def test_a_small_number_is_read_as_dvc_writes_and_tracks_it(text, tmp_path):
     for key, form in forms.items():
         value = functools.reduce(dict.__getitem__, key.split("."), values)
         assert value == ([float(text), 0.5] if "[" in form else float(text))
+
+
+def files_of_tree(text: str) -> set[Path]:
+    """The files that the tree of a page names; a line is indented more than its folder's."""
+    tokens = MarkdownIt().parse(text)
+    [tree] = [token.content for token in tokens if (token.type, token.info) == ("fence", "text")]
+
+    files, folders = set(), {}
+    for line in tree.splitlines():
+        indent = len(line) - len(line.lstrip())
+        folders = {depth: folder for depth, folder in folders.items() if depth < indent}
+        for name in re.match(r"(?:[\w.]+(?:/|\.\w+)(?:, )?)*", line.lstrip())[0].split(", "):
+            path = Path(*folders.values(), name)
+            if name.endswith("/"):
+                folders[indent] = name
+            elif name:
+                files.add(path)
+    return files
+
+
+def code_files(*folders: str) -> set[Path]:
+    paths = [path for folder in folders for path in Path(folder).rglob("*")]
+    return {
+        path for path in paths if path.suffix in (".py", ".html") and path.name != "__init__.py"
+    }
+
+
+def test_the_tree_names_every_file_of_the_library_and_the_stages():
+    page = Path("docs/architecture.md")
+    text = page.read_text()
+    named = {path for path in files_of_tree(text) if path.parts[0] in ("pipeline", "stages")}
+    exist = code_files("pipeline", "stages")
+    require_none(exist - named, f"add {{}} to the tree of {page}")
+    require_none(named - exist, f"take {{}} out of the tree of {page}: no such file")
+
+    changed = files_of_tree(text.replace("charts.py", "chart.py"))
+    assert changed ^ files_of_tree(text) == {
+        Path("pipeline/report/charts.py"),
+        Path("pipeline/report/chart.py"),
+    }

@@ -29,6 +29,7 @@ from pipeline.params import read_params
 from pipeline.sections import Runs
 from pipeline.train.runs import train_all
 from stages.names import check_names
+from tests.test_contract import code_files
 from tests.tiny import make_prepared, quick_recipe
 
 PAGES = [Path("README.md"), Path("CONTRIBUTING.md"), *sorted(Path("docs").glob("*.md"))]
@@ -180,34 +181,6 @@ def check_page(text: str, page: Path, folder: Path) -> None:
             check_block(token)
 
 
-def files_of_tree(text: str) -> set[Path]:
-    """The files that the tree names; a line is indented more than its folder's."""
-    [tree] = [
-        token.content for token in parse(text) if token.type == "fence" and token.info == "text"
-    ]
-    files, folders = set(), {}
-    for line in tree.splitlines():
-        indent = len(line) - len(line.lstrip())
-        folders = {depth: folder for depth, folder in folders.items() if depth < indent}
-        for name in re.match(r"(?:[\w.]+(?:/|\.\w+)(?:, )?)*", line.lstrip())[0].split(", "):
-            path = Path(*folders.values(), name)
-            if name.endswith("/"):
-                folders[indent] = name
-            elif name:
-                files.add(path)
-    return files
-
-
-def code_files(*folders: str) -> set[Path]:
-    found = (
-        path
-        for folder in folders
-        for path in Path(folder).rglob("*")
-        if path.suffix in (".py", ".html")
-    )
-    return {path for path in found if path.name != "__init__.py"}
-
-
 @pytest.mark.parametrize("page", PAGES, ids=str)
 def test_what_a_page_says_works(page: Path, tmp_path: Path) -> None:
     check_page(page.read_text(), page, tmp_path)
@@ -323,20 +296,8 @@ def test_the_code_for_python_works(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     is_found = (eeg_side @ image_side.T).argmax(1) == np.arange(len(test.image_ids))
     assert names["metrics"]["top1_acc"] == is_found.mean()
     assert names["notes"]["tested_on"] == ["sub-01", "sub-02"]
-    assert classes["block"].shape[2] == len(classes["raw"].layout.ch_names)
+    assert classes["chunk"].shape[2] == len(classes["raw"].layout.ch_names)
     assert classes["last"].shape == classes["after_first"].shape == (1, 192)
-
-
-def test_the_tree_names_every_file_of_the_library_and_the_stages() -> None:
-    text = Path("docs/architecture.md").read_text()
-    there = code_files("pipeline", "stages")
-    assert {
-        path for path in files_of_tree(text) if path.parts[0] in ("pipeline", "stages")
-    } == there
-    assert files_of_tree(text.replace("charts.py", "chart.py")) ^ files_of_tree(text) == {
-        Path("pipeline/report/charts.py"),
-        Path("pipeline/report/chart.py"),
-    }
 
 
 def test_the_code_points_at_pages_and_headings_that_there_are() -> None:

@@ -60,10 +60,10 @@ def test_a_mix_of_views(tmp_path):
     read = read_embeddings(tmp_path / "x.h5", "mix", "draw")
     assert np.array_equal(read.values, np.stack([b6, last], axis=1))
     assert np.array_equal(
-        read.learned, np.stack([np.stack([b6, last], 1), np.stack([blurred6, blurred], 1)], axis=1)
+        read.targets, np.stack([np.stack([b6, last], 1), np.stack([blurred6, blurred], 1)], axis=1)
     )
     mean = read_embeddings(tmp_path / "x.h5", "mix", "mean", "blur-8")
-    assert np.array_equal(mean.learned[:, 0], np.stack([LAST + 1, LAST + 2], axis=1))
+    assert np.array_equal(mean.targets[:, 0], np.stack([LAST + 1, LAST + 2], axis=1))
     assert np.array_equal(mean.values, np.stack([blurred6, blurred], axis=1))
 
 
@@ -116,7 +116,7 @@ ALL = "original, blur-2.6, noise-0.1"
 
 
 @pytest.mark.parametrize(
-    ("views", "learned", "told"),
+    ("views", "targets", "told"),
     [
         ("original", None, "original"),
         ("blur-2.6", [2 * LAST], "blur-2.6"),
@@ -124,23 +124,23 @@ ALL = "original, blur-2.6, noise-0.1"
         ("draw", [LAST, 2 * LAST, -LAST], f"draw of {ALL}"),
     ],
 )
-def test_views_that_are_learned_stand_beside_the_original(with_views, views, learned, told):
+def test_views_that_are_learned_stand_beside_the_original(with_views, views, targets, told):
     read = read_embeddings(with_views, "last", views)
     assert np.array_equal(read.values, LAST) and list(read.image_ids) == IDS
     assert (read.views, read.views_in_gallery) == (told, "original")
-    if learned is None:
-        assert read.learned is None
+    if targets is None:
+        assert read.targets is None
     else:
-        assert read.learned.dtype == np.float32
-        np.testing.assert_allclose(read.learned, np.stack(learned, axis=1), rtol=1e-6)
+        assert read.targets.dtype == np.float32
+        np.testing.assert_allclose(read.targets, np.stack(targets, axis=1), rtol=1e-6)
 
 
 def test_a_gallery_has_a_view_or_the_mean_of_all(with_views):
     read = read_embeddings(with_views, 6, "mean", "mean")
-    assert read.learned is None and np.array_equal(read.values, SIXTH / 3)
+    assert read.targets is None and np.array_equal(read.values, SIXTH / 3)
     assert read.views == read.views_in_gallery == f"mean of {ALL}"
     read = read_embeddings(with_views, 6, "original", "blur-2.6")
-    assert np.array_equal(read.values, -SIXTH) and np.array_equal(read.learned[:, 0], SIXTH)
+    assert np.array_equal(read.values, -SIXTH) and np.array_equal(read.targets[:, 0], SIXTH)
     with pytest.raises(
         InputError,
         match="train.views_in_gallery is draw: set it to mean or one of original, blur-2.6",

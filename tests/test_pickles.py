@@ -127,17 +127,17 @@ def test_streams_a_large_array_block_by_block(protocol: int) -> None:
     items = stream_npy(io.BytesIO(data), "some.npy")
     streamed = next(items)
     assert (streamed.shape, streamed.dtype) == (large.shape, large.dtype)
-    blocks = list(streamed.blocks)
+    chunks = list(streamed.chunks)
     (result,) = items
-    assert len(blocks) > 1
-    assert same(np.concatenate(blocks), large)
+    assert len(chunks) > 1
+    assert same(np.concatenate(chunks), large)
     assert (result["before"], result["large"], result["after"].tolist()) == (
         [1],
         streamed,
         [0, 1, 2],
     )
     items = stream_npy(io.BytesIO(data), "some.npy")
-    next(next(items).blocks)
+    next(next(items).chunks)
     (untouched,) = items
     assert untouched["after"].tolist() == [0, 1, 2], "what is left is passed over"
 

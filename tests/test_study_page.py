@@ -16,7 +16,7 @@ from pipeline.params import read_params
 from pipeline.report.study_page import write_study_page
 from pipeline.report.study_pictures import across_blocks, all_cells, draw_study_pictures
 from pipeline.sections import Evaluate
-from pipeline.study.results import Cell, Failure
+from pipeline.study.results import Cell
 from pipeline.study.summary import summarise
 
 HOSTILE = "<script>throw Error('ran')</script>"
@@ -33,11 +33,13 @@ def study(
 ) -> Study:
     """Summary and table as they are read from their files; the first runs of the last cell failed."""
     answers = draw(of, n_subjects, (1, 2), [0.25 if i % 2 else 0.0 for i in range(len(of))])
-    answers = [dataclasses.replace(one, collapsed=one.trial.seed == collapsed) for one in answers]
-    lost = [
-        Failure(trial, f"no memory {HOSTILE}")
-        for trial in trials(of[-1], names(n_subjects), (1, 2))[:failures]
+    answers = [
+        dataclasses.replace(one, collapsed=one.trial.run.seed == collapsed) for one in answers
     ]
+    lost = {
+        trial: f"no memory {HOSTILE}"
+        for trial in trials(of[-1], names(n_subjects), (1, 2))[:failures]
+    }
     summary, table = summarise(answers, lost, FACTS | facts, PARAMETERS, 0)
     return json.loads(json.dumps(summary)), table
 
@@ -210,7 +212,7 @@ def test_a_table_read_from_its_file_gives_the_same_page(tmp_path):
 def test_nothing_left_has_a_page_too(tmp_path):
     of = cells(["clip_vitb32"], ["nice"])
     summary, table = summarise(
-        [], [Failure(one, "why") for one in trials(of[0], names(2), (1,))], FACTS, PARAMETERS, 0
+        [], dict.fromkeys(trials(of[0], names(2), (1,)), "why"), FACTS, PARAMETERS, 0
     )
     text = words(page(tmp_path, (summary, table)))
     assert "No result: of 2 runs 2 collapsed or failed" in text and "Pictures" not in text

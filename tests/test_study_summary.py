@@ -12,7 +12,7 @@ from pipeline.evaluate.similarities import Similarities, SubjectResult
 from pipeline.evaluate.statistics import holm
 from pipeline.params import read_params
 from pipeline.sections import Evaluate
-from pipeline.study.results import Cell, Failure, TrialResult
+from pipeline.study.results import Cell, Trial, TrialResult
 from pipeline.study.summary import summarise
 
 PARAMETERS = Evaluate(
@@ -33,25 +33,27 @@ def certain(
         answer(
             trial,
             subject,
-            first(8 + gain * (trial.encoder == "aligned") + (int(subject[-1]) + trial.seed) % 2),
+            first(
+                8 + gain * (trial.encoder == "aligned") + (int(subject[-1]) + trial.run.seed) % 2
+            ),
         )
         for cell, gain in zip(of, gains, strict=True)
         for trial in trials(cell, names(n_subjects), seeds)
-        for subject in trial.tested_on
+        for subject in trial.run.tested_on
     ]
 
 
 def summary_of(
-    answers: list[TrialResult], failures: list[Failure] | None = None, **facts: object
+    answers: list[TrialResult], failures: dict[Trial, str] | None = None, **facts: object
 ) -> dict:
-    return summarise(answers, failures or [], FACTS | facts, PARAMETERS, 0)[0]
+    return summarise(answers, failures or {}, FACTS | facts, PARAMETERS, 0)[0]
 
 
 def broken(answers: list[TrialResult], **of: object) -> list[TrialResult]:
     """The same with the runs whose cell, encoder, fold or seed is `of` collapsed."""
     return [
         dataclasses.replace(one, collapsed=True)
-        if all(getattr(one.trial, name) == value for name, value in of.items())
+        if of.items() <= (vars(one.trial) | vars(one.trial.run)).items()
         else one
         for one in answers
     ]
@@ -110,15 +112,15 @@ def test_a_cell_says_what_compare_says():
     [cell] = cells(["clip_vitb32"], ["nice"])
     scored, answers = {"unaligned": [], "aligned": []}, []
     for trial in trials(cell, names(7), (1, 2)):
-        for subject in trial.tested_on:
+        for subject in trial.run.tested_on:
             similarity = (
                 np.eye(N) * 0.5
                 + 0.5 * random.standard_normal((N, N))
                 + 0.2 * (trial.encoder == "aligned")
             )
             one = SubjectResult(
-                trial.fold,
-                trial.seed,
+                trial.run.fold,
+                trial.run.seed,
                 subject,
                 7,
                 False,
@@ -154,10 +156,11 @@ def test_a_cell_says_what_compare_says():
 def test_the_order_of_the_runs_changes_nothing():
     of = cells(blocks=("11", "last", "6"), protocols=("within-subject", "pooled"))
     answers = draw(of, 3, (1, 2), [0.1] * len(of), N)
-    failures = [Failure(trial, "no memory") for trial in trials(of[0], names(3), (3,))]
+    failures = dict.fromkeys(trials(of[0], names(3), (3,)), "no memory")
     written = []
     for order in (1, -1):
-        summary, table = summarise(answers[::order], failures[::order], FACTS, PARAMETERS, 0)
+        in_order = dict([*failures.items()][::order])
+        summary, table = summarise(answers[::order], in_order, FACTS, PARAMETERS, 0)
         written.append((json.dumps(summary), table.to_csv(index=False)))
     answers = [dataclasses.replace(one, device="cuda", seconds=0.1) for one in answers]
     summary, table = summarise(answers, failures, FACTS, PARAMETERS, 0)
@@ -173,8 +176,8 @@ def test_the_order_of_the_runs_changes_nothing():
 
 def test_the_table_has_a_row_a_run_and_subject():
     of = cells(["clip_vitb32"], ["nice"])
-    failure = Failure(trials(of[0], names(2), (9,))[1], "the loss was not finite")
-    _, table = summarise(broken(certain(of, [3], 2), seed=2), [failure], FACTS, PARAMETERS, 0)
+    failures = {trials(of[0], names(2), (9,))[1]: "the loss was not finite"}
+    _, table = summarise(broken(certain(of, [3], 2), seed=2), failures, FACTS, PARAMETERS, 0)
     assert len(table) == 2 * 3 * 2 + 2
     assert table["status"].value_counts().to_dict() == {"ok": 8, "collapsed": 4, "failed": 2}
     row = table[
@@ -203,9 +206,9 @@ def test_runs_that_broke_leave_no_claim_and_are_told():
     gone = [
         trial
         for trial in trials(of[1], names(8), (1, 2, 3))
-        if trial.encoder == "unaligned" and trial.seed > 1
+        if trial.encoder == "unaligned" and trial.run.seed > 1
     ]
-    summary = summary_of(answers, [Failure(trial, "out of memory") for trial in gone])
+    summary = summary_of(answers, dict.fromkeys(gone, "out of memory"))
     first_cell, second, *others = summary["cells"]
     for cell, n_pairs, why in (
         (first_cell, 2, "1 of 3 aligned runs collapsed"),
@@ -246,7 +249,7 @@ def test_answers_without_a_partner_leave_no_claim():
     answers = [
         one
         for one in certain(cells(), [6] * 4)
-        if (one.trial.encoder, one.trial.seed) != ("aligned", 3)
+        if (one.trial.encoder, one.trial.run.seed) != ("aligned", 3)
     ]
     for cell in summary_of(answers)["cells"]:
         assert cell["no_claim_because"] == "8 without a partner of the other encoder"
@@ -254,7 +257,7 @@ def test_answers_without_a_partner_leave_no_claim():
 
 def test_nothing_left_is_no_result():
     of = cells(["clip_vitb32"], ["nice"])
-    failures = [Failure(trial, "no memory") for trial in trials(of[0], names(2), (1,))]
+    failures = dict.fromkeys(trials(of[0], names(2), (1,)), "no memory")
     summary, table = summarise([], failures, FACTS, PARAMETERS, 0)
     assert summary["answer"] == "No result: of 2 runs 2 collapsed or failed, and no pair is left."
     assert (

@@ -63,9 +63,9 @@ def write_metadata(path: Path, metadata: dict) -> Path:
 
 
 def read(path: Path, split: str) -> np.ndarray:
-    """All blocks together."""
+    """All chunks together."""
     with open_eeg(path, IMAGES, AS_PUBLISHED) as raw:
-        return np.concatenate(list(raw.blocks[split]))
+        return np.concatenate(list(raw.chunks[split]))
 
 
 @pytest.mark.parametrize("protocol", (None, 2, 3, 4, 5))

@@ -53,7 +53,7 @@ def subject(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def read(path: Path, options: Options) -> dict[str, np.ndarray]:
     with open_eeg(path, IMAGES, options) as raw:
-        return {split: np.concatenate(list(blocks)) for split, blocks in raw.blocks.items()}
+        return {split: np.concatenate(list(chunks)) for split, chunks in raw.chunks.items()}
 
 
 # The plain program: everything in memory, one epoch and one covariance at a time, without MNE.
@@ -479,7 +479,7 @@ def images_of(path: Path, options: Options) -> dict[str, list[np.ndarray]]:
                 if raw.n_repetitions
                 else np.full(n, {"train": 4, "test": 80}[split])
             )
-            seen = iter([image for block in raw.blocks[split] for image in block])
+            seen = iter([image for chunk in raw.chunks[split] for image in chunk])
             found[split] = [next(seen) if count else np.empty(0) for count in counts]
             assert [len(image) for image in found[split]] == counts.tolist() and next(
                 seen, None
@@ -620,5 +620,5 @@ def test_nothing_is_seen_in_the_temporary_folder(
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     with open_eeg(subject, IMAGES, Options()) as raw:
-        next(raw.blocks["train"])
+        next(raw.chunks["train"])
         assert list(tmp_path.iterdir()) == []

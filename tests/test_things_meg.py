@@ -41,7 +41,7 @@ N_TRAIN, N_TEST, N_CHANS, N_TIMES = (
     10,
     8,
     281,
-)  # more training images and test trials than a block takes
+)  # more training images and test trials than a chunk takes
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,7 @@ def tables(folder: Path) -> dict[str, pd.DataFrame]:
 
 def read(path: Path, images: Mapping[str, pd.DataFrame]) -> dict[str, np.ndarray]:
     with open_eeg(path, images, PUBLISHED) as raw:
-        return {split: np.concatenate(list(raw.blocks[split])) for split in SPLITS}
+        return {split: np.concatenate(list(raw.chunks[split])) for split in SPLITS}
 
 
 def test_each_image_is_one_row_and_no_concept_is_in_both_splits(meg: Path) -> None:
@@ -122,10 +122,10 @@ def test_it_is_what_mne_reads_whole(meg: Path) -> None:
         assert np.array_equal(raw.layout.times, epochs.times)
         assert len(raw.layout.times) == N_TIMES and raw.layout.step == pytest.approx(1 / 200)
         for split in SPLITS:
-            blocks = list(raw.blocks[split])
-            assert len(blocks) > 1
+            chunks = list(raw.chunks[split])
+            assert len(chunks) > 1
             for condition, image in zip(
-                np.concatenate(blocks), images[split]["image_ids"], strict=True
+                np.concatenate(chunks), images[split]["image_ids"], strict=True
             ):
                 assert np.array_equal(
                     condition, epochs.get_data()[[image == other for other in of_trial]]
@@ -238,7 +238,7 @@ def test_a_part_that_shrinks_while_it_is_read_is_an_error(subject: Path, meg: Pa
         with (subject / "preprocessed_P1-epo-1.fif").open("r+b") as file:
             file.truncate(100_000)
         with pytest.raises(InputError, match="P1: cannot be read as epochs of MNE"):
-            list(raw.blocks["train"])
+            list(raw.chunks["train"])
 
 
 def test_whatever_is_damaged_ends_in_one_sentence(subject: Path, meg: Path) -> None:

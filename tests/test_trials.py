@@ -85,7 +85,7 @@ def test_the_grid(data):
         KINDS,
     )
     assert {trial.cell.block for trial in blocks} == {"6", "last"} and {
-        trial.seed for trial in blocks
+        trial.run.seed for trial in blocks
     } == {3, 5}
     only_last = study(backbones=["two"], alignments=["dreamsim", "other"], blocks=[6, "last"])
     cells = {
@@ -128,7 +128,9 @@ def test_a_run_of_a_study_is_that_of_the_train_and_evaluate_stages(
 ):
     recipe = quick_recipe(protocol=protocol, **views)
     both = run(data, workers, recipe, protocols=[protocol])
-    answers = {(one.trial.fold, one.subject): one for one in both if one.trial.encoder == "aligned"}
+    answers = {
+        (one.trial.run.fold, one.subject): one for one in both if one.trial.encoder == "aligned"
+    }
     cache = data / "embeddings/one/dreamsim.h5"
     forget_trainings()
     train_all(data / "eeg", cache, tmp_path / "model", recipe, 1, Runs(where="local", workers=1))
@@ -221,14 +223,14 @@ def test_runs_that_fail_are_told_and_stop_no_other(data, workers, cache):
     trials = plan_study(study(eeg_encoders=["nice-recipe", "no-such-encoder"]), 1, list(eeg), KINDS)
     answers, failures = run_study(trials, eeg, data / "embeddings", quick_recipe(), workers)
     assert len(answers) == len(failures) == 4
-    assert {failure.trial.cell.eeg_encoder for failure in failures} == {"no-such-encoder"}
+    assert {trial.cell.eeg_encoder for trial in failures} == {"no-such-encoder"}
     diverging = quick_recipe(
         learning_rate=1e9, warmup_start=0.5, gradient_clip="none", average_epochs="none"
     )
     answers, failures = run_study(
         plan_study(study(), 1, list(eeg), KINDS), eeg, data / "embeddings", diverging, workers
     )
-    assert {failure.reason.split(" in epoch")[0] for failure in failures} == {"training diverged"}
+    assert {reason.split(" in epoch")[0] for reason in failures.values()} == {"training diverged"}
 
 
 def test_a_damaged_file_is_told(data, workers, cache):

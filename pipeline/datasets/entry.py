@@ -58,19 +58,19 @@ class RawEeg:
     """One subject's opened recording.
 
     * `layout`: the channels and times of both splits.
-    * `blocks[split]`: float64 blocks (n, R, C, T), consecutive along N. They can be read once.
+    * `chunks[split]`: float64 chunks (n, R, C, T), consecutive along N. They can be read once.
     * `caveats`: sentences for every report, on how these recordings were read.
     * `n_repetitions[split]`: (N,), the repetitions of each image of a split, 0 for one that was not
-      shown. None where all images were shown equally often. Where they were not, the blocks hold
-      only the images that were shown, and R is the same for all images of a block.
+      shown. None where all images were shown equally often. Where they were not, the chunks hold
+      only the images that were shown, and R is the same for all images of a chunk.
 
     Names, times and checksums can come after the values in a file. Therefore the values of a split
-    are right only when its blocks have ended without an error. Raises InputError, while blocks are
+    are right only when its chunks have ended without an error. Raises InputError, while chunks are
     read, where a count, a shape, a type or a value is not as expected.
     """
 
     layout: Layout
-    blocks: Mapping[Split, Iterator[np.ndarray]]
+    chunks: Mapping[Split, Iterator[np.ndarray]]
     caveats: tuple[str, ...] = ()
     n_repetitions: Mapping[Split, np.ndarray] | None = None
 
@@ -100,7 +100,7 @@ class Dataset:
       recordings (`sfreq`, `baseline`, `mvnn`, `sessions`). A dataset that was published as epochs
       refuses these steps with `require_as_published`.
     * `units`: the physical unit of the EEG as released, in words.
-    * `memory_needed(file, preprocess)`: about the bytes of memory that `open_eeg` and its blocks
+    * `memory_needed(file, preprocess)`: about the bytes of memory that `open_eeg` and its chunks
       take. It is called for all subjects before any EEG is read. It reads no EEG, and raises
       InputError for what is already wrong with the names and sizes of files.
     * `caveats`: sentences for every report.

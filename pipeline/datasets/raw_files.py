@@ -208,7 +208,7 @@ def _require_same_channels(channels: Channels, expected: Channels) -> None:
 
 
 def _pick_rows(array: Streamed, channels: Channels, rows: Sequence[int], file: str) -> np.ndarray:
-    """The chosen rows of an array (channels, samples) whose blocks are read here."""
+    """The chosen rows of an array (channels, samples) whose chunks are read here."""
     n_rows = len(channels.names)
     if len(array.shape) != 2 or array.shape[0] != n_rows or array.dtype.kind != "f":
         raise InputError(
@@ -219,8 +219,8 @@ def _pick_rows(array: Streamed, channels: Channels, rows: Sequence[int], file: s
     position = {row: i for i, row in enumerate(rows)}
     picked = np.empty((len(rows), array.shape[1]))
     start = 0
-    for block in array.blocks:
-        for row, values in enumerate(block, start):
+    for chunk in array.chunks:
+        for row, values in enumerate(chunk, start):
             if row not in position:
                 continue
             if not np.isfinite(values).all():
@@ -231,7 +231,7 @@ def _pick_rows(array: Streamed, channels: Channels, rows: Sequence[int], file: s
                     f"out {leave_out}the session (preprocess.sessions), or {FETCH_AGAIN}"
                 )
             picked[position[row]] = values
-        start += len(block)
+        start += len(chunk)
     return picked
 
 

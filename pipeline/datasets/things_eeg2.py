@@ -5,7 +5,7 @@ Published: Gifford et al. 2022, doi 10.1016/j.neuroimage.2022.119754; https://os
 Layout: one zip of EEG a subject with two saved dictionaries, `preprocessed_eeg_training.npy` and
 `preprocessed_eeg_test.npy`, of `preprocessed_eeg_data` (N, R, C, T), `ch_names` and `times`; two
 zips of images; `image_metadata.npy`, a saved dictionary of the names of images and concepts.
-Made of it: a table of images a split, and the EEG in blocks, float64, as it was released.
+Made of it: a table of images a split, and the EEG in chunks, float64, as it was released.
 
 Nothing read here is believed: sizes come from the metadata and are compared with the arrays, and
 channels are taken by name.
@@ -40,7 +40,7 @@ PREPARED_AS = "epochs at 100 Hz, baseline and noise normalisation applied"
 LARGEST_EEG = 4 << 30  # bytes of one EEG file, about four times the largest published
 LARGEST_TEST_EEG = 1 << 30  # bytes of the test EEG, kept in memory; the published one has 218 MB
 STREAMING_BYTES = 50 << 20  # memory while the training EEG is streamed
-BLOCK_ROWS = 256  # conditions in one block of an array that had to be read whole
+CHUNK_ROWS = 256  # conditions in one chunk of an array that had to be read whole
 
 
 def read_metadata(path: Path) -> dict[Split, pd.DataFrame]:
@@ -173,15 +173,15 @@ def open_eeg(
         file = _file_name(archive, subject, "test")
         _check_eeg(test_eeg, len(images["test"]), layout, file)
 
-        train_blocks = _train_blocks(archive, subject, len(images["train"]), layout)
-        test_blocks = _finite_blocks(test_eeg.blocks, file)
-        yield RawEeg(layout, {"train": train_blocks, "test": test_blocks})
+        train_chunks = _train_chunks(archive, subject, len(images["train"]), layout)
+        test_chunks = _finite_chunks(test_eeg.chunks, file)
+        yield RawEeg(layout, {"train": train_chunks, "test": test_chunks})
 
 
 def _read_test(archive: zipfile.ZipFile, subject: str) -> tuple[Layout, Streamed]:
-    """The layout, and the test EEG with all its blocks in memory.
+    """The layout, and the test EEG with all its chunks in memory.
 
-    The memory of a block is freed once the block was used.
+    The memory of a chunk is freed once the chunk was used.
     """
     file = _file_name(archive, subject, "test")
     for item in _read_file(archive, subject, "test"):
@@ -196,19 +196,19 @@ def _read_test(archive: zipfile.ZipFile, subject: str) -> tuple[Layout, Streamed
                 f"{file}: the EEG has {size} bytes, expected at most {LARGEST_TEST_EEG}, which "
                 f"fit in memory; {FETCH_AGAIN}"
             )
-        blocks = deque(eeg.blocks)
-    in_memory = (blocks.popleft() for _ in range(len(blocks)))
+        chunks = deque(eeg.chunks)
+    in_memory = (chunks.popleft() for _ in range(len(chunks)))
     return layout, Streamed(eeg.shape, eeg.dtype, in_memory)
 
 
-def _train_blocks(
+def _train_chunks(
     archive: zipfile.ZipFile, subject: str, n_images: int, layout: Layout
 ) -> Iterator[np.ndarray]:
     file = _file_name(archive, subject, "train")
     for item in _read_file(archive, subject, "train"):
         if not isinstance(item, Layout):
             _check_eeg(item, n_images, layout, file)
-            yield from _finite_blocks(item.blocks, file)
+            yield from _finite_chunks(item.chunks, file)
             continue
 
         same_times = np.allclose(item.times, layout.times, rtol=0, atol=layout.step / 1000)
@@ -255,8 +255,8 @@ def _read_file(archive: zipfile.ZipFile, subject: str, split: Split) -> Iterator
 
 def _split_array(array: np.ndarray) -> Iterator[np.ndarray]:
     n_rows = array.shape[0] if array.shape else 0
-    for start in range(0, n_rows, BLOCK_ROWS):
-        yield array[start : start + BLOCK_ROWS]
+    for start in range(0, n_rows, CHUNK_ROWS):
+        yield array[start : start + CHUNK_ROWS]
 
 
 def _member_name(archive: zipfile.ZipFile, subject: str, split: Split) -> str:
@@ -291,19 +291,19 @@ def _check_eeg(eeg: Streamed, n_images: int, layout: Layout, file: str) -> None:
         )
 
 
-def _finite_blocks(blocks: Iterator[np.ndarray], file: str) -> Iterator[np.ndarray]:
-    """The blocks as float64. Raises InputError at a value that is not finite."""
+def _finite_chunks(chunks: Iterator[np.ndarray], file: str) -> Iterator[np.ndarray]:
+    """The chunks as float64. Raises InputError at a value that is not finite."""
     start = 0
-    for block in blocks:
-        wrong = ~np.isfinite(block).all(axis=(1, 2, 3))
+    for chunk in chunks:
+        wrong = ~np.isfinite(chunk).all(axis=(1, 2, 3))
         if wrong.any():
             condition = start + int(wrong.argmax())
             raise InputError(
                 f"{file}: condition {condition} (from 0) holds NaN or infinite values; "
                 f"{FETCH_AGAIN}"
             )
-        start += len(block)
-        yield block.astype(np.float64, copy=False)
+        start += len(chunk)
+        yield chunk.astype(np.float64, copy=False)
 
 
 def _read_layout(fields: Fields, file: str) -> Layout:

@@ -1,4 +1,4 @@
-"""THINGS-EEG2 as recorded, made into the same blocks as the released, preprocessed EEG.
+"""THINGS-EEG2 as recorded, made into the same chunks as the released, preprocessed EEG.
 
 Published: Gifford et al. 2022, doi 10.1016/j.neuroimage.2022.119754; Figshare+ 18470912.
 Layout: one zip a subject, 63 EEG channels at 1000 Hz in four sessions (see `raw_files`).
@@ -55,7 +55,7 @@ __all__ = ["caveats", "find_subjects", "memory_needed", "open_eeg"]
 LARGEST_RAW = 4 << 30  # bytes of one file, about twice the largest published
 EPOCHS_AT_ONCE = 200  # cut together; at 1000 Hz, 63 channels of 1.2 s have 121 MB
 CUTTING_BYTES = 400 << 20  # memory while these are cut
-BLOCK_BYTES = 32 << 20  # about the size of one block of prepared EEG
+CHUNK_BYTES = 32 << 20  # about the size of one chunk of prepared EEG
 TRAINING_IMAGES_IN_A_SESSION = 0.5  # share of them; a session shows all test images
 
 
@@ -147,11 +147,11 @@ def open_eeg(
                 )
                 for split in SPLITS
             }
-            blocks = {split: _gather_sessions(parts[split], counts[split]) for split in SPLITS}
+            chunks = {split: _gather_sessions(parts[split], counts[split]) for split in SPLITS}
 
             layout = Layout(tuple(channels.names[row] for row in rows[:-1]), plan.times)
             n_repetitions = None if uses_all_sessions else counts
-            yield RawEeg(layout, blocks, caveats(preprocess), n_repetitions)
+            yield RawEeg(layout, chunks, caveats(preprocess), n_repetitions)
 
 
 @dataclass(frozen=True)
@@ -321,17 +321,17 @@ def _count_repetitions(
 
 
 def _gather_sessions(parts: Sequence[_Part], counts: np.ndarray) -> Iterator[np.ndarray]:
-    """The EEG of the images that were shown, all sessions together, in blocks (n, R, C, T).
+    """The EEG of the images that were shown, all sessions together, in chunks (n, R, C, T).
 
-    `counts` are the repetitions of each image. R is the same for all images of a block.
+    `counts` are the repetitions of each image. R is the same for all images of a chunk.
     """
     image_rows = np.flatnonzero(counts)
     shape = (counts.max(), *parts[0].shape[1:])
-    n_at_once = max(1, BLOCK_BYTES // (math.prod(shape) * 8))
+    n_at_once = max(1, CHUNK_BYTES // (math.prod(shape) * 8))
 
     for start in range(0, len(image_rows), n_at_once):
         images = image_rows[start : start + n_at_once]
-        block = np.empty((len(images), *shape))
+        chunk = np.empty((len(images), *shape))
         filled = np.zeros(len(images), int)  # repetitions of each image so far
         for part in parts:
             begin, end = np.searchsorted(part.images, [images[0], images[-1] + 1])
@@ -339,11 +339,11 @@ def _gather_sessions(parts: Sequence[_Part], counts: np.ndarray) -> Iterator[np.
                 continue
             i = np.searchsorted(images, part.images[begin:end])
             repetitions = filled[i, None] + np.arange(part.shape[0])
-            block[i[:, None], repetitions] = part.read(begin, end)
+            chunk[i[:, None], repetitions] = part.read(begin, end)
             filled[i] += part.shape[0]
 
-        # Split where the number of repetitions changes, so that a block has only one.
+        # Split where the number of repetitions changes, so that a chunk has only one.
         changes = np.flatnonzero(np.diff(filled)) + 1
-        pieces = np.split(block, changes)
+        pieces = np.split(chunk, changes)
         for eeg, n_repetitions in zip(pieces, np.split(filled, changes), strict=True):
             yield eeg[:, : n_repetitions[0]]

@@ -8,7 +8,7 @@ subjects.
 Prepared by https://github.com/ViCCo-Group/THINGS-data, MEG/step1_preprocessing.py: 0.1 to 40 Hz,
 -0.1 to 1.3 s at 200 Hz, each trial and channel in standard deviations of its own 0.1 s before
 onset.
-Made of it: a table of images a split, and the MEG in blocks, float64, sorted by image. Which image
+Made of it: a table of images a split, and the MEG in chunks, float64, sorted by image. Which image
 a trial showed is read from the metadata in the epochs. MNE stores them as JSON and unpickles
 nothing.
 Axes: N conditions (images), R repetitions, C channels, T samples.
@@ -150,8 +150,8 @@ def open_eeg(
 ) -> Iterator[RawEeg]:
     """The MEG of one subject, whose folder is `path`, see `RawEeg`: R is 1 in training, 12 in test.
 
-    `images` as `read_metadata` returns them. The trials of a block are read from the disk when the
-    block is asked for, so that about 0.3 GB are in memory whatever the size of the files.
+    `images` as `read_metadata` returns them. The trials of a chunk are read from the disk when the
+    chunk is asked for, so that about 0.3 GB are in memory whatever the size of the files.
     """
     require_as_published(preprocess, PREPARED_AS)
     epochs = _open_epochs(path)
@@ -161,7 +161,7 @@ def open_eeg(
 
     positions = sensor_positions(epochs.info, str(path))
     layout = Layout(tuple(epochs.ch_names), epochs.times.astype(np.float64), positions)
-    yield RawEeg(layout, {split: _blocks(epochs, trials[split], path) for split in SPLITS})
+    yield RawEeg(layout, {split: _chunks(epochs, trials[split], path) for split in SPLITS})
 
 
 def _part_files(folder: Path) -> list[Path]:
@@ -269,8 +269,8 @@ def _trials_of_images(
     return by_image.reshape(len(image_ids), n_repetitions)
 
 
-def _blocks(epochs: "mne.BaseEpochs", trials: np.ndarray, path: Path) -> Iterator[np.ndarray]:
-    """The MEG of `trials` (N, R) in blocks (n, R, C, T)."""
+def _chunks(epochs: "mne.BaseEpochs", trials: np.ndarray, path: Path) -> Iterator[np.ndarray]:
+    """The MEG of `trials` (N, R) in chunks (n, R, C, T)."""
     n_conditions = max(1, TRIALS_AT_ONCE // trials.shape[1])
     for start in range(0, len(trials), n_conditions):
         numbers = trials[start : start + n_conditions]

@@ -281,9 +281,9 @@ def _channels(scores: list[Scores], resamples: Resamples, axes: SharedAxes) -> p
         curves.append(_curve(name, scores, resamples, losses))
 
     channels = pd.DataFrame({"ch_name": axes.ch_names})
-    if axes.places is not None:
-        channels["x"] = axes.places[:, 0]
-        channels["y"] = axes.places[:, 1]
+    if axes.sensor_positions is not None:
+        channels["x"] = axes.sensor_positions[:, 0]
+        channels["y"] = axes.sensor_positions[:, 1]
     return pd.concat([channels, *curves], axis=1)
 
 

@@ -34,7 +34,7 @@ class SharedAxes:
     times: np.ndarray  # (T,), s
     n_repetitions: int
     windows: list[slice]  # of samples
-    places: np.ndarray | None = None  # (C, 2), see `Recording`
+    sensor_positions: np.ndarray | None = None  # (C, 2), see `Recording`
     caveats: tuple[str, ...] = ()  # on how the EEG was prepared
 
 
@@ -120,7 +120,7 @@ def _shared_axes(recording: Recording, parameters: Evaluate) -> SharedAxes:
         concept=recording.concept_in_split,
         things_concept=recording.things_concept,
         ch_names=recording.ch_names,
-        places=recording.places,
+        sensor_positions=recording.sensor_positions,
         caveats=recording.caveats,
         times=recording.times,
         n_repetitions=recording.eeg.shape[1],

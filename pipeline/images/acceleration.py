@@ -23,7 +23,7 @@ from pipeline.sections import BlockChoice
 
 
 def accelerate(
-    encoder: ImageEncoder,
+    image_encoder: ImageEncoder,
     blocks: Sequence[BlockChoice],
     tokens: Tokens,
     precision: Literal["float32", "bfloat16"],
@@ -32,10 +32,10 @@ def accelerate(
     """Change the encoder in place, for these blocks, tokens and device alone; it is on the CPU."""
     dtype = getattr(torch, precision)
     packed = device.type == "cpu" and torch.backends.cpu.get_cpu_capability() == "AVX512"
-    encoder.arithmetic = dtype
+    image_encoder.arithmetic = dtype
 
-    deepest = max(encoder.n_blocks if block == "last" else block for block in blocks)
-    for vit in encoder.vits:
+    deepest = max(image_encoder.n_blocks if block == "last" else block for block in blocks)
+    for vit in image_encoder.vits:
         layers = vit.vit.blocks
         last = cast(Layer, layers[deepest - 1])
         # Nothing reads the other tokens after the deepest block.

@@ -32,16 +32,16 @@ class Replica:
     """The encoder on a device, for one thread; threads of one device share the encoder."""
 
     device: torch.device
-    encoder: ImageEncoder
+    image_encoder: ImageEncoder
 
 
-def make_replicas(encoder: ImageEncoder, device: torch.device) -> list[Replica]:
+def make_replicas(image_encoder: ImageEncoder, device: torch.device) -> list[Replica]:
     """One entry for each thread that embeds: one for each core, or some for each GPU."""
     if device.type == "cpu":
-        return [Replica(device, encoder)] * torch.get_num_threads()
+        return [Replica(device, image_encoder)] * torch.get_num_threads()
 
     gpus = [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
-    return [Replica(gpu, copy.deepcopy(encoder).to(gpu)) for gpu in gpus] * THREADS_PER_GPU
+    return [Replica(gpu, copy.deepcopy(image_encoder).to(gpu)) for gpu in gpus] * THREADS_PER_GPU
 
 
 def make_pool(decoder: Decoder, batch_size: int, replicas: list[Replica]) -> DecodingPool:
@@ -99,7 +99,7 @@ def _embed_decoded(
             values = []
             for pixels in batch.views:
                 features, n_fitting = embed_batch(
-                    replica.encoder, pixels, parameters, device, n_fitting
+                    replica.image_encoder, pixels, parameters, device, n_fitting
                 )
                 values.append(features)
             decoding.free(batch)
@@ -111,7 +111,7 @@ def _embed_decoded(
 
 
 def embed_batch(
-    encoder: ImageEncoder,
+    image_encoder: ImageEncoder,
     images: Tensor,
     parameters: ResolvedEmbed,
     device: torch.device,
@@ -125,7 +125,8 @@ def embed_batch(
     while True:
         try:
             parts = [
-                _forward(encoder, part, parameters, device) for part in images.split(n_fitting)
+                _forward(image_encoder, part, parameters, device)
+                for part in images.split(n_fitting)
             ]
             return np.concatenate(parts), n_fitting
         except torch.OutOfMemoryError:
@@ -142,9 +143,9 @@ def embed_batch(
 
 @torch.inference_mode()
 def _forward(
-    encoder: ImageEncoder, images: Tensor, parameters: ResolvedEmbed, device: torch.device
+    image_encoder: ImageEncoder, images: Tensor, parameters: ResolvedEmbed, device: torch.device
 ) -> np.ndarray:
     """Images (B, 3, side, side) uint8 -> all blocks side by side, (B, sum of D) float32."""
     pixels = images.to(device).float() / 255
-    features = encoder(pixels, parameters.blocks, parameters.tokens)
+    features = image_encoder(pixels, parameters.blocks, parameters.tokens)
     return torch.cat(features, dim=1).float().cpu().numpy()

@@ -102,9 +102,9 @@ def embed_images(
     check_views(parameters.views)
 
     image_ids = read_image_ids(image_table)
-    encoder, alignment = load(checkpoint)
+    image_encoder, alignment = load(checkpoint)
     resolved = resolve(parameters, device)
-    attributes = describe(encoder, alignment, checkpoint, names, resolved, device)
+    attributes = describe(image_encoder, alignment, checkpoint, names, resolved, device)
 
     decided_by = [attributes, parameters.blocks, parameters.views]
     chosen = {"IMAGE_MODELS": [names["backbone"]]}
@@ -112,8 +112,8 @@ def embed_images(
         open_images(images_dir, image_ids) as images,
         unfinished("embedding", __file__, PACKAGES, chosen, decided_by, keep=True) as folder,
     ):
-        decoder = Decoder(images, encoder.framing, parameters.views)
-        reference = embed_reference(encoder, decoder, image_ids, parameters)
+        decoder = Decoder(images, image_encoder.framing, parameters.views)
+        reference = embed_reference(image_encoder, decoder, image_ids, parameters)
         if not reference.is_finite():
             raise InputError(
                 f"{checkpoint}: the {names['encoder']} encoder gives values that are not finite "
@@ -121,11 +121,13 @@ def embed_images(
                 "backbone, or another file of weights"
             )
 
-        accelerate(encoder, parameters.blocks, parameters.tokens, resolved.precision, device)
+        accelerate(image_encoder, parameters.blocks, parameters.tokens, resolved.precision, device)
         batches = split_into_batches(image_ids, images, folder, resolved.batch_size)
-        embed_missing(encoder, batches, decoder, reference.sizes, resolved, device, target)
+        embed_missing(image_encoder, batches, decoder, reference.sizes, resolved, device, target)
 
-        features = {block: encoder.feature(block, parameters.tokens) for block in parameters.blocks}
+        features = {
+            block: image_encoder.feature(block, parameters.tokens) for block in parameters.blocks
+        }
         label = f"{target} (from {checkpoint.name})"
         blocks = read_blocks(batches, parameters.views, features, reference, label)
         write_embeddings(target, image_ids, blocks, attributes)
@@ -145,7 +147,7 @@ def resolve(parameters: Embed, device: torch.device) -> ResolvedEmbed:
 
 
 def describe(
-    encoder: ImageEncoder,
+    image_encoder: ImageEncoder,
     alignment: dict[str, Any],
     checkpoint: Path,
     names: dict[str, str],
@@ -156,7 +158,7 @@ def describe(
     return {
         **names,
         "tokens": parameters.tokens,
-        "preprocessing": encoder.preprocessing,
+        "preprocessing": image_encoder.preprocessing,
         "precision": parameters.precision,
         "batch_size": parameters.batch_size,
         "device": device_name(device),
@@ -168,7 +170,7 @@ def describe(
 
 
 def embed_reference(
-    encoder: ImageEncoder, decoder: Decoder, image_ids: list[str], parameters: Embed
+    image_encoder: ImageEncoder, decoder: Decoder, image_ids: list[str], parameters: Embed
 ) -> Reference:
     """Embed a few images, evenly spread over all rows, before the encoder is made faster."""
     rows = np.unique(np.linspace(0, len(image_ids) - 1, N_REFERENCE_IMAGES).astype(int))
@@ -176,14 +178,19 @@ def embed_reference(
     views = decoder.empty(len(rows))
     for i, row in enumerate(rows):
         decoder.decode(image_ids[row], views[:, i])
-    return Reference(rows, [_embed_one_by_one(encoder, pixels, parameters) for pixels in views])
+    return Reference(
+        rows, [_embed_one_by_one(image_encoder, pixels, parameters) for pixels in views]
+    )
 
 
 @torch.inference_mode()
-def _embed_one_by_one(encoder: ImageEncoder, images: Tensor, parameters: Embed) -> list[np.ndarray]:
+def _embed_one_by_one(
+    image_encoder: ImageEncoder, images: Tensor, parameters: Embed
+) -> list[np.ndarray]:
     """Images (M, 3, side, side) uint8 -> (M, D) float32 for each block."""
     outputs = [
-        encoder(image[None].float() / 255, parameters.blocks, parameters.tokens) for image in images
+        image_encoder(image[None].float() / 255, parameters.blocks, parameters.tokens)
+        for image in images
     ]
     return [torch.cat(rows).numpy() for rows in zip(*outputs, strict=True)]
 
@@ -204,7 +211,7 @@ def split_into_batches(
 
 
 def embed_missing(
-    encoder: ImageEncoder,
+    image_encoder: ImageEncoder,
     batches: list[Batch],
     decoder: Decoder,
     sizes: list[int],
@@ -231,7 +238,7 @@ def embed_missing(
     in_cache = {missing[0].file.parent: n_bytes * n_missing // n_images} if missing else {}
     check_folders({target.parent: n_bytes} | in_cache)
 
-    replicas = make_replicas(encoder, device)
+    replicas = make_replicas(image_encoder, device)
     # Each replica embeds one batch at least: a first batch takes longer.
     n_timed = max(len(replicas) * parameters.batch_size, N_TIMED_IMAGES)
     label = f"embed {target.stem}"

@@ -37,22 +37,22 @@ class Embeddings:
 
     * `values`: (N, D) float32, the gallery, with which EEG is compared. With the block `mix` it is
       (N, K, D), for the K blocks named in `blocks`. The EEG encoder also learns `values`, unless
-      there is `learned`.
+      there are `targets`.
     * `image_ids`: (N,) str, each once.
     * `blocks`: the names of K blocks, the deepest last; empty without `mix`.
-    * `learned`: (N, V, D) float32, or (N, V, K, D) for a mix: V views of each image, of which the
+    * `targets`: (N, V, D) float32, or (N, V, K, D) for a mix: V views of each image, of which the
       EEG encoder learns one at a time.
-    * `views`, `views_in_gallery`: in words, which views `learned` and `values` are.
-    * `where`: the file, for error messages.
+    * `views`, `views_in_gallery`: in words, which views `targets` and `values` are.
+    * `file`: its path, for error messages.
     """
 
     values: np.ndarray
     image_ids: np.ndarray
     blocks: tuple[str, ...] = ()
-    learned: np.ndarray | None = None
+    targets: np.ndarray | None = None
     views: str = ORIGINAL
     views_in_gallery: str = ORIGINAL
-    where: str = "the embedding cache"
+    file: str = "the embedding cache"
 
     def rows(self, image_ids: np.ndarray) -> np.ndarray:
         """The row of each id: (n,) str -> (n,) int64, in the same order.
@@ -63,7 +63,7 @@ class Embeddings:
         missing = [image_id for image_id in image_ids if image_id not in row_of]
         if missing:
             raise InputError(
-                f"{self.where}: {len(missing)} of the {len(image_ids)} images seen have no "
+                f"{self.file}: {len(missing)} of the {len(image_ids)} images seen have no "
                 f"embedding, first {missing[0]}{self._by_another_name(missing[0])}; {EMBED_AGAIN}"
             )
         return np.array([row_of[image_id] for image_id in image_ids], dtype=np.int64)
@@ -147,7 +147,7 @@ def read_embeddings(
             _check_tables(path, tables, names, block, image_ids)
 
             values = _read(path, tables, views_in_gallery, image_ids)[:, 0]
-            learned = None if views == views_in_gallery else _read(path, tables, views, image_ids)
+            targets = None if views == views_in_gallery else _read(path, tables, views, image_ids)
     except (OSError, KeyError, AttributeError, TypeError, ValueError) as error:
         raise unreadable(error, path) or InputError(
             f"{path}: is not a whole embedding cache ({error}); {EMBED_AGAIN}"
@@ -155,15 +155,15 @@ def read_embeddings(
 
     if block != "mix":  # no axis K
         values = values[:, 0]
-        learned = None if learned is None else learned[:, :, 0]
+        targets = None if targets is None else targets[:, :, 0]
     return Embeddings(
         values,
         image_ids,
         blocks=tuple(names) if block == "mix" else (),
-        learned=learned,
+        targets=targets,
         views=_in_words(views, [*groups]),
         views_in_gallery=_in_words(views_in_gallery, [*groups]),
-        where=str(path),
+        file=str(path),
     )
 
 

@@ -4,7 +4,7 @@
                        the hash of the raw file (source_sha256), versions
     /ch_names (C,)     channel names, in the order of the channel axis
     /times (T,)        seconds from stimulus onset
-    /places (C, 2)     sensors on the head seen from above, nose up, rim at 1; absent where the
+    /sensor_positions (C, 2)   on the head seen from above, nose up, rim at 1; absent where the
                        10-05 system knows the channel names
     /mean, /sd (C,)    by which each channel was standardised; only with `dtype: float16`
     /train/eeg         (N, C, T) averaged over repetitions, or (N, R, C, T)
@@ -61,7 +61,7 @@ def prepare_subjects(
     `parameters` are the section `preprocess` of params.yaml. Images that a subject did not see are
     left out, and a sentence on the terminal says so. `workers` processes prepare a subject each,
     or fewer where the memory is too small for so many. A worker holds what the dataset's
-    `open_eeg` holds, a few blocks and 0.12 GB of libraries: at most 0.34 GB for a subject of full
+    `open_eeg` holds, a few chunks and 0.12 GB of libraries: at most 0.34 GB for a subject of full
     size as published (measured; the test EEG is 0.22 of it), and about 1.3 GB for an archive in
     Fortran order or pickle protocol 5, which the published ones are not.
 
@@ -169,9 +169,9 @@ def _prepare_subject(
             for column in table.columns:
                 _write_text(group, column, table[column].tolist())
 
-            selected = _select(raw.blocks[split], n_repetitions, picks, samples)
-            blocks = _normalise(selected, parameters.normalise == "trial", average)
-            _write_split(group, blocks, average, parameters.dtype, path, out.parent, check_room)
+            selected = _select(raw.chunks[split], n_repetitions, picks, samples)
+            chunks = _normalise(selected, parameters.normalise == "trial", average)
+            _write_split(group, chunks, average, parameters.dtype, path, out.parent, check_room)
 
     return sentences
 
@@ -259,57 +259,57 @@ def pick_samples(layout: Layout, window: list[float] | Literal["published"], pat
     return samples
 
 
-# The blocks of a split, (n, R, C, T) float64, pass through these one by one.
+# The chunks of a split, (n, R, C, T) float64, pass through these one by one.
 
 
 def _select(
-    blocks: Iterator[np.ndarray],
+    chunks: Iterator[np.ndarray],
     n_repetitions: int | None,
     picks: slice | list[int],
     samples: slice,
 ) -> Iterator[np.ndarray]:
     """The first repetitions (None: all), and the picked channels and samples."""
-    for block in blocks:
-        yield block[:, :n_repetitions, picks, samples]
+    for chunk in chunks:
+        yield chunk[:, :n_repetitions, picks, samples]
 
 
-def _normalise(blocks: Iterator[np.ndarray], by_trial: bool, average: bool) -> Iterator[np.ndarray]:
+def _normalise(chunks: Iterator[np.ndarray], by_trial: bool, average: bool) -> Iterator[np.ndarray]:
     """Normalised trials if `by_trial`; with `average` the mean over repetitions, (n, C, T)."""
-    for block in blocks:
+    for chunk in chunks:
         if by_trial:
-            norm = np.linalg.norm(block, axis=-1, keepdims=True)
-            block = (block - block.mean(axis=-1, keepdims=True)) / np.where(norm == 0, 1, norm)
-        yield block.mean(axis=1) if average else block
+            norm = np.linalg.norm(chunk, axis=-1, keepdims=True)
+            chunk = (chunk - chunk.mean(axis=-1, keepdims=True)) / np.where(norm == 0, 1, norm)
+        yield chunk.mean(axis=1) if average else chunk
 
 
-def _standardise(blocks: Iterator[np.ndarray], file: h5py.File) -> Iterator[np.ndarray]:
+def _standardise(chunks: Iterator[np.ndarray], file: h5py.File) -> Iterator[np.ndarray]:
     """Each channel by its `/mean` and `/sd`."""
     mean = file["mean"][:][:, None]
     sd = file["sd"][:][:, None]
-    for block in blocks:
-        yield (block - mean) / sd
+    for chunk in chunks:
+        yield (chunk - mean) / sd
 
 
 @contextmanager
 def _measured(
-    blocks: Iterator[np.ndarray], file: h5py.File, folder: Path
+    chunks: Iterator[np.ndarray], file: h5py.File, folder: Path
 ) -> Iterator[Iterator[np.ndarray]]:
-    """The same blocks (n, ..., C, T) again, after `/mean` and `/sd` (C,) of all are written.
+    """The same chunks (n, ..., C, T) again, after `/mean` and `/sd` (C,) of all are written.
 
-    Meanwhile the blocks are in a temporary file in `folder`, because they may not fit into memory.
+    Meanwhile the chunks are in a temporary file in `folder`, because they may not fit into memory.
     """
     n_values = 0
-    n_blocks = 0
+    n_chunks = 0
     total = 0.0
     squares = 0.0
     with tempfile.TemporaryFile(dir=folder) as buffer:
-        for block in blocks:
-            by_channel = np.moveaxis(block, -2, 0).reshape(block.shape[-2], -1)
+        for chunk in chunks:
+            by_channel = np.moveaxis(chunk, -2, 0).reshape(chunk.shape[-2], -1)
             n_values += by_channel.shape[1]
             total = total + by_channel.sum(1)
             squares = squares + np.square(by_channel).sum(1)
-            save_array(buffer, block)
-            n_blocks += 1
+            save_array(buffer, chunk)
+            n_chunks += 1
 
         mean = total / n_values
         sd = np.sqrt(np.maximum(squares / n_values - np.square(mean), 0))
@@ -318,12 +318,12 @@ def _measured(
         file.attrs["units"] = UNITS_OF_FLOAT16
 
         buffer.seek(0)
-        yield (np.load(buffer) for _ in range(n_blocks))
+        yield (np.load(buffer) for _ in range(n_chunks))
 
 
 def _write_split(
     group: h5py.Group,
-    blocks: Iterator[np.ndarray],
+    chunks: Iterator[np.ndarray],
     average: bool,
     dtype: str,
     path: Path,
@@ -332,25 +332,25 @@ def _write_split(
 ) -> None:
     """The EEG of one split, standardised if it is written in half precision."""
     if dtype != "float16":
-        _write_eeg(group, blocks, average, dtype, path, check_room)
+        _write_eeg(group, chunks, average, dtype, path, check_room)
         return
 
     # The training EEG comes first: its mean and standard deviation are also those of the test EEG.
     is_training = group.name == "/train"
-    measured = _measured(blocks, group.file, folder) if is_training else nullcontext(blocks)
-    with measured as blocks:
-        _write_eeg(group, _standardise(blocks, group.file), average, dtype, path, check_room)
+    measured = _measured(chunks, group.file, folder) if is_training else nullcontext(chunks)
+    with measured as chunks:
+        _write_eeg(group, _standardise(chunks, group.file), average, dtype, path, check_room)
 
 
 def _write_eeg(
     group: h5py.Group,
-    blocks: Iterator[np.ndarray],
+    chunks: Iterator[np.ndarray],
     average: bool,
     dtype: str,
     path: Path,
     check_room: Callable[[int], None],
 ) -> None:
-    """Write the blocks into the array `eeg`.
+    """Write the chunks into the array `eeg`.
 
     InputError where a value is too large for `dtype`, or the number of conditions is not that of
     the images, and where the disk has too little room.
@@ -360,12 +360,12 @@ def _write_eeg(
     eeg = None
     try:
         with np.errstate(over="raise"):
-            for block in blocks:
-                if eeg is None:  # only the first block shows the shape
-                    eeg = _create_eeg(group, (n_conditions, *block.shape[1:]), average, dtype)
+            for chunk in chunks:
+                if eeg is None:  # only the first chunk shows the shape
+                    eeg = _create_eeg(group, (n_conditions, *chunk.shape[1:]), average, dtype)
                     check_room(eeg.nbytes)
-                eeg[start : start + len(block)] = block.astype(dtype)
-                start += len(block)
+                eeg[start : start + len(chunk)] = chunk.astype(dtype)
+                start += len(chunk)
     except FloatingPointError as error:
         remedy = "set preprocess.dtype to float32" if dtype == "float16" else FETCH_AGAIN
         raise InputError(
@@ -418,7 +418,7 @@ def _write_axes(file: h5py.File, layout: Layout, picks: slice | list[int], sampl
     _write_text(file, "ch_names", np.array(layout.ch_names)[picks].tolist())
     file["times"] = layout.times[samples]
     if layout.sensor_positions is not None:
-        file["places"] = layout.sensor_positions[picks]
+        file["sensor_positions"] = layout.sensor_positions[picks]
 
     file["times"].attrs["units"] = "s"
     file["ch_names"].make_scale("channel")

@@ -28,8 +28,8 @@ class Recording:
 
     * `subject`: as in the file's name, such as `sub-01`.
     * `ch_names`: C channel names.
-    * `places`: (C, 2), the sensors on the head seen from above, nose up, its rim at 1. None where
-      the 10-05 system knows the names.
+    * `sensor_positions`: (C, 2), on the head seen from above, nose up, its rim at 1. None where the
+      10-05 system knows the names.
     * `times`: (T,) float64, seconds from stimulus onset.
     * `sfreq`: the sampling rate in Hz.
     * `caveats`: sentences that every result of this EEG must say.
@@ -41,7 +41,7 @@ class Recording:
 
     subject: str
     ch_names: tuple[str, ...]
-    places: np.ndarray | None
+    sensor_positions: np.ndarray | None
     times: np.ndarray
     sfreq: float
     caveats: tuple[str, ...]
@@ -116,7 +116,7 @@ def _describe(file: h5py.File, split: Split, eeg: np.ndarray | h5py.Dataset) -> 
     return Recording(
         subject=file.attrs["subject"],
         ch_names=tuple(file["ch_names"].asstr()[:]),
-        places=file["places"][:] if "places" in file else None,
+        sensor_positions=file["sensor_positions"][:] if "sensor_positions" in file else None,
         times=file["times"][:],
         sfreq=float(file.attrs["sfreq"]),
         caveats=tuple(file.attrs["caveats"]),

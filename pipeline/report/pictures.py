@@ -84,7 +84,7 @@ def draw_pictures(
         "rise of the loss (nats)": channels["nice_loss_rise"].to_numpy(),
         "drop of top-1 (percentage points)": 100 * channels["top1_acc_drop"].to_numpy(),
     }
-    places = channels[["x", "y"]].to_numpy() if "x" in channels else None
+    sensor_positions = channels[["x", "y"]].to_numpy() if "x" in channels else None
 
     # Titles say which runs a picture is of.
     n_subjects = len({result.subject for result in results})
@@ -112,7 +112,10 @@ def draw_pictures(
                 cosines, f"Cosine similarity of EEG and image{synthetic}"
             ),
             "channels": scalp_map(
-                channels["ch_name"].tolist(), losses, f"Channel importance\n{of_all}", places
+                channels["ch_name"].tolist(),
+                losses,
+                f"Channel importance\n{of_all}",
+                sensor_positions,
             ),
             "embeddings": embedding_map(
                 typical.eeg, typical.images, correct, f"Projected embeddings\n{of_typical}"

@@ -68,7 +68,7 @@ def retrieval_grid(
     Without thumbnails the names of the concepts stand for the images.
     """
     order = nearest(similarity)
-    places = match_place(order)
+    places_of_match = match_place(order)
     queries = typical_queries(similarity, order)
     n_nearest = min(N_NEAREST, len(similarity))
 
@@ -88,7 +88,7 @@ def retrieval_grid(
                 cosine = f"{tick}{similarity[query, image]:.2f}"
                 ax.set_xlabel(cosine, labelpad=2, fontsize=7)
 
-        label = f"{group}\nrank {int(places[query]) + 1}\nof {len(order)}"
+        label = f"{group}\nrank {int(places_of_match[query]) + 1}\nof {len(order)}"
         row[0].set_ylabel(label, fontsize=7.5, rotation=0, ha="right", va="center", labelpad=6)
 
     headings = ["seen", *(f"{n}." for n in range(1, n_nearest + 1))]

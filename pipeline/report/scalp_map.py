@@ -24,19 +24,19 @@ def scalp_map(
     ch_names: Sequence[str],
     losses: dict[str, np.ndarray],
     title: str,
-    places: np.ndarray | None = None,
+    sensor_positions: np.ndarray | None = None,
 ) -> Figure:
     """The loss if a channel is masked: a panel for each of `losses`, from its label to (C,).
 
-    `places` (C, 2) are the channels' places with the rim of the head at 1. Without them the places
-    are those of the 10-05 system as in MNE; channels without a place are listed above the map.
+    `sensor_positions` (C, 2) are on the head seen from above, its rim at 1. Without them they are
+    those of the 10-05 system as in MNE; channels that it does not have are listed above the map.
     Nothing is interpolated between fewer than four channels, or channels on one line. The names
     of more than MAX_NAMES channels are left out.
     """
-    if places is None:
-        places = _places_by_name(ch_names)
-    placed = np.flatnonzero(np.isfinite(places).all(1)).tolist()
-    xy = HEAD_RADIUS * places[placed]
+    if sensor_positions is None:
+        sensor_positions = _positions_by_name(ch_names)
+    placed = np.flatnonzero(np.isfinite(sensor_positions).all(1)).tolist()
+    xy = HEAD_RADIUS * sensor_positions[placed]
     crowded = len(placed) > MAX_NAMES
     names = [] if crowded else [ch_names[i] for i in placed]
 
@@ -74,8 +74,8 @@ def scalp_map(
     return figure
 
 
-def _places_by_name(ch_names: Sequence[str]) -> np.ndarray:
-    """Places (C, 2) on the head seen from above, its rim at 1.
+def _positions_by_name(ch_names: Sequence[str]) -> np.ndarray:
+    """Positions (C, 2) on the head seen from above, its rim at 1.
 
     The distance from the centre is the angle from the vertex (azimuthal equidistant projection) of
     the position in MNE's montage. NaN for names that the 10-05 system does not have.

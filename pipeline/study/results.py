@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pipeline.train.protocols import Run
+
 
 @dataclass(frozen=True, order=True)
 class Cell:
@@ -18,14 +20,11 @@ class Cell:
 
 @dataclass(frozen=True)
 class Trial:
-    """One training: a cell, an image encoder (unaligned | aligned), a fold and a seed."""
+    """One training: a run of the cell's protocol, with the unaligned or the aligned encoder."""
 
     cell: Cell
     encoder: str
-    fold: str
-    seed: int
-    trained_on: tuple[str, ...]  # subjects
-    tested_on: tuple[str, ...]  # subjects
+    run: Run
 
 
 @dataclass(frozen=True)
@@ -43,11 +42,3 @@ class TrialResult:
     device: str
     seconds: float
     queries: dict[str, np.ndarray]
-
-
-@dataclass(frozen=True)
-class Failure:
-    """A training that gave no model, and why."""
-
-    trial: Trial
-    reason: str

@@ -23,7 +23,7 @@ from pipeline.evaluate.similarities import Queries
 from pipeline.evaluate.statistics import Resamples, draw_resamples, holm, mean_by_subject
 from pipeline.retrieval import weigh_queries
 from pipeline.sections import Evaluate
-from pipeline.study.results import Cell, Failure, Trial, TrialResult
+from pipeline.study.results import Cell, Trial, TrialResult
 
 # Why a cell of whole runs carries no claim
 ONE_SEED = "one seed of models that subjects share"
@@ -37,7 +37,7 @@ VERDICTS = ("better", "worse", "no difference shown", "no claim")
 
 def summarise(
     results: Sequence[TrialResult],
-    failures: Sequence[Failure],
+    failures: Mapping[Trial, str],
     facts: Mapping[str, Any],
     parameters: Evaluate,
     seed: int,
@@ -54,9 +54,8 @@ def summarise(
     if 1 not in parameters.top_k:
         raise InputError("evaluate.top_k must hold 1, which is what a study asks about")
 
-    failed_trials = {failure.trial for failure in failures}
     results = sorted(
-        (result for result in results if result.trial not in failed_trials),
+        (result for result in results if result.trial not in failures),
         key=lambda result: _sort_key(result.trial, result.subject),
     )
     table = _tabulate(results, failures, parameters.top_k)
@@ -115,14 +114,14 @@ def _sort_key(trial: Trial, subject: str) -> tuple[Any, ...]:
         depth,
         cell.block,
         ENCODERS.index(trial.encoder),
-        trial.fold,
-        trial.seed,
+        trial.run.fold,
+        trial.run.seed,
         subject,
     )
 
 
 def _tabulate(
-    results: Sequence[TrialResult], failures: Sequence[Failure], top_k: list[int]
+    results: Sequence[TrialResult], failures: Mapping[Trial, str], top_k: list[int]
 ) -> pd.DataFrame:
     """A row a run and subject; the figures of failed runs are missing."""
     rows = {}
@@ -138,11 +137,11 @@ def _tabulate(
         row |= {name: float(value[0]) for name, value in metrics.items()}
         rows[_sort_key(result.trial, result.subject)] = row
 
-    for failure in failures:
-        for subject in failure.trial.tested_on:
-            rows[_sort_key(failure.trial, subject)] = _identify(failure.trial, subject) | {
+    for trial, reason in failures.items():
+        for subject in trial.run.tested_on:
+            rows[_sort_key(trial, subject)] = _identify(trial, subject) | {
                 "status": "failed",
-                "reason": failure.reason,
+                "reason": reason,
                 "selected_epoch": None,
                 "n_way": None,
             }
@@ -156,8 +155,8 @@ def _identify(trial: Trial, subject: str) -> dict[str, Any]:
     """The columns that say which run and subject a row is of."""
     return asdict(trial.cell) | {
         "encoder": trial.encoder,
-        "fold": trial.fold,
-        "seed": trial.seed,
+        "fold": trial.run.fold,
+        "seed": trial.run.seed,
         "subject": subject,
     }
 
@@ -176,7 +175,7 @@ def _summarise_cell(
     sides: dict[str, dict[RunKey, Queries]] = {encoder: {} for encoder in ENCODERS}
     for result in results:
         if not result.collapsed:
-            key = (result.trial.fold, result.trial.seed, result.subject)
+            key = (result.trial.run.fold, result.trial.run.seed, result.subject)
             sides[result.trial.encoder][key] = result.queries
 
     summary: dict[str, Any] = asdict(cell)

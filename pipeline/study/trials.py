@@ -11,7 +11,7 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 
 import h5py
@@ -27,12 +27,12 @@ from pipeline.files import cache_folder, check_folders, new_hdf5, unreadable
 from pipeline.images.embeddings import Embeddings
 from pipeline.provenance import code_hash, fingerprint
 from pipeline.sections import Runs, Study, Train
-from pipeline.study.results import Cell, Failure, Trial, TrialResult
+from pipeline.study.results import Cell, Trial, TrialResult
 from pipeline.train import finished
 from pipeline.train.inputs import HashedFile, averaged_test_eeg, cached_embeddings
 from pipeline.train.model import ContrastiveModel, Notes
 from pipeline.train.placement import how_many, make_groups, name_of_group, on_gpus
-from pipeline.train.protocols import Run, plan, seeds_of
+from pipeline.train.protocols import plan, seeds_of
 from pipeline.train.runs import PACKAGES, train_runs
 from pipeline.train.training import Trained
 
@@ -57,11 +57,6 @@ class Job:
     code: str  # the hash of the code
     file: Path  # where the answers are stored
 
-    @property
-    def run(self) -> Run:
-        trial = self.trial
-        return Run(trial.fold, trial.seed, trial.trained_on, trial.tested_on)
-
 
 def plan_study(
     study: Study, seed: int, subjects: list[str], kinds: Mapping[str, Mapping[str, bool]]
@@ -80,7 +75,7 @@ def plan_study(
             )
     seeds = seeds_of(seed, study.seeds, "study.seeds")
     return [
-        Trial(Cell(backbone, alignment, str(block), eeg_encoder, protocol), encoder, **asdict(run))
+        Trial(Cell(backbone, alignment, str(block), eeg_encoder, protocol), encoder, run)
         for protocol in study.protocols
         for run in plan(protocol, subjects, seeds)
         for backbone in study.backbones
@@ -104,8 +99,8 @@ def run_study(
     embeddings: Path,
     recipe: Train,
     placement: Runs,
-) -> tuple[list[TrialResult], list[Failure]]:
-    """Run the trials that were not run before; returns the answers of all, and the failures.
+) -> tuple[list[TrialResult], dict[Trial, str]]:
+    """Run the trials that were not run before; returns all answers, and why others failed.
 
     `eeg` are the prepared subjects by name, `embeddings` the folder of all caches. The unaligned
     encoder is trained once for all kinds of alignment.
@@ -128,7 +123,7 @@ def run_study(
         check_folders({folder: 0})
         reasons = _run_jobs(todo, eeg, recipe, placement)
 
-    failures = [Failure(job.trial, reasons[job.file]) for job in jobs if job.file in reasons]
+    failures = {job.trial: reasons[job.file] for job in jobs if job.file in reasons}
     answers = []
     galleries = set()
     for job in jobs:
@@ -148,7 +143,7 @@ def _run_jobs(
 ) -> dict[Path, str]:
     """Run these jobs side by side; returns why some failed, by their files."""
     gpus = on_gpus(recipe, placement)
-    n_workers = how_many(placement, [job.run for job in jobs], eeg, gpus)
+    n_workers = how_many(placement, [job.trial.run for job in jobs], eeg, gpus)
     finished = side_by_side(
         run_trials,
         _make_groups(jobs, n_workers, gpus),
@@ -186,11 +181,11 @@ def _make_job(
     }
     recipe = Train.model_validate(study_recipe.model_dump() | changes)
 
-    files = [eeg[subject].sha256 for subject in (*trial.trained_on, *trial.tested_on)]
-    run = [trial.fold, trial.seed, trial.trained_on, trial.tested_on]
+    run = trial.run
+    files = [eeg[subject].sha256 for subject in (*run.trained_on, *run.tested_on)]
     code = code_with(recipe.eeg_encoder)
     settings = recipe.model_dump(exclude={"seeds", "device"})
-    key = fingerprint(code, files, embeddings.sha256, run, settings)
+    key = fingerprint(code, files, embeddings.sha256, astuple(run), settings)
     return Job(trial, dict(eeg), embeddings, recipe, code, folder / f"{key}.h5")
 
 
@@ -229,7 +224,7 @@ def run_trials(jobs: tuple[Job, ...], step: Callable[[], None]) -> list[str]:
     embeddings = cached_embeddings(first.embeddings, first.recipe)
     states = first.file.parent / "unfinished" / fingerprint([job.file.stem for job in jobs])
     states.mkdir(parents=True, exist_ok=True)
-    runs = [job.run for job in jobs]
+    runs = [job.trial.run for job in jobs]
     trainings = first.file.parents[1] / finished.KIND
     results = train_runs(runs, first.eeg, first.embeddings, first.recipe, trainings, states, step)
     seconds = (time.monotonic() - started) / len(jobs)
@@ -262,7 +257,7 @@ def _score_and_store(
                 "seconds": seconds + time.monotonic() - started,
             }
         )
-        for subject in job.trial.tested_on:
+        for subject in job.trial.run.tested_on:
             ids, queries = _score_subject(model, notes, subject, job.eeg, embeddings)
             group = file.create_group(subject)
             group.create_dataset("image_ids", data=ids.astype(object), dtype=h5py.string_dtype())
@@ -332,7 +327,7 @@ def _describe(error: BaseException) -> str:
 def _name(jobs: Sequence[Job]) -> str:
     cell = jobs[0].trial.cell
     encoder = jobs[0].trial.encoder
-    runs = name_of_group([job.run for job in jobs])
+    runs = name_of_group([job.trial.run for job in jobs])
     return f"{cell.backbone} {encoder}, block {cell.block}, {cell.eeg_encoder}, {runs}"
 
 

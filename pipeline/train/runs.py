@@ -67,7 +67,8 @@ def train_all(
     gpus = on_gpus(recipe, placement)
     n_workers = how_many(placement, runs, eeg, gpus)
     groups = make_groups(runs, recipe, n_workers, gpus)
-    threads = max(1, n_cores() // n_workers)
+    # torch's own number, unless a caller or OMP_NUM_THREADS has set a lower one
+    threads = max(1, min(torch.get_num_threads(), n_cores() // n_workers))
 
     hashes = [file.sha256 for file in (*eeg.values(), cache)]
     decided_by = [hashes, [run.name for run in runs], recipe.model_dump(), threads]
@@ -216,7 +217,7 @@ def _train_new(
         loaded = averaged_test_eeg(tuple(eeg.values()))
         test_samples = read(loaded, (run.tested_on for run in runs))
 
-    targets = None if embeddings.learned is None else torch.from_numpy(embeddings.learned)
+    targets = None if embeddings.targets is None else torch.from_numpy(embeddings.targets)
     values = torch.from_numpy(embeddings.values)
     setup = Setup(samples, values, recipe, device, targets, embeddings.blocks)
     partitions = [_partition(run, samples, test_samples, recipe) for run in runs]

@@ -44,7 +44,7 @@ Values = TypeVar("Values", bytes, list[Any])
 
 MIB = 1 << 20
 READ_SIZE = MIB  # bytes asked of a stream at once
-BLOCK_BYTES = 8 * MIB  # about the size of one block of a streamed array
+CHUNK_BYTES = 8 * MIB  # about the size of one chunk of a streamed array
 STREAM_ABOVE = MIB // 16  # bytes; larger arrays are streamed
 MAX_ROW_BYTES = 256 * MIB  # one row of a streamed array; a full-size test condition has 1 MiB
 MAX_BYTES_IN_MEMORY = 1024 * MIB  # all that is not streamed; a full-size recording has 900 MB
@@ -98,14 +98,14 @@ _ALLOWED_DTYPE = re.compile(r"b1|[iu][1248]|f[248]|c8|c16|O8?|[SU]\d{1,5}")
 
 @dataclass(frozen=True, eq=False)
 class Streamed:
-    """A large array whose values are read block by block.
+    """A large array whose values are read chunk by chunk.
 
-    `blocks`: consecutive pieces along the first axis, about BLOCK_BYTES each.
+    `chunks`: consecutive pieces along the first axis, about CHUNK_BYTES each.
     """
 
     shape: tuple[int, ...]
     dtype: np.dtype
-    blocks: Iterator[np.ndarray]
+    chunks: Iterator[np.ndarray]
 
 
 def read_npy(stream: IO[bytes], name: str) -> Fields:
@@ -123,8 +123,8 @@ def read_npy(stream: IO[bytes], name: str) -> Fields:
 def stream_npy(stream: IO[bytes], name: str) -> Iterator[Streamed | Fields]:
     """Like `read_npy`, but yield each large array of numbers when its bytes come.
 
-    The dictionary is yielded last. In it, a `Streamed` stands where the array would. The blocks of
-    an array can be read until the next item is asked for; blocks that nobody read are skipped.
+    The dictionary is yielded last. In it, a `Streamed` stands where the array would. The chunks of
+    an array can be read until the next item is asked for; chunks that nobody read are skipped.
     Only arrays in C order and in protocols 3 and 4 are streamed, others are read whole.
     """
     return _read_items(stream, name, streaming=True)
@@ -140,9 +140,9 @@ def _read_items(stream: IO[bytes], name: str, streaming: bool) -> Iterator[Strea
             array = machine.execute(opcode)
 
             if array is not None:
-                streamed = Streamed(array.shape, array.dtype, reader.blocks(array))
+                streamed = Streamed(array.shape, array.dtype, reader.chunks(array))
                 yield streamed
-                reader.skip(array.end - reader.position)  # blocks that the caller did not read
+                reader.skip(array.end - reader.position)  # chunks that the caller did not read
                 machine.push_streamed(streamed)
 
             opcode = reader.read(1)
@@ -252,8 +252,8 @@ class _Reader:
                 raise _Malformed("a name without end")
         return bytes(line)
 
-    def blocks(self, array: _NextArray) -> Iterator[np.ndarray]:
-        """The array in consecutive pieces along its first axis, each about BLOCK_BYTES."""
+    def chunks(self, array: _NextArray) -> Iterator[np.ndarray]:
+        """The array in consecutive pieces along its first axis, each about CHUNK_BYTES."""
         row_bytes = array.dtype.itemsize * math.prod(array.shape[1:])
         if row_bytes > MAX_ROW_BYTES:
             raise InputError(
@@ -261,18 +261,18 @@ class _Reader:
                 f"most {MAX_ROW_BYTES}; {FETCH_AGAIN}"
             )
 
-        n_rows = max(1, BLOCK_BYTES // row_bytes)
+        n_rows = max(1, CHUNK_BYTES // row_bytes)
         for start in range(0, array.shape[0], n_rows):
             shape = (min(n_rows, array.shape[0] - start), *array.shape[1:])
-            block = np.empty(shape, array.dtype)
+            chunk = np.empty(shape, array.dtype)
 
-            # Fill the memory of the block, as many bytes at a time as the stream gives.
-            unfilled = block.reshape(-1).view(np.uint8).data
+            # Fill the memory of the chunk, as many bytes at a time as the stream gives.
+            unfilled = chunk.reshape(-1).view(np.uint8).data
             while unfilled:
                 data = self.read_some(len(unfilled))
                 unfilled[: len(data)] = data
                 unfilled = unfilled[len(data) :]
-            yield block
+            yield chunk
 
     def skip(self, size: int) -> None:
         while size > 0:

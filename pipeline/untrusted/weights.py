@@ -89,10 +89,10 @@ def read_weights(path: Path) -> dict[str, Any]:
         raise InputError(f"{path} is not a safetensors file ({error}); {HOW_TO_MEND}") from error
 
 
-def read_torch(file: Path | IO[bytes], where: str) -> dict[str, Any]:
+def read_torch(file: Path | IO[bytes], file_name: str) -> dict[str, Any]:
     """The dict that torch saved, read without running code.
 
-    `where` names the file in an InputError. Objects of a few kinds may lie beside the weights: each
+    `file_name` is for messages. Objects of a few kinds may lie beside the weights: each
     becomes a `Placeholder`. InputError where the file holds an object of another kind, and names
     its class.
     """
@@ -107,13 +107,14 @@ def read_torch(file: Path | IO[bytes], where: str) -> dict[str, Any]:
         # Only users save their files again: nobody rewrites a published archive.
         how_to_save = HOW_TO_SAVE if isinstance(file, Path) else HOW_TO_MEND
         raise InputError(
-            f"{where} is not a torch file of weights{_reason(error, how_to_save)}"
+            f"{file_name} is not a torch file of weights{_reason(error, how_to_save)}"
         ) from error
 
     if not isinstance(loaded, dict):
         remedy = _how_to_take_out(loaded) if isinstance(file, Path) else HOW_TO_MEND
         raise InputError(
-            f"{where} should hold a dict of weights and holds a {type(loaded).__name__}; {remedy}"
+            f"{file_name} should hold a dict of weights and holds a {type(loaded).__name__}; "
+            f"{remedy}"
         )
     return loaded
 
@@ -170,12 +171,12 @@ def is_weights(saved: object) -> TypeGuard[dict[str, Tensor]]:
     )
 
 
-def check_finite(weights: Weights, where: str) -> None:
-    """InputError for the first weight with a value that is not finite; `where` names the file."""
+def check_finite(weights: Weights, file_name: str) -> None:
+    """InputError, which names the file, for the first weight with a value that is not finite."""
     for name, value in weights.items():
         n_wrong = int((~torch.isfinite(value)).sum())
         if n_wrong:
             raise InputError(
-                f"{where}: the weight {name} has {n_wrong} values that are not finite, as of a "
+                f"{file_name}: the weight {name} has {n_wrong} values that are not finite, as of a "
                 f"training that diverged or a damaged file; {HOW_TO_MEND}"
             )

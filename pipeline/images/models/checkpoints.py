@@ -34,17 +34,17 @@ class Architecture:
 
 
 def make_vit(
-    weights: Weights, architecture: Architecture, where: str
+    weights: Weights, architecture: Architecture, file_name: str
 ) -> tuple[VisionTransformer, Tensor | None]:
     """timm's ViT in the width of its weights, and CLIP's projection (width, D), the weight `proj`.
 
     The weights have timm's names and are float32. InputError where one of them does not fit, is
-    missing, is too many, or is not finite; `where` names the file.
+    missing, is too many, or is not finite; `file_name` is for messages.
     """
-    width = _width(weights, where)
+    width = _width(weights, file_name)
     vit = _empty_vit(architecture, width)
-    _check_shapes(weights, _expected_shapes(vit, weights, architecture, width), where)
-    check_finite(weights, where)
+    _check_shapes(weights, _expected_shapes(vit, weights, architecture, width), file_name)
+    check_finite(weights, file_name)
 
     vit_weights = {name: value for name, value in weights.items() if name != "proj"}
     if architecture.trained_size != IMAGE_SIZE:
@@ -54,12 +54,12 @@ def make_vit(
     return vit, weights.get("proj")
 
 
-def _width(weights: Weights, where: str) -> int:
+def _width(weights: Weights, file_name: str) -> int:
     shape = tuple(weights["cls_token"].shape) if "cls_token" in weights else (0,)
     width = shape[-1] if shape else 0
     if shape != (1, 1, width) or width == 0 or width % HEAD_SIZE:
         raise InputError(
-            f"{where}: the weight cls_token: expected (1, 1, a multiple of {HEAD_SIZE}), got "
+            f"{file_name}: the weight cls_token: expected (1, 1, a multiple of {HEAD_SIZE}), got "
             f"{shape if 'cls_token' in weights else 'nothing'}; {HOW_TO_REPLACE}"
         )
     return width
@@ -102,13 +102,15 @@ def _expected_shapes(
     return shapes
 
 
-def _check_shapes(weights: Weights, expected: Mapping[str, tuple[int, ...]], where: str) -> None:
+def _check_shapes(
+    weights: Weights, expected: Mapping[str, tuple[int, ...]], file_name: str
+) -> None:
     """InputError for the first weight, by name, that is missing, too many or of another shape."""
     shapes = {name: tuple(value.shape) for name, value in weights.items()}
     for name in sorted(expected.keys() | shapes.keys()):
         if expected.get(name) != shapes.get(name):
             raise InputError(
-                f"{where}: the weight {name}: expected {expected.get(name, 'nothing')}, got "
+                f"{file_name}: the weight {name}: expected {expected.get(name, 'nothing')}, got "
                 f"{shapes.get(name, 'nothing')}; {HOW_TO_REPLACE}"
             )
 

@@ -145,8 +145,8 @@ def load_encoder(
 
 def _load_vit(archive: zipfile.ZipFile, archived: ArchivedViT, with_patches: bool) -> ViT:
     weights = _read_vit_weights(archive, archived)
-    where = f"{archive.filename}: {archived.member}"
-    vit, projection = make_vit(weights, archived.architecture, where)
+    file_name = f"{archive.filename}: {archived.member}"
+    vit, projection = make_vit(weights, archived.architecture, file_name)
 
     is_clip = archived.architecture.clip
     return ViT(vit, CLIP if is_clip else IMAGENET, is_clip, projection, with_patches)
@@ -154,13 +154,13 @@ def _load_vit(archive: zipfile.ZipFile, archived: ArchivedViT, with_patches: boo
 
 def _read_vit_weights(archive: zipfile.ZipFile, archived: ArchivedViT) -> dict[str, Tensor]:
     """The weights under timm's names: dreamsim's, except for CLIP's first LayerNorm."""
-    where = f"{archive.filename}: {archived.member}"
+    file_name = f"{archive.filename}: {archived.member}"
     saved: Any = _read_torch_member(archive, archived.member)
     if archived.key is not None:
         saved = saved.get(archived.key)
     if not is_weights(saved):
         under_key = f" under the key {archived.key!r}" if archived.key else ""
-        raise InputError(f"{where} should hold tensors by name{under_key}; {HOW_TO_REPLACE}")
+        raise InputError(f"{file_name} should hold tensors by name{under_key}; {HOW_TO_REPLACE}")
 
     weights = {}
     for name, value in saved.items():
@@ -168,7 +168,8 @@ def _read_vit_weights(archive: zipfile.ZipFile, archived: ArchivedViT) -> dict[s
             continue
         if not name.startswith(archived.prefix):
             raise InputError(
-                f"{where}: the name {name} should start with {archived.prefix}; {HOW_TO_REPLACE}"
+                f"{file_name}: the name {name} should start with {archived.prefix}; "
+                f"{HOW_TO_REPLACE}"
             )
         timm_name = name.removeprefix(archived.prefix)
         if archived.architecture.clip:
@@ -210,17 +211,17 @@ def _read_adapter(archive: zipfile.ZipFile, folder: str) -> Adapter:
         member = f"{folder}/adapter_model.bin"
         saved = _read_torch_member(archive, member)
 
-    where = f"{archive.filename}: {member}"
+    file_name = f"{archive.filename}: {member}"
     if not is_weights(saved):
-        raise InputError(f"{where} should hold tensors by name; {HOW_TO_MEND}")
-    check_finite(saved, where)
+        raise InputError(f"{file_name} should hold tensors by name; {HOW_TO_MEND}")
+    check_finite(saved, file_name)
 
     adapter: Adapter = {}
     for name, value in saved.items():
         match = _ADAPTER_KEY.fullmatch(name)
         if match is None:
             raise InputError(
-                f"{where}: {name} is no factor of a LoRA on DreamSim's ViTs; {HOW_TO_REPLACE}"
+                f"{file_name}: {name} is no factor of a LoRA on DreamSim's ViTs; {HOW_TO_REPLACE}"
             )
         adapter.setdefault(match["layer"], {})[match["factor"]] = value.float()
     return adapter

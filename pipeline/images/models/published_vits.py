@@ -179,7 +179,7 @@ def load_encoder(checkpoint: Path, name: str) -> ImageEncoder:
 
     weights = {key: value.float() for key, value in published.rename(tower).items()}
     vit, projection = make_vit(weights, published.architecture, str(checkpoint))
-    encoder = ImageEncoder(
+    image_encoder = ImageEncoder(
         [ViT(vit, published.pixels, normed=True, projection=projection)], published.framing
     )
-    return encoder.eval().requires_grad_(False)
+    return image_encoder.eval().requires_grad_(False)
