@@ -233,6 +233,7 @@ def _imported_target(statement: ast.stmt) -> _Target | None:
     return None
 
 
+@functools.cache
 def _file_of(module: str) -> Path | None:
     """The file of a module of this project that can change a result; None for any other module."""
     package, *names = module.split(".")
@@ -264,30 +265,45 @@ def _keep_chosen_entries(statement: ast.stmt, chosen: Chosen) -> ast.AST:
 
 
 def _walk(node: ast.AST) -> Iterator[ast.AST]:
-    """A node and all nodes in it that compute."""
-    yield node
-    for name, value in ast.iter_fields(node):
-        if name in WITHOUT_EFFECT:
-            continue
-        for child in value if isinstance(value, list) else [value]:
-            if isinstance(child, ast.AST) and not isinstance(child, ast.Raise):
-                yield from _walk(child)
+    """A node and all nodes in it that compute, each before those in it."""
+    to_visit = [node]
+    while to_visit:
+        node = to_visit.pop()
+        yield node
+        for _, value in _fields(node):
+            for child in value if isinstance(value, list) else [value]:
+                if isinstance(child, ast.AST) and not isinstance(child, ast.Raise):
+                    to_visit.append(child)
+
+
+def _fields(node: ast.AST) -> list[tuple[str, object]]:
+    """The fields of a node that compute, by name.
+
+    An empty field counts as none: newer versions of Python have more fields.
+    """
+    fields = []
+    for name in node._fields:
+        if name not in WITHOUT_EFFECT:
+            value = getattr(node, name, None)
+            if value is not None and value != []:
+                fields.append((name, value))
+    return fields
 
 
 def _hash(path: Path, used: set[ast.stmt], chosen: Chosen) -> str:
     """The hash of the statements of a file that are used, in the order of the file."""
-    meanings = []
+    hashes = []
     for statement in _read(path).all:
         if statement in used:
             node = _keep_chosen_entries(statement, chosen)
             if not _is_text(node):
-                meanings.append(_cached_meaning(node))
-    return _digest(meanings)
+                hashes.append(_hash_of_meaning(node))
+    return _digest(hashes)
 
 
 @functools.cache
-def _cached_meaning(statement: ast.AST) -> object:
-    return _meaning(statement)
+def _hash_of_meaning(statement: ast.AST) -> str:
+    return _digest(_meaning(statement))
 
 
 def _meaning(node: object) -> object:
@@ -304,12 +320,7 @@ def _meaning(node: object) -> object:
         case ast.Raise(exc=ast.expr() as error):  # the text of an error computes nothing
             return ["Raise", [_meaning(kind) for kind in _kinds(error)]]
         case ast.AST():
-            # An empty field counts as none: newer versions of Python have more fields.
-            meanings = {}
-            for name, value in ast.iter_fields(node):
-                is_empty = value is None or value == []
-                if name not in WITHOUT_EFFECT and not is_empty:
-                    meanings[name] = _meaning(value)
+            meanings = {name: _meaning(value) for name, value in _fields(node)}
             return [type(node).__name__, meanings]
     return repr(node)
 

@@ -36,14 +36,20 @@ def copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
             ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__")
         )
     monkeypatch.setattr(provenance, "ROOT", tmp_path)
-    provenance._read.cache_clear()
+    forget_code()
     yield tmp_path
-    provenance._read.cache_clear()
+    forget_code()
+
+
+def forget_code() -> None:
+    """Have all files read again. What was read holds a million objects."""
+    for name in ("_read", "_cached_uses", "_file_of", "_hash_of_meaning"):
+        getattr(provenance, name).cache_clear()
 
 
 def records(copy: Path, **chosen: list[str]) -> dict[str, dict[str, str]]:
     """Of each stage, as the code is now."""
-    provenance._read.cache_clear()
+    forget_code()
     programs = {name: copy / f"stages/{name}.py" for name in PROGRAMS}
     return {
         name: provenance.code_of(program, CHOSEN | chosen) for name, program in programs.items()
@@ -195,7 +201,7 @@ def test_a_change_of_what_is_computed_shows(copy: Path, old: str, new: str) -> N
     before = provenance.code_of(program, CHOSEN)
     assert old in text
     program.write_text(text.replace(old, new).replace("while x or _ in", "while x or 1 in"))
-    provenance._read.cache_clear()
+    forget_code()
     assert provenance.code_of(program, CHOSEN) != before
 
 
@@ -205,7 +211,7 @@ def test_a_module_that_is_handed_on_counts_as_a_whole(copy: Path) -> None:
     program.write_text("from pipeline.preprocess import helper\nprint(vars(helper))\n")
     before = provenance.code_of(program, CHOSEN)
     helper.write_text("def double(x): return 2 * x\ndef half(x): return x / 3\n")
-    provenance._read.cache_clear()
+    forget_code()
     assert provenance.code_of(program, CHOSEN) != before
 
 

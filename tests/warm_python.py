@@ -31,8 +31,8 @@ PROGRAMS = {"python3": "", "dvc": "-m dvc"}
 LIBRARIES = [
     *("dvc.cli", "dvc.cli.parser", "dvc.api", "dvc.repo.experiments.run", "dvc.stage.run"),
     *("h5py", "httpx", "jinja2", "matplotlib.pyplot", "mne.channels", "pandas", "rich.table"),
-    *("ruamel.yaml", "safetensors.torch", "scipy.optimize", "scipy.stats", "tenacity", "timm"),
-    *("torch", "torchvision.transforms.v2", "tqdm", "typer", "vl_convert"),
+    *("pydantic", "ruamel.yaml", "safetensors.torch", "scipy.optimize", "scipy.stats", "tenacity"),
+    *("timm", "torch", "torchvision.transforms.v2", "tqdm", "typer"),
 ]
 
 
@@ -65,6 +65,8 @@ def serve(address: str) -> None:
     """Fork for each program that is asked for. Returns in the fork, when the program has ended."""
     for name in LIBRARIES:
         importlib.import_module(name)
+    vl_convert = importlib.import_module("vl_convert")
+    vl_convert.javascript_bundle(vl_version="6.4")  # as pipeline/report/page.py; it is kept
     assert not {"pipeline", "stages", "tests"} & sys.modules.keys()
     gc.freeze()  # what is here now is collected in no fork, which would copy it
 

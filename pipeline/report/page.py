@@ -1,6 +1,5 @@
 """The report of an evaluation: one HTML page, with curves by Vega-Lite and the pictures."""
 
-import functools
 import math
 import re
 from collections.abc import Sequence
@@ -83,14 +82,9 @@ def write_report(
         published=published,
         may_share_images=may_share_images,
         shows_images=shows_images,
-        vega=_vega(),
+        # What draws the charts, 0.9 MB of JavaScript. The stub of vl-convert wants a snippet
+        vega=vl_convert.javascript_bundle(vl_version=VEGA_LITE),  # type: ignore[call-arg]
     )
-
-
-@functools.cache
-def _vega() -> str:
-    """The JavaScript that draws the charts, some 0.9 MB; vl-convert carries it with it."""
-    return vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", vl_version=VEGA_LITE)
 
 
 def chance_levels(n_way: int) -> dict[str, float]:
