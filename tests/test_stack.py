@@ -1,10 +1,12 @@
 import contextlib
 import copy
 import dataclasses
+import gc
 import math
 import re
 import subprocess
 import sys
+import weakref
 from collections import Counter
 from pathlib import Path
 from unittest import mock
@@ -387,6 +389,25 @@ def test_captured_steps_train_as_plain_ones(recipe):
     assert captured[2] == 3 * 4 - PLAIN_STEPS
     assert all(map(torch.equal, captured[0], plain[0]))
     assert all(map(torch.equal, captured[1].values(), plain[1].values()))
+
+
+def test_a_training_that_ended_leaves_no_memory_to_the_garbage_collector(recipe, monkeypatch):
+    averages = []
+    train_epoch = stack_module.Stack.epoch
+
+    def epoch(self, *rows):
+        averages.append(weakref.ref(self._averages["log_scale"]))
+        return train_epoch(self, *rows)
+
+    monkeypatch.setattr(stack_module.Stack, "epoch", epoch)
+    together(setup(planted(), recipe))  # torch imports things the first time
+    averages.clear()
+    gc.disable()
+    try:
+        together(setup(planted(), recipe))
+        assert averages and all(average() is None for average in averages)
+    finally:
+        gc.enable()
 
 
 def test_models_that_do_not_fit_into_memory_together_are_trained_in_groups():

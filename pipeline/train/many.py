@@ -151,11 +151,11 @@ def _train(
 
 
 def _free_memory(device: torch.device) -> None:
-    """Free what trainings before have left.
+    """Free what trainings before have left on a GPU.
 
-    LambdaLR and its optimizer, and a captured step and its models, refer to each other: they keep
-    their memory until they are collected.
+    There a captured step and its models refer to each other: they keep their memory until they are
+    collected.
     """
-    gc.collect()
     if device.type == "cuda":
+        gc.collect()
         torch.cuda.empty_cache()

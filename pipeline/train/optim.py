@@ -56,7 +56,7 @@ def _split(weight: Tensor) -> list[Tensor]:
 
 def make_optimizer(
     weights: Mapping[str, Sequence[Tensor]], recipe: Train, device: torch.device
-) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LambdaLR]:
+) -> tuple[torch.optim.Optimizer, "Schedule"]:
     """Adam or AdamW over two groups, the EEG encoder and the others, with a schedule for each.
 
     `weights` are the pieces of each parameter by its name in the model. Each group has its own
@@ -78,6 +78,7 @@ def make_optimizer(
         groups.append({"params": parts["block_mix"], "lr": BLOCK_RATE * rate, "weight_decay": 0.0})
         warmups.append(recipe.warmup_epochs_projectors)
 
+    peaks = [group["lr"] for group in groups]
     on_gpu = device.type == "cuda"
     if on_gpu:
         # A captured step reads the rate anew from a tensor; a number would be fixed in the graph
@@ -92,11 +93,40 @@ def make_optimizer(
         fused=True,
         capturable=on_gpu,
     )
-    rates = [_schedule(recipe, warmup) for warmup in warmups]
-    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, rates)
+    shares = [_share_of_peak(recipe, warmup) for warmup in warmups]
+    return optimizer, Schedule(optimizer, peaks, shares)
 
 
-def _schedule(recipe: Train, warmup: int) -> Callable[[int], float]:
+class Schedule:
+    """Sets the learning rate of each group of an optimizer, epoch by epoch.
+
+    torch's LambdaLR does the same. But it and its optimizer refer to each other, so that the memory
+    of a finished training is not free before the garbage collector has looked at everything.
+    """
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        peaks: Sequence[float],
+        shares: Sequence[Callable[[int], float]],
+    ) -> None:
+        self._optimizer = optimizer
+        self._peaks = peaks
+        self._shares = shares
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Set the rates of this epoch, counted from 0."""
+        groups = self._optimizer.param_groups
+        for group, peak, share in zip(groups, self._peaks, self._shares, strict=True):
+            rate = peak * share(epoch)
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(rate)
+            else:
+                group["lr"] = rate
+
+
+def _share_of_peak(recipe: Train, warmup: int) -> Callable[[int], float]:
     """The share of the peak rate in each epoch, from 0.
 
     Linear from `warmup_start` in `warmup` epochs, then a cosine to the final rate.

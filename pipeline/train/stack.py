@@ -69,6 +69,7 @@ class Stack:
         else:
             self._new_share = 1 - math.exp(-1 / (recipe.average_epochs * n_steps))
         self._steps_done = 0
+        self._epochs_done = 0
 
         # What Dropout multiplies with is handed in, by the name of its buffer
         self._is_stackable = stackable(recipe)
@@ -102,7 +103,8 @@ class Stack:
             loss = step(batch_rows, batch_targets, *self._draw_bits(n))
             losses.append(loss.clone())
 
-        self._schedule.step()
+        self._epochs_done += 1
+        self._schedule.set_epoch(self._epochs_done)
         return torch.stack(losses).mean(0)
 
     @torch.inference_mode()
@@ -154,8 +156,8 @@ class Stack:
             "averages": self._averages,
             "best": self._best,
             "optimizer": self._optimizer.state_dict(),
-            "schedule": self._schedule.state_dict(),
             "steps_done": self._steps_done,
+            "epochs_done": self._epochs_done,
             "random": [generator.get_state() for generator in self.generators],
         }
 
@@ -168,8 +170,9 @@ class Stack:
             self._best[name].copy_(state["best"][name])
 
         self._optimizer.load_state_dict(state["optimizer"])
-        self._schedule.load_state_dict(state["schedule"])
         self._steps_done = state["steps_done"]
+        self._epochs_done = state["epochs_done"]
+        self._schedule.set_epoch(self._epochs_done)
         for generator, saved in zip(self.generators, state["random"], strict=True):
             generator.set_state(saved.cpu())
 
