@@ -78,7 +78,8 @@ bench: $(VENV)/installed  ## ratios against the plain way of doing the same, in 
 	python -m benchmarks.workers
 	python -m benchmarks.study
 
-fuzz: $(VENV)/installed  ## ten thousand damaged and hostile files for the readers, a study killed twenty times, full disks, all options of raw EEG
+fuzz: $(VENV)/installed  ## what takes long: the tests marked long, ten thousand damaged and hostile files for the readers, a study killed twenty times, full disks, all options of raw EEG
+	python -m pytest $(SIDE_BY_SIDE) -m long
 	python -m tests.fuzz 10000
 	python -m tests.kills 20
 	python -m tests.full_disk

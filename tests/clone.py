@@ -9,8 +9,6 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,7 +20,6 @@ from pipeline.datasets.sample import make_raw
 from pipeline.images.stand_ins.dreamsim import make_checkpoint
 from tests.osf_server import serve
 from tests.tiny import TINY
-from tests.warm_python import warm_python
 
 ROOT = Path(__file__).parent.parent
 CODE = ["stages", "pipeline", "reference", "dvc.yaml", "params.yaml", ".gitignore", ".dvcignore"]
@@ -73,14 +70,14 @@ class Project:
         path.write_text(yaml.safe_dump(params))
 
 
-@contextmanager
-def project_after_its_first_run(factory: pytest.TempPathFactory) -> Iterator[Project]:
+def project_after_its_first_run(factory: pytest.TempPathFactory, programs: str) -> Project:
+    """A clone. `programs` is the folder of a quick `python3` and `dvc`."""
     base = factory.mktemp("clone")
     environment = environment_of(base)
-    with warm_python(environment) as warm:
-        project = Project(base / "project", warm, environment)
-        clone(first_run(factory, warm), project)
-        yield project
+    warm = environment | {"PATH": f"{programs}:{environment['PATH']}"}
+    project = Project(base / "project", warm, environment)
+    clone(first_run(factory, warm), project)
+    return project
 
 
 def environment_of(base: Path) -> dict[str, str]:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.warm_python import warm_python
+
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
@@ -51,6 +53,13 @@ def pytest_collection_finish() -> None:
     """Have the garbage collector pass over all that was imported: each training collects once."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(scope="session")
+def quick_programs() -> Iterator[str]:
+    """A folder with a `python3` and a `dvc` that start at once."""
+    with warm_python() as folder:
+        yield folder
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Raw recordings with every combination of options, against the plain program: the test suite tries two thirds of them.
+"""Raw recordings with every combination of options, against the plain program: the test suite tries each seventh.
 
 python -m tests.raw_options
 """

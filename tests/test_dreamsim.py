@@ -205,6 +205,7 @@ def test_both_variants_differ_and_the_adapter_is_reported(archives, images: Tens
         assert (outputs[0] - outputs[1]).abs().max() > 1
 
 
+@pytest.mark.long
 def test_the_published_width_equals_dreamsim(images: Tensor, tmp_path: Path) -> None:
     make_checkpoint("synclr_vitb16", tmp_path, embed_dim=768)
     pair = load_both(unpacked(next(tmp_path.iterdir())), "synclr_vitb16", "aligned", 768)

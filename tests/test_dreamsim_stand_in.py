@@ -61,6 +61,7 @@ def test_images_differ_and_those_of_a_concept_less(
     assert 0.3 < (unit["unaligned"] * unit["aligned"]).sum(1).mean() < most
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "backbone", ["dinov2_vitb14", "ensemble"]
 )  # between them, three kinds of files

@@ -161,6 +161,7 @@ def test_each_view_is_the_degraded_picture_embedded_alone(data, tmp_path):
     assert all(np.linalg.norm(cached[:, 0] - cached[:, v], axis=1).min() > 0.01 for v in (1, 2, 3))
 
 
+@pytest.mark.long
 def test_the_original_is_the_same_with_views_and_without(data, tmp_path):
     """So is each view whatever the others are."""
     plain = embed(data, tmp_path / "plain.h5", precision="bfloat16")
@@ -366,6 +367,7 @@ def command(data: Path, tmp_path: Path, target: Path) -> list[str]:
     ]
 
 
+@pytest.mark.long
 def test_a_killed_stage_goes_on_where_it_was(data, tmp_path, cache, decoded):
     """SIGKILL in the middle; then the same call ends with the very bytes of an undisturbed run."""
     target = tmp_path / "killed.h5"

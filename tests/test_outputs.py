@@ -91,8 +91,9 @@ class Project:
 
 
 @pytest.fixture(autouse=True)
-def with_this_python(monkeypatch: pytest.MonkeyPatch) -> None:
+def with_this_python(monkeypatch: pytest.MonkeyPatch, quick_programs: str) -> None:
     monkeypatch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)
+    monkeypatch.setenv("PATH", quick_programs, prepend=os.pathsep)
 
 
 @pytest.mark.parametrize("links", ["hardlink,copy", "copy"])

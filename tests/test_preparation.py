@@ -360,6 +360,7 @@ def test_refuses_foreign_and_damaged_files(prepared: Path, tmp_path: Path) -> No
         read_split(tmp_path / "absent.h5", "train", average=True)
 
 
+@pytest.mark.long
 def test_memory_does_not_grow_with_the_data(tmp_path: Path) -> None:
     """A process that is hardly larger than its imports (120 MB) reads 270 MB of training EEG."""
     (tmp_path / "raw").mkdir()

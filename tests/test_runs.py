@@ -167,6 +167,7 @@ def test_too_little_memory_for_one_model_is_told(data, tmp_path, monkeypatch):
         train_all(data / "eeg", data / "embeddings.h5", tmp_path / "a", quick_recipe(), 1, HERE)
 
 
+@pytest.mark.long
 def test_a_killed_stage_goes_on_where_it_was(data, tmp_path, cache):
     """SIGKILL in the second of two runs; then the same call ends with the very bytes of an undisturbed run."""
     parameters, inputs = quick_recipe(epochs=30, seeds=2), (data / "eeg", data / "embeddings.h5")

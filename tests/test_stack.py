@@ -410,6 +410,7 @@ def test_a_training_that_ended_leaves_no_memory_to_the_garbage_collector(recipe,
         gc.enable()
 
 
+@pytest.mark.long
 def test_models_that_do_not_fit_into_memory_together_are_trained_in_groups():
     """Twelve, in a process whose memory is limited to 400 MB more than it has; then to 20 MB."""
     command = [sys.executable, "-m", "tests.little_memory"]

@@ -1,7 +1,6 @@
 """The whole pipeline as a user runs it, through DVC, on a tiny dataset that a look-alike of OSF serves on loopback."""
 
 import json
-from collections.abc import Iterator
 
 import pytest
 
@@ -9,9 +8,8 @@ from tests.clone import COMPARED, Project, project_after_its_first_run, ran
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory) -> Iterator[Project]:
-    with project_after_its_first_run(tmp_path_factory) as project:
-        yield project
+def project(tmp_path_factory, quick_programs) -> Project:
+    return project_after_its_first_run(tmp_path_factory, quick_programs)
 
 
 def test_the_pipeline_runs_from_the_published_archives_to_metrics(project):

@@ -2,7 +2,7 @@
 
 import shutil
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,9 +14,8 @@ from tests.clone import Project, project_after_its_first_run
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory) -> Iterator[Project]:
-    with project_after_its_first_run(tmp_path_factory) as project:
-        yield project
+def project(tmp_path_factory, quick_programs) -> Project:
+    return project_after_its_first_run(tmp_path_factory, quick_programs)
 
 
 def without_an_image(project: Project, tmp_path: Path) -> list[str]:

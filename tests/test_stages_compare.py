@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,9 +14,8 @@ from tests.clone import Project, project_after_its_first_run
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory) -> Iterator[Project]:
-    with project_after_its_first_run(tmp_path_factory) as project:
-        yield project
+def project(tmp_path_factory, quick_programs) -> Project:
+    return project_after_its_first_run(tmp_path_factory, quick_programs)
 
 
 def test_both_encoders_are_compared_and_the_workspace_stays(project, tmp_path):
@@ -57,6 +55,7 @@ def test_both_encoders_are_compared_and_the_workspace_stays(project, tmp_path):
     project.run("git", "checkout", "metrics/comparison.json")
 
 
+@pytest.mark.long
 def test_an_interrupted_comparison_leaves_the_workspace_as_it_was(project):
     shipped = (project.folder / "params.yaml").read_bytes()
     project.set(train__epochs=5000)

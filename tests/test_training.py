@@ -194,6 +194,7 @@ def test_the_epoch_with_the_lowest_loss_is_kept(recipe):
     assert last.epoch == 8 and last.history["selection_loss"].isna().all()
 
 
+@pytest.mark.long
 def test_a_mix_finds_the_block_that_drives_the_eeg(recipe):
     """Its weight grows from a quarter to nearly all, and it decodes as the block alone does."""
     parameters = recipe.model_copy(update={"epochs": 40, "batch_size": 24, "learning_rate": 0.003})
@@ -402,6 +403,7 @@ def viewed(detail_in_eeg: float) -> tuple[Samples, torch.Tensor]:
     return samples, torch.from_numpy(views).float()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("detail_in_eeg", [0.0, 0.5])
 def test_views_without_detail_help_where_the_eeg_has_none(recipe, detail_in_eeg):
     """Top-1 in the last epochs among the 40 concepts held out, of their originals: standard error 0.05 or less."""

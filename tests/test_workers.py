@@ -124,6 +124,7 @@ def one_of_each(task: tuple[str, int], step: Step) -> int:
     return i * i
 
 
+@pytest.mark.long
 def test_workers_that_die_while_they_start_come_back(tmp_path):
     """Dask itself gives such a worker up, and without any would wait for ever."""
     over = threading.Event()
@@ -169,6 +170,7 @@ def test_what_fails_fails_alone_and_the_rest_is_as_in_turn(monkeypatch, capfd):
     assert sum(line.endswith("; run-1 goes on elsewhere") for line in lost) == 3
 
 
+@pytest.mark.long
 def test_workers_killed_at_random_moments(tmp_path):
     assert kill_at_random(tmp_path, 10, kills=5, seed=1) == expected(10)
 
@@ -233,6 +235,7 @@ def endless(task: tuple[Path, int], step: Step) -> None:
         step()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_no_process_outlives_the_main_one(tmp_path, how):
     code = "import sys, test_workers as t; t.outcomes(t.endless, [(t.Path(sys.argv[1]), i) for i in (0, 1)])"
@@ -269,6 +272,7 @@ def dask(*arguments: str) -> Iterator[None]:
             process.wait(20)
 
 
+@pytest.mark.long
 def test_the_workers_of_a_scheduler_that_somebody_started(tmp_path, monkeypatch):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -1,7 +1,7 @@
 """A `python3` and a `dvc` that start at once, for tests that start dozens of stages.
 
-    with warm_python(environment) as warm:    # the environment, with both first in its PATH
-        subprocess.run(["dvc", "repro"], env=warm)
+    with warm_python() as folder:  # it has both, and comes first in a PATH
+        subprocess.run(["dvc", "repro"], env={"PATH": f"{folder}:{os.environ['PATH']}"})
 
 Each stage spends some 4 seconds on importing torch, and dvc 2 on itself. Here one process imports these libraries, none
 of this project, and each program is a fork of it: a process of its own that runs the same code, with the folder, the
@@ -23,7 +23,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -37,7 +37,7 @@ LIBRARIES = [
 
 
 @contextmanager
-def warm_python(environment: Mapping[str, str]) -> Iterator[dict[str, str]]:
+def warm_python() -> Iterator[str]:
     with tempfile.TemporaryDirectory() as folder:
         socket_file = Path(folder, "socket")
         for name, module in PROGRAMS.items():
@@ -47,15 +47,14 @@ def warm_python(environment: Mapping[str, str]) -> Iterator[dict[str, str]]:
             script.chmod(0o755)
 
         # As the stages set it before they import these libraries.
-        libraries = {**environment, "HDF5_USE_FILE_LOCKING": "FALSE"}
+        environment = {**os.environ, "HDF5_USE_FILE_LOCKING": "FALSE", "OMP_NUM_THREADS": "1"}
+        environment.pop("PYTHONPATH", None)
         server = subprocess.Popen(
-            [sys.executable, __file__, str(socket_file)],
-            env={name: value for name, value in libraries.items() if name != "PYTHONPATH"},
-            stdout=subprocess.PIPE,
+            [sys.executable, __file__, str(socket_file)], env=environment, stdout=subprocess.PIPE
         )
         try:
             assert server.stdout.readline() == b"ready\n"
-            yield {**environment, "PATH": f"{folder}:{environment['PATH']}"}
+            yield folder
         finally:
             server.kill()
             server.communicate()
