@@ -135,6 +135,7 @@ with open_images(Path(folder), ids) as images:
 """
 
 
+@pytest.mark.long
 def test_no_process_stays_behind_when_the_one_that_forked_it_is_killed(pictures):
     command = [sys.executable, "-c", DECODE_AND_WAIT, str(pictures), *IDS[:8]]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:

@@ -96,7 +96,7 @@ def with_this_python(monkeypatch: pytest.MonkeyPatch, quick_programs: str) -> No
     monkeypatch.setenv("PATH", quick_programs, prepend=os.pathsep)
 
 
-@pytest.mark.parametrize("links", ["hardlink,copy", "copy"])
+@pytest.mark.parametrize("links", ["hardlink,copy", pytest.param("copy", marks=pytest.mark.long)])
 def test_a_file_of_the_user_in_an_output_ends_the_run(
     tmp_path: Path, links: str, capfd: pytest.CaptureFixture[str]
 ) -> None:

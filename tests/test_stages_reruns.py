@@ -62,6 +62,7 @@ def test_an_edit_costs_only_what_computes_with_it(project):
     assert project.run("git", "status", "--porcelain") == ""
 
 
+@pytest.mark.long
 def test_another_block_costs_only_the_training(project):
     before = project.metrics()
     assert ran(project.run("dvc", "exp", "run", "-S", "train.block=6")) == [
