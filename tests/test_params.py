@@ -7,10 +7,12 @@ import yaml
 from dvc.utils.serialize import load_yaml
 
 from pipeline.errors import InputError
+from pipeline.images.models.table import IMAGE_MODELS, kinds_of_alignment
 from pipeline.params import read_params
 from stages.names import check_image_model, check_names, check_study
 
 SHIPPED = Path("params.yaml")
+ALIGNMENTS = ", ".join(kinds_of_alignment())
 
 
 def changed(tmp_path: Path, key: str, value: object) -> Path:
@@ -85,9 +87,9 @@ def test_a_wrong_value_is_told_in_one_sentence(tmp_path, key, value, message):
         ("dataset", "params.yaml: dataset is 'resnet50': should be one of sample, things-eeg2"),
         (
             "backbone",
-            "params.yaml: backbone is 'resnet50': should be one of synclr_vitb16, dinov2_vitb14",
+            f"params.yaml: backbone is 'resnet50': should be one of {', '.join(IMAGE_MODELS)}",
         ),
-        ("alignment", "params.yaml: alignment is 'resnet50': should be one of dreamsim, glocal"),
+        ("alignment", f"params.yaml: alignment is 'resnet50': should be one of {ALIGNMENTS}"),
         (
             "train.eeg_encoder",
             "params.yaml: train.eeg_encoder is 'resnet50': should be one of nice-recipe, nice",
@@ -272,7 +274,7 @@ def test_a_missing_file_is_told(tmp_path):
         ),
         (
             {"alignments": ["dreamsin"]},
-            "study.alignments has 'dreamsin': should be one of dreamsim, glocal; is it dreamsim[?]",
+            f"study.alignments has 'dreamsin': should be one of {ALIGNMENTS}; is it dreamsim[?]",
         ),
         ({"blocks": [6, "last", 6]}, "study.blocks names one twice: 6, last, 6"),
         (
