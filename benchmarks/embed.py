@@ -1,11 +1,13 @@
 """Embedding at the published width (ViT-B/16, 768) against `dreamsim`, and against what the machine allows.
 
-Run as `python -m benchmarks.embed`: on a GPU if there is one, with counts that are meant for a minute there, which has
-not been tried. Each figure is printed as soon as it is measured, and the medians at the end. Weights are random, images noise with the spectrum and the size of
-photographs, JPEG of 500 x 500 and 100 kB; each way goes from the images' zip to embeddings in a file. The ways
-alternate, round by round, and a ratio is the median of those within a round, so that what else the machine does weighs
-on all. dreamsim runs in a process of its own, as it comes. On a CPU it also runs with threads that wait as patiently as
-those of the stages, which helps where others compute too.
+Run as `python -m benchmarks.embed`: on a GPU if there is one, with counts that are meant for a
+minute there, which has not been tried. Each figure is printed as soon as it is measured, and the
+medians at the end. Weights are random, images noise with the spectrum and the size of photographs,
+JPEG of 500 x 500 and 100 kB; each way goes from the images' zip to embeddings in a file. The ways
+alternate, round by round, and a ratio is the median of those within a round, so that what else the
+machine does weighs on all. dreamsim runs in a process of its own, as it comes. On a CPU it also
+runs with threads that wait as patiently as those of the stages, which helps where others compute
+too.
 
 The bound is the time of the ViT's matrix products alone, every core with a batch of its own, in the quickest of the
 ways and batch sizes; of the deepest block ours makes only the products that the CLS token needs. On a GPU it is the

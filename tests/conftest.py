@@ -1,6 +1,5 @@
 """`stages` is imported before torch, because it says how torch's threads wait."""
 
-import gc
 import importlib
 import os
 import shutil
@@ -47,12 +46,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def one_thread() -> None:
     """Also after a test that has set another number."""
     torch.set_num_threads(1)
-
-
-def pytest_collection_finish() -> None:
-    """Have the garbage collector pass over all that was imported: each training collects once."""
-    gc.collect()
-    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -94,16 +94,18 @@ def test_params_yaml_has_the_typed_keys_and_each_a_comment():
         "add {} to the class of its section in pipeline/sections.py, with its type",
     )
 
+    without_comment = []
     lines = Path("params.yaml").read_text().splitlines()
     for before, line in zip(lines, lines[1:], strict=False):
         if re.match(r" *[a-z_]+: *\S|  [a-z_]+:$", line):
             named = f"  # {line.split(':')[0].strip()}: "  # lists stand under one comment
-            has_comment = before.lstrip().startswith("#")
-            has_comment |= any(other.startswith(named) for other in lines)
-            require_none(
-                [] if has_comment else [line.strip()],
-                "add a comment above {} in params.yaml: its unit, its meaning and its source",
-            )
+            is_named = any(other.startswith(named) for other in lines)
+            if not before.lstrip().startswith("#") and not is_named:
+                without_comment.append(line.strip())
+    require_none(
+        without_comment,
+        "add a comment above {} in params.yaml: its unit, its meaning and its source",
+    )
 
 
 def test_an_experiment_of_dvc_leaves_params_yaml_as_it_is(tmp_path):
@@ -211,17 +213,18 @@ def test_every_path_in_a_command_is_declared(name):
         for stage in stages
         for encoder in ("unaligned", "aligned")
     ]
-    for word in " ".join(commands).split():
-        if "/" in word:
-            declared_paths = [*listed, *UNTRACKED_PATHS.get(name, ())]
-            is_declared = any(
-                word == path or word.startswith(f"{path}/") for path in declared_paths
-            )
-            require_none(
-                [] if is_declared else [word],
-                f"add {{}} to `deps`, `outs` or `metrics` of the stage {name}, in {file_of(name)}: "
-                "its command names it",
-            )
+    declared_paths = [*listed, *UNTRACKED_PATHS.get(name, ())]
+    undeclared = {
+        word
+        for word in " ".join(commands).split()
+        if "/" in word
+        and not any(word == path or word.startswith(f"{path}/") for path in declared_paths)
+    }
+    require_none(
+        undeclared,
+        f"add {{}} to `deps`, `outs` or `metrics` of the stage {name}, in {file_of(name)}: its "
+        "command names it",
+    )
     for path in listed:
         assert (
             path.endswith(".html")

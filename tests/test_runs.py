@@ -337,6 +337,17 @@ def test_slurm_needs_a_number_of_jobs(data):
     assert how_many(Runs(where="slurm", workers=8), runs, eeg, gpus=False) == 2
 
 
+@pytest.mark.parametrize(("of_torch", "n_cores", "expected"), [(1, 8, 1), (2, 8, 2), (2, 1, 1)])
+def test_a_run_has_no_more_threads_than_torch_and_the_machine(
+    data, tmp_path, monkeypatch, of_torch, n_cores, expected
+):
+    """OMP_NUM_THREADS sets the number that torch starts with."""
+    monkeypatch.setattr("pipeline.train.runs.n_cores", lambda: n_cores)
+    torch.set_num_threads(of_torch)
+    train_all(data / "eeg", data / "embeddings.h5", tmp_path, quick_recipe(epochs=1), 1, HERE)
+    assert torch.get_num_threads() == expected
+
+
 def test_a_folder_without_models_is_told(data, tmp_path):
     outs = tmp_path / "evaluation.json", tmp_path / "evaluation.h5", []
     (tmp_path / "model").mkdir()
