@@ -88,7 +88,7 @@ def evaluate(
             )
             outcome = Scores(
                 scored,
-                whole=scored.queries(),
+                full=scored.queries(),
                 windows=queries(noisy(2, len(windows))),
                 channels=queries(noisy(0.4, 5)),
                 repetitions={n: queries(noisy(0.8 / n, 3)) for n in (1, 2)},

@@ -103,7 +103,7 @@ def test_every_variant_is_scored_as_if_it_were_the_eeg(scene):
 
     for recording, one in zip(recordings, scores, strict=True):
         whole = recording.eeg.mean(1, dtype=np.float64).astype(np.float32)
-        assert one.whole["rank"].tolist() == ranks(whole)
+        assert one.full["rank"].tolist() == ranks(whole)
         parts = [keep_window(whole, slice(start, start + 20)) for start in range(0, 51, 10)]
         assert one.windows["rank"].tolist() == [ranks(part) for part in parts]
         assert one.channels["rank"].tolist() == [
@@ -169,7 +169,7 @@ def test_the_time_course_of_a_model_that_sees_a_window(scene):
     assert (sum(inside), sum(outside), len(axes.windows)) == (6, 4, 11)
     assert ((one.windows["rank"][outside] == 1).sum(1) == 1).all()
     assert np.array_equal(one.windows["rank"][inside], expected.windows["rank"])
-    assert np.array_equal(one.whole["rank"], expected.whole["rank"])
+    assert np.array_equal(one.full["rank"], expected.full["rank"])
     with pytest.raises(
         InputError,
         match="trained on EEG from -0.2 s on and the test EEG starts at 0 s; train it again",
@@ -207,14 +207,14 @@ def test_equal_embeddings_of_two_images_count_against_the_match(scene):
     values[5] = values[9]
     scores, _ = score(recordings, models, Embeddings(values, embeddings.image_ids), parameters(), 0)
     for one in scores:
-        assert (one.whole["rank"][[5, 9]] >= 2).all()
+        assert (one.full["rank"][[5, 9]] >= 2).all()
 
 
 def test_constant_embeddings_score_nothing(scene):
     recordings, models, embeddings = scene
     constant = Embeddings(np.ones_like(embeddings.values), embeddings.image_ids)
     scores, _ = score(recordings, models, constant, parameters(), 0)
-    assert all((one.whole["rank"] == 12).all() for one in scores)
+    assert all((one.full["rank"] == 12).all() for one in scores)
 
 
 def with_eeg(recording: Recording, eeg: np.ndarray) -> Recording:

@@ -147,7 +147,7 @@ def test_a_run_of_a_study_is_that_of_the_train_and_evaluate_stages(
     for outcome in outcomes:
         answer = answers[outcome.result.fold, outcome.result.subject]
         assert answer.selected_epoch == outcome.result.selected_epoch
-        for name, values in outcome.whole.items():
+        for name, values in outcome.full.items():
             np.testing.assert_allclose(
                 answer.queries[name], values[order], rtol=1e-5, atol=1e-6, err_msg=name
             )

@@ -224,7 +224,7 @@ def _differences(
 
     return {
         "metrics": paired.metrics,
-        "ci95_over": paired.over,
+        "ci95_over": paired.factors,
         "n_resamples": parameters.resamples,
         "per_subject": per_subject,
         "per_image": per_image,
@@ -274,7 +274,7 @@ def _verdict(comparison: dict[str, Any]) -> tuple[str, str]:
     baseline = comparison["baseline"]
     other = comparison["other"]
     top1 = comparison["metrics"]["top1_acc"]
-    over = comparison["ci95_over"]
+    factors = comparison["ci95_over"]
     figures = (
         f"top-1 {100 * top1[other]:.1f} % against {100 * top1[baseline]:.1f} %, "
         f"{100 * top1['difference']:+.1f} points"
@@ -284,9 +284,9 @@ def _verdict(comparison: dict[str, Any]) -> tuple[str, str]:
         f"{count(len(comparison['subjects']), 'subject')}, "
         f"{count(len(comparison['seeds']), 'seed')}"
     )
-    low, high = (100 * end for end in top1["ci95" if over else "ci95_these_models"])
+    low, high = (100 * end for end in top1["ci95" if factors else "ci95_these_models"])
     interval = f"95 % interval {low:+.1f} to {high:+.1f}"
-    if not over:
+    if not factors:
         return "no claim", (
             f"No claim can be made from one seed: {figures} ({interval} over test images, "
             f"for these models alone; {design}). {ONE_SEED}"
@@ -296,8 +296,8 @@ def _verdict(comparison: dict[str, Any]) -> tuple[str, str]:
     if top1["p"] <= ALPHA:
         verdict = "better" if top1["difference"] > 0 else "worse"
     claim = _claim(comparison, verdict)
-    factors = ", ".join(over[:-1]) + f" and {over[-1]}"
-    sentence = f"{claim}: {figures} ({interval} and p = {top1['p']:.3g} over {factors}; {design})."
+    in_words = ", ".join(factors[:-1]) + f" and {factors[-1]}"
+    sentence = f"{claim}: {figures} ({interval} and p = {top1['p']:.3g} over {in_words}; {design})."
     return verdict, sentence[0].upper() + sentence[1:]
 
 
@@ -324,8 +324,8 @@ def _claim(comparison: dict[str, Any], verdict: str) -> str:
 
 def limit_to_subjects(claim: str, n_subjects: int) -> str:
     """A claim about too few subjects, limited to them."""
-    these = "this" if n_subjects == 1 else "these"
-    return f"in {these} {count(n_subjects, 'subject')}, too few to speak for others, {claim}"
+    subjects = "this subject" if n_subjects == 1 else f"these {n_subjects} subjects"
+    return f"in {subjects}, too few to speak for others, {claim}"
 
 
 def count(n: int, noun: str) -> str:

@@ -38,14 +38,14 @@ WeighQueries = Callable[[Queries, np.ndarray], dict[str, np.ndarray]]
 class PairedDifference:
     """The metrics of both sides, their difference, its 95 % interval and p.
 
-    `over` names what interval and p are over. If it is empty, there is no claim, and `ci95` and
+    `factors` names what interval and p are over. If it is empty, there is no claim, and `ci95` and
     `p` are None in each metric. `ci95_these_models` is over test images alone.
 
     `by_subject` has for each side a table with a row a subject and a column a metric: means over
     the runs of that subject.
     """
 
-    over: list[str]
+    factors: list[str]
     metrics: dict[str, dict[str, Any]]
     by_subject: dict[str, pd.DataFrame]
 
@@ -75,7 +75,7 @@ def paired_difference(
         resampled[side] = _resample_subjects(runs, queries, resamples, weigh)
     by_subject = {side: table.groupby(runs["subject"]).mean() for side, table in points.items()}
 
-    over = factors_of_interval(runs)
+    factors = factors_of_interval(runs)
     compared: dict[str, dict[str, Any]] = {}
     for name in resampled[other]:
         means = {side: table[name] for side, table in by_subject.items()}  # (S,) each
@@ -89,17 +89,17 @@ def paired_difference(
                 part for table in points.values() for part in _seed_variances(runs, table[name])
             ],
         }
-        parts = [part for factor in over for part in variances[factor]]
+        parts = [part for factor in factors for part in variances[factor]]
         interval, p = t_test(float(difference.mean()), parts)
 
         compared[name] = {side: float(values.mean()) for side, values in means.items()}
         compared[name] |= {
             "difference": float(difference.mean()),
-            "ci95": interval if over else None,
+            "ci95": interval if factors else None,
             "ci95_these_models": resamples.with_fixed_subjects().interval(in_resamples.T),
-            "p": p if over else None,
+            "p": p if factors else None,
         }
-    return PairedDifference(over, compared, by_subject)
+    return PairedDifference(factors, compared, by_subject)
 
 
 def _resample_subjects(

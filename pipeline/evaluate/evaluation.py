@@ -156,7 +156,7 @@ def describe_interval(runs: pd.DataFrame, protocol: str) -> dict[str, str]:
 def _metrics(score: Scores, parameters: Evaluate) -> dict[str, float]:
     """The metrics of one run on one subject, each image counted once."""
     once = np.ones((1, len(score.result.similarity)))
-    metrics = weigh_queries(score.whole, once, parameters.top_k)
+    metrics = weigh_queries(score.full, once, parameters.top_k)
     return {name: float(value[0]) for name, value in metrics.items()}
 
 
@@ -170,7 +170,7 @@ def _per_subject(
         row = {name: getattr(score.result, name) for name in columns}
         row |= {"n_way": len(score.result.similarity)} | values
 
-        low, high = resamples.interval_of_mean(score.whole["rank"][None] == 1)
+        low, high = resamples.interval_of_mean(score.full["rank"][None] == 1)
         rows.append(row | {"top1_acc_low": low, "top1_acc_high": high})
 
     return pd.DataFrame(rows)
@@ -180,7 +180,7 @@ def _intervals(
     scores: list[Scores], resamples: Resamples, parameters: Evaluate
 ) -> dict[str, dict[str, float]]:
     """The ends of the 95 % interval of each metric."""
-    resampled = [weigh_queries(score.whole, resamples.images, parameters.top_k) for score in scores]
+    resampled = [weigh_queries(score.full, resamples.images, parameters.top_k) for score in scores]
     ends = {}
     for name in resampled[0]:
         by_subject = _by_subject(scores, [metrics[name] for metrics in resampled])  # (S, B)
@@ -195,7 +195,7 @@ def _intervals(
 def _top_k(scores: list[Scores], resamples: Resamples) -> pd.DataFrame:
     """One row for each k from 1 to N."""
     k = np.arange(1, resamples.images.shape[1] + 1)
-    correct = [score.whole["rank"] <= k[:, None] for score in scores]
+    correct = [score.full["rank"] <= k[:, None] for score in scores]
     curve = _curve("top_k_acc", scores, resamples, correct)
     return pd.concat([pd.DataFrame({"k": k}), curve, pd.DataFrame({"chance": k / len(k)})], axis=1)
 
@@ -209,7 +209,7 @@ def _n_way(scores: list[Scores], resamples: Resamples, parameters: Evaluate) -> 
     sizes = sorted({n for n in parameters.n_way if n < n_images} | {n_images})
 
     def accuracy(score: Scores, k: int) -> np.ndarray:
-        rank = score.whole["rank"]
+        rank = score.full["rank"]
         return np.stack(
             [gallery_accuracy(rank, n_images, n, k) if n > k else np.nan * rank for n in sizes]
         )
@@ -232,7 +232,7 @@ def _repetitions(
     ranks = {
         n: [score.repetitions[n]["rank"] for score in scores] for n in scores[0].repetitions
     }  # lists of R arrays (draws, N)
-    ranks[axes.n_repetitions] = [score.whole["rank"][None] for score in scores]
+    ranks[axes.n_repetitions] = [score.full["rank"][None] for score in scores]
 
     columns = [pd.DataFrame({"n_repetitions": list(ranks)})]
     for k in parameters.top_k:
@@ -277,7 +277,7 @@ def _channels(scores: list[Scores], resamples: Resamples, axes: SharedAxes) -> p
     }
     curves = []
     for name, measure in measures.items():
-        losses = [measure(score.whole) - measure(score.channels) for score in scores]  # (C, N) each
+        losses = [measure(score.full) - measure(score.channels) for score in scores]  # (C, N) each
         curves.append(_curve(name, scores, resamples, losses))
 
     channels = pd.DataFrame({"ch_name": axes.ch_names})

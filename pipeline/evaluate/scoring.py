@@ -1,4 +1,4 @@
-"""Trained models on the test EEG, subject by subject: the whole EEG, and EEG with a part masked.
+"""Trained models on the test EEG, subject by subject: the full EEG, and EEG with a part masked.
 
 Axes: N test images, R repetitions, C channels, T samples, W windows of time.
 """
@@ -40,10 +40,10 @@ class SharedAxes:
 
 @dataclass(frozen=True)
 class Scores:
-    """One run on one subject: the figures of each test image, with the whole EEG and masked."""
+    """One run on one subject: the figures of each test image, with the full EEG and masked."""
 
     result: SubjectResult
-    whole: Queries  # (N,) each
+    full: Queries  # (N,) each
     windows: Queries  # (W, N) each: all but one window masked
     channels: Queries  # (C, N) each: one channel masked
     repetitions: dict[int, Queries]  # by the number that is averaged: (draws, N) each
@@ -205,15 +205,15 @@ def _score_subject(
     seed: int,
 ) -> list[Scores]:
     """The scores of each model on the EEG (N, R, C, T) of one subject."""
-    whole = eeg.mean(axis=1, dtype=np.float64).astype(eeg.dtype)  # (N, C, T)
-    results = [score_whole(model, notes, subject, whole, values) for model, notes in models]
+    average = eeg.mean(axis=1, dtype=np.float64).astype(eeg.dtype)  # (N, C, T)
+    results = [score_average(model, notes, subject, average, values) for model, notes in models]
 
     # The masked variants are made one at a time, because all of them would fill the memory.
     by_window = _score_variants(
-        (keep_window(whole, window) for window in axes.windows), models, results
+        (keep_window(average, window) for window in axes.windows), models, results
     )
     by_channel = _score_variants(
-        (mask_channel(whole, channel) for channel in range(len(axes.ch_names))), models, results
+        (mask_channel(average, channel) for channel in range(len(axes.ch_names))), models, results
     )
 
     rng = np.random.default_rng([seed, *subject.encode()])
@@ -226,7 +226,7 @@ def _score_subject(
     return [
         Scores(
             result=result,
-            whole=result.queries(),
+            full=result.queries(),
             windows=by_window[i],
             channels=by_channel[i],
             repetitions={n: by_model[i] for n, by_model in by_size.items()},
@@ -257,11 +257,11 @@ def _stack(queries: list[dict[str, Tensor]]) -> Queries:
     }
 
 
-def score_whole(
-    model: ContrastiveModel, notes: Notes, subject: str, whole: np.ndarray, values: Tensor
+def score_average(
+    model: ContrastiveModel, notes: Notes, subject: str, average: np.ndarray, values: Tensor
 ) -> SubjectResult:
     """A model on a subject's averaged test EEG (N, C, T); `values` are the images' embeddings."""
-    eeg_side, image_side = project(model, torch.from_numpy(whole).float(), values)
+    eeg_side, image_side = project(model, torch.from_numpy(average).float(), values)
     return SubjectResult(
         fold=notes["fold"],
         seed=notes["seed"],

@@ -113,8 +113,8 @@ def learning_curves(
     if "selection_loss" in history:
         selection = {"loss": history["selection_loss"], "top1_acc": history["selection_top1"]}
         curves.append(history[["epoch"]].assign(curve=evaluation["selected_on"], **selection))
-    alike = ["dataset", "protocol", "encoder"]
-    theirs = reference[(reference[alike] == [evaluation[name] for name in alike]).all(axis=1)]
+    columns = ["dataset", "protocol", "encoder"]
+    theirs = reference[(reference[columns] == [evaluation[name] for name in columns]).all(axis=1)]
     if len(theirs):
         published = {
             "epoch": theirs["epoch"] + 1,
@@ -130,9 +130,9 @@ def cosines(
 ) -> dict[str, Any]:
     """What `cosine_distributions` draws: both sides of a comparison, or else this run."""
     if comparison is None or "metrics" not in comparison:
-        kept = cosine_histograms(valid_results(similarities))
+        histograms = cosine_histograms(valid_results(similarities))
         means = {name: evaluation[name] for name in ("matched_cosine", "mismatched_cosine")}
-        return {"edges": COSINE_EDGES, evaluation["encoder"]: kept | means}
+        return {"edges": COSINE_EDGES, evaluation["encoder"]: histograms | means}
     drawn = {"edges": comparison["cosines"]["edges"]}
     for side in (comparison["baseline"], comparison["other"]):
         means = {
@@ -185,11 +185,6 @@ def _top1_of_subjects(
     run: dict[str, Any], per_subject: pd.DataFrame, comparison: dict[str, Any] | None
 ) -> pd.DataFrame:
     """Top-1 of each subject, the mean over seeds; of both sides where two were compared."""
-    kept = (
-        per_subject[~per_subject["collapsed"]]
-        if run["n_collapsed"] < run["n_runs"]
-        else per_subject
-    )
     if comparison is not None and "per_subject" in comparison:
         both = [
             {"subject": row["subject"], "encoder": side, "top1_acc": row[side]["top1_acc"]}
@@ -197,11 +192,15 @@ def _top1_of_subjects(
             for side in (comparison["baseline"], comparison["other"])
         ]
         return pd.DataFrame(both).assign(chance=run["chance_top1"])
-    table = kept.groupby("subject", as_index=False)[
-        ["top1_acc", "top1_acc_low", "top1_acc_high"]
-    ].mean()
-    if (
-        kept["subject"].duplicated().any()
-    ):  # an interval of a mean over seeds is not the mean of their intervals
+
+    # Where all runs collapsed, they are what there is to draw
+    runs = per_subject
+    if run["n_collapsed"] < run["n_runs"]:
+        runs = per_subject[~per_subject["collapsed"]]
+    columns = ["top1_acc", "top1_acc_low", "top1_acc_high"]
+    table = runs.groupby("subject", as_index=False)[columns].mean()
+
+    # The interval of a mean over seeds is not the mean of their intervals
+    if runs["subject"].duplicated().any():
         table = table[["subject", "top1_acc"]]
     return table.assign(encoder=run["encoder"], chance=run["chance_top1"])

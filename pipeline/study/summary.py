@@ -184,7 +184,7 @@ def _summarise_cell(
         summary[encoder] = _summarise_side(rows_of_side, sides[encoder], draw, top_k)
 
     no_claim_because = _missing_runs(rows)
-    over: list[str] = []
+    factors: list[str] = []
     p = None
     difference = None
     pairs = sorted(sides["unaligned"].keys() & sides["aligned"].keys())
@@ -195,23 +195,23 @@ def _summarise_cell(
             functools.partial(_weigh_top_k, top_k=top_k),
             left_out_in_turn=cell.protocol == "leave-one-subject-out",
         )
-        over = [] if no_claim_because else paired.over
-        p = paired.metrics["top1_acc"]["p"] if over else None
+        factors = [] if no_claim_because else paired.factors
+        p = paired.metrics["top1_acc"]["p"] if factors else None
         difference = {
             metric: {
                 "mean": values["difference"],
-                "ci95": values["ci95"] if over else None,
+                "ci95": values["ci95"] if factors else None,
                 "ci95_these_models": values["ci95_these_models"],
             }
             for metric, values in paired.metrics.items()
         }
 
-    if not no_claim_because and not over:
+    if not no_claim_because and not factors:
         models_are_shared = rows.groupby("fold")["subject"].nunique().max() > 1
         no_claim_because = ONE_SEED if models_are_shared else FEW_SUBJECTS
     return summary | {
         "difference": difference,
-        "ci95_over": over,
+        "ci95_over": factors,
         "p": p,
         "no_claim_because": no_claim_because or None,
     }

@@ -21,7 +21,7 @@ import torch
 from pipeline.compute.devices import device_name, pick_device
 from pipeline.compute.workers import side_by_side
 from pipeline.errors import PREPARE_AGAIN, InputError
-from pipeline.evaluate.scoring import score_whole
+from pipeline.evaluate.scoring import score_average
 from pipeline.evaluate.similarities import Queries
 from pipeline.files import cache_folder, check_folders, new_hdf5, unreadable
 from pipeline.images.embeddings import Embeddings
@@ -288,7 +288,7 @@ def _score_subject(
             f"{subject}: the test EEG holds values that are not finite; {PREPARE_AGAIN}"
         )
     images = torch.from_numpy(embeddings.values[samples.image_row[rows]])
-    scored = score_whole(model, notes, subject, responses.numpy(), images)
+    scored = score_average(model, notes, subject, responses.numpy(), images)
     return np.sort(ids), scored.queries()
 
 

@@ -64,12 +64,12 @@ def beside(first: Callable[[], Tensor], second: Callable[[], Tensor]) -> tuple[T
         return first(), second()
 
     current = torch.cuda.current_stream()
-    other = _side_stream(1)
-    other.wait_stream(current)
-    with torch.cuda.stream(other):
+    side = _side_stream(1)
+    side.wait_stream(current)
+    with torch.cuda.stream(side):
         second_result = second()
     first_result = first()
-    current.wait_stream(other)
+    current.wait_stream(side)
     return first_result, second_result
 
 

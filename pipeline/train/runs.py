@@ -173,9 +173,9 @@ def train_runs(
 
     results: dict[Run, Trained | InputError] = {}
     for run, file in files.items():
-        known = finished.read(file, recipe)
-        if known is not None:
-            results[run] = known
+        trained = finished.read(file, recipe)
+        if trained is not None:
+            results[run] = trained
             for _ in range(recipe.epochs):
                 step()
 
