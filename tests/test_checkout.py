@@ -168,6 +168,7 @@ def test_a_machine_without_git_is_told(folder: Path) -> None:
     assert status == 1 and told.startswith("error: git is not installed")
 
 
+@pytest.mark.long
 def test_a_recipe_with_the_line_ends_of_windows_is_told_and_runs_by_what_is_told(
     repository: Path,
 ) -> None:

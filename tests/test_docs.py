@@ -311,6 +311,7 @@ def test_the_code_points_at_pages_and_headings_that_there_are() -> None:
         check_link(f"{page}#{heading.lower()}", Path("README.md"))
 
 
+@pytest.mark.long
 def test_the_site_builds_and_its_pages_load_nothing_from_elsewhere(tmp_path: Path) -> None:
     build = [
         sys.executable,

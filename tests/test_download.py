@@ -630,10 +630,10 @@ SUBJECTS = ["sub-01", "sub-02", "sub-03"]
 @pytest.mark.parametrize(
     ("kind", "point"),
     [
-        ("osf", 0),
-        ("osf", 50_000),
+        pytest.param("osf", 0, marks=pytest.mark.long),
+        pytest.param("osf", 50_000, marks=pytest.mark.long),
         ("osf", 1_100_000),
-        ("osf", 1_500_000),
+        pytest.param("osf", 1_500_000, marks=pytest.mark.long),
         ("figshare", 600_000),
         ("bucket", 600_000),
     ],

@@ -38,7 +38,13 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> torch.Tensor:
     return torch.stack([Framing()(image) for image in images]).float() / 255
 
 
-@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize(
+    "backbone",
+    [
+        backbone if backbone == "synclr_vitb16" else pytest.param(backbone, marks=pytest.mark.long)
+        for backbone in BACKBONES
+    ],
+)
 def test_images_differ_and_those_of_a_concept_less(
     backbone: str, pictures: torch.Tensor, tmp_path: Path
 ) -> None:
@@ -116,6 +122,7 @@ def test_adapter_names_are_those_that_peft_saves(backbone: str, tmp_path: Path) 
     }
 
 
+@pytest.mark.long
 def test_a_checkpoint_of_full_width_has_the_shapes_of_vit_base() -> None:
     ours = vit_weights(768, 16, 14, np.random.default_rng(0))
     theirs = vision_transformer.vit_base().state_dict()

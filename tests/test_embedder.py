@@ -195,6 +195,7 @@ def test_the_file_is_the_same_whatever_the_number_of_threads(data, tmp_path):
     assert first.read_bytes() == second.read_bytes()
 
 
+@pytest.mark.long
 def test_the_file_is_the_same_when_processes_decode(data, tmp_path, monkeypatch):
     """As for a GPU: each image is decoded outside of this process, but for those of the reference."""
     first = embed(data, tmp_path / "a.h5", views=VIEWS)
@@ -419,6 +420,7 @@ def test_embeddings_that_are_all_alike_are_not_written(data, tmp_path, cache):
     assert not list((tmp_path / "out").iterdir())
 
 
+@pytest.mark.long
 def test_a_view_whose_embeddings_are_all_alike_is_told_and_kept(data, tmp_path, capsys):
     """As where the images differ in fine structure alone: here the upper half, mirrored, makes up for the lower one."""
     (tmp_path / "images").mkdir()
@@ -455,6 +457,7 @@ def test_a_view_whose_embeddings_are_all_alike_is_told_and_kept(data, tmp_path, 
     )
 
 
+@pytest.mark.long
 def test_a_degraded_view_that_is_computed_wrong_is_not_written(data, tmp_path):
     """Blurred pictures alone, and only side by side, get embeddings of the other sign."""
 
@@ -476,6 +479,7 @@ def test_a_degraded_view_that_is_computed_wrong_is_not_written(data, tmp_path):
     embed(data, tmp_path / "out" / "x.h5", load=wrong)
 
 
+@pytest.mark.long
 def test_embeddings_that_bfloat16_spoils_are_sound_in_float32_as_told(data, tmp_path):
     """As of an image model with numbers that bfloat16 is too coarse for."""
 
@@ -534,6 +538,7 @@ def test_the_batch_halves_until_it_fits(capsys):
         embed_batch(Small(0), images, parameters(), device, 1)
 
 
+@pytest.mark.long
 def test_a_device_with_memory_for_two_images_gives_the_same_embeddings(
     data, tmp_path, capsys, monkeypatch
 ):

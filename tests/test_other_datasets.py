@@ -128,6 +128,7 @@ def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
 
 
+@pytest.mark.long
 def test_raw_recordings_share_the_images_of_the_release(
     published: Published, tmp_path: Path
 ) -> None:
@@ -170,6 +171,7 @@ def test_raw_recordings_need_a_rate(published: Published, tmp_path: Path) -> Non
         run(tmp_path / "raw", values)
 
 
+@pytest.mark.long
 def test_meg_with_places_of_its_own(published: Published, tmp_path: Path) -> None:
     summary = run(tmp_path / "meg", settings(published, "meg"))
     assert (summary["dataset"], summary["n_way"], summary["n_subjects"]) == ("things-meg", 6, 2)

@@ -365,6 +365,7 @@ def test_views_are_named_where_they_are_not_the_original(tmp_path):
     )
 
 
+@pytest.mark.long
 def test_the_same_inputs_give_the_same_bytes(full):
     folder, comparison = full
     files = [
@@ -405,6 +406,7 @@ def test_what_flatters_is_said_first(tmp_path):
     assert "SD over seeds" not in page
 
 
+@pytest.mark.long
 def test_images_of_things_need_to_be_asked_for(tmp_path):
     evaluate(tmp_path / "run", dataset="things-eeg2", synthetic=False)
     shutil.move(tmp_path / "run/images", tmp_path / "images")  # they are not even opened

@@ -115,6 +115,7 @@ def test_nothing_of_the_left_out_subject_is_used(data, tmp_path):
     assert before["without-sub-01-seed-1"] != after["without-sub-01-seed-1"]
 
 
+@pytest.mark.long
 def test_side_by_side_gives_the_same_models(data, tmp_path):
     """But for the last bits, which depend on the number of threads a run gets."""
     parameters, two = (

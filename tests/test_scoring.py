@@ -85,7 +85,7 @@ def test_the_order_of_rows_changes_nothing(scene):
     assert (axes.image_ids == axes_again.image_ids).all()
     for one, other in zip(scores, again, strict=True):
         assert one.result.similarity == pytest.approx(other.result.similarity, abs=1e-6)
-        for kind in ("whole", "windows", "channels"):
+        for kind in ("full", "windows", "channels"):
             losses = [getattr(of, kind)["nice_loss"] for of in (one, other)]
             assert losses[0] == pytest.approx(losses[1], abs=1e-5)
 

@@ -91,6 +91,7 @@ def test_images_that_were_not_shown_are_left_out(raw: Path, one: Path) -> None:
     assert seen["sub-01"] != seen["sub-02"]
 
 
+@pytest.mark.long
 def test_repetitions_that_differ(
     raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -39,6 +39,7 @@ def test_the_caches_health_is_among_the_metrics(project):
     assert "embeddings.json" in project.run("dvc", "metrics", "show")
 
 
+@pytest.mark.long
 def test_a_colleague_trains_without_images_or_weights(project, tmp_path):
     """What `dvc push` left on a remote, a fresh clone with an empty cache pulls."""
     remote = ["dvc", "remote", "add", "--local", "-d", "shared", str(tmp_path / "remote")]
@@ -60,6 +61,7 @@ def test_a_colleague_trains_without_images_or_weights(project, tmp_path):
     assert colleague.metrics()["encoder"] == "aligned" and colleague.metrics()["top1_acc"] >= 0
 
 
+@pytest.mark.long
 def test_a_run_is_repeated_to_the_last_bit(project):
     """dvc.lock, with the hash of each out, stays as it was; the server is gone, the download comes from the cache."""
     project = project.with_a_python_of_its_own()

@@ -18,6 +18,7 @@ def project(tmp_path_factory, quick_programs) -> Project:
     return project_after_its_first_run(tmp_path_factory, quick_programs)
 
 
+@pytest.mark.long
 def test_both_encoders_are_compared_and_the_workspace_stays(project, tmp_path):
     """On the parameters as they are, committed or not; then the files that were compared, given by hand."""
     shipped = (project.folder / "params.yaml").read_bytes()

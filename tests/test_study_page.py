@@ -174,6 +174,7 @@ def test_the_grid_of_the_paper_stays_small_and_shows_its_verdicts(paper, browser
             )
 
 
+@pytest.mark.long
 def test_the_same_study_gives_the_same_bytes(tmp_path):
     of = study(cells(blocks=("6", "last")))
     files = [page(tmp_path, of), *sorted((tmp_path / "pictures").iterdir())]

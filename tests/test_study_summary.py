@@ -153,6 +153,7 @@ def test_a_cell_says_what_compare_says():
     assert (found["ci95_over"], found["verdict"]) == (expected["ci95_over"], expected["verdict"])
 
 
+@pytest.mark.long
 def test_the_order_of_the_runs_changes_nothing():
     of = cells(blocks=("11", "last", "6"), protocols=("within-subject", "pooled"))
     answers = draw(of, 3, (1, 2), [0.1] * len(of), N)

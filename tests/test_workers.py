@@ -147,6 +147,7 @@ def test_workers_that_die_while_they_start_come_back(tmp_path):
     assert {i: result for (_, i), result in found.items()} == expected(2)
 
 
+@pytest.mark.long
 def test_what_fails_fails_alone_and_the_rest_is_as_in_turn(monkeypatch, capfd):
     monkeypatch.setattr(
         "distributed.system.MEMORY_LIMIT", 10**9
@@ -201,6 +202,7 @@ def environment(task: tuple[Path, int], step: Step) -> tuple[str, str | None]:
     return os.environ["CUDA_VISIBLE_DEVICES"], os.environ.get("OMP_NUM_THREADS")
 
 
+@pytest.mark.long
 def test_workers_share_out_the_gpus_and_are_shown_on_a_terminal(tmp_path, monkeypatch, capfd):
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)  # no test machine has two
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,GPU-ab12")

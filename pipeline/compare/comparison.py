@@ -324,8 +324,8 @@ def _claim(comparison: dict[str, Any], verdict: str) -> str:
 
 def limit_to_subjects(claim: str, n_subjects: int) -> str:
     """A claim about too few subjects, limited to them."""
-    subjects = "this subject" if n_subjects == 1 else f"these {n_subjects} subjects"
-    return f"in {subjects}, too few to speak for others, {claim}"
+    article = "this" if n_subjects == 1 else "these"
+    return f"in {article} {count(n_subjects, 'subject')}, too few to speak for others, {claim}"
 
 
 def count(n: int, noun: str) -> str:
