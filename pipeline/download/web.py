@@ -161,8 +161,7 @@ async def retry(
         return retry_after + backoff(state) / 10
 
     def stop(state: RetryCallState) -> bool:
-        # `total` ends a wait before it begins, so that nobody waits for a last attempt that never
-        # comes.
+        # Before the wait: nobody should wait for an attempt that will not be made.
         return (
             state.attempt_number >= patience.attempts
             or state.idle_for + state.upcoming_sleep > patience.total
