@@ -67,6 +67,7 @@ def slurm_cluster(
     log_folder = Path(settings["log-directory"] or cache_folder() / "slurm")
     exports = _exports(settings["cores"], config)
     cluster = SLURMCluster(
+        # One thread of Dask, so that a worker has one task; `job_cpu` is what SLURM allots.
         cores=1,
         processes=1,
         job_cpu=settings["job-cpu"] or settings["cores"],
