@@ -45,6 +45,7 @@ def scalp_map(
     axes = figure.subplots(1, len(losses), squeeze=False)[0]
     for ax, (label, loss) in zip(axes, losses.items(), strict=True):
         values = np.asarray(loss, dtype=np.float64)
+        # Zero is in the middle, and a panel of zeros needs a range too.
         limit = max(np.abs(values).max(), 1e-3)
         norm = Normalize(-limit, limit)
         _draw_head(ax, xy, values[placed], norm)

@@ -66,23 +66,29 @@ def draw_study_pictures(
     subjects = table[table["status"] == "ok"].astype(
         {"block": str}
     )  # numbers, where they come from a CSV file
+
     pictures = []
     with matplotlib.style.context(["default", STYLE]):
         for protocol in sorted({cell["protocol"] for cell in summary["cells"]}):
+            # Protocols are tasks of their own, so that each has its own picture.
             cells = [cell for cell in summary["cells"] if cell["protocol"] == protocol]
             if not any(cell["difference"] for cell in cells):
                 continue
+
             about = f"{protocol}, {summary['n_way']}-way{synthetic}"
             figures = {
                 "cells": all_cells(
                     cells, subjects, summary["chance_top1"], f"Every cell and subject\n{about}"
                 )
             }
+
+            # One block alone makes no curve.
             if len({cell["block"] for cell in cells}) > 1:
                 paired = [cell for cell in cells if cell["difference"]]
                 figures["blocks"] = across_blocks(
                     paired, f"Aligned - unaligned against the block\n{about}"
                 )
+
             for name, figure in figures.items():
                 path = folder / f"{name}-{protocol}.png"
                 save_png(figure, path)
@@ -96,19 +102,22 @@ def all_cells(cells: Cells, subjects: pd.DataFrame, chance: float, title: str) -
 
     `subjects` has a row a run and subject.
     """
+    # A row is called by what differs between cells; what all share stands in the title.
     varied = [name for name in NAMES if len({cell[name] for cell in cells}) > 1]
     labels = [_label(cell, varied) for cell in cells]
     figure = Figure(figsize=(7.2, ROW * len(cells) + 1.5), layout="constrained")
     common = ", ".join(str(cells[0][name]) for name in NAMES[:3] if name not in varied)
     figure.suptitle(f"{title}{f' ({common})' if common else ''}", fontsize=9, fontweight="bold")
+
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=[1.5, 1])
     of_cell = ["backbone", "alignment", "block", "eeg_encoder", "protocol", "encoder"]
-    means = subjects.groupby([*of_cell, "subject"])["top1_acc"].mean()
+    means = subjects.groupby([*of_cell, "subject"])["top1_acc"].mean()  # over the seeds
 
     for row, cell in enumerate(cells):
         for encoder, offset in OFFSET.items():
-            if "top1_acc" not in cell[encoder]:
+            if "top1_acc" not in cell[encoder]:  # no whole run of this encoder
                 continue
+            # `cell.get(name, encoder)`: a cell has all of these keys but "encoder".
             dots = 100 * means.loc[tuple(cell.get(name, encoder) for name in of_cell)].to_numpy()
             about: dict[str, Any] = {"marker": MARKERS[encoder], "color": COLOURS[encoder]}
             y = row - offset
@@ -122,10 +131,13 @@ def all_cells(cells: Cells, subjects: pd.DataFrame, chance: float, title: str) -
                 zorder=3,
                 **about,
             )
+
         if cell["difference"]:
             _difference(right, cell, row, "black", "o", horizontal=True)
         else:
             right.text(0, row, " no pair left", va="center", color=QUIET)
+
+        # A thin line between backbones.
         if row and cell["backbone"] != cells[row - 1]["backbone"]:
             for ax in (left, right):
                 ax.axhline(row - 0.5, color=QUIET, linewidth=0.4)
@@ -134,7 +146,7 @@ def all_cells(cells: Cells, subjects: pd.DataFrame, chance: float, title: str) -
     right.axvline(0, color=QUIET, linestyle="--", linewidth=0.9)
     left.set(
         xlabel="top-1 (%)",
-        ylim=(len(cells) - 0.5, -0.5),
+        ylim=(len(cells) - 0.5, -0.5),  # the first cell is on top
         yticks=range(len(cells)),
         yticklabels=labels,
     )
@@ -158,6 +170,7 @@ def across_blocks(cells: Cells, title: str) -> Figure:
 
     A panel a backbone, a line an EEG encoder.
     """
+    # zfill sorts numbers in text as numbers: 6, 9, 12, last.
     blocks = sorted(
         {cell["block"] for cell in cells}, key=lambda block: (block == "last", block.zfill(9))
     )
@@ -165,7 +178,7 @@ def across_blocks(cells: Cells, title: str) -> Figure:
     kinds = sorted({(cell["eeg_encoder"], cell["alignment"]) for cell in cells})
     several_alignments = len({alignment for _, alignment in kinds}) > 1
     columns = min(3, len(backbones))
-    rows = -(-len(backbones) // columns)
+    rows = -(-len(backbones) // columns)  # rounded up
     figure = Figure(figsize=(max(4.0, 2.6 * columns), 2.1 * rows + 1.2), layout="constrained")
     figure.suptitle(title, fontsize=9, fontweight="bold")
 
@@ -213,6 +226,7 @@ def _difference(
 ) -> None:
     """The mean with its interval, dotted if that is over test images alone; filled if claimed."""
     top1 = cell["difference"]["top1_acc"]
+    # A cell without a claim has only the interval over test images.
     ends = 100 * np.array(top1["ci95"] or top1["ci95_these_models"], dtype=float)
     mean = 100 * top1["mean"]
     claimed = cell["verdict"] in ("better", "worse")
