@@ -54,6 +54,7 @@ def summarise(
     if 1 not in parameters.top_k:
         raise InputError("evaluate.top_k must hold 1, which is what a study asks about")
 
+    # A fixed order, so that sums and the page are the same whoever finished first.
     results = sorted(
         (result for result in results if result.trial not in failures),
         key=lambda result: _sort_key(result.trial, result.subject),
@@ -71,12 +72,14 @@ def summarise(
         results_of_cell.setdefault(result.trial.cell, []).append(result)
 
     cells = []
+    # sort=False: the order of `_sort_key` stays, with blocks as numbers.
     for key, rows in table.groupby(CELL_COLUMNS, sort=False):
         cell = Cell(*map(str, key))
         in_cell = results_of_cell.get(cell, [])
         cells.append(_summarise_cell(cell, in_cell, rows, draw, parameters.top_k))
     _add_verdicts(cells)
 
+    # A pooled run has a row for each subject, and counts once.
     runs = table.drop_duplicates(RUN_COLUMNS)
     collapsed = runs[runs["status"] == "collapsed"]
     failed = runs[runs["status"] == "failed"]
@@ -127,6 +130,7 @@ def _tabulate(
     rows = {}
     for result in results:
         n_way = len(result.queries["rank"])
+        # Each image once: the gallery itself, no resample.
         metrics = weigh_queries(result.queries, np.ones((1, n_way)), top_k)
         row = _identify(result.trial, result.subject) | {
             "status": "collapsed" if result.collapsed else "ok",
@@ -187,6 +191,8 @@ def _summarise_cell(
     factors: list[str] = []
     p = None
     difference = None
+
+    # Only what both encoders finished is compared.
     pairs = sorted(sides["unaligned"].keys() & sides["aligned"].keys())
     if pairs:
         paired = paired_difference(
@@ -195,6 +201,7 @@ def _summarise_cell(
             functools.partial(_weigh_top_k, top_k=top_k),
             left_out_in_turn=cell.protocol == "leave-one-subject-out",
         )
+        # It is not by chance which runs are missing: no claim, though there are figures.
         factors = [] if no_claim_because else paired.factors
         p = paired.metrics["top1_acc"]["p"] if factors else None
         difference = {
@@ -206,6 +213,7 @@ def _summarise_cell(
             for metric, values in paired.metrics.items()
         }
 
+    # The cell is whole: then the design itself allows no claim.
     if not no_claim_because and not factors:
         models_are_shared = rows.groupby("fold")["subject"].nunique().max() > 1
         no_claim_because = ONE_SEED if models_are_shared else FEW_SUBJECTS
@@ -264,6 +272,7 @@ def _missing_runs(rows: pd.DataFrame) -> str:
             if n:
                 faults.append(f"{n} of {count(len(status_of_run), f'{encoder} run')} {status}")
 
+    # Runs that failed are in the table too: these have no partner at all.
     n_encoders = rows.groupby(["fold", "seed", "subject"])["encoder"].nunique()
     n_alone = int((n_encoders < len(ENCODERS)).sum())
     if n_alone:
@@ -276,6 +285,7 @@ def _add_verdicts(cells: list[dict[str, Any]]) -> None:
     for cell in cells:
         cell |= {"p_holm": None, "verdict": "no claim"}
 
+    # Only what was asked counts as a test: a cell without a p costs the others nothing.
     tested = [cell for cell in cells if cell["p"] is not None]
     corrected = holm(np.array([cell["p"] for cell in tested])).tolist()
     for cell, p_holm in zip(tested, corrected, strict=True):
@@ -314,6 +324,8 @@ def _answer(summary: dict[str, Any]) -> str:
         )
 
     claim = _claim(summary, reasons, design)
+
+    # Several protocols are several tasks: the sum alone would hide which.
     for protocol in protocols if len(protocols) > 1 else ():
         verdicts = [cell["verdict"] for cell in cells if cell["protocol"] == protocol]
         claim += (
@@ -339,6 +351,7 @@ def _claim(summary: dict[str, Any], reasons: str, design: str) -> str:
         f"{count(summary['n_corrected'], 'cell')} ({design})."
     )
 
+    # No cell generalises over subjects, so that the claim must not either.
     if not any("subjects" in cell["ci95_over"] for cell in cells):
         claim = limit_to_subjects(claim, len(summary["subjects"]))
     return claim
