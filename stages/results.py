@@ -15,6 +15,7 @@ def print_comparison(comparison: dict[str, Any]) -> None:
     """Two tables and the answer."""
     if "metrics" in comparison:
         _show_metrics(comparison)
+
     # The file may come from a version of the project with other datasets.
     dataset = DATASETS.get(comparison["dataset"])
     if dataset is not None and dataset.published:
