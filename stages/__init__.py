@@ -85,6 +85,7 @@ def check_links(values: Iterable[object]) -> None:
     for path in paths:
         if path.is_absolute():  # not of the project, so DVC does not manage it
             continue
+
         folder = path.parent.resolve()
         if not folder.is_relative_to(project):
             raise InputError(

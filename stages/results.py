@@ -103,6 +103,7 @@ def main(
         raise InputError(
             f"{comparison}: holds no comparison ({error!r}); run `make compare`"
         ) from error
+
     if evaluation.exists() and sha256(evaluation) not in compared:
         print(
             f"{evaluation} is another run than those compared: `make compare` brings this up to "

@@ -74,6 +74,7 @@ def compare(
     comparison: dict[str, Any] = {
         key: value for key, value in made_with.items() if key not in dropped
     }
+
     comparison |= {"differs_in": factor}
     comparison |= dict(zip(("baseline", "other"), sides, strict=True))
     comparison |= {
@@ -282,6 +283,7 @@ def _verdict(comparison: dict[str, Any]) -> tuple[str, str]:
     other = comparison["other"]
     top1 = comparison["metrics"]["top1_acc"]
     factors = comparison["ci95_over"]
+
     figures = (
         f"top-1 {100 * top1[other]:.1f} % against {100 * top1[baseline]:.1f} %, "
         f"{100 * top1['difference']:+.1f} points"
@@ -291,8 +293,11 @@ def _verdict(comparison: dict[str, Any]) -> tuple[str, str]:
         f"{count(len(comparison['subjects']), 'subject')}, "
         f"{count(len(comparison['seeds']), 'seed')}"
     )
+
+    # Without factors there is no claim, and the interval that is left is over test images alone.
     low, high = (100 * end for end in top1["ci95" if factors else "ci95_these_models"])
     interval = f"95 % interval {low:+.1f} to {high:+.1f}"
+
     if not factors:
         return "no claim", (
             f"No claim can be made from one seed: {figures} ({interval} over test images, "

@@ -177,6 +177,7 @@ def _write_pictures(
         ):
             picture = _draw(latent, *rng.integers(480, 521, size=2).tolist())
             features.append(_features(picture))
+
             jpeg = io.BytesIO()
             picture.save(jpeg, "JPEG", quality=90)
             archive.writestr(_member(f"{path.stem}/{concept}/{file}"), jpeg.getvalue())
@@ -219,6 +220,7 @@ def _draw(latent: np.ndarray, width: int, height: int) -> Image.Image:
     distance = np.hypot(x, y)
     dx = distance * np.cos(angle) - ring
     dy = distance * np.sin(angle)
+
     distance = np.hypot(dx, dy)
     edge = radius * (1 + 0.3 * np.cos(petals * np.arctan2(dy, dx)))
     shaded = _colour(hue3, 0.9, 0.95) * np.clip(1.1 - 0.5 * distance / radius, 0.2, 1)[..., None]

@@ -103,6 +103,7 @@ def take_copies(targets: Mapping[Path, tuple[Path, Remote]], copies: Copies) -> 
         f"{len(links)} of them as links",
         flush=True,
     )
+
     for target, (path, remote) in tqdm(targets.items(), desc="own copy", unit="file", disable=None):
         _check(path, remote)
         target.parent.mkdir(parents=True, exist_ok=True)

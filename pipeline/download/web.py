@@ -229,6 +229,7 @@ def refuse(response: httpx.Response, start: bytes, name: str) -> None:
     retry_after = response.headers.get("Retry-After")
     if status == 202:  # firewalls send it, for instance, to programs that are no browser
         raise TryAgain(f"{answer}, which is no data (a check for robots?)")
+
     if status in (408, 425, 429) or status >= 500:
         note = f", Retry-After {retry_after}" if retry_after else ""
         raise TryAgain(answer + note, _seconds(retry_after))

@@ -171,6 +171,7 @@ def _check_sizes(
             f"{recording.subject}: the model was trained on {sizes.n_chans} channels x "
             f"{sizes.n_times} samples and the test EEG has {n_chans} x {n_times}; {TRAIN_AGAIN}"
         )
+    # A thousandth of a sample is allowed for rounding.
     if abs(recording.times[0] - sizes.start) > 1e-3 / sizes.sfreq:
         raise InputError(
             f"{recording.subject}: the model was trained on EEG from {sizes.start:g} s on and the "
@@ -182,6 +183,7 @@ def _check_sizes(
             f"the model was trained on {_describe_blocks(sizes.blocks)} and these embeddings are "
             f"of {_describe_blocks(blocks)}; {TRAIN_AGAIN}"
         )
+
     if values.shape[-1] != sizes.embedding_size:
         raise InputError(
             f"the model was trained on embeddings of {sizes.embedding_size} dimensions and these "

@@ -141,6 +141,7 @@ def _check_shape(path: Path, split: Split, recording: Recording) -> None:
             f"{path}: the {split} EEG is {recording.eeg.dtype} {shape}, expected floating point "
             f"with {expected} conditions, channels and samples; {PREPARE_AGAIN}"
         )
+
     if len(set(recording.image_ids)) != len(recording.image_ids):
         raise InputError(f"{path}: image ids of the {split} split are not unique; {PREPARE_AGAIN}")
 

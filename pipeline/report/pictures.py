@@ -100,6 +100,7 @@ def draw_pictures(
 
     # "default" first: the user's own matplotlibrc must not change a picture.
     with matplotlib.style.context(["default", STYLE]):
+        # Each is of the typical run, or of all: its title says which.
         figures = {
             "retrieval": retrieval_grid(
                 typical.similarity, concepts, thumbnails, f"Images retrieved from EEG\n{of_typical}"

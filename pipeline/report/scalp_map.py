@@ -60,6 +60,7 @@ def scalp_map(
             linewidth=0.6,
             zorder=5,
         )
+
         for point, name in zip(xy, names, strict=not crowded):
             below = {"xytext": (0, -6), "textcoords": "offset points", "ha": "center", "va": "top"}
             ax.annotate(name, point, fontsize=5.5, zorder=6, parse_math=False, **below)

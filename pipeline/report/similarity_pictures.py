@@ -123,6 +123,7 @@ def embedding_map(eeg: np.ndarray, images: np.ndarray, correct: np.ndarray, titl
         zorder=3,
         **image_style,
     )
+
     eeg_style: dict[str, Any] = {"marker": "o", "color": COLOURS["unaligned"]}
     ax.scatter(
         eeg_points[:, 0], eeg_points[:, 1], s=16, label="EEG response", zorder=3, **eeg_style

@@ -153,6 +153,7 @@ def all_cells(cells: Cells, subjects: pd.DataFrame, chance: float, title: str) -
     left.set_xlim(left=0)
     right.set(xlabel="aligned - unaligned (points)")
     right.tick_params(axis="y", length=0)
+
     for ax in (left, right):
         ax.grid(axis="x", linewidth=0.3)
 
@@ -186,9 +187,11 @@ def across_blocks(cells: Cells, title: str) -> Figure:
     for ax, backbone in zip(axes, backbones, strict=False):
         for i, (eeg_encoder, alignment) in enumerate(kinds):
             about = {"backbone": backbone, "eeg_encoder": eeg_encoder, "alignment": alignment}
+
             line_cells = [cell for cell in cells if about.items() <= cell.items()]
             shift = 0.12 * (i - (len(kinds) - 1) / 2)  # so that intervals do not hide each other
             x = [blocks.index(cell["block"]) + shift for cell in line_cells]
+
             colour = LINE_COLOURS[i % len(LINE_COLOURS)]
             point = POINTS[i % len(POINTS)]
             y = [100 * cell["difference"]["top1_acc"]["mean"] for cell in line_cells]
@@ -235,8 +238,10 @@ def _difference(
     line = ax.plot(
         *((ends, places) if horizontal else (places, ends)), color=colour, linewidth=1.2
     )[0]
+
     if not top1["ci95"]:
         line.set(linewidth=0.8, linestyle=":")
+
     x, y = (mean, place) if horizontal else (place, mean)
     ax.scatter(
         x,

@@ -90,10 +90,12 @@ def summarise(
         "seeds": sorted(set(table["seed"])),
         "n_resamples": parameters.resamples,
         "seed": seed,
+        # How many cells have each verdict, and over how many p-values Holm's correction was made.
         "verdicts": {
             verdict: sum(cell["verdict"] == verdict for cell in cells) for verdict in VERDICTS
         },
         "n_corrected": sum(cell["p"] is not None for cell in cells),
+        # Runs with a fault take the claim from their cells, so that all of them are listed.
         "n_runs": len(runs),
         "n_ok": int((runs["status"] == "ok").sum()),
         "n_collapsed": len(collapsed),
@@ -312,11 +314,13 @@ def _answer(summary: dict[str, Any]) -> str:
         f"{' and '.join(protocols)}, {count(len(summary['subjects']), 'subject')}, "
         f"{count(len(summary['seeds']), 'seed')}"
     )
+
     reasons = _join_reasons([cell["no_claim_because"] for cell in cells])
     size = (
         f"The difference is {np.median(differences):+.1f} points in the middle cell, "
         f"{min(differences):+.1f} to {max(differences):+.1f} in all."
     )
+
     if summary["n_corrected"] == 0:
         return (
             f"No claim can be made in any of {count(len(cells), 'cell')} ({design}): {reasons}. "
@@ -346,6 +350,7 @@ def _claim(summary: dict[str, Any], reasons: str, design: str) -> str:
     )
     if reasons:
         claim += f", and in {numbers['no claim']} no claim can be made: {reasons}"
+
     claim += (
         f". Asked of top-1, with p ≤ {ALPHA} after Holm's correction over "
         f"{count(summary['n_corrected'], 'cell')} ({design})."

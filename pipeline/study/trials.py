@@ -123,6 +123,7 @@ def run_study(
     todo = list({job.file: job for job in jobs if not job.file.exists()}.values())
     n_done = len(jobs) - len(todo)
     print(f"study: {_count(len(jobs))}, of which {n_done} are there already", flush=True)
+
     reasons: dict[Path, str] = {}
     if todo:
         check_folders({folder: 0})
@@ -130,6 +131,7 @@ def run_study(
 
     # By file again: cells that share a failed run all lack it.
     failures = {job.trial: reasons[job.file] for job in jobs if job.file in reasons}
+
     answers = []
     galleries = set()
     for job in jobs:
