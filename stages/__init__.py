@@ -124,7 +124,7 @@ def show(title: str, rows: Sequence[Mapping[str, object]]) -> None:
         for row in rows
     ]
     for name, column in zip(rows[0], zip(*texts, strict=True), strict=True):
-        # Numbers to the right. An empty field is no reason against that.
+        # A column of numbers stands to the right, also with empty fields.
         numbers = all(re.fullmatch(r"[-+]?[\d.]*", text) for text in column)
         table.add_column(Text(name), justify="right" if numbers else "left")
 

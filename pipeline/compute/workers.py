@@ -129,10 +129,11 @@ class _Attempts(Generic[Task, Result]):
         self.n_done_before = [0] * len(tasks)  # steps done when the current attempt began
         self.results: dict[int, bytes] = {}  # pickled, as they arrive
 
+        # Named after this client: the scheduler of a user may serve others too.
         self.topic = f"steps-{client.id}"
         client.subscribe_topic(self.topic, display.on_step)
         client.subscribe_topic(f"{self.topic}-results", self._on_result)
-        client.subscribe_topic("all", display.on_worker_event)
+        client.subscribe_topic("all", display.on_worker_event)  # Dask's own reports on its workers
 
     def _on_result(self, event: tuple[float, tuple[int, bytes]]) -> None:
         i, pickled = event[1]

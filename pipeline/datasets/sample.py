@@ -197,6 +197,7 @@ def _draw(latent: np.ndarray, width: int, height: int) -> Image.Image:
     slope = 2 * np.pi * slope
     first = _colour(hue1, 0.25 + 0.75 * sat1, 0.35 + 0.65 * val1)
     second = _colour(hue1 + turn / 2, 0.2 + 0.8 * sat2, 0.25 + 0.75 * val2)
+    # (H, W, 3), RGB in 0..1; all that follows is painted over it.
     pixels = _mix(first, second, _step(1.5 * (x * np.cos(slope) + y * np.sin(slope))))
 
     # The grating or check, in axes that are turned by `tilt`
@@ -236,6 +237,7 @@ def _colour(hue: float, saturation: float, value: float) -> np.ndarray:
 
 
 def _mix(below: np.ndarray, above: np.ndarray, cover: np.ndarray) -> np.ndarray:
+    """One colour (3,) or picture (H, W, 3) over another; `cover` (H, W) is 1 where it hides it."""
     return below + (above - below) * cover[..., None]
 
 

@@ -135,7 +135,7 @@ def fetch_file(
     paths = copies.find(name, published_path) if copies else ()
     if copies and paths:
         copy = choose_copy(paths, None)
-        # No size is published either: the copy's own is taken, and its hash decides.
+        # Nobody publishes its size, so the copy's own is taken: the hash decides, if there is one.
         remote = Remote(name, url, copy.stat().st_size, key, sha256)
         take_copies({target: (copy, remote)}, copies)
         return

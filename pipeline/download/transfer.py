@@ -251,7 +251,7 @@ class Download:
 
     def verify(self) -> str:
         """Sync the part to the disk, check it, and return its sha256. Raises WrongFile."""
-        # Synced before it is checked: what the check has seen is then on the disk.
+        # Synced, so that after a power cut no name of a whole file stands for less than that.
         with open(self.entry.part, "rb+") as file:
             os.fsync(file.fileno())
         return check_file(self.entry.part, self.remote)

@@ -145,8 +145,7 @@ async def retry(
         except httpx.RequestError as error:
             raise TryAgain(_no_connection(error)) from error
 
-    # tenacity calls `after`, `wait` and `stop` in this order: a failure that brought bytes counts
-    # as the first, for all of them.
+    # tenacity calls `after` before `wait` and `stop`: both see such a failure as the first one.
     def forget_failures_that_brought_bytes(state: RetryCallState) -> None:
         nonlocal n_at_reset
         if n_received() - n_at_reset >= patience.progress:

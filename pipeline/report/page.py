@@ -17,7 +17,7 @@ from pipeline.report.pictures import valid_results
 from pipeline.report.style import Picture
 from pipeline.report.template import records, write_page
 
-VEGA_LITE = "6.4"
+VEGA_LITE = "6.4"  # the same major version as `charts.SCHEMA`
 SUBJECT_COLUMNS = {
     "subject": "subject",
     "seed": "seed",

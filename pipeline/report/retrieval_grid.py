@@ -24,6 +24,7 @@ def nearest(similarity: np.ndarray) -> np.ndarray:
     At a tie the match comes last, as in its rank.
     """
     match = np.eye(len(similarity), dtype=bool)
+    # lexsort sorts by its last key first.
     return np.lexsort((match, -similarity), axis=1)
 
 

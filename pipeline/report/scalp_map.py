@@ -94,6 +94,7 @@ def _positions_by_name(ch_names: Sequence[str]) -> np.ndarray:
 
 def _draw_head(ax: Axes, xy: np.ndarray, values: np.ndarray, norm: Normalize) -> None:
     """The outline of a head, and faintly the values interpolated between the channels."""
+    # Rank 2: the channels do not lie on one line, or nearly so.
     interpolated = len(xy) > 3 and (
         np.linalg.matrix_rank(xy - xy.mean(0), tol=0.1 * HEAD_RADIUS) == 2
     )

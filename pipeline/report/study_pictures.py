@@ -48,6 +48,7 @@ TEXTS = {  # of each picture the heading, of a protocol, and the description
         "whose output the EEG encoder learns; a panel a backbone, a line an EEG encoder. " + FILLED,
     ),
 }
+# For the legend: the points that are claimed or not, each with its text
 FILLS = {
     Line2D([], [], linestyle="", marker="o", color=QUIET, markerfacecolor=fill, markersize=5): name
     for fill, name in ((QUIET, "claimed, after Holm's correction"), ("white", "not claimed"))

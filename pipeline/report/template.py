@@ -85,4 +85,5 @@ def records(table: pd.DataFrame) -> list[dict[Hashable, Any]]:
 
 
 def _missing(value: object) -> bool:
+    """Whether a figure is absent: None in JSON, NaN in a table."""
     return value is None or (isinstance(value, float) and math.isnan(value))
