@@ -148,6 +148,7 @@ def memory_needed(path: Path, preprocess: Preprocess) -> int:
     require_as_published(preprocess, PREPARED_AS)
     with open_zip(path, LARGEST_EEG) as archive:
         subject = subject_of(path)
+        # Of both files: a missing one must be told before any work.
         sizes = {
             split: archive.getinfo(_member_name(archive, subject, split)).file_size
             for split in SPLITS
