@@ -86,6 +86,7 @@ def require_writable(folder: Path, cache: Path | None = None) -> None:
     paths = (folder.absolute(), *folder.absolute().parents)
     nearest = next(path for path in paths if os.path.lexists(path))  # also a link to nothing
     try:
+        # A try is surer than the mode bits, which a read-only mount or a server may overrule.
         with tempfile.TemporaryFile(dir=nearest):
             pass
     except OSError as error:
@@ -140,6 +141,7 @@ def _explain(number: int, path: Path) -> tuple[str, str]:
 def _full(folder: Path) -> tuple[str, str]:
     """A full disk: no inode is free, or no byte."""
     disk = os.statvfs(folder)
+    # Some file systems, such as btrfs, count no inodes: f_files is 0.
     if disk.f_files and not disk.f_favail:
         reason = f"the disk of {folder} takes no more files (all its inodes are used)"
         return reason, "delete files there"
@@ -162,8 +164,10 @@ def _no_right(number: int, path: Path) -> tuple[str, str]:
         reason = f"{place} is locked against changes, or its owner {owner} alone may change it"
         return reason, "undo that (lsattr shows it, chattr -i undoes it), or ask its owner"
 
+    # The rights of the effective user count, where the system can be asked for them.
     effective = os.access in os.supports_effective_ids
     readable = os.access(place, os.R_OK, effective_ids=effective)
+    # A file that can be read has failed at writing.
     verb = "write into" if readable or place != path else "read"
     mode = stat.filemode(status.st_mode)
     return (
@@ -174,6 +178,7 @@ def _no_right(number: int, path: Path) -> tuple[str, str]:
 
 def _in_the_way(path: Path) -> tuple[str, str]:
     """A file where a folder should be, or the other way round, or a link to nothing."""
+    # First, because Path.exists() is False for a link to nothing as for no file at all.
     for place in (path, *path.parents):
         if place.is_symlink() and not place.exists():
             reason = f"{place} is a link to {os.readlink(place)}, which is not there"

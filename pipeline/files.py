@@ -48,7 +48,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
         # Opened for reading only: it may be a hard link to a file that is write-protected.
         with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
+            os.fsync(file.fileno())  # else a power cut could leave an empty file
         os.replace(temporary, path)
     except Exception as error:
         # Remove it first: the error text tells how much room is free without it.
@@ -56,6 +56,7 @@ def replacing(path: Path) -> Iterator[Path]:
         if fault := fault_of(error, path, temporary):
             raise fault from error
         raise
+    # Ctrl-C is no Exception and comes here too. After a success there is nothing left to remove.
     finally:
         _discard(temporary)
 
@@ -84,10 +85,11 @@ class _FailsOnce(io.FileIO):
     failure: OSError | None = None
 
     def write(self, data: "Buffer") -> int:
-        view = memoryview(data).cast("B")
+        view = memoryview(data).cast("B")  # of whatever type: cut and counted in bytes
         n_written = 0
         try:
             while n_written < len(view) and not self.failure:
+                # The system may take only a part of the bytes at once.
                 n_written += super().write(view[n_written:])
         except OSError as error:
             self.failure = error
@@ -197,6 +199,7 @@ def try_lock(path: Path) -> BaseFileLock | None:
     On a disk without locks, a file that exists as long as the lock is taken serves as one.
     """
     # Mode 666: all who share the cache must be able to take it.
+    # filelock's own fallback is off: it knows ENOSYS alone of NO_LOCKS.
     hard_lock = FileLock(path, mode=0o666, thread_local=False, fallback_to_soft=False)
     soft_lock = SoftFileLock(_soft_path(path), thread_local=False)
 
@@ -210,7 +213,7 @@ def try_lock(path: Path) -> BaseFileLock | None:
         except OSError as error:
             if lock is soft_lock or error_number(error) not in NO_LOCKS:
                 raise fault_of(error, path) or error from error
-    raise AssertionError
+    raise AssertionError  # never reached: the soft lock returns or raises
 
 
 def waiting_note(path: Path) -> str:
@@ -245,7 +248,7 @@ def _machine() -> str:
     """Eight digits for the machine and the container. A process number is unique within these."""
     with suppress(OSError):
         return _digits(platform.node(), os.readlink("/proc/self/ns/pid"))
-    return _digits(platform.node())
+    return _digits(platform.node())  # macOS has no /proc
 
 
 def _digits(*names: str) -> str:
@@ -256,6 +259,7 @@ def _remove_leftovers(folder: Path) -> None:
     """Remove the temporary files of processes that do not run any more."""
     for path in folder.glob(".*.tmp"):
         with suppress(OSError):  # another process was quicker, or it belongs to another user
+            # Only names of the form that `replacing` gives: other programs write .tmp files too.
             if _is_leftover(path):
                 path.unlink()
 

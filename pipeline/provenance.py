@@ -83,9 +83,11 @@ def follow(start: Sequence[_Target], chosen: Chosen) -> dict[Path, set[ast.stmt]
     while to_visit:
         path, name = to_visit.pop()
         module = _read(path)
+        # What defines no name (`SETTINGS |= ...`) runs at each import, so it is always used.
         statements = module.always + (module.all if name is None else module.binds.get(name, []))
         used.setdefault(path, set()).update(statements)
 
+        # A target is visited once: functions may call each other in a circle.
         for statement in statements:
             new = set(_uses(statement, module, chosen)) - reached
             reached |= new
@@ -156,7 +158,7 @@ def _names_bound_by(statement: ast.stmt) -> list[str]:
             return [node.id for node in nodes if isinstance(node, ast.Name)]
         case ast.AnnAssign(target=ast.Name(id=name)):
             return [name]
-    return []
+    return []  # no name, as in `SETTINGS |= ...`
 
 
 def _is_guard(statement: ast.stmt) -> bool:
@@ -170,6 +172,7 @@ def _is_guard(statement: ast.stmt) -> bool:
 def _uses(statement: ast.stmt, module: _Module, chosen: Chosen) -> Iterable[_Target]:
     """What a statement uses of this project."""
     node = _keep_chosen_entries(statement, chosen)
+    # Only a table depends on `chosen`; what other statements use is found once in a process.
     if node is statement:
         return _cached_uses(statement, module.path)
     return _find_uses(node, module)
@@ -205,6 +208,7 @@ def _find_uses(statement: ast.AST, module: _Module) -> Iterator[_Target]:
         if target and target[1]:
             yield target
 
+    # A name is defined here or imported. Of an imported module only `attribute` is used.
     for name, attribute in attributes | {(name, None) for name in names}:
         if name in module.binds:
             yield module.path, name
@@ -272,6 +276,7 @@ def _walk(node: ast.AST) -> Iterator[ast.AST]:
         yield node
         for _, value in _fields(node):
             for child in value if isinstance(value, list) else [value]:
+                # What is used to raise an error is not followed: it computes no result.
                 if isinstance(child, ast.AST) and not isinstance(child, ast.Raise):
                     to_visit.append(child)
 

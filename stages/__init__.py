@@ -42,17 +42,19 @@ def run(main: Callable[..., str]) -> None:
     one sentence, without a traceback.
     """
 
+    # typer reads the parameters and their types from `main`, through `wraps`.
     @functools.wraps(main)
     def command(*arguments: object, **options: object) -> None:
         started = time.monotonic()
         try:
             check_links(options.values())
+            # From here on the stage writes: what it leaves half-written is known as its own.
             with noted_run():
                 written = main(*arguments, **options)
         except (InputError, OSError) as error:
             sentence = fault_of(error, Path.cwd()) or error
             print(f"error: {sentence}", file=sys.stderr)
-            raise typer.Exit(1) from None
+            raise typer.Exit(1) from None  # DVC stops there, and the stages behind do not run
         except MemoryError as error:
             reason = f" ({error})" if str(error) else ""
             print(
@@ -81,8 +83,9 @@ def check_links(values: Iterable[object]) -> None:
     project = Path.cwd().resolve()
     paths = [value for value in values if isinstance(value, Path)]
     for path in paths:
-        if path.is_absolute():
+        if path.is_absolute():  # not of the project, so DVC does not manage it
             continue
+
         folder = path.parent.resolve()
         if not folder.is_relative_to(project):
             raise InputError(
@@ -98,6 +101,7 @@ def write_json(path: Path, values: dict[str, Any]) -> dict[str, Any]:
 
     NaN is written as JSON null.
     """
+    # Through text and back: a reader of the file gets lists and None, and so does our caller.
     values = json.loads(json.dumps(values), parse_constant=lambda _: None)
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(values, indent=2) + "\n")
@@ -112,7 +116,7 @@ def show(title: str, rows: Sequence[Mapping[str, object]]) -> None:
     console = Console(highlight=False)
     plain = not console.is_terminal
     if plain:
-        console = Console(highlight=False, width=1000)
+        console = Console(highlight=False, width=1000)  # as wide as any table
 
     table = Table(box=None if plain else box.SIMPLE_HEAD, pad_edge=False)
     texts = [
@@ -120,6 +124,7 @@ def show(title: str, rows: Sequence[Mapping[str, object]]) -> None:
         for row in rows
     ]
     for name, column in zip(rows[0], zip(*texts, strict=True), strict=True):
+        # A column of numbers stands to the right, also with empty fields.
         numbers = all(re.fullmatch(r"[-+]?[\d.]*", text) for text in column)
         table.add_column(Text(name), justify="right" if numbers else "left")
 

@@ -34,6 +34,7 @@ def main(
         return ""
 
     chosen = choose(entries, empty, unused_for * DAY, time.time())
+    # What a run holds at this moment stays, and does not count.
     deleted = [entry for entry in chosen if remove(entry)]
 
     megabytes = sum(entry.bytes_to_free for entry in deleted) / 1e6

@@ -15,6 +15,7 @@ def main(params: Path, records: list[Path]) -> str:
     """`records` have the names of the stages' files; the study's lie in a folder `study`."""
     p = read_params(params)
     for record in records:
+        # The record data/code/train.json is of the program stages/train.py.
         program = Path(__file__).with_name(f"{record.stem}.py")
         write_json(record, code_of(program, chosen_by(p, record.parent.name == "study")))
     return ""
@@ -24,6 +25,7 @@ def chosen_by(p: Params, of_study: bool) -> Chosen:
     """The entries of the tables that the parameters choose, for the pipeline or for the study."""
     return {
         "DATASETS": [p.dataset],
+        # The study has grids where the pipeline has one name.
         "EEG_ENCODERS": p.study.eeg_encoders if of_study else [p.train.eeg_encoder],
         "IMAGE_MODELS": p.study.backbones if of_study else [p.backbone],
     }

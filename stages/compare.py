@@ -44,6 +44,7 @@ def main(
     _check_files(evaluations or [], seeds)
     _check_sides(baseline, other)
 
+    # Nothing of the workspace is touched: the evaluations lie elsewhere.
     with tempfile.TemporaryDirectory() as folder:
         files = evaluations or [
             evaluate(baseline, seeds, Path(folder) / "baseline.h5"),
@@ -51,6 +52,7 @@ def main(
         ]
         first, second = (read_similarities(path) for path in files)
         result = compare(first, second, p.evaluate, p.seed)
+        # They tell later whether data/evaluation.h5 is one of the two.
         result["sha256"] = [sha256(path) for path in files]
 
     print_comparison(write_json(comparison, result))
@@ -100,6 +102,7 @@ def evaluate(assignment: str, seeds: int | None, target: Path) -> Path:
     The parameters are those of the workspace, but for `assignment` (key=value) and `seeds`.
     """
     print(f"{assignment}: taken from DVC's cache, or trained and evaluated", flush=True)
+    # With the number of this process: two comparisons at once must not take one name.
     name = f"compare-{target.stem}-{os.getpid()}"
     settings = ["-S", assignment]
     if seeds:
@@ -112,8 +115,10 @@ def evaluate(assignment: str, seeds: int | None, target: Path) -> Path:
                 f"the side {assignment} could not be evaluated; the lines above tell why (a file "
                 "that git does not know is not taken along: git add it)"
             )
+        # An experiment is a commit, so that its files are read without a checkout.
         DVCFileSystem(rev=name).get_file(EVALUATION, str(target))
     finally:
+        # After an error too. Where there is no such experiment, its complaint is not for the user.
         subprocess.run(["dvc", "exp", "remove", "--quiet", name], stderr=subprocess.DEVNULL)
     return target
 

@@ -36,10 +36,13 @@ def main(
     user_files = UserFiles(
         open_copies(p.download.own_copy), left_in, p.download.accept_new_versions
     )
+
+    # THINGS' images need a licence, so that no server is asked for them.
     own_images = None
     if isinstance(source, PublishedFiles) and isinstance(source.images, OwnCopy):
         own_images = find_own_copy(p.download.things_images)
 
+    # Called before the large files come: the metadata alone tell which images are needed.
     def check_metadata(metadata: Path) -> None:
         assert own_images
         check_images(own_images, image_ids_of(p.dataset, metadata))
@@ -57,6 +60,7 @@ def main(
     )
     if own_images:
         collect_images(own_images, image_ids_of(p.dataset, metadata), images / "things_images.zip")
+    # All later stages read this table, and none of them the metadata of a dataset.
     write_image_table(image_table, dataset.read_metadata(metadata))
 
     files = [

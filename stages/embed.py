@@ -53,6 +53,7 @@ def embed(parameters: Embed, backbone: str, alignment: str, paths: Paths) -> str
         write_no_embeddings(paths.target, str(error))
         return str(paths.target)
 
+    # Some alignments are computed from the unaligned embeddings, and no image is read.
     if isinstance(load, OfCache):
         _check_backbone(paths.unaligned, backbone)
         load.write(paths.unaligned, paths.weights / load.file, paths.target)
@@ -68,6 +69,7 @@ def embed(parameters: Embed, backbone: str, alignment: str, paths: Paths) -> str
             pick_device(parameters.device),
         )
 
+    # None for a cache without embeddings.
     rows = [{"block": block, **health} for block, health in read_health(paths.target).items()]
     if rows:
         show(f"{backbone}, {encoder}", rows)

@@ -31,6 +31,7 @@ def main(
     models = load_models(model)
     notes = models[0][1]  # all models share the settings that are read below
     trained = notes["train"]
+    # The block and views that were trained on, whatever params.yaml says by now.
     cache = read_embeddings(
         embeddings, trained["block"], trained["views"], trained["views_in_gallery"]
     )
@@ -39,11 +40,14 @@ def main(
     # Every subject that some model is tested on, read one after the other
     subjects = sorted({name for _, notes in models for name in notes["tested_on"]})
     files = [eeg / f"{subject}.h5" for subject in subjects]
+    # A generator: the EEG of one subject at a time is in memory.
     recordings = (read_split(path, "test", average=False) for path in files)
     scores, axes = score(recordings, models, cache, p.evaluate, p.seed)
 
     summary, frames = tabulate(scores, axes, made_with, p.evaluate, p.seed)
     summary |= summarise_block_weights(notes for _, notes in models)
+
+    # What restricts the figures: the dataset, the image model, and how the EEG was prepared.
     summary["caveats"] = [
         *DATASETS[p.dataset].caveats,
         *caveats_of(embeddings),
@@ -58,11 +62,13 @@ def main(
         results=[subject.result for subject in scores],
         made_with=made_with | {"settings": settings},
     )
+
     write_similarities(similarities, everything)
     summary = write_json(details, summary)
 
     for path in summaries:
         if path.suffix == ".json":
+            # A few figures alone: `dvc exp show` makes a column of each.
             write_json(path, headline(summary, p.evaluate.top_k))
             continue
         with replacing(path) as temporary:

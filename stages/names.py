@@ -20,7 +20,7 @@ def check_names(p: Params) -> None:
 
     eeg_encoder = p.train.eeg_encoder
     _check_name(f"train.eeg_encoder is {eeg_encoder!r}", eeg_encoder, EEG_ENCODERS)
-    check_installed(eeg_encoder)
+    check_installed(eeg_encoder)  # the package of some encoders is optional
 
     check_views(p.embed.views)
     check_image_model(p.backbone, p.encoder, p.alignment)
@@ -33,6 +33,7 @@ def check_image_model(backbone: str, encoder: str, alignment: str) -> None:
     """
     try:
         find_model(backbone)
+        # Of an unaligned run the alignment is not used, but a misspelt one is no less a mistake.
         if encoder == "aligned" or alignment not in kinds_of_alignment():
             find_alignment(backbone, alignment)
     except InputError as error:

@@ -52,6 +52,7 @@ def noted_run() -> Iterator[None]:
     note = _Note(stage=stage, arguments=sys.argv[1:], started=time.time())
 
     NOTES.mkdir(parents=True, exist_ok=True)
+    # Before the work: a killed stage leaves a note without an end.
     file.write_text(note.model_dump_json())
     try:
         yield
@@ -73,9 +74,11 @@ def find_foreign_files(root: Path) -> list[tuple[Path, Path]]:
     notes = [_Note.model_validate_json(file.read_bytes()) for file in (root / NOTES).glob("*.json")]
     foreign = []
     with Repo(str(root)) as repo:
+        # Those without a cache are the metrics that git keeps.
         outputs = [output for output in repo.index.outs if output.use_cache]
         for path in candidates:
             output = _output_around(path, outputs)
+            # Outside of all outputs DVC deletes nothing.
             if output is None or _is_in_cache(repo, path):
                 continue
             if not _is_half_made(path, output, root, notes):
@@ -111,8 +114,10 @@ def _is_in_cache(repo: "Repo", path: Path) -> bool:
 
 def _is_half_made(path: Path, output: "Output", root: Path, notes: list[_Note]) -> bool:
     """Whether the file was written while the stage of this output ran."""
+    # Not the mtime, which a copy may bring along from elsewhere.
     changed_at = path.lstat().st_ctime
     stage = output.stage.cmd.split()[2].removeprefix("stages.")  # python -m stages.<stage> ...
+    # The paths of a stage's outputs are arguments of its command.
     argument = str(Path(output.fs_path).relative_to(root))
 
     for note in notes:

@@ -19,6 +19,7 @@ from pipeline.params import read_params
 from stages import run, write_json
 from stages.outputs import find_foreign_files
 
+# Two records, by what files can be: a new file of weights must not fetch the dataset again.
 DATA_FILES = (".zip", ".npy", ".fif", ".csv")
 WEIGHT_FILES = (".zip", ".npz", ".pth", ".pt", ".bin", ".safetensors")
 ANY_FILES = ("",)
@@ -26,6 +27,7 @@ ANY_FILES = ("",)
 
 def main(params: Path, dataset_record: Path, weights_record: Path) -> str:
     p = read_params(params)
+    # First of all: a stage after this one would delete them.
     refuse_to_delete(find_foreign_files(Path.cwd()))
 
     own_copy = p.download.own_copy

@@ -1,6 +1,7 @@
 """Write each subject's EEG to one HDF5 file.
 
-Training repetitions are averaged, and test repetitions stay apart.
+Training repetitions are averaged unless `preprocess.average_repetitions` is false. Test repetitions
+stay apart.
 """
 
 from pathlib import Path

@@ -51,6 +51,7 @@ def main(
     drawn = draw_pictures(
         pictures, scored, frames["channels"], cosines(scored, summary, compared), thumbnails
     )
+
     write_report(
         page,
         evaluation=summary,

@@ -15,6 +15,7 @@ def print_comparison(comparison: dict[str, Any]) -> None:
     """Two tables and the answer."""
     if "metrics" in comparison:
         _show_metrics(comparison)
+
     # The file may come from a version of the project with other datasets.
     dataset = DATASETS.get(comparison["dataset"])
     if dataset is not None and dataset.published:
@@ -102,6 +103,7 @@ def main(
         raise InputError(
             f"{comparison}: holds no comparison ({error!r}); run `make compare`"
         ) from error
+
     if evaluation.exists() and sha256(evaluation) not in compared:
         print(
             f"{evaluation} is another run than those compared: `make compare` brings this up to "

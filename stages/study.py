@@ -38,11 +38,13 @@ def main(
     answers, failures = run_study(trials, subjects, embeddings, p.train, p.runs)
 
     caches = {cache_of(embeddings, trial) for trial in trials}
+    # The EEG of all subjects was prepared in one way, so that one of them can tell it.
     first_recording = next(iter(subjects.values())).path
     facts = describe(p, caches, first_recording)
     summary, frame = summarise(answers, failures, facts, p.evaluate, p.seed)
     with replacing(table) as temporary:
         frame.to_csv(temporary, index=False)
+    # As a reader of the file gets it: so the page can be made again from the files alone.
     summary = write_json(metrics, summary)
 
     pictures.mkdir(parents=True, exist_ok=True)
@@ -61,6 +63,7 @@ def main(
     )
     print_study(summary)
 
+    # Only now: the table and the page hold what did run, and say what did not.
     if failures:
         raise InputError(
             f"{len(failures)} of {len(trials)} runs are missing from {table}, as told above: mend "
@@ -112,6 +115,7 @@ def print_study(summary: dict[str, Any]) -> None:
         }
         for cell in summary["cells"]
     ]
+
     show(f"top-1 in each cell, of {summary['n_runs']} runs", rows)
     print(summary["answer"])
 

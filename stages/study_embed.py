@@ -27,6 +27,7 @@ def main(
         raise InputError(
             f"{params}: study.blocks is mix alone: name the blocks that it mixes beside it"
         )
+    # All else as in the pipeline, so that both share the embeddings in the cache folder.
     parameters = p.embed.model_copy(update={"blocks": blocks})
 
     paths = Paths(images, image_table, weights, unaligned, target)

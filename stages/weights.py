@@ -36,6 +36,7 @@ def main(
         "open_clip": p.download.open_clip,
     }
 
+    # Synthetic pictures need no real model, and the sample must run without a network.
     if DATASETS[p.dataset].synthetic:
         model.stand_in(weights)
     elif model.published:
@@ -49,6 +50,7 @@ def main(
                 published_path=file.path,
                 user_files=user_files,
             )
+    # A model whose weights nobody publishes here: the user's own file.
     elif Path(p.download.weights_file).is_file():
         with replacing(weights / model.file) as copy:
             shutil.copyfile(p.download.weights_file, copy)

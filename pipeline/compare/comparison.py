@@ -64,14 +64,17 @@ def compare(
     factor, labels = _find_factor(_facts(baseline), _facts(other))
     sides = dict(zip(labels, (baseline, other), strict=True))
     if factor == "encoder":
+        # Reversed, "unaligned" comes first and is the baseline, whatever the order of the files.
         sides = {label: sides[label] for label in sorted(labels, reverse=True)}
 
+    # What differs by the factor holds for one side only.
     dropped = ("settings", *FACTORS[factor])
     made_with = other.made_with
     n_way = len(other.image_ids)
     comparison: dict[str, Any] = {
         key: value for key, value in made_with.items() if key not in dropped
     }
+
     comparison |= {"differs_in": factor}
     comparison |= dict(zip(("baseline", "other"), sides, strict=True))
     comparison |= {
@@ -87,6 +90,7 @@ def compare(
     }
 
     pairs = _whole_pairs(sides)
+    # Both sides lack a pair or none does, so that one of them can be asked.
     if pairs[labels[0]]:
         comparison |= _differences(pairs, other, parameters, seed)
         histograms = {
@@ -109,6 +113,7 @@ def _whole_pairs(sides: Mapping[str, Similarities]) -> dict[str, dict[RunKey, Su
         label: {(result.fold, result.seed, result.subject): result for result in side.results}
         for label, side in sides.items()
     }
+    # One collapsed run takes its partner along: only whole pairs compare.
     collapsed = {
         key for side in results.values() for key, result in side.items() if result.collapsed
     }
@@ -142,6 +147,7 @@ def _find_factor(first: dict[str, Any], second: dict[str, Any]) -> tuple[str, tu
 
     Raises InputError if they differ in nothing, in two factors or in anything else.
     """
+    # What only one side has is a difference too.
     differing = [name for name in first | second if first.get(name) != second.get(name)]
     factors = _differing_factors(differing)
 
@@ -158,6 +164,7 @@ def _find_factor(first: dict[str, Any], second: dict[str, Any]) -> tuple[str, tu
             "alike in it"
         )
 
+    # All else that differs must follow from the factor.
     [(factor, fact)] = factors.items()
     labels = _label(first.get(fact)), _label(second.get(fact))
     for name in differing:
@@ -210,7 +217,7 @@ def _differences(
         left_out_in_turn=other.made_with["protocol"] == "leave-one-subject-out",
     )
 
-    subjects = next(iter(paired.by_subject.values())).index
+    subjects = next(iter(paired.by_subject.values())).index  # the same on both sides
     per_subject = [
         {"subject": subject}
         | {label: table.loc[subject].to_dict() for label, table in paired.by_subject.items()}
@@ -243,6 +250,7 @@ def cosine_histograms(results: list[SubjectResult]) -> dict[str, list[int]]:
     match = np.eye(len(results[0].similarity), dtype=bool)
     counts = {}
     for name, pairs in (("matched", match), ("mismatched", ~match)):
+        # Rounding may leave a cosine just beyond 1, which would be in no bin.
         cosines = np.concatenate([result.similarity[pairs] for result in results]).clip(-1, 1)
         counts[name] = np.histogram(cosines, COSINE_EDGES)[0].tolist()
     return counts
@@ -275,6 +283,7 @@ def _verdict(comparison: dict[str, Any]) -> tuple[str, str]:
     other = comparison["other"]
     top1 = comparison["metrics"]["top1_acc"]
     factors = comparison["ci95_over"]
+
     figures = (
         f"top-1 {100 * top1[other]:.1f} % against {100 * top1[baseline]:.1f} %, "
         f"{100 * top1['difference']:+.1f} points"
@@ -284,8 +293,11 @@ def _verdict(comparison: dict[str, Any]) -> tuple[str, str]:
         f"{count(len(comparison['subjects']), 'subject')}, "
         f"{count(len(comparison['seeds']), 'seed')}"
     )
+
+    # Without factors there is no claim, and the interval that is left is over test images alone.
     low, high = (100 * end for end in top1["ci95" if factors else "ci95_these_models"])
     interval = f"95 % interval {low:+.1f} to {high:+.1f}"
+
     if not factors:
         return "no claim", (
             f"No claim can be made from one seed: {figures} ({interval} over test images, "

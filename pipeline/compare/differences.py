@@ -62,8 +62,9 @@ def paired_difference(
     N test images; `left_out_in_turn` is that of `variance_of_mean`.
     """
     baseline, other = sides
+    # R rows, the same on both sides.
     runs = pd.DataFrame(list(sides[other]), columns=["fold", "seed", "subject"])
-    once = np.ones((1, resamples.images.shape[1]))
+    once = np.ones((1, resamples.images.shape[1]))  # (1, N): the gallery itself
 
     points: dict[str, pd.DataFrame] = {}  # metrics of each run, R rows
     resampled: dict[str, dict[str, np.ndarray]] = {}  # by metric, (S, B) each
@@ -73,6 +74,8 @@ def paired_difference(
             [{name: float(value[0]) for name, value in of_run.items()} for of_run in metrics]
         )
         resampled[side] = _resample_subjects(runs, queries, resamples, weigh)
+
+    # First over the runs of a subject: one with more runs must not weigh more.
     by_subject = {side: table.groupby(runs["subject"]).mean() for side, table in points.items()}
 
     factors = factors_of_interval(runs)
@@ -83,7 +86,9 @@ def paired_difference(
         in_resamples = resampled[other][name] - resampled[baseline][name]  # (S, B)
 
         variances = {
+            # The bootstrap moves only the images here: its spread is their part.
             "test images": [Variance(float(in_resamples.mean(0).var(ddof=1)), once.size - 1)],
+            # Paired: the spread of the differences, not that of both sides.
             "subjects": [variance_of_mean(difference.to_numpy(), left_out_in_turn)],
             "seeds": [
                 part for table in points.values() for part in _seed_variances(runs, table[name])
@@ -123,6 +128,7 @@ def factors_of_interval(runs: pd.DataFrame) -> list[str]:
     `runs` has the columns fold, seed and subject. Where each subject has models of its own, with
     seeds of their own, the spread over subjects already includes the seeds.
     """
+    # The least of all folds: one fold with a single seed has no spread over seeds.
     several_seeds = runs.groupby("fold")["seed"].nunique().min() > 1
     models_are_shared = runs.groupby("fold")["subject"].nunique().max() > 1
     enough_subjects = runs["subject"].nunique() >= MIN_SUBJECTS
@@ -141,6 +147,7 @@ def _seed_variances(runs: pd.DataFrame, values: pd.Series) -> list[Variance]:
     """
     parts = []
     for _, fold in runs.groupby("fold"):
+        # The fold's part of the mean over subjects; its variance counts by the square of that.
         weight = fold["subject"].nunique() / runs["subject"].nunique()
         by_seed = values[fold.index].groupby(fold["seed"]).mean().to_numpy()
         variance = variance_of_mean(by_seed)

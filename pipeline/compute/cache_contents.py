@@ -46,6 +46,7 @@ def read_entries(cache: Path) -> list[Entry]:
 def remove(entry: Entry) -> bool:
     """Delete the entry, unless a run that holds its lock is at work on it; whether it is gone."""
     lock_file = entry.path.with_name(f"{entry.path.stem}.lock")
+    # Not every kind has locks.
     lock = None
     if lock_file.exists():
         lock = try_lock(lock_file)
@@ -71,13 +72,13 @@ def _measure(kind: str, path: Path) -> Entry:
         path,
         n_bytes=sum(status.st_size for status in statuses),
         bytes_to_free=sum(status.st_size for status in statuses if status.st_nlink == 1),
-        last_used=max(newest, default=path.stat().st_mtime),
+        last_used=max(newest, default=path.stat().st_mtime),  # an empty folder has no files
     )
 
 
 def _files(path: Path) -> Iterator[Path]:
     """The file itself, or all files below a folder."""
-    if path.is_file():
+    if path.is_file():  # of it, os.walk finds nothing
         yield path
     for parent, _, names in os.walk(path):
         for name in names:

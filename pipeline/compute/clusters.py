@@ -75,7 +75,7 @@ def connect(
             _check_scheduler(backend)
             client = stack.enter_context(_open_client(backend))
             _check_workers(client, backend)
-            client.run_on_scheduler(_configure_scheduler)
+            client.run_on_scheduler(_configure_scheduler)  # it was started without our CONFIG
             location = f"on the workers of {backend}"
 
         yield client, location
@@ -132,6 +132,7 @@ def _restart_dead_workers(cluster: "SpecCluster", n_workers: int) -> Iterator[No
 
     loop = cluster.loop
     assert loop is not None
+    # In the thread of the cluster, whose workers no other thread may change.
     callback = PeriodicCallback(restart, RESTART_EVERY * 1000)
     loop.add_callback(callback.start)
     try:

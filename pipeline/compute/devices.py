@@ -44,4 +44,5 @@ def be_deterministic(device: torch.device) -> None:
     torch.use_deterministic_algorithms(device.type == "cuda", warn_only=True)
 
     # Filling fresh memory helps to find mistakes, and is slow.
+    # By this call, because mypy does not see the attribute.
     torch.utils.deterministic.__setattr__("fill_uninitialized_memory", False)

@@ -34,6 +34,7 @@ def memory_limit(root: Path = Path("/"), environ: Mapping[str, str] = os.environ
     limits = [MEMORY_LIMIT, *_slurm_memory(environ)]
     for folder in _control_groups("memory", root):
         texts = [_read(folder / name) for name in MEMORY_FILES]
+        # "max" says that there is no limit, and so do the huge numbers of version 1.
         limits += [int(text) for text in texts if text.isdecimal()]
 
     address_space, _ = resource.getrlimit(resource.RLIMIT_AS)
@@ -70,6 +71,7 @@ def gpu_ids() -> list[str]:
 
     n_gpus = torch.cuda.device_count()
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    # A mask may name more GPUs than there are.
     return visible.split(",")[:n_gpus] if visible else [str(i) for i in range(n_gpus)]
 
 

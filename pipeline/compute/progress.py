@@ -88,6 +88,7 @@ class ProgressDisplay:
             return
 
         address = facts["worker"]
+        # A worker that never reported has no name yet: its address stands for it.
         worker, _ = self.workers.pop(address, (address, None))
         if worker in self.bars:
             self.progress.update(self.bars[worker], visible=False)

@@ -67,6 +67,7 @@ def slurm_cluster(
     log_folder = Path(settings["log-directory"] or cache_folder() / "slurm")
     exports = _exports(settings["cores"], config)
     cluster = SLURMCluster(
+        # One thread of Dask, so that a worker has one task; `job_cpu` is what SLURM allots.
         cores=1,
         processes=1,
         job_cpu=settings["job-cpu"] or settings["cores"],
@@ -157,11 +158,13 @@ class _Jobs(Adaptive):
     async def target(self) -> int:
         """How many jobs there should be: one for each unfinished task."""
         tasks = self.cluster.scheduler.tasks.values()
+        # These two states are the last ones: done, and failed.
         return sum(task.state not in ("memory", "erred") for task in tasks)
 
     async def recommendations(self, target: int) -> dict[str, Any]:
         """Forget the workers whose job is gone, so that Dask submits them again."""
         jobs = self.cluster.workers
+        # `observed` are the workers that the scheduler knows: they have sent a heartbeat.
         self.alive |= {jobs[name].job_id for name in self.observed if name in jobs}
 
         is_time = time.monotonic() - self.last_asked > ASK_EVERY

@@ -52,6 +52,7 @@ def unfinished(
     try:
         folder.mkdir(exist_ok=True)
         yield folder
+        # Only after a success: what an error leaves is where the next run goes on.
         if not keep:
             shutil.rmtree(folder)
     finally:

@@ -99,6 +99,7 @@ def side_by_side(
 
             n_left -= 1
             display.finish(i)
+            # One task leaves the scheduler, one comes: at most MAX_SUBMITTED are there.
             for next_i in islice(to_submit, 1):
                 attempts.submit(next_i)
             yield tasks[i], future
@@ -128,10 +129,11 @@ class _Attempts(Generic[Task, Result]):
         self.n_done_before = [0] * len(tasks)  # steps done when the current attempt began
         self.results: dict[int, bytes] = {}  # pickled, as they arrive
 
+        # Named after this client: the scheduler of a user may serve others too.
         self.topic = f"steps-{client.id}"
         client.subscribe_topic(self.topic, display.on_step)
         client.subscribe_topic(f"{self.topic}-results", self._on_result)
-        client.subscribe_topic("all", display.on_worker_event)
+        client.subscribe_topic("all", display.on_worker_event)  # Dask's own reports on its workers
 
     def _on_result(self, event: tuple[float, tuple[int, bytes]]) -> None:
         i, pickled = event[1]
@@ -159,6 +161,7 @@ class _Attempts(Generic[Task, Result]):
         _, i, attempt = dask_future.key
         future: Future[Result] = Future()
         try:
+            # The event may be late; then Dask has the result.
             pickled = self.results.pop(i) if i in self.results else dask_future.result()
             future.set_result(pickle.loads(pickled))
         except CancelledError:
@@ -167,6 +170,7 @@ class _Attempts(Generic[Task, Result]):
             ) from None
         except KilledWorker:
             n_done = self.display.n_done[i]
+            # It made progress: a new key starts a new count of dead workers.
             if n_done > self.n_done_before[i]:
                 self.n_done_before[i] = n_done
                 self.submit(i, attempt + 1)

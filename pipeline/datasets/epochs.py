@@ -64,6 +64,7 @@ def plan_epochs(
     step = 1 / sfreq
 
     start = first
+    # One new sample more, as in the published epochs: their last sample is 0.79 s, their end 0.8 s.
     end = last + step
     baseline_interval = None
     if baseline != "none":
@@ -74,10 +75,12 @@ def plan_epochs(
 
     # The epoch begins at a sample of the recording; the new samples count from there.
     tmin = round(start * recorded_sfreq) / recorded_sfreq
+    # Rounded, so that a time is 0.3 and not 0.30000000000000004.
     grid = np.round(tmin + np.arange(int((end - tmin) * sfreq) + 1) * step, 9)
 
     slack = step / 1000  # so that rounding never drops a sample at an end of the window
     keep_from, keep_to = np.searchsorted(grid, [first - slack, last + slack]).tolist()
+    # One sample alone has no step (`Layout.step`).
     if keep_to - keep_from < 2:
         raise InputError(
             f"preprocess.window {first} .. {last} s holds {keep_to - keep_from} samples at "
@@ -118,6 +121,7 @@ def cut_epochs(raw: "mne.io.BaseRaw", events: np.ndarray, plan: EpochPlan) -> np
     )
     epochs.resample(plan.sfreq, n_jobs=1, verbose=False)
 
+    # Back in the order of `events`.
     eeg = np.empty((len(events), len(raw.ch_names), len(plan.times)))
     eeg[order] = epochs.get_data(copy=False)[:, :, plan.keep]
     return eeg

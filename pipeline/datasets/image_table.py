@@ -35,6 +35,7 @@ def read_image_table(path: Path) -> dict[Split, pd.DataFrame]:
     Raises InputError where the file is not such a table.
     """
     try:
+        # All as text: pandas would read a concept called "null" as missing, and "007" as 7.
         table = pd.read_csv(path, dtype=str, keep_default_na=False)
     except (OSError, ValueError) as error:
         raise unreadable(error, path) or InputError(
@@ -50,5 +51,6 @@ def read_image_table(path: Path) -> dict[Split, pd.DataFrame]:
     images: dict[Split, pd.DataFrame] = {}
     for split in SPLITS:
         rows = table[table["split"] == split]
+        # Numbered anew, so that row i of a split is its condition i.
         images[split] = rows.drop(columns="split").reset_index(drop=True)
     return images

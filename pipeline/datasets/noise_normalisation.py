@@ -19,9 +19,9 @@ def observations(eeg: np.ndarray, of: Observations) -> np.ndarray:
     "epochs": a set is the T samples of one epoch.
     """
     _, n_repetitions, n_chans, n_times = eeg.shape
-    if of == "time":
+    if of == "time":  # (N * T, R, C)
         return eeg.transpose(0, 3, 1, 2).reshape(-1, n_repetitions, n_chans)
-    return eeg.transpose(0, 1, 3, 2).reshape(-1, n_times, n_chans)
+    return eeg.transpose(0, 1, 3, 2).reshape(-1, n_times, n_chans)  # (N * R, T, C)
 
 
 def mean_covariance(x: np.ndarray) -> np.ndarray:
@@ -55,7 +55,8 @@ def mean_covariance(x: np.ndarray) -> np.ndarray:
 
     # Shrink by the error of the covariance relative to its distance from the target.
     fourth_moment = np.square(squares.sum(axis=2)).sum(axis=1) / n
-    error = (fourth_moment - sum_of_squares) / (n_chans * n)
+    error = (fourth_moment - sum_of_squares) / (n_chans * n)  # `beta` in sklearn
+    # `delta` in sklearn. The error is at most that: a covariance never shrinks beyond the target.
     distance = (sum_of_squares - 2 * mu * trace + n_chans * np.square(mu)) / n_chans
     shrinkage = np.divide(
         np.minimum(error, distance), distance, out=np.zeros(n_sets), where=distance > 0
@@ -63,9 +64,10 @@ def mean_covariance(x: np.ndarray) -> np.ndarray:
 
     # Sum over the sets: (1 - shrinkage) * covariance + shrinkage * target, scaled back.
     weighted = centred * ((1 - shrinkage) / n)[:, None, None]
+    # One product for all sets: the sum runs over B and n together.
     total = weighted.reshape(-1, n_chans).T @ centred.reshape(-1, n_chans)
     total += np.diag((shrinkage * mu) @ np.square(scale))
-    return (total + total.T) / (2 * n_sets)
+    return (total + total.T) / (2 * n_sets)  # symmetric to the last bit
 
 
 def whitening(covariance: np.ndarray) -> np.ndarray | None:
@@ -74,7 +76,7 @@ def whitening(covariance: np.ndarray) -> np.ndarray | None:
     None where it does not exist: the covariance has no full rank.
     """
     values, vectors = np.linalg.eigh(covariance)  # values rise
-    smallest_valid = len(values) * np.finfo(values.dtype).eps * values[-1]
+    smallest_valid = len(values) * np.finfo(values.dtype).eps * values[-1]  # as numpy's matrix_rank
     if not values[0] > smallest_valid:
         return None
     whitener: np.ndarray = vectors / np.sqrt(values) @ vectors.T

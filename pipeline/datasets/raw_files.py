@@ -67,6 +67,7 @@ class Channels:
                 f"{' '.join(eeg)}" + suggestion(absent[0], eeg)
             )
 
+        # `_channels` made sure that there is one.
         stim = self.names[self.types.index("stim")]
         return [self.names.index(name) for name in (*names, stim)]
 
@@ -216,7 +217,7 @@ def _pick_rows(array: Streamed, channels: Channels, rows: Sequence[int], file: s
             f"({n_rows}, samples) and floating point; {FETCH_AGAIN}"
         )
 
-    position = {row: i for i, row in enumerate(rows)}
+    position = {row: i for i, row in enumerate(rows)}  # of a row in what is returned
     picked = np.empty((len(rows), array.shape[1]))
     start = 0
     for chunk in array.chunks:
@@ -247,6 +248,8 @@ def find_events(
     _check_stim(stim, n_images, file)
     info = mne.create_info(["stim"], sfreq, "stim")
     raw = mne.io.RawArray(stim[None], info, verbose=False)
+    # MNE's defaults refuse an event of one sample. They lose an image at the first sample, and one
+    # with a smaller number right after another.
     events = mne.find_events(
         raw, "stim", consecutive=True, shortest_event=1, initial_event=True, verbose=False
     )
@@ -267,11 +270,13 @@ def find_events(
             f"{LEAVE_OUT_SESSION}, or {FETCH_AGAIN}"
         )
 
+    # Of each event among those of its image, from 0.
     repetition = np.arange(len(events)) - np.repeat(first, counts)
     return events[repetition < n_repetitions]
 
 
 def _check_stim(stim: np.ndarray, n_images: int, file: str) -> None:
+    # Elsewhere it is 0, and nothing begins.
     samples = np.flatnonzero(stim)
     values = stim[samples]
     is_image = (values >= 1) & (values <= n_images) & (values == np.floor(values))

@@ -71,9 +71,11 @@ def make_raw(
     with replacing(metadata) as part:
         part.write_bytes(_npy(catalogue))
 
+    # One scale for both splits, so that a picture has the same response in either.
     mean = train_features.mean(0)
     std = train_features.std(0)
     for subject in chosen:
+        # The draws of this subject: its part of the kernel, then its noise.
         rng = _rng("eeg", SUBJECTS.index(subject))
         kernel = draw_kernel(rng)
         with replacing(eeg_dir / f"{subject}.zip") as part, ZipFile(part, "w") as archive:
@@ -114,6 +116,7 @@ def _catalogue(size: Size) -> dict[str, list[str]]:
     the same in both.
     """
     n_concepts = size.train_concepts + size.test_concepts
+    # Test concepts are drawn at random, not the last ones: no name tells the split.
     test_concepts = _rng("split").permutation(n_concepts)[: size.test_concepts]
     is_test = np.isin(np.arange(n_concepts), test_concepts)
 
@@ -122,6 +125,7 @@ def _catalogue(size: Size) -> dict[str, list[str]]:
         ("train", np.flatnonzero(~is_test), size.images_per_concept),
         ("test", np.flatnonzero(is_test), 1),
     ):
+        # (number within the split, index of the concept, number of the image)
         rows = [
             (number, index, image)
             for number, index in enumerate(indices, 1)
@@ -151,6 +155,7 @@ def _latents(size: Size) -> tuple[np.ndarray, np.ndarray]:
         ("test", size.test_concepts, 1),
     ):
         rng = _rng(f"latents of {split}")
+        # Concepts are spread over 0..1, and the images of a concept only 0.06 around it.
         near = rng.random((n_concepts, 1, 20)) + 0.06 * rng.standard_normal(
             (n_concepts, n_images, 20)
         )
@@ -172,6 +177,7 @@ def _write_pictures(
         ):
             picture = _draw(latent, *rng.integers(480, 521, size=2).tolist())
             features.append(_features(picture))
+
             jpeg = io.BytesIO()
             picture.save(jpeg, "JPEG", quality=90)
             archive.writestr(_member(f"{path.stem}/{concept}/{file}"), jpeg.getvalue())
@@ -182,6 +188,7 @@ def _draw(latent: np.ndarray, width: int, height: int) -> Image.Image:
     """A colour gradient, a bent grating or check over it, and a ring of flowers on top."""
     hue1, turn, hue2, hue3, sat1, sat2, sat3, val1, val2, val3 = latent[:10]
     slope, tilt, frequency, bend, check, contrast, count, petals, radius, spin = latent[10:]
+    # Half the size in both directions: a quarter of the pixels to compute.
     rows = np.linspace(-1, 1, height // 2)
     columns = np.linspace(-1, 1, width // 2)
     y, x = np.meshgrid(rows, columns, indexing="ij")
@@ -190,6 +197,7 @@ def _draw(latent: np.ndarray, width: int, height: int) -> Image.Image:
     slope = 2 * np.pi * slope
     first = _colour(hue1, 0.25 + 0.75 * sat1, 0.35 + 0.65 * val1)
     second = _colour(hue1 + turn / 2, 0.2 + 0.8 * sat2, 0.25 + 0.75 * val2)
+    # (H, W, 3), RGB in 0..1; all that follows is painted over it.
     pixels = _mix(first, second, _step(1.5 * (x * np.cos(slope) + y * np.sin(slope))))
 
     # The grating or check, in axes that are turned by `tilt`
@@ -213,6 +221,7 @@ def _draw(latent: np.ndarray, width: int, height: int) -> Image.Image:
     distance = np.hypot(x, y)
     dx = distance * np.cos(angle) - ring
     dy = distance * np.sin(angle)
+
     distance = np.hypot(dx, dy)
     edge = radius * (1 + 0.3 * np.cos(petals * np.arctan2(dy, dx)))
     shaded = _colour(hue3, 0.9, 0.95) * np.clip(1.1 - 0.5 * distance / radius, 0.2, 1)[..., None]
@@ -223,15 +232,17 @@ def _draw(latent: np.ndarray, width: int, height: int) -> Image.Image:
 
 
 def _colour(hue: float, saturation: float, value: float) -> np.ndarray:
+    # Red, green and blue are three cosines of the hue, a third of a turn apart.
     return value * (1 - saturation * (0.5 - 0.5 * np.cos(2 * np.pi * (hue - np.arange(3) / 3))))
 
 
 def _mix(below: np.ndarray, above: np.ndarray, cover: np.ndarray) -> np.ndarray:
+    """One colour (3,) or picture (H, W, 3) over another; `cover` (H, W) is 1 where it hides it."""
     return below + (above - below) * cover[..., None]
 
 
 def _step(x: np.ndarray) -> np.ndarray:
-    return 0.5 + 0.5 * np.tanh(x)
+    return 0.5 + 0.5 * np.tanh(x)  # from 0 to 1, with a soft edge
 
 
 # EEG
@@ -245,6 +256,7 @@ def _features(picture: Image.Image) -> np.ndarray:
     edges = []
     for scale in (1, 2, 4):
         light = pixels.reshape(96 // scale, scale, 96 // scale, scale, 3).mean((1, 3, 4))
+        # Differences between neighbours, both cut to the same shape.
         dy = light[1:, :-1] - light[:-1, :-1]
         dx = light[:-1, 1:] - light[:-1, :-1]
         edges += [np.abs(np.cos(a) * dx + np.sin(a) * dy).mean() for a in np.pi * np.arange(4) / 4]
@@ -260,6 +272,7 @@ def draw_kernel(rng: np.random.Generator) -> np.ndarray:
     shared = _rng("kernel")
     peaks = shared.uniform(0.11, 0.5, size=(2, 60, 1))  # s
     rise = np.clip((TIMES - 0.08) / (peaks - 0.08), 0, None)
+    # A bump rises from 80 ms on and falls after its peak.
     bumps = (rise * np.exp(1 - rise)) ** 2  # (2, 60, 100), 1 at the peak
     mixing = shared.standard_normal((2, 60, 17)) + 0.4 * rng.standard_normal((2, 60, 17))
     return np.einsum("bft,bfc->fct", bumps, mixing)
@@ -284,4 +297,5 @@ def simulate_eeg(
     for condition, response in enumerate(responses):
         noise = np.fft.irfft(pink * np.fft.rfft(rng.standard_normal(shape)), shape[-1])
         eeg[condition] = response + noise * np.exp(0.4 * rng.standard_normal((n_repetitions, 1, 1)))
+    # Rounded coarsely, as the header says: other machines sum in another order.
     return np.rint(eeg * 4096) / 4096

@@ -32,6 +32,7 @@ class Scratch:
 
         with self._disk_faults_as_input_errors():
             if shutil.disk_usage(self._folder).free < n_bytes:
+                # Raised as the disk itself would: the context makes an InputError of both.
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             # __exit__ closes it.
             self._file: BinaryIO = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115

@@ -148,6 +148,7 @@ def memory_needed(path: Path, preprocess: Preprocess) -> int:
     require_as_published(preprocess, PREPARED_AS)
     with open_zip(path, LARGEST_EEG) as archive:
         subject = subject_of(path)
+        # Of both files: a missing one must be told before any work.
         sizes = {
             split: archive.getinfo(_member_name(archive, subject, split)).file_size
             for split in SPLITS
@@ -184,6 +185,7 @@ def _read_test(archive: zipfile.ZipFile, subject: str) -> tuple[Layout, Streamed
     The memory of a chunk is freed once the chunk was used.
     """
     file = _file_name(archive, subject, "test")
+    # The EEG comes first if it could be streamed, and last if it was read whole.
     for item in _read_file(archive, subject, "test"):
         if isinstance(item, Layout):
             layout = item
@@ -196,7 +198,7 @@ def _read_test(archive: zipfile.ZipFile, subject: str) -> tuple[Layout, Streamed
                 f"{file}: the EEG has {size} bytes, expected at most {LARGEST_TEST_EEG}, which "
                 f"fit in memory; {FETCH_AGAIN}"
             )
-        chunks = deque(eeg.chunks)
+        chunks = deque(eeg.chunks)  # read now: the layout comes behind them in the file
     in_memory = (chunks.popleft() for _ in range(len(chunks)))
     return layout, Streamed(eeg.shape, eeg.dtype, in_memory)
 
@@ -211,6 +213,7 @@ def _train_chunks(
             yield from _finite_chunks(item.chunks, file)
             continue
 
+        # Chunks that were streamed are out by now: they are right only if this does not raise.
         same_times = np.allclose(item.times, layout.times, rtol=0, atol=layout.step / 1000)
         if item.ch_names != layout.ch_names or not same_times:
             raise InputError(
@@ -249,6 +252,7 @@ def _read_file(archive: zipfile.ZipFile, subject: str, split: Split) -> Iterator
     if eeg is None and isinstance(stored, np.ndarray):
         # A small array, or one in another order or protocol than published, is not streamed.
         yield Streamed(stored.shape, stored.dtype, _split_array(stored))
+    # Another entry of the dictionary may be the array that was streamed.
     elif eeg is None or stored is not eeg:
         raise InputError(f"{file}: {EEG_KEY} is not an array; {FETCH_AGAIN}")
 
@@ -276,6 +280,7 @@ def _file_name(archive: zipfile.ZipFile, subject: str, split: Split) -> str:
 
 def _check_eeg(eeg: Streamed, n_images: int, layout: Layout, file: str) -> None:
     """Raise InputError where shape or type of the EEG are not those of images and layout."""
+    # The number of repetitions is free: its name stands for it in the message.
     expected = (n_images, "repetitions", len(layout.ch_names), len(layout.times))
     fixed = (expected[0], *expected[2:])
     shape = eeg.shape
@@ -295,6 +300,7 @@ def _finite_chunks(chunks: Iterator[np.ndarray], file: str) -> Iterator[np.ndarr
     """The chunks as float64. Raises InputError at a value that is not finite."""
     start = 0
     for chunk in chunks:
+        # (n,): True for a condition with a value that is not finite.
         wrong = ~np.isfinite(chunk).all(axis=(1, 2, 3))
         if wrong.any():
             condition = start + int(wrong.argmax())

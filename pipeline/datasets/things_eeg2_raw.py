@@ -92,6 +92,7 @@ def memory_needed(path: Path, preprocess: Preprocess) -> int:
     _require_rate_and_window(path, preprocess)
     with open_zip(path, LARGEST_RAW) as archive:
         members = choose_sessions(archive, preprocess.sessions, subject_of(path))
+        # Files are read one after the other: the largest one decides.
         largest = max(archive.getinfo(name).file_size for name in members.values())
     return largest + CUTTING_BYTES
 
@@ -127,6 +128,7 @@ def open_eeg(
     with open_zip(path, LARGEST_RAW) as archive:
         members = choose_sessions(archive, preprocess.sessions, subject_of(path))
         first_session = min(session for session, _ in members)
+        # Names come behind the EEG in a file, and the test file is the smaller one.
         channels = read_channels(archive, members[first_session, "test"])
         rows = channels.rows(preprocess.channels, str(path))
         plan = plan_epochs(sfreq, window, preprocess.baseline, channels.sfreq, str(path))
@@ -142,6 +144,7 @@ def open_eeg(
                 split: _count_repetitions(
                     parts[split],
                     len(images[split]),
+                    # A session shows all test images, and only some of the training images.
                     must_be_equal=split == "test" or uses_all_sessions,
                     file=f"{path}: {FILES[split]}",
                 )
@@ -186,6 +189,7 @@ class _Part:
         """The epochs of images[begin:end], whitened."""
         image_bytes = math.prod(self.shape) * 8
         eeg = self.scratch.read(self.begin + begin * image_bytes, (end - begin, *self.shape))
+        # (C, C) @ (n, R, C, T): every sample of every epoch is a vector of channels.
         return eeg if self.whitener is None else self.whitener @ eeg
 
 
@@ -257,8 +261,10 @@ def _write_epochs(
 
         if steps.mvnn != "none":
             sets = observations(eeg.reshape(-1, *shape), steps.mvnn)
+            # Each piece counts by its epochs: together they make the mean over all sets.
             covariance += mean_covariance(sets) * (len(eeg) / len(events))
 
+    # `find_events` sorted by image, each with its repetitions; it counts rows from 1.
     image_rows = events[::n_repetitions, 2] - 1
     return _Part(image_rows, shape, scratch, begin, covariance)
 
@@ -287,6 +293,7 @@ def _whiten(
 
     covariance = parts["train"].covariance
     if preprocess.mvnn_from == "training-and-test":
+        # The mean of the two, although there are fewer test images: so does the release's code.
         covariance = (covariance + parts["test"].covariance) / 2
 
     whitener = whitening(covariance)
@@ -334,11 +341,13 @@ def _gather_sessions(parts: Sequence[_Part], counts: np.ndarray) -> Iterator[np.
         chunk = np.empty((len(images), *shape))
         filled = np.zeros(len(images), int)  # repetitions of each image so far
         for part in parts:
+            # Both lists rise: what the session has of these images is one stretch of it.
             begin, end = np.searchsorted(part.images, [images[0], images[-1] + 1])
             if begin == end:
                 continue
-            i = np.searchsorted(images, part.images[begin:end])
+            i = np.searchsorted(images, part.images[begin:end])  # their places in the chunk
             repetitions = filled[i, None] + np.arange(part.shape[0])
+            # Repetitions of this session follow those of the sessions before it.
             chunk[i[:, None], repetitions] = part.read(begin, end)
             filled[i] += part.shape[0]
 
@@ -346,4 +355,5 @@ def _gather_sessions(parts: Sequence[_Part], counts: np.ndarray) -> Iterator[np.
         changes = np.flatnonzero(np.diff(filled)) + 1
         pieces = np.split(chunk, changes)
         for eeg, n_repetitions in zip(pieces, np.split(filled, changes), strict=True):
+            # What was never filled is cut off.
             yield eeg[:, : n_repetitions[0]]

@@ -116,6 +116,7 @@ def _images_of_trials(trials: pd.DataFrame, trial_type: str, file: str) -> pd.Da
     if paths.empty:
         raise InputError(f"{file}: has no trials of type {trial_type}; {FETCH_AGAIN}")
 
+    # \A and \Z: `extract` would also take a match within the path.
     names = paths.str.extract(rf"\A(?:{IMAGE_PATHS[trial_type]})\Z")
     wrong = paths[names["concept"].isna()]
     if len(wrong):
@@ -165,6 +166,7 @@ def open_eeg(
 
 
 def _part_files(folder: Path) -> list[Path]:
+    # The names that MNE gives to the parts of a large file: P1-epo.fif, P1-epo-1.fif, ...
     name = f"preprocessed_{folder.name}-epo"
     parts = [folder / f"{name}{f'-{i}' if i else ''}.fif" for i in range(N_PARTS)]
     missing = [part for part in parts if not part.is_file()]
@@ -191,6 +193,7 @@ def _open_epochs(folder: Path) -> "mne.BaseEpochs":
             )
 
     with _fif_faults_as_input_errors(folder):
+        # proj=False: the values as published, with no projection applied.
         epochs = mne.read_epochs(parts[0], proj=False, preload=False, verbose="error")
     if epochs.metadata is None:
         raise InputError(
@@ -212,6 +215,7 @@ def _next_part(part: Path) -> str | None:
         length = part.stat().st_size
         while 0 <= position < length:
             file.seek(position)
+            # A header that is cut gets a size that leads out of the file.
             header = file.read(TAG_HEADER_BYTES).ljust(TAG_HEADER_BYTES, b"\xff")
             kind, _, size, following = struct.unpack(">iIIi", header)
 
@@ -243,6 +247,7 @@ def _trials_of_images(
     """The numbers (N, R) of the trials that showed each image, in the order of `images`."""
     trials = _images_of_trials(metadata.reset_index(drop=True), TRIAL_TYPES[split], file)
     if split == "train":
+        # As in `read_metadata`: concepts of test images are not in training.
         trials = trials[~trials["concept"].isin(images["test"]["things_concept"])]
 
     image_ids = pd.Index(images[split]["image_ids"])
@@ -265,6 +270,7 @@ def _trials_of_images(
             f"files may be another subject's: {FETCH_AGAIN}"
         )
 
+    # Stable, so that the repetitions of an image stay in the order of the trials.
     by_image = trials.index.to_numpy()[np.argsort(row, kind="stable")]
     return by_image.reshape(len(image_ids), n_repetitions)
 
@@ -283,7 +289,7 @@ def _chunks(epochs: "mne.BaseEpochs", trials: np.ndarray, path: Path) -> Iterato
             raise InputError(
                 f"{path}: trial {trial} (from 0) holds NaN or infinite values; {FETCH_AGAIN}"
             )
-        yield data.reshape(*numbers.shape, *data.shape[1:])
+        yield data.reshape(*numbers.shape, *data.shape[1:])  # (n, R, C, T)
 
 
 def sensor_positions(info: "mne.Info", file: str) -> np.ndarray:
@@ -293,6 +299,7 @@ def sensor_positions(info: "mne.Info", file: str) -> np.ndarray:
     equidistant projection). Raises InputError, naming `file`, where sensors have no positions.
     """
     xyz = np.array([channel["loc"][:3] for channel in info["chs"]], dtype=np.float64)
+    # A recording without positions has NaN, or the same place for all sensors.
     if not np.isfinite(xyz).all() or np.ptp(xyz, axis=0).min() == 0:
         raise InputError(f"{file}: the sensors have no positions; {FETCH_AGAIN}")
 
@@ -303,5 +310,6 @@ def sensor_positions(info: "mne.Info", file: str) -> np.ndarray:
     x, y, z = (xyz - centre).T
     horizontal = np.hypot(x, y)
     angle = np.arctan2(horizontal, z)
+    # 1e-9: a sensor at the very top has no direction.
     scale = angle / angle.max() / np.maximum(horizontal, 1e-9)
     return np.stack([x, y], 1) * scale[:, None]

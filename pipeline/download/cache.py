@@ -63,6 +63,7 @@ class CacheEntry:
 
     def finish(self, name: str, sha256: str) -> None:
         """Turn the part, which is now the whole file, into the cached file."""
+        # In this order, so that a killed run leaves no cached file without its record.
         self.write_record(Record(name=name, size=self.part_size(), sha256=sha256))
         os.replace(self.part, self.file)
 
@@ -71,6 +72,7 @@ class CacheEntry:
         with replacing(target) as temporary:
             try:
                 if self.can_link(target):
+                    # resolve(): of a symbolic link, os.link would make one more symbolic link.
                     os.link(self.file.resolve(), temporary)
                     return
             except OSError:  # the file system has no hard links
@@ -83,6 +85,7 @@ class CacheEntry:
         DVC changes the mode of the files that it tracks, and may not do so to the file of another
         user.
         """
+        # A file that is still to come will belong to this user.
         if self.file.exists() and self.file.stat().st_uid != os.geteuid():
             return False
         return existing(target.parent).stat().st_dev == cache_folder().stat().st_dev

@@ -67,8 +67,10 @@ def choose_copy(paths: tuple[Path, ...], expected_size: int | None) -> Path:
     Raises InputError if several files are left.
     """
     if expected_size is not None and len(paths) > 1:
+        # If none has this size, all stay: the error must name them.
         paths = tuple(path for path in paths if path.stat().st_size == expected_size) or paths
 
+    # Several links to one file are one copy.
     if len({path.resolve() for path in paths}) > 1:
         raise InputError(
             f"download.own_copy holds {len(paths)} files of the same name: "
@@ -101,11 +103,12 @@ def take_copies(targets: Mapping[Path, tuple[Path, Remote]], copies: Copies) -> 
         f"{len(links)} of them as links",
         flush=True,
     )
+
     for target, (path, remote) in tqdm(targets.items(), desc="own copy", unit="file", disable=None):
         _check(path, remote)
         target.parent.mkdir(parents=True, exist_ok=True)
         if target in links:
-            target.unlink(missing_ok=True)
+            target.unlink(missing_ok=True)  # os.link does not overwrite
             os.link(path.resolve(), target)
         else:
             with replacing(target) as temporary:

@@ -130,11 +130,12 @@ def fetch_file(
     user_files = user_files or UserFiles()
     copies = user_files.copies
     target = directory / name
-    key = f"{_short_hash(url)}-{name}"
+    key = f"{_short_hash(url)}-{name}"  # by the address, because the hash may not be published
 
     paths = copies.find(name, published_path) if copies else ()
     if copies and paths:
         copy = choose_copy(paths, None)
+        # Nobody publishes its size, so the copy's own is taken: the hash decides, if there is one.
         remote = Remote(name, url, copy.stat().st_size, key, sha256)
         take_copies({target: (copy, remote)}, copies)
         return
@@ -210,6 +211,7 @@ def _choose_listed(
         for name in source.image_files:
             servers_and_names[targets.images_dir / name] = (source.images, name)
 
+    # Images and metadata may lie on one server, which is then asked once.
     servers = dict.fromkeys([source.eeg, *(server for server, _ in servers_and_names.values())])
     listings = {server: list_of(server) for server in servers}
     known_files = {} if accept_new_versions else source.known_files
@@ -241,6 +243,7 @@ def _put(remotes: Mapping[Path, Remote], copies: Copies | None, patience: Patien
 
 def _list_copies(copies: Copies, source: PublishedFiles) -> list[ListedFile]:
     """The copies of the user as a listing. It has no hashes, so the known ones are compared."""
+    # By name, because several copies of a file are one file of the listing.
     listing = {}
     for path in _published_files(copies, source):
         name = path.name
@@ -258,6 +261,7 @@ def _published_files(
     """The copies that have the name of a file of this dataset and these subjects."""
 
     def is_published(name: str) -> bool:
+        # match[1] is the subject: the expression has one group.
         match = re.fullmatch(source.subject_file, name)
         if match:
             return subjects == "all" or match[1] in subjects

@@ -67,8 +67,10 @@ def _read_page(
 
 
 class _OsfItem(BaseModel):
+    # JSON:API nests what is needed here. An AliasPath leads to it, key by key.
     kind: Literal["file", "folder"] = Field(validation_alias=AliasPath("attributes", "kind"))
     name: str = Field(validation_alias=AliasPath("attributes", "name"))
+    # Folders have no size, hash or download, and files have no content.
     size: int | None = Field(None, validation_alias=AliasPath("attributes", "size"), ge=0)
     sha256: _Hex64 | None = Field(
         None, validation_alias=AliasPath("attributes", "extra", "hashes", "sha256")
@@ -77,6 +79,7 @@ class _OsfItem(BaseModel):
         None, validation_alias=AliasPath("attributes", "extra", "hashes", "md5")
     )
     download: str | None = Field(None, validation_alias=AliasPath("links", "download"))
+    # The address of the folder's own listing.
     content: str | None = Field(
         None, validation_alias=AliasPath("relationships", "files", "links", "related", "href")
     )
@@ -102,6 +105,7 @@ def _list_node(server: Osf, api: str, patience: Patience) -> Iterator[ListedFile
                     md5=item.md5,
                 )
 
+        # Each address once: links of a broken server may lead round in a circle.
         links = [page.next, *(item.content for item in page.data if item.kind == "folder")]
         addresses += [link for link in links if link is not None and link not in addresses]
 
@@ -114,6 +118,7 @@ class _FigshareFile(BaseModel):
     is_link_only: bool
 
 
+# A page of Figshare is a bare list, so pydantic needs no class for it.
 _FIGSHARE_PAGE = TypeAdapter(list[_FigshareFile])
 
 
@@ -168,11 +173,13 @@ def _list_bucket(server: Bucket, root: str, patience: Patience) -> Iterator[List
 def _parse_bucket_page(body: bytes) -> tuple[list[_BucketFile], str | None]:
     """The files, and the token for the next page. Raises ValueError or ParseError."""
     # XML entities are declared with "<!". They can read files and fill the memory.
+    # So the text is searched as it is parsed, and in UTF-8 alone: another encoding could hide them.
     text = body.decode()
     if "<!" in text:
         raise ValueError("it declares something")
 
     root = ElementTree.fromstring(text)
+    # "{*}" is any namespace or none: a mirror need not write Amazon's.
     token = root.findtext("{*}NextContinuationToken")
     files = []
     for item in root.findall("{*}Contents"):

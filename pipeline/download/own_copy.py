@@ -50,7 +50,7 @@ def find_own_copy(setting: str) -> Path:
             "its licence, whose password unpacks it, and name the unpacked folder"
         )
     with _open(path):
-        return path
+        return path  # it can be opened: that was all to find out
 
 
 def check_images(own_copy: Path, image_ids: Sequence[str]) -> None:
@@ -84,6 +84,7 @@ def _find_images(own_copy: Path, copy: _Copy, image_ids: Sequence[str]) -> Match
 
     Raises InputError if an image has no file, a link to nothing, or files of different size.
     """
+    # One pass over the copy, which may hold many more files than are asked for.
     names_by_key: dict[Key, list[str]] = {_key(image_id): [] for image_id in image_ids}
     for name in copy.names:
         key = _key(name)
@@ -124,11 +125,14 @@ def _remedy(names: Sequence[str], all_missing: bool) -> str:
             "name the unpacked images_THINGS.zip (https://osf.io/jum2f), with folders such as "
             "aardvark"
         )
+
     if all_missing:
         return (
             "let download.things_images name the whole unpacked images_THINGS.zip "
             "(https://osf.io/jum2f), in which each concept has a folder"
         )
+
+    # Some images are there, so it is the right copy, and not a whole one.
     return (
         "unpack images_THINGS.zip (https://osf.io/jum2f) again and whole, or copy those that are "
         "missing into it"
@@ -208,6 +212,7 @@ def _is_macos_metadata(name: str) -> bool:
 def _is_encrypted(path: Path) -> bool:
     try:
         with zipfile.ZipFile(path) as archive:
+            # Bit 0: the member needs a password.
             return any(info.flag_bits & 0x1 for info in archive.infolist())
     except (OSError, *ZIP_FAULTS):
         return False  # `open_zip` will say what is wrong with the file

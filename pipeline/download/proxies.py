@@ -82,6 +82,7 @@ class ProxyTransport(httpx.AsyncBaseTransport):
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         proxy = find_proxy(request.url)
+        # Redirects may lead to another scheme or host, and so to another proxy.
         if proxy not in self._transports:
             proxy_url = proxy.url if proxy else None
             self._transports[proxy] = httpx.AsyncHTTPTransport(verify=_tls(), proxy=proxy_url)

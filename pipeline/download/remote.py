@@ -56,6 +56,7 @@ def check_file(path: Path, remote: Remote) -> str:
     """
     size = file_size(path)
     if size != remote.size:
+        # A download stops one byte after the published end, so that its real size is not known.
         got = "more" if size > remote.size else size
         raise WrongFile(f"expected {remote.size} bytes, got {got}")
 

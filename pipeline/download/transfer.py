@@ -67,7 +67,7 @@ async def _fetch(targets: Mapping[Path, Remote], patience: Patience) -> None:
         initial=_part_sizes(missing),
         unit="B",
         unit_scale=True,
-        disable=None,
+        disable=None,  # no bar where there is no terminal
     )
     slots = asyncio.Semaphore(FILES_AT_ONCE)
     with bar:
@@ -75,6 +75,7 @@ async def _fetch(targets: Mapping[Path, Remote], patience: Patience) -> None:
 
             async def download(remote: Remote) -> None:
                 async with slots:
+                    # A file that is used in several places is put into all of them.
                     paths = [path for path in targets if targets[path].key == remote.key]
                     await Download(remote, client, bar, patience).run(paths)
 
@@ -160,6 +161,7 @@ class Download:
         """Download the file if the cache lacks it, and put it at `paths`. Raises InputError."""
         try:
             async with lock_entry(self.entry, self.remote) as may_write:
+                # In a thread, so that the other downloads go on while this file is hashed.
                 if not await asyncio.to_thread(self.is_intact, may_write):
                     await self.complete()
                 await asyncio.to_thread(self.place, paths)
@@ -194,7 +196,7 @@ class Download:
             difference = f"expected sha256 {known_file.sha256}, got {sha256}"
             raise InputError(new_version(remote.name, difference))
 
-        # A run was killed before it wrote the record, or the record is damaged.
+        # The record is missing or damaged.
         if not record and may_write:
             entry.write_record(Record(name=remote.name, size=remote.size, sha256=sha256))
         return True
@@ -249,6 +251,7 @@ class Download:
 
     def verify(self) -> str:
         """Sync the part to the disk, check it, and return its sha256. Raises WrongFile."""
+        # Synced, so that after a power cut no name of a whole file stands for less than that.
         with open(self.entry.part, "rb+") as file:
             os.fsync(file.fileno())
         return check_file(self.entry.part, self.remote)
@@ -284,7 +287,7 @@ class Download:
                 )
 
             # An error page shows at its first bytes, before any of it is written.
-            chunks = response.aiter_raw()
+            chunks = response.aiter_raw()  # raw, because ranges count the bytes as they are sent
             first_chunk = await anext(chunks, b"")
             refuse(response, first_chunk, f"{remote.name}: {remote.url}")
             self._check_announced_size(response)

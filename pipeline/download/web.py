@@ -78,6 +78,7 @@ def remote_size(url: str, patience: Patience = PATIENCE) -> int:
     """
 
     async def attempt(client: httpx.AsyncClient) -> int:
+        # 64 bytes are enough to see that the answer is an HTML page.
         async with client.stream("GET", url, headers={"Range": "bytes=0-63"}) as response:
             refuse(response, await anext(response.aiter_raw(), b""), url)
             size = announced_size(response)
@@ -131,7 +132,7 @@ async def retry(
     backoff = wait_random_exponential(
         multiplier=patience.backoff, max=patience.longest, min=patience.backoff / 2
     )
-    n_at_reset = n_received()
+    n_at_reset = n_received()  # the bytes when the failures in a row were last set back
 
     async def attempt_once() -> _T:
         try:
@@ -144,6 +145,7 @@ async def retry(
         except httpx.RequestError as error:
             raise TryAgain(_no_connection(error)) from error
 
+    # tenacity calls `after` before `wait` and `stop`: both see such a failure as the first one.
     def forget_failures_that_brought_bytes(state: RetryCallState) -> None:
         nonlocal n_at_reset
         if n_received() - n_at_reset >= patience.progress:
@@ -158,6 +160,7 @@ async def retry(
         return retry_after + backoff(state) / 10
 
     def stop(state: RetryCallState) -> bool:
+        # Before the wait: nobody should wait for an attempt that will not be made.
         return (
             state.attempt_number >= patience.attempts
             or state.idle_for + state.upcoming_sleep > patience.total
@@ -225,6 +228,7 @@ def refuse(response: httpx.Response, start: bytes, name: str) -> None:
     retry_after = response.headers.get("Retry-After")
     if status == 202:  # firewalls send it, for instance, to programs that are no browser
         raise TryAgain(f"{answer}, which is no data (a check for robots?)")
+
     if status in (408, 425, 429) or status >= 500:
         note = f", Retry-After {retry_after}" if retry_after else ""
         raise TryAgain(answer + note, _seconds(retry_after))
@@ -250,6 +254,7 @@ def _seconds(retry_after: str | None) -> float | None:
         date = parsedate_to_datetime(retry_after)
     except ValueError:
         return None
+    # HTTP dates are in UTC; one with the zone -0000 is read without a zone.
     date = date.replace(tzinfo=date.tzinfo or UTC)
     return max(0.0, (date - datetime.now(UTC)).total_seconds())
 

@@ -40,6 +40,7 @@ def tabulate(
     """
     n_images = len(axes.image_ids)
     metrics = [_metrics(score, parameters) for score in scores]
+    # The interval of one subject's top-1 is over images alone.
     one_subject = draw_resamples(1, n_images, parameters.resamples, seed)
     per_subject = _per_subject(scores, metrics, one_subject)
 
@@ -94,6 +95,7 @@ def summarise_runs(table: pd.DataFrame, metrics: list[str]) -> dict[str, Any]:
     if n_collapsed < n_runs:
         table = table[~table["collapsed"]]
 
+    # Over the seeds of each subject, and over the subjects of each seed. Fold and subject are text.
     by_subject = table.groupby("subject").mean(numeric_only=True)
     by_seed = table.groupby("seed").mean(numeric_only=True)
     summary: dict[str, Any] = dict(zip(metrics, by_subject[metrics].mean().tolist(), strict=True))
@@ -118,6 +120,7 @@ def summarise_block_weights(models: Iterable[Notes]) -> dict[str, Any]:
     runs = pd.DataFrame(
         [{"collapsed": notes["collapsed"]} | notes["block_weights"] for notes in models]
     )
+    # What is left in `runs` is a column a block.
     collapsed = runs.pop("collapsed").astype(bool)
     weights = runs if collapsed.all() else runs[~collapsed]
     if not len(weights.columns):
@@ -137,6 +140,7 @@ def describe_interval(runs: pd.DataFrame, protocol: str) -> dict[str, str]:
     if runs["subject"].nunique() == 1:
         return {"ci95_over": "test images", "ci95_not_over": "seeds, subjects and training images"}
 
+    # Where a fold tests several subjects, these have the same model.
     models_are_shared = runs.groupby("fold")["subject"].nunique().max() > 1
     if models_are_shared:
         return {
@@ -184,7 +188,7 @@ def _intervals(
     ends = {}
     for name in resampled[0]:
         by_subject = _by_subject(scores, [metrics[name] for metrics in resampled])  # (S, B)
-        ends[name] = resamples.interval(by_subject.T)
+        ends[name] = resamples.interval(by_subject.T)  # (B, S)
 
     return {
         "ci95_low": {name: low for name, (low, _) in ends.items()},
@@ -195,7 +199,7 @@ def _intervals(
 def _top_k(scores: list[Scores], resamples: Resamples) -> pd.DataFrame:
     """One row for each k from 1 to N."""
     k = np.arange(1, resamples.images.shape[1] + 1)
-    correct = [score.full["rank"] <= k[:, None] for score in scores]
+    correct = [score.full["rank"] <= k[:, None] for score in scores]  # (N ranks k, N images) each
     curve = _curve("top_k_acc", scores, resamples, correct)
     return pd.concat([pd.DataFrame({"k": k}), curve, pd.DataFrame({"chance": k / len(k)})], axis=1)
 
@@ -211,6 +215,7 @@ def _n_way(scores: list[Scores], resamples: Resamples, parameters: Evaluate) -> 
     def accuracy(score: Scores, k: int) -> np.ndarray:
         rank = score.full["rank"]
         return np.stack(
+            # "np.nan * rank": NaN for each image, where every answer would be among the k best.
             [gallery_accuracy(rank, n_images, n, k) if n > k else np.nan * rank for n in sizes]
         )
 
@@ -232,10 +237,12 @@ def _repetitions(
     ranks = {
         n: [score.repetitions[n]["rank"] for score in scores] for n in scores[0].repetitions
     }  # lists of R arrays (draws, N)
+    # All repetitions: nothing is left to draw, so that there is one draw.
     ranks[axes.n_repetitions] = [score.full["rank"][None] for score in scores]
 
     columns = [pd.DataFrame({"n_repetitions": list(ranks)})]
     for k in parameters.top_k:
+        # The draws of an image are averaged first: only images and subjects are resampled.
         accuracies = np.stack(
             [[(rank <= k).mean(0) for rank in of_size] for of_size in ranks.values()], axis=1
         )  # (R, V, N)
@@ -272,6 +279,7 @@ def _channels(scores: list[Scores], resamples: Resamples, axes: SharedAxes) -> p
     """
     measures: dict[str, Callable[[Queries], np.ndarray]] = {
         "top1_acc_drop": lambda queries: (queries["rank"] == 1).astype(float),
+        # Turned round, so that a drop of this value is a rise of the loss.
         "nice_loss_rise": lambda queries: -queries["nice_loss"],
         "matched_cosine_drop": lambda queries: queries["matched_cosine"],
     }
@@ -295,6 +303,7 @@ def _curve(
     `values` has an array (V, N) for each run and subject.
     """
     by_subject = _by_subject(scores, values)  # (S, V, N)
+    # The same resamples at every point of the curve.
     ends = np.array(
         [resamples.interval_of_mean(by_subject[:, point]) for point in range(by_subject.shape[1])]
     )  # (V, 2)

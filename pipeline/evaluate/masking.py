@@ -18,6 +18,7 @@ def windows(n_times: int, width: int, step: int) -> list[slice]:
 
 def keep_window(eeg: np.ndarray, window: slice) -> np.ndarray:
     """EEG (N, C, T) masked outside the window: only samples of the window differ among images."""
+    # The mean response of all images, (C, T), stands for each of them.
     masked = np.broadcast_to(eeg.mean(0), eeg.shape).copy()
     masked[..., window] = eeg[..., window]
     return masked

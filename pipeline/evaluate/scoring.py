@@ -60,7 +60,7 @@ def score(
 
     The EEG of a recording is (N, R, C, T). All subjects must have seen the same test images, in
     any order. Only one recording at a time is in memory. The random draws of repetitions depend
-    on seed and subject only.
+    on seed, subject and parameters only, not on the other subjects or the models.
 
     Raises InputError if EEG, embeddings, models and parameters do not fit together.
     """
@@ -69,6 +69,7 @@ def score(
     for recording in recordings:
         axes = axes or _shared_axes(recording, parameters)
         eeg = _in_shared_order(recording, axes)
+        # Joined by image id: no file's order of rows counts.
         values = embeddings.values[embeddings.rows(axes.image_ids)]
 
         models_of_subject = [
@@ -107,6 +108,7 @@ def _shared_axes(recording: Recording, parameters: Evaluate) -> SharedAxes:
             "every answer: lower it"
         )
 
+    # Seconds become samples, at least one.
     width = max(1, round(parameters.window * recording.sfreq))
     step = max(1, round(parameters.window_step * recording.sfreq))
     if width > n_times:
@@ -169,6 +171,7 @@ def _check_sizes(
             f"{recording.subject}: the model was trained on {sizes.n_chans} channels x "
             f"{sizes.n_times} samples and the test EEG has {n_chans} x {n_times}; {TRAIN_AGAIN}"
         )
+    # A thousandth of a sample is allowed for rounding.
     if abs(recording.times[0] - sizes.start) > 1e-3 / sizes.sfreq:
         raise InputError(
             f"{recording.subject}: the model was trained on EEG from {sizes.start:g} s on and the "
@@ -180,6 +183,7 @@ def _check_sizes(
             f"the model was trained on {_describe_blocks(sizes.blocks)} and these embeddings are "
             f"of {_describe_blocks(blocks)}; {TRAIN_AGAIN}"
         )
+
     if values.shape[-1] != sizes.embedding_size:
         raise InputError(
             f"the model was trained on embeddings of {sizes.embedding_size} dimensions and these "
@@ -205,6 +209,7 @@ def _score_subject(
     seed: int,
 ) -> list[Scores]:
     """The scores of each model on the EEG (N, R, C, T) of one subject."""
+    # Summed in float64, so that the mean of many repetitions keeps its digits.
     average = eeg.mean(axis=1, dtype=np.float64).astype(eeg.dtype)  # (N, C, T)
     results = [score_average(model, notes, subject, average, values) for model, notes in models]
 
@@ -216,9 +221,11 @@ def _score_subject(
         (mask_channel(average, channel) for channel in range(len(axes.ch_names))), models, results
     )
 
+    # By subject: what one draws does not depend on who else is evaluated.
     rng = np.random.default_rng([seed, *subject.encode()])
     by_size = {
         n: _score_variants(average_some(eeg, n, parameters.draws, rng), models, results)
+        # Sorted, so that the order of a list in params.yaml changes no draw.
         for n in sorted(set(parameters.repetitions))
         if n < axes.n_repetitions
     }
@@ -239,6 +246,7 @@ def _score_variants(
     variants: Iterable[np.ndarray], models: Models, results: list[SubjectResult]
 ) -> list[Queries]:
     """For each model the queries of V variants (N, C, T) of a subject's EEG, (V, N) each."""
+    # Only the EEG changes from variant to variant: images were projected once.
     images = [torch.from_numpy(result.images) for result in results]
     by_model: list[list[dict[str, Tensor]]] = [[] for _ in models]
     for variant in variants:

@@ -80,6 +80,7 @@ class Similarities:
 def write_similarities(path: Path, similarities: Similarities) -> None:
     """Write the file; the same content gives the same bytes."""
     with new_hdf5(path) as file:
+        # HDF5 attributes cannot be dictionaries.
         for key, value in similarities.made_with.items():
             file.attrs[key] = json.dumps(value, sort_keys=True) if key == "settings" else value
 
@@ -112,6 +113,7 @@ def read_similarities(path: Path) -> Similarities:
             made_with = _attributes(file)
             made_with["settings"] = json.loads(made_with["settings"])
 
+            # Groups are runs, and within a run subjects; all else are arrays.
             runs = [member for member in file.values() if isinstance(member, h5py.Group)]
             results = [
                 _read_result(member)

@@ -49,7 +49,9 @@ class Resamples:
 
 def draw_resamples(n_subjects: int, n_images: int, n_resamples: int, seed: int) -> Resamples:
     """Draw subjects and images with replacement, each resample as large as the original."""
+    # A stream of its own: elsewhere the letters of a name follow the seed, and no letter is 1.
     rng = np.random.default_rng([seed, 1])
+    # How often each of n is drawn in n draws: that is all that a weighted mean needs.
     draws = [
         rng.multinomial(n, np.full(n, 1 / n), size=n_resamples).astype(float)
         for n in (n_subjects, n_images)
@@ -78,6 +80,7 @@ def gallery_accuracy(rank: np.ndarray, n_images: int, n_way: int, k: int) -> np.
 
     Returns an array of the shape of `rank`.
     """
+    # Of n_images - 1 others, rank - 1 are before the match; n_way - 1 are drawn.
     by_rank = hypergeom.cdf(k - 1, n_images - 1, np.arange(n_images), n_way - 1)
     return by_rank[np.asarray(rank, int) - 1]
 
@@ -122,6 +125,7 @@ def t_test(difference: float, parts: Sequence[Variance]) -> tuple[tuple[float, f
     if total == 0:
         return (difference, difference), float(difference == 0)
 
+    # A part that does not vary has no say in the degrees of freedom.
     df = total**2 / sum(part.value**2 / part.df for part in parts if part.value > 0)
     half = t.ppf((1 + LEVEL) / 2, df) * total**0.5
     p = float(2 * t.sf(abs(difference) / total**0.5, df))

@@ -75,6 +75,7 @@ def prepare_subjects(
         )
 
     images = read_image_table(image_table)
+    # Any worker may get the largest subject.
     needed = max(dataset.memory_needed(path, parameters) for path in subjects.values()) + LIBRARIES
     n_workers = _fitting_workers(parameters.workers, needed, len(subjects))
     outputs = {subject: out_dir / f"{subject}.h5" for subject in subjects}
@@ -100,7 +101,7 @@ def prepare_subjects(
         except (BrokenProcessPool, MemoryError) as error:
             raise InputError(_too_little_memory(n_workers, needed)) from error
         finally:
-            pool.shutdown(cancel_futures=True)
+            pool.shutdown(cancel_futures=True)  # after an error, no other subject is begun
 
     return list(outputs.values())
 
@@ -150,7 +151,9 @@ def _prepare_subject(
 
         _write_axes(file, raw.layout, picks, samples)
         _write_attributes(file, subject, path, raw, parameters)
+        # Half precision replaces it (`_measured`).
         file.attrs["units"] = UNITS_OF_TRIAL if parameters.normalise == "trial" else dataset.units
+        # With its type, because an empty list tells none.
         file.attrs.create("caveats", raw.caveats, (len(raw.caveats),), h5py.string_dtype())
 
         for split in SPLITS:
@@ -180,6 +183,7 @@ def _write_attributes(
     file: h5py.File, subject: str, path: Path, raw: RawEeg, parameters: Preprocess
 ) -> None:
     """Where the EEG comes from, and how it is prepared."""
+    # The number of workers changes no byte.
     file.attrs.update(parameters.model_dump(exclude={"workers"}))
     file.attrs.update({"subject": subject, "sfreq": round(1 / raw.layout.step, 6)})
     file.attrs.update({"source": path.name, "source_sha256": _hash(path)})
@@ -277,6 +281,7 @@ def _normalise(chunks: Iterator[np.ndarray], by_trial: bool, average: bool) -> I
     """Normalised trials if `by_trial`; with `average` the mean over repetitions, (n, C, T)."""
     for chunk in chunks:
         if by_trial:
+            # The norm before the mean is taken off, as in the paper's code (see the header).
             norm = np.linalg.norm(chunk, axis=-1, keepdims=True)
             chunk = (chunk - chunk.mean(axis=-1, keepdims=True)) / np.where(norm == 0, 1, norm)
         yield chunk.mean(axis=1) if average else chunk
@@ -304,7 +309,7 @@ def _measured(
     squares = 0.0
     with tempfile.TemporaryFile(dir=folder) as buffer:
         for chunk in chunks:
-            by_channel = np.moveaxis(chunk, -2, 0).reshape(chunk.shape[-2], -1)
+            by_channel = np.moveaxis(chunk, -2, 0).reshape(chunk.shape[-2], -1)  # (C, values)
             n_values += by_channel.shape[1]
             total = total + by_channel.sum(1)
             squares = squares + np.square(by_channel).sum(1)
@@ -384,6 +389,7 @@ def _check_room(folder: Path, n_subjects: int, n_bytes: int) -> None:
 
     What is in the folder already counts as a part of that.
     """
+    # Other workers write here too: what they have written needs no room any more.
     n_bytes_written = 0
     for path in folder.iterdir():
         with suppress(FileNotFoundError):  # another worker has just renamed its file
@@ -404,6 +410,7 @@ def _create_eeg(
     if average:
         del axes["repetition"]
 
+    # fill_time="never": all values are written anyway, so zeros first would cost time.
     eeg = group.create_dataset("eeg", shape, dtype, fill_time="never")
     eeg.attrs["units"] = group.file.attrs["units"]
     for axis, (label, scale) in zip(eeg.dims, axes.items(), strict=True):
@@ -427,6 +434,7 @@ def _write_axes(file: h5py.File, layout: Layout, picks: slice | list[int], sampl
 
 def _write_text(group: h5py.Group, name: str, values: Sequence[str]) -> None:
     """Text of fixed length, UTF-8, which MATLAB and old HDF5 tools read too."""
+    # As bytes, whose longest one is the fixed length: a character may take several.
     encoded = np.array([value.encode() for value in values])
     group[name] = encoded.astype(h5py.string_dtype("utf-8", encoded.itemsize))
     if name == "image_ids":

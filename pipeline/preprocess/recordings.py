@@ -102,11 +102,13 @@ def check_recordings(paths: Sequence[Path]) -> None:
     for path in paths:
         for split in SPLITS:
             with _opened(path) as file:
+                # Not read yet: the checks read it piece by piece.
                 recording = _describe(file, split, file[split]["eeg"])
                 _check_shape(path, split, recording)
                 _check_finite(path, split, recording)
                 shape = recording.eeg.shape
 
+            # The first file sets what the others must have.
             first_recording, first_shape = first.setdefault(split, (recording, shape))
             _check_alike(path, split, recording, shape, first_recording, first_shape, paths[0])
 
@@ -139,6 +141,7 @@ def _check_shape(path: Path, split: Split, recording: Recording) -> None:
             f"{path}: the {split} EEG is {recording.eeg.dtype} {shape}, expected floating point "
             f"with {expected} conditions, channels and samples; {PREPARE_AGAIN}"
         )
+
     if len(set(recording.image_ids)) != len(recording.image_ids):
         raise InputError(f"{path}: image ids of the {split} split are not unique; {PREPARE_AGAIN}")
 
@@ -150,6 +153,7 @@ def _check_finite(path: Path, split: Split, recording: Recording) -> None:
     for start in range(0, len(eeg), n_rows):
         finite = np.isfinite(eeg[start : start + n_rows])
         if not finite.all():
+            # The axes are (n, C, T) or (n, R, C, T).
             row, *_, channel, _ = np.argwhere(~finite)[0]
             condition = start + int(row)
             raise InputError(
@@ -183,6 +187,7 @@ def _check_alike(
         )
 
     # Channels and times.
+    # Longest, because a channel more or less is a difference too.
     for name, expected in zip_longest(recording.ch_names, first.ch_names, fillvalue="none"):
         if name != expected:
             raise InputError(
@@ -202,6 +207,7 @@ def _check_alike(
             f"repetitions of one of them are averaged; {remedy}"
         )
     if split == "test":
+        # In any order: images are joined by their ids.
         differing = set(recording.image_ids) ^ set(first.image_ids)
         if differing:
             raise InputError(
@@ -240,6 +246,7 @@ def _opened(path: Path) -> Iterator[h5py.File]:
 def _read_eeg(eeg: h5py.Dataset, average: bool, out: np.ndarray | None) -> np.ndarray:
     """(N, ..., C, T), or of (N, R, C, T) the mean over R, summed in float64."""
     if out is None:
+        # float16 becomes float32, so that a mean keeps its digits; float64 stays.
         shape = (eeg.shape[0], *eeg.shape[2:]) if average else eeg.shape
         out = np.empty(shape, np.result_type(eeg.dtype, np.float32))
 

@@ -27,6 +27,7 @@ LINES = {
 ZOOM = [
     {
         "name": "zoom",
+        # Only with Ctrl or Cmd: whoever scrolls the page must not zoom a chart by it.
         "select": {"type": "interval", "zoom": "wheel![event.ctrlKey || event.metaKey]"},
         "bind": "scales",
     }
@@ -38,7 +39,7 @@ INK = {
     "titleFontSize": 12,
 }
 CONFIG = {
-    "background": None,
+    "background": None,  # that of the page
     "font": "system-ui, sans-serif",
     "view": {"stroke": None},
     "scale": {"zero": False},
@@ -75,12 +76,15 @@ def subjects(table: pd.DataFrame) -> Chart:
         "x": {"field": "subject", "type": "nominal", "title": None, "axis": {"labelAngle": -45}},
         "xOffset": {"field": "encoder", "type": "nominal", "scale": {"domain": encoders}},
     }
+
     title = "top-1 accuracy"
     bar = {"type": "bar", "tooltip": True, "width": {"band": 0.7}}
     colour = {"field": "encoder", "type": "nominal", "scale": colours}
+
     layers: list[Spec] = [
         {"mark": bar, "encoding": shared | {"y": _quantitative("top1_acc", title), "color": colour}}
     ]
+    # Absent for means over seeds and for two encoders (`page._top1_of_subjects`).
     if "top1_acc_low" in table:
         ends = {"y": _quantitative("top1_acc_low", title), "y2": {"field": "top1_acc_high"}}
         layers.append(
@@ -89,8 +93,11 @@ def subjects(table: pd.DataFrame) -> Chart:
                 "encoding": shared | ends,
             }
         )
+
+    # All rows have the same chance: one line across.
     chance = {"y": {"datum": float(table["chance"].iloc[0])}}
     layers.append({"mark": {"type": "rule", **DASHED}, "encoding": chance})
+
     return _chart(
         "Each subject", f"{title} of each subject, {' and '.join(encoders)}", table, layers, {}
     )
@@ -113,6 +120,7 @@ def curve(
             "scale": {"type": "log", "nice": False},
             "axis": {"values": [v for v in ROUND if v <= table[x].max()]},
         }
+
     colour = COLOURS[encoder]
     line = {
         "type": "line",
@@ -121,6 +129,7 @@ def curve(
         "tooltip": True,
         "clip": True,
     }
+    # The ends of the interval are two columns, `y` and `y2` one area between them.
     band = {"y": _quantitative(f"{y}_low", y_title), "y2": {"field": f"{y}_high"}}
     layers = [
         {"mark": line, "encoding": {"y": _quantitative(y, y_title)}, "params": ZOOM},
@@ -130,6 +139,7 @@ def curve(
             "encoding": {"y": _quantitative("chance", y_title)},
         },
     ]
+
     return _chart(
         heading,
         f"{y_title} against {x_title}, with its interval and chance",
@@ -146,6 +156,7 @@ def learning(curves: pd.DataFrame, y: str, heading: str, y_title: str) -> Chart:
     """
     names = list(curves["curve"].unique())
     colours = [LINES.get(name, COLOURS["aligned"]) for name in names]
+
     encoding = {
         "x": _quantitative("epoch", "epoch"),
         "y": _quantitative(y, y_title),
@@ -160,6 +171,7 @@ def learning(curves: pd.DataFrame, y: str, heading: str, y_title: str) -> Chart:
             "value": 1,
         },
     }
+
     layers = [{"mark": {"type": "line", "tooltip": True, "clip": True}, "params": ZOOM}]
     return _chart(heading, f"{y_title} against epoch: {', '.join(names)}", curves, layers, encoding)
 
@@ -171,6 +183,7 @@ def _chart(
     spec = {
         "$schema": SCHEMA,
         "description": label,
+        # JSON has no NaN: Vega-Lite leaves a gap where a value is null.
         "data": {"values": table.astype(object).where(table.notna(), None).to_dict("records")},
         "width": "container",
         "height": 260,

@@ -17,7 +17,7 @@ from pipeline.report.pictures import valid_results
 from pipeline.report.style import Picture
 from pipeline.report.template import records, write_page
 
-VEGA_LITE = "6.4"
+VEGA_LITE = "6.4"  # the same major version as `charts.SCHEMA`
 SUBJECT_COLUMNS = {
     "subject": "subject",
     "seed": "seed",
@@ -69,11 +69,13 @@ def write_report(
         run=evaluation,
         comparison=comparison,
         chance=chance_levels(evaluation["n_way"]),
+        # `evaluate.top_k` decides which top-k there are.
         subject_columns={
             name: title for name, title in SUBJECT_COLUMNS.items() if name in subjects
         },
         subjects=records(subjects),
         galleries=records(tables["n_way"]),
+        # top5_acc becomes 5.
         top_k=[
             name[3:-4] for name in map(str, tables["n_way"]) if re.fullmatch(r"top\d+_acc", name)
         ],
@@ -91,6 +93,7 @@ def chance_levels(n_way: int) -> dict[str, float]:
     """What guessing gives in a gallery of `n_way`; the loss is that of equal similarities."""
     levels = {"nice_loss": math.log(n_way), "cosine_difference": 0.0, "cosine_effect_size": 0.0}
     for direction in ("", "image_to_eeg_"):
+        # A guessed rank is any of 1 to n_way, each as likely.
         levels |= {f"{direction}top{k}_acc": k / n_way for k in range(1, n_way + 1)}
         levels |= {f"{direction}{middle}_rank": (n_way + 1) / 2 for middle in ("mean", "median")}
         levels[f"{direction}mrr"] = sum(1 / rank for rank in range(1, n_way + 1)) / n_way
@@ -113,11 +116,13 @@ def learning_curves(
     if "selection_loss" in history:
         selection = {"loss": history["selection_loss"], "top1_acc": history["selection_top1"]}
         curves.append(history[["epoch"]].assign(curve=evaluation["selected_on"], **selection))
+
+    # Another protocol or dataset is another task: its curve would compare with nothing here.
     columns = ["dataset", "protocol", "encoder"]
     theirs = reference[(reference[columns] == [evaluation[name] for name in columns]).all(axis=1)]
     if len(theirs):
         published = {
-            "epoch": theirs["epoch"] + 1,
+            "epoch": theirs["epoch"] + 1,  # ours count from 1
             "loss": theirs["nice_loss"],
             "top1_acc": theirs["top1_acc"],
         }
@@ -133,6 +138,8 @@ def cosines(
         histograms = cosine_histograms(valid_results(similarities))
         means = {name: evaluation[name] for name in ("matched_cosine", "mismatched_cosine")}
         return {"edges": COSINE_EDGES, evaluation["encoder"]: histograms | means}
+
+    # Of both sides, all runs and subjects that were compared.
     drawn = {"edges": comparison["cosines"]["edges"]}
     for side in (comparison["baseline"], comparison["other"]):
         means = {
@@ -156,14 +163,19 @@ def _charts(
             curves.dropna(subset="loss"), "loss", "Learning curve", "contrastive loss (nats)"
         ),
     }
+
+    # Without an epoch that was selected there is no top-1 while learning.
     selection = curves.dropna(subset="top1_acc")
     if len(selection):
         drawn["top1"] = charts.learning(selection, "top1_acc", "Top-1 while learning", top1)
+
     nearest, recording, window = (
         "Among the k nearest",
         "How much recording is needed",
         "When: one window of the EEG",
     )
+
+    # (table, column of x, metric, heading, titles of both axes, whether x is logarithmic)
     for name, x, y, heading, x_title, y_title, log in (
         ("top_k", "k", "top_k_acc", nearest, "k", "accuracy", True),
         ("repetitions", "n_repetitions", "top1_acc", recording, "repetitions averaged", top1, True),

@@ -77,8 +77,9 @@ def draw_pictures(
     """
     results = valid_results(similarities)
     typical = _typical(results)
+    # The same images in the same order for all: a mean of matrices (N, N).
     mean_similarity = np.mean([result.similarity for result in results], axis=0)
-    correct = match_place(nearest(typical.similarity)) == 0
+    correct = match_place(nearest(typical.similarity)) == 0  # (N,) bool
     concepts = similarities.concept.tolist()
     losses = {
         "rise of the loss (nats)": channels["nice_loss_rise"].to_numpy(),
@@ -97,7 +98,9 @@ def draw_pictures(
     of_typical = f"{names['typical']}, {encoder}"
     of_all = f"{names['subjects']}, {encoder}"
 
+    # "default" first: the user's own matplotlibrc must not change a picture.
     with matplotlib.style.context(["default", STYLE]):
+        # Each is of the typical run, or of all: its title says which.
         figures = {
             "retrieval": retrieval_grid(
                 typical.similarity, concepts, thumbnails, f"Images retrieved from EEG\n{of_typical}"

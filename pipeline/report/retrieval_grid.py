@@ -24,6 +24,7 @@ def nearest(similarity: np.ndarray) -> np.ndarray:
     At a tie the match comes last, as in its rank.
     """
     match = np.eye(len(similarity), dtype=bool)
+    # lexsort sorts by its last key first.
     return np.lexsort((match, -similarity), axis=1)
 
 
@@ -38,6 +39,7 @@ def typical_queries(similarity: np.ndarray, order: np.ndarray) -> list[tuple[str
     Queries are sorted by the rank of the match, and then by its lead over the nearest other image.
     With few images there are fewer queries, each at most once.
     """
+    # Without the match itself, the largest value of a row is the nearest other image.
     mismatched = np.where(np.eye(len(similarity), dtype=bool), -np.inf, similarity)
     lead = np.diagonal(similarity) - mismatched.max(1)
     queries = np.lexsort((-lead, match_place(order))).tolist()
@@ -72,7 +74,7 @@ def retrieval_grid(
     queries = typical_queries(similarity, order)
     n_nearest = min(N_NEAREST, len(similarity))
 
-    height = 1.32 if thumbnails is not None else 0.62
+    height = 1.32 if thumbnails is not None else 0.62  # inches a row
     figure = Figure(figsize=(7.2, height * len(queries) + 0.75), layout="constrained")
     figure.suptitle(title, fontsize=9, fontweight="bold")
     axes = figure.subplots(len(queries), n_nearest + 1, squeeze=False)
@@ -80,7 +82,7 @@ def retrieval_grid(
     for row, (group, query) in zip(axes, queries, strict=True):
         images = [query, *order[query, :n_nearest]]
         for column, (ax, image) in enumerate(zip(row, images, strict=True)):
-            right = column > 0 and image == query
+            right = column > 0 and image == query  # the first column is the image seen itself
             thumbnail = thumbnails[image] if thumbnails is not None else None
             _draw_image(ax, thumbnail, short_name(concepts[image]), right)
             if column > 0:
@@ -92,6 +94,7 @@ def retrieval_grid(
         row[0].set_ylabel(label, fontsize=7.5, rotation=0, ha="right", va="center", labelpad=6)
 
     headings = ["seen", *(f"{n}." for n in range(1, n_nearest + 1))]
+    # Points: above the name of the concept where an image has one.
     above = (0, 24 if thumbnails is not None else 4)
     for ax, heading in zip(axes[0], headings, strict=True):
         ax.annotate(

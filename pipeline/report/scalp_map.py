@@ -45,6 +45,7 @@ def scalp_map(
     axes = figure.subplots(1, len(losses), squeeze=False)[0]
     for ax, (label, loss) in zip(axes, losses.items(), strict=True):
         values = np.asarray(loss, dtype=np.float64)
+        # Zero is in the middle, and a panel of zeros needs a range too.
         limit = max(np.abs(values).max(), 1e-3)
         norm = Normalize(-limit, limit)
         _draw_head(ax, xy, values[placed], norm)
@@ -59,6 +60,7 @@ def scalp_map(
             linewidth=0.6,
             zorder=5,
         )
+
         for point, name in zip(xy, names, strict=not crowded):
             below = {"xytext": (0, -6), "textcoords": "offset points", "ha": "center", "va": "top"}
             ax.annotate(name, point, fontsize=5.5, zorder=6, parse_math=False, **below)
@@ -92,6 +94,7 @@ def _positions_by_name(ch_names: Sequence[str]) -> np.ndarray:
 
 def _draw_head(ax: Axes, xy: np.ndarray, values: np.ndarray, norm: Normalize) -> None:
     """The outline of a head, and faintly the values interpolated between the channels."""
+    # Rank 2: the channels do not lie on one line, or nearly so.
     interpolated = len(xy) > 3 and (
         np.linalg.matrix_rank(xy - xy.mean(0), tol=0.1 * HEAD_RADIUS) == 2
     )

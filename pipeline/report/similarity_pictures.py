@@ -18,11 +18,12 @@ MAX_NAMES = 50  # concepts that are named along an axis of the matrix
 def sort_concepts(concepts: Sequence[str], images: np.ndarray) -> np.ndarray:
     """An order of N images: by concept, with concepts of similar embeddings (N, P) side by side."""
     names, index = np.unique(np.asarray(concepts, dtype=str), return_inverse=True)
-    if len(names) < 3:
+    if len(names) < 3:  # nothing to order
         return np.argsort(index, kind="stable")
 
     means = np.stack([images[index == i].mean(0) for i in range(len(names))])
     leaves = hierarchy.leaves_list(hierarchy.linkage(means, "average", optimal_ordering=True))
+    # argsort of an order gives the place of each concept in it; stable within a concept.
     return np.argsort(np.argsort(leaves)[index], kind="stable")
 
 
@@ -33,6 +34,7 @@ def similarity_matrix(
     order = sort_concepts(concepts, images)
     figure = Figure(figsize=(6.4, 5.6), layout="constrained")
     ax = figure.subplots()
+    # Zero is white, also where all values are positive.
     limit = float(np.abs(similarity).max())
     matrix = ax.imshow(
         similarity[np.ix_(order, order)],
@@ -43,7 +45,7 @@ def similarity_matrix(
     )
 
     # More names than MAX_NAMES would overlap.
-    step = -(-len(order) // MAX_NAMES)
+    step = -(-len(order) // MAX_NAMES)  # rounded up
     ticks = range(0, len(order), step)
     names = [short_name(concepts[order[tick]])[:20] for tick in ticks]
     size = 5.5 if len(names) > 20 else 7
@@ -77,6 +79,7 @@ def cosine_distributions(cosines: dict[str, Any], title: str) -> Figure:
             matched = kind == "matched"
             colour = side_colour if matched else QUIET
             counts = np.asarray(cosines[side][kind], dtype=np.float64)
+            # Densities compare although there are N - 1 times as many mismatched pairs.
             density = counts / (counts.sum() * np.diff(edges))
             alpha = 0.45 if matched else 1
             ax.stairs(density, edges, fill=matched, alpha=alpha, color=colour, linewidth=1.4)
@@ -89,6 +92,7 @@ def cosine_distributions(cosines: dict[str, Any], title: str) -> Figure:
         ax.set_ylabel(f"{side}\ndensity")
         ax.legend(loc="upper left")
 
+    # 0.1 of room on both sides; `occupied` holds left edges, and a bin is 0.05 wide.
     axes[0].set_xlim(np.concatenate(occupied).min() - 0.1, np.concatenate(occupied).max() + 0.15)
     axes[-1].set_xlabel("cosine similarity of EEG and image")
     return figure
@@ -119,6 +123,7 @@ def embedding_map(eeg: np.ndarray, images: np.ndarray, correct: np.ndarray, titl
         zorder=3,
         **image_style,
     )
+
     eeg_style: dict[str, Any] = {"marker": "o", "color": COLOURS["unaligned"]}
     ax.scatter(
         eeg_points[:, 0], eeg_points[:, 1], s=16, label="EEG response", zorder=3, **eeg_style
@@ -149,5 +154,5 @@ def _principal_plane(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     # The sign of a component is arbitrary: make its largest weight positive.
     axes = axes[:2] * np.sign(axes[:2, np.abs(axes[:2]).argmax(1)].diagonal())[:, None]
 
-    total = max((singular_values**2).sum(), np.finfo(float).tiny)
+    total = max((singular_values**2).sum(), np.finfo(float).tiny)  # all points may be one
     return centred @ axes.T, singular_values[:2] ** 2 / total

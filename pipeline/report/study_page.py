@@ -35,6 +35,7 @@ def write_study_page(
     each; `hashes` the sha256 of the files that the page is made of.
     """
     values = {name: {cell[name] for cell in summary["cells"]} for name in CELL_TITLES}
+
     write_page(
         path,
         "study.html",
@@ -42,12 +43,15 @@ def write_study_page(
         settings=settings,
         hashes=hashes,
         study=summary,
+        # A choice that varies gets a column; what all cells share stands above the table.
+        # The backbone has a column in any case: it heads each row.
         columns={
             name: CELL_TITLES[name]
             for name, of in values.items()
             if len(of) > 1 or name == "backbone"
         },
         common={CELL_TITLES[name]: min(of) for name, of in values.items() if len(of) == 1},
+        # Cells of different designs may have intervals over different factors.
         over=sorted(
             {", ".join(cell["ci95_over"]) for cell in summary["cells"] if cell["ci95_over"]}
         ),
@@ -62,7 +66,9 @@ def _by_subject(table: pd.DataFrame) -> list[dict[Any, Any]]:
     if ok.empty:
         return []
 
+    # pivot_table takes the mean over the seeds.
     means = ok.pivot_table(
         index=[*CELL_TITLES, "subject"], columns="encoder", values="top1_acc", sort=False
     )
+    # A column also for an encoder without any whole run.
     return records(means.reindex(columns=["unaligned", "aligned"]).reset_index())

@@ -48,6 +48,7 @@ TEXTS = {  # of each picture the heading, of a protocol, and the description
         "whose output the EEG encoder learns; a panel a backbone, a line an EEG encoder. " + FILLED,
     ),
 }
+# For the legend: the points that are claimed or not, each with its text
 FILLS = {
     Line2D([], [], linestyle="", marker="o", color=QUIET, markerfacecolor=fill, markersize=5): name
     for fill, name in ((QUIET, "claimed, after Holm's correction"), ("white", "not claimed"))
@@ -66,23 +67,29 @@ def draw_study_pictures(
     subjects = table[table["status"] == "ok"].astype(
         {"block": str}
     )  # numbers, where they come from a CSV file
+
     pictures = []
     with matplotlib.style.context(["default", STYLE]):
         for protocol in sorted({cell["protocol"] for cell in summary["cells"]}):
+            # Protocols are tasks of their own, so that each has its own picture.
             cells = [cell for cell in summary["cells"] if cell["protocol"] == protocol]
             if not any(cell["difference"] for cell in cells):
                 continue
+
             about = f"{protocol}, {summary['n_way']}-way{synthetic}"
             figures = {
                 "cells": all_cells(
                     cells, subjects, summary["chance_top1"], f"Every cell and subject\n{about}"
                 )
             }
+
+            # One block alone makes no curve.
             if len({cell["block"] for cell in cells}) > 1:
                 paired = [cell for cell in cells if cell["difference"]]
                 figures["blocks"] = across_blocks(
                     paired, f"Aligned - unaligned against the block\n{about}"
                 )
+
             for name, figure in figures.items():
                 path = folder / f"{name}-{protocol}.png"
                 save_png(figure, path)
@@ -96,19 +103,22 @@ def all_cells(cells: Cells, subjects: pd.DataFrame, chance: float, title: str) -
 
     `subjects` has a row a run and subject.
     """
+    # A row is called by what differs between cells; what all share stands in the title.
     varied = [name for name in NAMES if len({cell[name] for cell in cells}) > 1]
     labels = [_label(cell, varied) for cell in cells]
     figure = Figure(figsize=(7.2, ROW * len(cells) + 1.5), layout="constrained")
     common = ", ".join(str(cells[0][name]) for name in NAMES[:3] if name not in varied)
     figure.suptitle(f"{title}{f' ({common})' if common else ''}", fontsize=9, fontweight="bold")
+
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=[1.5, 1])
     of_cell = ["backbone", "alignment", "block", "eeg_encoder", "protocol", "encoder"]
-    means = subjects.groupby([*of_cell, "subject"])["top1_acc"].mean()
+    means = subjects.groupby([*of_cell, "subject"])["top1_acc"].mean()  # over the seeds
 
     for row, cell in enumerate(cells):
         for encoder, offset in OFFSET.items():
-            if "top1_acc" not in cell[encoder]:
+            if "top1_acc" not in cell[encoder]:  # no whole run of this encoder
                 continue
+            # `cell.get(name, encoder)`: a cell has all of these keys but "encoder".
             dots = 100 * means.loc[tuple(cell.get(name, encoder) for name in of_cell)].to_numpy()
             about: dict[str, Any] = {"marker": MARKERS[encoder], "color": COLOURS[encoder]}
             y = row - offset
@@ -122,10 +132,13 @@ def all_cells(cells: Cells, subjects: pd.DataFrame, chance: float, title: str) -
                 zorder=3,
                 **about,
             )
+
         if cell["difference"]:
             _difference(right, cell, row, "black", "o", horizontal=True)
         else:
             right.text(0, row, " no pair left", va="center", color=QUIET)
+
+        # A thin line between backbones.
         if row and cell["backbone"] != cells[row - 1]["backbone"]:
             for ax in (left, right):
                 ax.axhline(row - 0.5, color=QUIET, linewidth=0.4)
@@ -134,13 +147,14 @@ def all_cells(cells: Cells, subjects: pd.DataFrame, chance: float, title: str) -
     right.axvline(0, color=QUIET, linestyle="--", linewidth=0.9)
     left.set(
         xlabel="top-1 (%)",
-        ylim=(len(cells) - 0.5, -0.5),
+        ylim=(len(cells) - 0.5, -0.5),  # the first cell is on top
         yticks=range(len(cells)),
         yticklabels=labels,
     )
     left.set_xlim(left=0)
     right.set(xlabel="aligned - unaligned (points)")
     right.tick_params(axis="y", length=0)
+
     for ax in (left, right):
         ax.grid(axis="x", linewidth=0.3)
 
@@ -158,6 +172,7 @@ def across_blocks(cells: Cells, title: str) -> Figure:
 
     A panel a backbone, a line an EEG encoder.
     """
+    # zfill sorts numbers in text as numbers: 6, 9, 12, last.
     blocks = sorted(
         {cell["block"] for cell in cells}, key=lambda block: (block == "last", block.zfill(9))
     )
@@ -165,7 +180,7 @@ def across_blocks(cells: Cells, title: str) -> Figure:
     kinds = sorted({(cell["eeg_encoder"], cell["alignment"]) for cell in cells})
     several_alignments = len({alignment for _, alignment in kinds}) > 1
     columns = min(3, len(backbones))
-    rows = -(-len(backbones) // columns)
+    rows = -(-len(backbones) // columns)  # rounded up
     figure = Figure(figsize=(max(4.0, 2.6 * columns), 2.1 * rows + 1.2), layout="constrained")
     figure.suptitle(title, fontsize=9, fontweight="bold")
 
@@ -173,9 +188,11 @@ def across_blocks(cells: Cells, title: str) -> Figure:
     for ax, backbone in zip(axes, backbones, strict=False):
         for i, (eeg_encoder, alignment) in enumerate(kinds):
             about = {"backbone": backbone, "eeg_encoder": eeg_encoder, "alignment": alignment}
+
             line_cells = [cell for cell in cells if about.items() <= cell.items()]
             shift = 0.12 * (i - (len(kinds) - 1) / 2)  # so that intervals do not hide each other
             x = [blocks.index(cell["block"]) + shift for cell in line_cells]
+
             colour = LINE_COLOURS[i % len(LINE_COLOURS)]
             point = POINTS[i % len(POINTS)]
             y = [100 * cell["difference"]["top1_acc"]["mean"] for cell in line_cells]
@@ -213,6 +230,7 @@ def _difference(
 ) -> None:
     """The mean with its interval, dotted if that is over test images alone; filled if claimed."""
     top1 = cell["difference"]["top1_acc"]
+    # A cell without a claim has only the interval over test images.
     ends = 100 * np.array(top1["ci95"] or top1["ci95_these_models"], dtype=float)
     mean = 100 * top1["mean"]
     claimed = cell["verdict"] in ("better", "worse")
@@ -221,8 +239,10 @@ def _difference(
     line = ax.plot(
         *((ends, places) if horizontal else (places, ends)), color=colour, linewidth=1.2
     )[0]
+
     if not top1["ci95"]:
         line.set(linewidth=0.8, linestyle=":")
+
     x, y = (mean, place) if horizontal else (place, mean)
     ax.scatter(
         x,

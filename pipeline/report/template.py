@@ -54,7 +54,7 @@ def write_page(
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
-        undefined=jinja2.StrictUndefined,
+        undefined=jinja2.StrictUndefined,  # a misspelt name is an error and no gap
         trim_blocks=True,
         lstrip_blocks=True,
     )
@@ -62,7 +62,9 @@ def write_page(
 
     page = environment.get_template(template).render(
         pictures=[
-            (picture, base64.b64encode(picture.path.read_bytes()).decode()) for picture in pictures
+            # Within the page, so that it fetches nothing and can be sent as one file.
+            (picture, base64.b64encode(picture.path.read_bytes()).decode())
+            for picture in pictures
         ],
         provenance={
             "Parameters": records(pd.json_normalize(dict(settings)))[0],
@@ -83,4 +85,5 @@ def records(table: pd.DataFrame) -> list[dict[Hashable, Any]]:
 
 
 def _missing(value: object) -> bool:
+    """Whether a figure is absent: None in JSON, NaN in a table."""
     return value is None or (isinstance(value, float) and math.isnan(value))

@@ -54,6 +54,7 @@ def summarise(
     if 1 not in parameters.top_k:
         raise InputError("evaluate.top_k must hold 1, which is what a study asks about")
 
+    # A fixed order, so that sums and the page are the same whoever finished first.
     results = sorted(
         (result for result in results if result.trial not in failures),
         key=lambda result: _sort_key(result.trial, result.subject),
@@ -71,12 +72,14 @@ def summarise(
         results_of_cell.setdefault(result.trial.cell, []).append(result)
 
     cells = []
+    # sort=False: the order of `_sort_key` stays, with blocks as numbers.
     for key, rows in table.groupby(CELL_COLUMNS, sort=False):
         cell = Cell(*map(str, key))
         in_cell = results_of_cell.get(cell, [])
         cells.append(_summarise_cell(cell, in_cell, rows, draw, parameters.top_k))
     _add_verdicts(cells)
 
+    # A pooled run has a row for each subject, and counts once.
     runs = table.drop_duplicates(RUN_COLUMNS)
     collapsed = runs[runs["status"] == "collapsed"]
     failed = runs[runs["status"] == "failed"]
@@ -87,10 +90,12 @@ def summarise(
         "seeds": sorted(set(table["seed"])),
         "n_resamples": parameters.resamples,
         "seed": seed,
+        # How many cells have each verdict, and over how many p-values Holm's correction was made.
         "verdicts": {
             verdict: sum(cell["verdict"] == verdict for cell in cells) for verdict in VERDICTS
         },
         "n_corrected": sum(cell["p"] is not None for cell in cells),
+        # Runs with a fault take the claim from their cells, so that all of them are listed.
         "n_runs": len(runs),
         "n_ok": int((runs["status"] == "ok").sum()),
         "n_collapsed": len(collapsed),
@@ -127,6 +132,7 @@ def _tabulate(
     rows = {}
     for result in results:
         n_way = len(result.queries["rank"])
+        # Each image once: the gallery itself, no resample.
         metrics = weigh_queries(result.queries, np.ones((1, n_way)), top_k)
         row = _identify(result.trial, result.subject) | {
             "status": "collapsed" if result.collapsed else "ok",
@@ -187,6 +193,8 @@ def _summarise_cell(
     factors: list[str] = []
     p = None
     difference = None
+
+    # Only what both encoders finished is compared.
     pairs = sorted(sides["unaligned"].keys() & sides["aligned"].keys())
     if pairs:
         paired = paired_difference(
@@ -195,6 +203,7 @@ def _summarise_cell(
             functools.partial(_weigh_top_k, top_k=top_k),
             left_out_in_turn=cell.protocol == "leave-one-subject-out",
         )
+        # It is not by chance which runs are missing: no claim, though there are figures.
         factors = [] if no_claim_because else paired.factors
         p = paired.metrics["top1_acc"]["p"] if factors else None
         difference = {
@@ -206,6 +215,7 @@ def _summarise_cell(
             for metric, values in paired.metrics.items()
         }
 
+    # The cell is whole: then the design itself allows no claim.
     if not no_claim_because and not factors:
         models_are_shared = rows.groupby("fold")["subject"].nunique().max() > 1
         no_claim_because = ONE_SEED if models_are_shared else FEW_SUBJECTS
@@ -264,6 +274,7 @@ def _missing_runs(rows: pd.DataFrame) -> str:
             if n:
                 faults.append(f"{n} of {count(len(status_of_run), f'{encoder} run')} {status}")
 
+    # Runs that failed are in the table too: these have no partner at all.
     n_encoders = rows.groupby(["fold", "seed", "subject"])["encoder"].nunique()
     n_alone = int((n_encoders < len(ENCODERS)).sum())
     if n_alone:
@@ -276,6 +287,7 @@ def _add_verdicts(cells: list[dict[str, Any]]) -> None:
     for cell in cells:
         cell |= {"p_holm": None, "verdict": "no claim"}
 
+    # Only what was asked counts as a test: a cell without a p costs the others nothing.
     tested = [cell for cell in cells if cell["p"] is not None]
     corrected = holm(np.array([cell["p"] for cell in tested])).tolist()
     for cell, p_holm in zip(tested, corrected, strict=True):
@@ -302,11 +314,13 @@ def _answer(summary: dict[str, Any]) -> str:
         f"{' and '.join(protocols)}, {count(len(summary['subjects']), 'subject')}, "
         f"{count(len(summary['seeds']), 'seed')}"
     )
+
     reasons = _join_reasons([cell["no_claim_because"] for cell in cells])
     size = (
         f"The difference is {np.median(differences):+.1f} points in the middle cell, "
         f"{min(differences):+.1f} to {max(differences):+.1f} in all."
     )
+
     if summary["n_corrected"] == 0:
         return (
             f"No claim can be made in any of {count(len(cells), 'cell')} ({design}): {reasons}. "
@@ -314,6 +328,8 @@ def _answer(summary: dict[str, Any]) -> str:
         )
 
     claim = _claim(summary, reasons, design)
+
+    # Several protocols are several tasks: the sum alone would hide which.
     for protocol in protocols if len(protocols) > 1 else ():
         verdicts = [cell["verdict"] for cell in cells if cell["protocol"] == protocol]
         claim += (
@@ -334,11 +350,13 @@ def _claim(summary: dict[str, Any], reasons: str, design: str) -> str:
     )
     if reasons:
         claim += f", and in {numbers['no claim']} no claim can be made: {reasons}"
+
     claim += (
         f". Asked of top-1, with p ≤ {ALPHA} after Holm's correction over "
         f"{count(summary['n_corrected'], 'cell')} ({design})."
     )
 
+    # No cell generalises over subjects, so that the claim must not either.
     if not any("subjects" in cell["ci95_over"] for cell in cells):
         claim = limit_to_subjects(claim, len(summary["subjects"]))
     return claim

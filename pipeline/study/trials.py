@@ -66,6 +66,7 @@ def plan_study(
     `kinds` are the alignments of each image model; True where one has the block `last` alone.
     InputError where an image model has none of the study's alignments, or a seed is there twice.
     """
+    # Before anything is trained: each image model must have something to be compared with.
     for backbone in study.backbones:
         if not set(kinds[backbone]) & set(study.alignments):
             available = ", ".join(kinds[backbone]) or "no alignment"
@@ -73,7 +74,10 @@ def plan_study(
                 f"study.alignments is {', '.join(study.alignments)} and {backbone} has "
                 f"{available}: name one that it has, or take it out of study.backbones"
             )
+
     seeds = seeds_of(seed, study.seeds, "study.seeds")
+
+    # True in `kinds`: aligned embeddings come from the unaligned ones of the block `last` alone.
     return [
         Trial(Cell(backbone, alignment, str(block), eeg_encoder, protocol), encoder, run)
         for protocol in study.protocols
@@ -89,6 +93,7 @@ def plan_study(
 
 def cache_of(embeddings: Path, trial: Trial) -> Path:
     """Where the embeddings of a trial's images are, below the folder of all."""
+    # All alignments of an image model share its unaligned cache.
     kind = trial.cell.alignment if trial.encoder == "aligned" else "unaligned"
     return embeddings / trial.cell.backbone / f"{kind}.h5"
 
@@ -118,12 +123,15 @@ def run_study(
     todo = list({job.file: job for job in jobs if not job.file.exists()}.values())
     n_done = len(jobs) - len(todo)
     print(f"study: {_count(len(jobs))}, of which {n_done} are there already", flush=True)
+
     reasons: dict[Path, str] = {}
     if todo:
         check_folders({folder: 0})
         reasons = _run_jobs(todo, eeg, recipe, placement)
 
+    # By file again: cells that share a failed run all lack it.
     failures = {job.trial: reasons[job.file] for job in jobs if job.file in reasons}
+
     answers = []
     galleries = set()
     for job in jobs:
@@ -157,6 +165,7 @@ def _run_jobs(
     reasons = {}
     for group, future in finished:
         error = future.exception()
+        # A future that failed took its whole group along.
         group_reasons = [_describe(error)] * len(group) if error else future.result()
         for job, reason in zip(group, group_reasons, strict=True):
             if reason:
@@ -182,8 +191,10 @@ def _make_job(
     recipe = Train.model_validate(study_recipe.model_dump() | changes)
 
     run = trial.run
+    # A test subject decides the answer as well: it is scored here.
     files = [eeg[subject].sha256 for subject in (*run.trained_on, *run.tested_on)]
     code = code_with(recipe.eeg_encoder)
+    # The seed is in `run`. How many there are, and the device, make no other trial.
     settings = recipe.model_dump(exclude={"seeds", "device"})
     key = fingerprint(code, files, embeddings.sha256, astuple(run), settings)
     return Job(trial, dict(eeg), embeddings, recipe, code, folder / f"{key}.h5")
@@ -197,6 +208,7 @@ def _make_groups(jobs: Sequence[Job], n_workers: int, gpus: bool) -> list[tuple[
     by_recipe: dict[object, list[Job]] = {}
     for job in jobs:
         by_recipe.setdefault((job.embeddings, job.recipe.model_dump_json()), []).append(job)
+    # Parts of each recipe, so that there is a group for each worker.
     n_parts = math.ceil(n_workers / len(by_recipe))
 
     groups = []
@@ -222,10 +234,11 @@ def run_trials(jobs: tuple[Job, ...], step: Callable[[], None]) -> list[str]:
 
     first = jobs[0]
     embeddings = cached_embeddings(first.embeddings, first.recipe)
+    # Named after the files of the group, so that another machine finds the state too.
     states = first.file.parent / "unfinished" / fingerprint([job.file.stem for job in jobs])
     states.mkdir(parents=True, exist_ok=True)
     runs = [job.trial.run for job in jobs]
-    trainings = first.file.parents[1] / finished.KIND
+    trainings = first.file.parents[1] / finished.KIND  # of the cache folder that all processes see
     results = train_runs(runs, first.eeg, first.embeddings, first.recipe, trainings, states, step)
     seconds = (time.monotonic() - started) / len(jobs)
 
@@ -247,7 +260,7 @@ def _score_and_store(
 ) -> None:
     """Write the file of a trial; `seconds` went into its training."""
     started = time.monotonic()
-    model = trained.model.cpu()
+    model = trained.model.cpu()  # scored on the CPU, whatever trained it
     with new_hdf5(job.file) as file:
         file.attrs.update(
             {
@@ -257,6 +270,7 @@ def _score_and_store(
                 "seconds": seconds + time.monotonic() - started,
             }
         )
+
         for subject in job.trial.run.tested_on:
             ids, queries = _score_subject(model, notes, subject, job.eeg, embeddings)
             group = file.create_group(subject)
@@ -280,6 +294,7 @@ def _score_subject(
     samples = loaded.samples([eeg[subject].path], embeddings)
     rows = np.flatnonzero(samples.subject == subject)
     ids = embeddings.image_ids[samples.image_row[rows]]
+    # Sorted by id, so that the answers of all trials are about the same image in each row.
     rows = rows[np.argsort(ids)]
 
     responses = samples.eeg[rows]
@@ -297,6 +312,7 @@ def _read_answers(job: Job) -> list[tuple[TrialResult, np.ndarray]]:
     answers = []
     try:
         with h5py.File(job.file, "r") as file:
+            # Only subjects are groups: what is true of the whole trial is an attribute.
             for subject, group in file.items():
                 answer = TrialResult(
                     trial=job.trial,

@@ -69,10 +69,12 @@ def _check_members(archive: zipfile.ZipFile, path: Path, largest_member: int) ->
 
 def _problem_of(member: zipfile.ZipInfo, name: PurePosixPath, largest_member: int) -> str | None:
     """What is wrong with a member by itself, as the verb of a sentence; None if nothing is."""
+    # zipfile cuts a name at a zero byte. The whole name stands in orig_filename.
     climbs_out = name.is_absolute() or ".." in name.parts
     if not name.parts or climbs_out or re.search(r"[\\:\0]", member.orig_filename):
         return "has a name that leads out of the archive"
 
+    # The upper half is the mode of Unix. An archive of Windows has 0 there.
     file_type = stat.S_IFMT(member.external_attr >> 16)
     if file_type not in (0, stat.S_IFREG, stat.S_IFDIR):
         return "is a link or a special file"
@@ -112,6 +114,7 @@ def find_member(archive: zipfile.ZipFile, path: str, subject: str) -> str | None
         )
 
     (name,) = matching
+    # The folders around `path`, which may have names such as "sub-01 2".
     for folder in PurePosixPath(name.removesuffix(path)).parts:
         match = re.match(r"sub-[0-9A-Za-z]+", folder)
         if match and match[0] != subject:
@@ -136,6 +139,7 @@ def open_member(archive: zipfile.ZipFile, name: str) -> Iterator[IO[bytes]]:
         except KeyError as error:
             raise InputError(f"{archive.filename}: holds no {name}; {FETCH_AGAIN}") from error
 
+    # Outside of that block: an error of whoever reads the stream is no damage of the archive.
     with stream:
         yield stream
 

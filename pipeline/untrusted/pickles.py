@@ -116,6 +116,7 @@ def read_npy(stream: IO[bytes], name: str) -> Fields:
     MAX_BYTES_IN_MEMORY bytes.
     """
     items = _read_items(stream, name, streaming=False)
+    # Without streaming there is only one item.
     (fields,) = (item for item in items if isinstance(item, dict))
     return fields
 
@@ -177,6 +178,7 @@ def _first_opcode(reader: "_Reader") -> bytes:
     if version not in (b"\x01\x00", b"\x02\x00"):
         raise _Malformed(f"npy version {version[0]}.{version[1]}")
 
+    # Version 1 has 2 bytes for the length of the header, version 2 has 4.
     length_bytes = 2 if version[0] == 1 else 4
     header = reader.read(int.from_bytes(reader.read(length_bytes), "little"))
     if not _NPY_HEADER.fullmatch(header):
@@ -427,6 +429,7 @@ class _Machine:
             case "BUILD":
                 (state,) = self._pop(1)
                 self._build(self._top(_Incomplete), state)
+            # An old opcode that imports and calls at once.
             case "INST":
                 self._refuse(argument)
 
@@ -479,18 +482,25 @@ class _Machine:
     def _call(self, function: str, arguments: object) -> object:
         """What REDUCE pushes: the value of a call that numpy or Python writes, checked first."""
         match function, arguments:
+            # Protocol 2 has no opcode for bytes: it writes them as text, and none as `bytes()`.
             case "encode", (str() as text, "latin1"):
                 return self._within_budget(text.encode("latin-1"))
             case "bytes", ():
                 return b""
+
+            # A dtype, and an array that is still empty: BUILD brings the rest.
             case "dtype", (str() as code, *_) if _ALLOWED_DTYPE.fullmatch(code):
                 return _Incomplete(np.dtype(code))
             case "reconstruct", (_AllowedName(name="ndarray"), (0,), b"b"):
                 return _Incomplete(None)
+
+            # A number or text of numpy.
             case "scalar", (np.dtype(itemsize=0) as dtype, b""):  # text without letters
                 return dtype.type()
             case "scalar", (np.dtype() as dtype, bytes() as data):
                 return _array((), dtype, "C", self._within_budget(data))[()]
+
+            # A whole array in protocol 5.
             case "frombuffer", (
                 bytes() as data,
                 np.dtype() as dtype,
@@ -498,6 +508,7 @@ class _Machine:
                 "C" | "F" as order,
             ):
                 return _array(shape, dtype, order, self._within_budget(data))
+
         raise ValueError(f"{function} with arguments that numpy does not write")
 
     def _build(self, target: _Incomplete, state: object) -> None:
@@ -513,8 +524,10 @@ class _Machine:
     def _array_of_state(self, state: object) -> object:
         """What `ndarray.__setstate__` would make of (1, shape, dtype, is_fortran, data)."""
         match state:
+            # Its bytes have gone to the caller already.
             case (1, tuple(), np.dtype(), bool(), _StreamedBytes(array=array)):
                 return array
+            # Objects come as a list of values, numbers and text as bytes.
             case (1, tuple() as shape, np.dtype(kind="O"), bool() as is_fortran, list() as items):
                 return _object_array(shape, _order(is_fortran), self._within_budget(items))
             case (1, tuple() as shape, np.dtype() as dtype, bool() as is_fortran, bytes() as data):
@@ -562,6 +575,7 @@ def _order(is_fortran: bool) -> Order:
 
 
 def _check_size(size: int, shape: tuple[int, ...], dtype: np.dtype) -> None:
+    # type(): True is an int too. Beside a length of 0, any other would pass the next comparison.
     if len(shape) > 32 or not all(type(n) is int and 0 <= n < 2**40 for n in shape):
         raise ValueError("a shape that no array has")
     if math.prod(shape) * dtype.itemsize != size:
@@ -580,6 +594,7 @@ def _array(shape: tuple[int, ...], dtype: np.dtype, order: Order, data: bytes) -
     if dtype.kind == "b" and np.frombuffer(data, np.uint8).max(initial=0) > 1:
         raise ValueError("truth values other than 0 and 1")
 
+    # The array shares the memory of `data`, and a copy is made only of another byte order.
     array = np.ndarray(shape, dtype, buffer=data, order=order)
     return array.astype(dtype.newbyteorder("="), copy=False)
 

@@ -131,6 +131,7 @@ def open_images(folder: Path, image_ids: Sequence[str]) -> Iterator[Images]:
 
         def archive_of(image_id: str) -> zipfile.ZipFile:
             nonlocal process
+            # A forked process comes here with the archives of its parent.
             if os.getpid() != process:
                 _open_anew(archives.values())
                 process = os.getpid()

@@ -49,6 +49,7 @@ _HARMLESS = {
     "types": ("SimpleNamespace",),
     "typing": ("Any",),
 }
+# For torch: an object, and the name in the file that it is taken for.
 _PLACEHOLDERS: list[Any] = [
     (Placeholder, f"{module}.{name}") for module, names in _HARMLESS.items() for name in names
 ]
