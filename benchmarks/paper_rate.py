@@ -10,18 +10,14 @@ Simulated (benchmarks/simulated.py): one subject, 640 concepts x 6 images, 200-w
 
 import math
 import sys
-from contextlib import nullcontext
-from pathlib import Path
 from unittest import mock
 
 import numpy as np
 import torch
-import yaml
 from torch import Tensor
 
-from benchmarks.simulated import embed, recipe, similarities, simulate
+from benchmarks.simulated import embed, published, similarities, simulate
 from pipeline.retrieval import rank_of_match
-from pipeline.sections import Train
 from pipeline.train.draws import derive_seeds
 from pipeline.train.loop import train_together
 from pipeline.train.measures import Measures
@@ -29,11 +25,9 @@ from pipeline.train.selection import held_out
 from pipeline.train.stack import Stack
 from pipeline.train.training import Partition, Setup
 
-SIGNALS = (0.06, 0.1, 0.2)
+SIGNALS = (0.12, 0.16, 0.24)
 LEAST_RATE = 1e-7  # of the code
 PERIOD = 10  # nats: the code's cosine begins anew where the loss has risen by so much
-# Its share of the peak at the first losses; the whole training at this rate shows what a lower rate alone does
-LOWER = 0.6
 
 
 class FollowingRate(Measures):
@@ -50,31 +44,16 @@ class FollowingRate(Measures):
         return [row]
 
 
-def paper(**changes: object) -> Train:
-    words = [
-        line.removeprefix("-S train.").replace("=", ": ", 1)
-        for line in Path("params/paper").read_text().splitlines()
-        if "train." in line
-    ]
-    return recipe(**yaml.safe_load("\n".join(words)) | changes)
-
-
-def run(arm: str, signal: float, seed: int, epochs: int) -> tuple[float, int]:
+def run(follows: bool, signal: float, seed: int, epochs: int) -> tuple[float, int]:
     """Top-1 in % and the epoch selected."""
-    sizes = {"n_subjects": 1, "n_concepts": 640, "n_test": 200, "shape": (6, 80), "per_concept": 6}
+    sizes = {"n_subjects": 1, "n_concepts": 640, "n_test": 200, "shape": (4, 80), "per_concept": 6}
     data = simulate(seed, signal=signal, common=0.5, **sizes)
     embeddings, seeds = embed(data, seed, 2.0), derive_seeds(seed, "pooled")
-    parameters = paper(epochs=epochs)
-    if arm == "lower":
-        rate = LOWER * parameters.learning_rate
-        parameters = paper(epochs=epochs, learning_rate=rate, final_learning_rate=rate)
-
     mask = held_out(data.samples.things_concept, 0.1, seeds.concepts)
     selection = data.samples.take(np.flatnonzero(mask))
-    follows = mock.patch("pipeline.train.loop.Measures", FollowingRate)
-    with follows if arm == "follows" else nullcontext():
+    with mock.patch("pipeline.train.loop.Measures", FollowingRate if follows else Measures):
         [trained] = train_together(
-            Setup(data.samples, embeddings, parameters, torch.device("cpu")),
+            Setup(data.samples, embeddings, published("paper", epochs=epochs), torch.device("cpu")),
             [Partition(seeds, np.flatnonzero(~mask), selection)],
         )
     similarity = torch.from_numpy(similarities(trained.model, data.test_eeg[0], embeddings))
@@ -86,20 +65,25 @@ def main() -> None:
     torch.set_num_threads(1)
     print(f"{n_seeds} seeds, {epochs} epochs; top-1 of 200 in %, mean and sd over seeds")
     for signal in SIGNALS:
-        constant = np.array([run("constant", signal, seed, epochs) for seed in range(n_seeds)])
-        for arm in ("follows", "lower"):
-            FollowingRate.shares.clear()
-            other = np.array([run(arm, signal, seed, epochs) for seed in range(n_seeds)])
-            difference = other[:, 0] - constant[:, 0]
-            shares = FollowingRate.shares or [LOWER]
-            print(
-                f"signal {signal}: constant {constant[:, 0].mean():.1f} ({constant[:, 0].std(ddof=1):.1f}), "
-                f"{arm} {other[:, 0].mean():.1f} ({other[:, 0].std(ddof=1):.1f}), difference "
-                f"{difference.mean():+.1f} ({difference.std(ddof=1):.1f}); share of the rate "
-                f"{min(shares):.2f} to {max(shares):.2f}; epochs {constant[:, 1].mean():.0f}, "
-                f"{other[:, 1].mean():.0f}",
-                flush=True,
-            )
+        FollowingRate.shares.clear()
+        constant, following = (
+            np.array([run(follows, signal, seed, epochs) for seed in range(n_seeds)])
+            for follows in (False, True)
+        )
+        report(signal, constant, following)
+
+
+def report(signal: float, constant: np.ndarray, following: np.ndarray) -> None:
+    """A line of both, (seeds, 2): top-1 and epoch; their difference, and the rates that there were."""
+    columns = (constant[:, 0], following[:, 0], following[:, 0] - constant[:, 0])
+    words = [f"{values.mean():+6.1f} ({values.std(ddof=1):4.1f})" for values in columns]
+    epochs = f"{constant[:, 1].mean():.0f} and {following[:, 1].mean():.0f}"
+    shares = f"{min(FollowingRate.shares):.2f} to {max(FollowingRate.shares):.2f}"
+    print(
+        f"signal {signal}: constant, following, difference {', '.join(words)}; epochs {epochs}; "
+        f"share of the rate {shares}",
+        flush=True,
+    )
 
 
 if __name__ == "__main__":

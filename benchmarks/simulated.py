@@ -108,11 +108,11 @@ def recipe(**changes: object) -> Train:
     )
 
 
-def published(**changes: object) -> Train:
-    """The re-implementation's recipe, params/recipe, with changes; its cosine takes the epochs that there are."""
+def published(name: str = "recipe", **changes: object) -> Train:
+    """A file of params/, with changes; by default the re-implementation's, whose cosine takes the epochs that there are."""
     words = [
         line.removeprefix("-S train.")
-        for line in Path("params/recipe").read_text().splitlines()
+        for line in Path("params", name).read_text().splitlines()
         if "train." in line
     ]
     values = yaml.safe_load("\n".join(word.replace("=", ": ") for word in words))
