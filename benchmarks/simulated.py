@@ -108,14 +108,15 @@ def recipe(**changes: object) -> Train:
     )
 
 
-def published(**changes: object) -> Train:
-    """The re-implementation's recipe, params/recipe, with changes."""
+def published(name: str = "recipe", **changes: object) -> Train:
+    """A file of params/, with changes; by default the re-implementation's, whose cosine takes the epochs that there are."""
     words = [
         line.removeprefix("-S train.")
-        for line in Path("params/recipe").read_text().splitlines()
+        for line in Path("params", name).read_text().splitlines()
         if "train." in line
     ]
-    return recipe(**yaml.safe_load("\n".join(word.replace("=", ": ") for word in words)) | changes)
+    values = yaml.safe_load("\n".join(word.replace("=", ": ") for word in words))
+    return recipe(**values | {"cosine_epochs": "rest"} | changes)
 
 
 def start_as_torch() -> AbstractContextManager:

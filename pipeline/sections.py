@@ -90,7 +90,8 @@ class Train(Section):
     average_random_repetitions: Literal["none", "any"] | Count
     channel_dropout: Annotated[float, Field(ge=0, lt=1)]
     time_shift: Literal["none"] | Rate
-    image_projector: bool
+    image_projector: Literal["none", "linear", "mlp"]
+    eeg_hidden_size: Literal["none", "embedding"] | Count
     temperature: Literal["learned"] | Rate
     start_temperature: Rate
     normalise_embeddings: bool
@@ -103,7 +104,8 @@ class Train(Section):
     learning_rate: Rate
     final_learning_rate: Rate
     betas: Annotated[list[Share], Field(min_length=2, max_length=2)]
-    warmup_start: Share
+    cosine_epochs: Literal["rest"] | Count
+    warmup_start: Annotated[float, Field(gt=0, le=1)]
     warmup_epochs_eeg_encoder: Annotated[int, Field(ge=0)]
     warmup_epochs_projectors: Annotated[int, Field(ge=0)]
     dropout: Annotated[float, Field(ge=0, lt=1)]

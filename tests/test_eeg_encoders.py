@@ -19,6 +19,7 @@ from pipeline.retrieval import symmetric_cross_entropy
 from pipeline.train.model import Projector
 
 OWN = ("nice-recipe", "nice", "atm-s")
+WITH_WEIGHTS = [name for name in EEG_ENCODERS if name != "flatten"]
 SHAPES = st.tuples(
     st.integers(8, 40), st.integers(1, 4), st.integers(75, 100)
 )  # batch (chunks are of 16), C, T
@@ -117,7 +118,8 @@ def test_every_encoder_takes_any_channels_and_samples(name, shape):
     features = encoder(torch.randn(3, *shape))
     assert features.shape == (3, encoder.output_size)
     assert features.isfinite().all()
-    features.square().sum().backward()
+    if name in WITH_WEIGHTS:
+        features.square().sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in encoder.parameters())
 
 
@@ -143,7 +145,7 @@ def test_the_least_number_of_samples_works_and_one_less_is_refused(name, least):
         make(name, 4, least - 1)
 
 
-@pytest.mark.parametrize("name", EEG_ENCODERS)
+@pytest.mark.parametrize("name", WITH_WEIGHTS)
 def test_dropout_is_applied_in_training_only_and_a_state_comes_back(name, tmp_path):
     torch.manual_seed(0)
     encoder, other = make(name, 4, 120), make(name, 4, 120)
@@ -156,7 +158,7 @@ def test_dropout_is_applied_in_training_only_and_a_state_comes_back(name, tmp_pa
     assert torch.equal(encoder(eeg), other(eeg))
 
 
-@pytest.mark.parametrize("name", EEG_ENCODERS)
+@pytest.mark.parametrize("name", WITH_WEIGHTS)
 def test_the_seed_decides_the_weights(name):
     states = []
     for seed in (1, 1, 2):
@@ -267,6 +269,14 @@ def test_braindecodes_networks_keep_all_but_their_head(name, n_times, sfreq, pub
     """Against the counts in braindecode's table of models, for 22 channels and 4 classes."""
     encoder = make(name, 22, n_times, sfreq)
     assert sum(p.numel() for p in encoder.parameters()) == published - head
+
+
+def test_flatten_is_the_eeg_channel_after_channel_of_one_model_or_many():
+    encoder = make("flatten", 3, 5)
+    eeg = torch.randn(2, 4, 3, 5)
+    assert encoder.output_size == 15 and not list(encoder.parameters())
+    assert torch.equal(encoder(eeg[0]), eeg[0].view(4, 15))
+    assert torch.equal(encoder(eeg), torch.stack([encoder(eeg[0]), encoder(eeg[1])]))
 
 
 def test_deep4_keeps_its_pools_where_the_eeg_is_short():

@@ -102,6 +102,12 @@ def test_a_saved_model_comes_back(tmp_path):
     eeg = torch.randn(4, 5, 80)
     assert torch.equal(model.embed_eeg(eeg), loaded.embed_eeg(eeg))
     assert notes["seed"] == 3 and notes["block_weights"] == {}
+    linear = make_model(eeg_encoder="flatten", eeg_hidden_size=6, image_projector="linear")
+    save_model(linear, tmp_path, {})
+    for ours, loaded in zip(
+        linear(eeg, eeg[:, 0, :12]), load_model(tmp_path)[0](eeg, eeg[:, 0, :12]), strict=True
+    ):
+        assert torch.equal(ours, loaded)
     mixing = make_model(sizes=dataclasses.replace(SIZES, blocks=("6", "last")))
     mixing.block_mix.standardise(torch.randn(9, 2, 12))
     save_model(mixing, tmp_path, {})
@@ -135,7 +141,7 @@ def test_blocks_are_mixed_before_all_else():
     """Standardised by hand and weighted by the softmax; the saved model brings weights, mean and spread with it."""
     embeddings = torch.randn(50, 3, 12) * torch.tensor([1.0, 20, 300])[:, None] + 7
     embeddings[:, 0] = 4  # a block that says nothing
-    for changes in ({}, {"image_projector": False, "normalise_embeddings": True}):
+    for changes in ({}, {"image_projector": "none", "normalise_embeddings": True}):
         model = make_model(sizes=dataclasses.replace(SIZES, blocks=("2", "5", "last")), **changes)
         model.block_mix.standardise(embeddings)
         model.block_mix.logits.data = torch.log(torch.tensor([0.1, 0.7, 0.2])) + 3
@@ -225,7 +231,7 @@ def test_in_bfloat16_the_logits_keep_float32():
 
 
 def test_without_image_projector_the_eeg_is_projected_onto_the_normalised_embeddings():
-    model = make_model(image_projector=False, normalise_embeddings=True)
+    model = make_model(image_projector="none", normalise_embeddings=True)
     embeddings = torch.randn(3, 12) + 5
     expected = embeddings - embeddings.mean(1, keepdim=True)  # dreamsim's normalize_embeds
     torch.testing.assert_close(

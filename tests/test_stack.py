@@ -51,6 +51,14 @@ EVERYTHING = {
     "normalise_embeddings": True,
 }
 
+# The parts that other recipes have
+FLATTENED = {
+    "eeg_encoder": "flatten",
+    "first_weights": "torch",
+    "eeg_hidden_size": 16,
+    "image_projector": "linear",
+}
+
 
 @pytest.fixture
 def recipe() -> Train:
@@ -122,13 +130,15 @@ def relative_difference(one: Trained, other: Trained) -> float:
     )
 
 
-@pytest.mark.parametrize("kind", ["nice-recipe", "nice", "everything", "mix of views"])
+@pytest.mark.parametrize("kind", ["nice-recipe", "nice", "everything", "flattened", "mix of views"])
 def test_each_of_many_ends_with_the_weights_it_would_have_alone(recipe, in_double, kind):
     data, images = planted(REPETITIONS), {}
     if kind == "everything":
         parameters = recipe.model_copy(update=EVERYTHING)
+    elif kind == "flattened":
+        parameters = recipe.model_copy(update=FLATTENED)
     elif kind == "mix of views":
-        parameters = recipe.model_copy(update={"image_projector": False, "temperature": 0.04})
+        parameters = recipe.model_copy(update={"image_projector": "none", "temperature": 0.04})
         blocks = torch.stack([data[1], data[1].flip(1), 2 * data[1].roll(1, 1)], dim=1)
         data = data[0], blocks
         images = {
@@ -206,7 +216,8 @@ def test_interrupted_they_go_on(recipe, tmp_path, monkeypatch):
 
 
 def test_only_what_draws_nothing_but_dropout_is_stacked(recipe):
-    assert stackable(recipe) and stackable(recipe.model_copy(update={"eeg_encoder": "nice"}))
+    for change in ({}, {"eeg_encoder": "nice"}, FLATTENED):
+        assert stackable(recipe.model_copy(update=change))
     for change in (
         {"eeg_encoder": "atm-s"},
         {"eeg_encoder": "eegnet"},
@@ -306,7 +317,7 @@ def test_a_step_of_fifty_takes_as_many_operations_as_one(recipe):
 
 
 @pytest.mark.parametrize("n_models", [1, 3])
-@pytest.mark.parametrize("change", [{}, EVERYTHING, {"precision": "bfloat16"}])
+@pytest.mark.parametrize("change", [{}, EVERYTHING, FLATTENED, {"precision": "bfloat16"}])
 def test_no_step_sums_by_index(recipe, change, n_models, monkeypatch):
     """Sums in whatever order differ from run to run on a GPU; in a fixed order they wait for it, which a capture bans.
 

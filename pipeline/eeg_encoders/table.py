@@ -9,6 +9,7 @@ from functools import partial
 from pipeline.eeg_encoders.atm import AtmS
 from pipeline.eeg_encoders.braindecode_networks import BraindecodeEncoder
 from pipeline.eeg_encoders.encoder import EegEncoder
+from pipeline.eeg_encoders.flatten import Flatten
 from pipeline.eeg_encoders.nice import Nice, NiceRecipe
 from pipeline.errors import InputError, suggestion
 
@@ -16,6 +17,7 @@ EEG_ENCODERS: dict[str, Callable[..., EegEncoder]] = {
     "nice-recipe": NiceRecipe,
     "nice": Nice,
     "atm-s": AtmS,
+    "flatten": Flatten,
     "eegnet": partial(BraindecodeEncoder, "eegnet"),
     "shallow": partial(BraindecodeEncoder, "shallow"),
     "deep4": partial(BraindecodeEncoder, "deep4"),

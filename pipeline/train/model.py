@@ -50,6 +50,13 @@ class Projector(nn.Module):
         return layer_norm(self.norm, projected + residual)
 
 
+class LinearProjector(nn.Linear):
+    """(..., B, n_inputs) -> (..., B, n_outputs); of one model, or of M models at once."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(self, x)
+
+
 class BlockMix(nn.Module):
     """The blocks of an image model (..., B, K, D) -> their weighted mean (..., B, D).
 
@@ -121,6 +128,16 @@ def stackable(recipe: Train) -> bool:
     )
 
 
+def _projection_sizes(recipe: Train, embedding_size: int) -> tuple[int, int]:
+    """Where the EEG's projector ends, and the size of the space in which EEG and image meet."""
+    shared = embedding_size if recipe.image_projector == "none" else recipe.projection_size
+    if recipe.eeg_hidden_size == "none":
+        return shared, shared
+    if recipe.eeg_hidden_size == "embedding":
+        return embedding_size, shared
+    return recipe.eeg_hidden_size, shared
+
+
 class ContrastiveModel(nn.Module):
     """EEG (B, C, T) and image embeddings (B, D) or (B, K, D) -> unit vectors (B, P) to compare.
 
@@ -129,7 +146,8 @@ class ContrastiveModel(nn.Module):
 
     EEG: window, smoothing and removal of its mean as the recipe says; centred by `eeg_mean` (C,
     samples of the window) and divided by `eeg_sd` (C, 1), which are 0 and 1 unless `standardise`
-    was called; in training, time shift and channel dropout; then encoder and projector.
+    was called; in training, time shift and channel dropout; then encoder and projector. With
+    `eeg_hidden_size` the projector ends at that size, and a Linear follows it.
 
     Images: K blocks are mixed, if any. With `normalise_embeddings` the embeddings are centred over
     features and scaled to unit length, as dreamsim does with `normalize_embeds`. Then the
@@ -167,9 +185,7 @@ class ContrastiveModel(nn.Module):
         self.register_buffer("eeg_sd", torch.ones(sizes.n_chans, 1))
 
         # Encoder and projectors, whose weights are drawn in this order
-        projection_size = sizes.embedding_size
-        if recipe.image_projector:
-            projection_size = recipe.projection_size
+        hidden_size, projection_size = _projection_sizes(recipe, sizes.embedding_size)
         self.eeg_encoder = make_eeg_encoder(
             recipe.eeg_encoder,
             n_chans=sizes.n_chans,
@@ -177,10 +193,15 @@ class ContrastiveModel(nn.Module):
             sfreq=sizes.sfreq,
             dropout=dropout,
         )
-        self.eeg_projector = Projector(self.eeg_encoder.output_size, projection_size, dropout)
+        self.eeg_projector = Projector(self.eeg_encoder.output_size, hidden_size, dropout)
+        self.eeg_linear: nn.Module = nn.Identity()
+        if recipe.eeg_hidden_size != "none":
+            self.eeg_linear = LinearProjector(hidden_size, projection_size)
         self.block_mix = BlockMix(len(sizes.blocks), sizes.embedding_size) if sizes.blocks else None
         self.image_projector: nn.Module = nn.Identity()
-        if recipe.image_projector:
+        if recipe.image_projector == "linear":
+            self.image_projector = LinearProjector(sizes.embedding_size, projection_size)
+        elif recipe.image_projector == "mlp":
             self.image_projector = Projector(sizes.embedding_size, projection_size, dropout)
         if recipe.first_weights == "published":
             self.eeg_encoder.draw_weights(self)
@@ -223,8 +244,8 @@ class ContrastiveModel(nn.Module):
         mean = self.eeg_mean.unsqueeze(-3)
         standard = (self._preprocess(eeg) - mean) / self.eeg_sd.unsqueeze(-3)
         augmented = self.channel_dropout(self.time_shift(standard))
-        projected = self.eeg_projector(self.eeg_encoder(augmented))
-        if self.recipe.normalise_embeddings and not self.recipe.image_projector:
+        projected = self.eeg_linear(self.eeg_projector(self.eeg_encoder(augmented)))
+        if self.recipe.normalise_embeddings and self.recipe.image_projector == "none":
             projected = projected - projected.mean(-1, keepdim=True)
         return unit_vectors(projected)
 

@@ -129,10 +129,13 @@ class Schedule:
 def _share_of_peak(recipe: Train, warmup: int) -> Callable[[int], float]:
     """The share of the peak rate in each epoch, from 0.
 
-    Linear from `warmup_start` in `warmup` epochs, then a cosine to the final rate.
+    Linear from `warmup_start` in `warmup` epochs, then a cosine to the final rate in
+    `cosine_epochs`, and that rate for the epochs that are left.
     """
     floor = recipe.final_learning_rate / recipe.learning_rate
     cosine_epochs = recipe.epochs - warmup
+    if recipe.cosine_epochs != "rest":
+        cosine_epochs = recipe.cosine_epochs
 
     def share(epoch: int) -> float:
         if epoch < warmup:
