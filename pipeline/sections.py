@@ -52,7 +52,7 @@ class Preprocess(Section):
     baseline: Literal["none"] | Interval
     mvnn: Literal["none", "time", "epochs"]
     mvnn_from: Literal["training", "training-and-test"]
-    normalise: Literal["none", "trial"]
+    normalise: Literal["none", "trial", "average", "session"]
     dtype: Literal["float16", "float32", "float64"]
     workers: Count
 

@@ -145,6 +145,43 @@ def test_the_least_number_of_samples_works_and_one_less_is_refused(name, least):
         make(name, 4, least - 1)
 
 
+def test_attention_starts_as_plain_linears_do():
+    """ATM's code has a Linear each for query, key, value and output; also with as many parameters as it should have."""
+    torch.manual_seed(0)
+    encoder, linear = AtmS(63, 250, 250.0, 0.5), nn.Linear(252, 252)
+    attention = encoder.attend.self_attn
+    pairs = [
+        *zip(attention.in_proj_weight.chunk(3), attention.in_proj_bias.chunk(3), strict=True),
+        (attention.out_proj.weight, attention.out_proj.bias),
+    ]
+    for weight, bias in pairs:
+        assert weight.std().item() == pytest.approx(linear.weight.std().item(), rel=0.02)
+        assert weight.std().item() == pytest.approx(0.0364, abs=0.0004)
+        assert bias.std().item() == pytest.approx(linear.bias.std().item(), rel=0.2)
+        assert max(weight.abs().max(), bias.abs().max()) <= 252**-0.5
+
+
+def test_atm_has_the_parameters_of_its_layers():
+    """63 channels at 250 Hz. The code's projector is ours; its width is 250, and its heads have 62."""
+
+    def count(module: nn.Module) -> int:
+        return sum(parameter.numel() for parameter in module.parameters())
+
+    def expected(width: int, in_heads: int) -> int:
+        embedding = 251 * width
+        attention = 3 * (width + 1) * in_heads + (in_heads + 1) * width
+        feedforward = (width + 1) * 256 + 257 * width
+        norms = 3 * 2 * width
+        convolutions = (25 + 1) * 40 + 80 + (63 * 40 + 1) * 40 + 80 + (40 + 1) * 40
+        return embedding + attention + feedforward + norms + convolutions
+
+    assert count(AtmS(63, 250, 250.0, 0.5)) == expected(252, 252) == 553_000
+    # Of a subject, of the time of day and of a mask: 10 + 1 + 1 + 1 tokens and a Linear of 4 inputs
+    assert expected(250, 248) + 13 * 250 + 4 * 250 == 549_680
+    subject_layers, temperature = 2 * 251 * 250, 1
+    assert 549_680 + count(Projector(1440, 1024, 0.5)) + subject_layers + temperature == 3_202_413
+
+
 @pytest.mark.parametrize("name", WITH_WEIGHTS)
 def test_dropout_is_applied_in_training_only_and_a_state_comes_back(name, tmp_path):
     torch.manual_seed(0)

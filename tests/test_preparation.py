@@ -23,6 +23,7 @@ from pipeline.datasets.table import THINGS_EEG2
 from pipeline.errors import InputError
 from pipeline.files import replacing
 from pipeline.params import read_params
+from pipeline.preprocess import preparation
 from pipeline.preprocess.preparation import pick_channels, pick_samples, prepare_subjects
 from pipeline.preprocess.recordings import check_recordings, find_recordings, read_shape, read_split
 from stages import preprocess
@@ -209,6 +210,67 @@ def test_trial_normalisation(raw: Path, tmp_path: Path) -> None:
         by_hand[trace] = (x[trace] - x[trace].sum() / 80) / np.sqrt((x[trace] ** 2).sum())
     eeg = read_split(tmp_path / "sub-01.h5", "train", average=True).eeg
     np.testing.assert_allclose(eeg, by_hand.mean(axis=1), atol=1e-12)
+
+
+@pytest.mark.parametrize("average_repetitions", [True, False])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [("float64", 1e-12), ("float32", 1e-6), ("float16", 2e-3)]
+)
+def test_averages_are_normalised_where_they_are_read(
+    dtype: str, tolerance: float, average_repetitions: bool, raw: Path, tmp_path: Path
+) -> None:
+    """The plain program: the mean over repetitions, and then each channel centred and divided by its norm."""
+    run(
+        raw,
+        tmp_path,
+        normalise="average",
+        average_repetitions=average_repetitions,
+        window=[0, 0.79],
+        dtype=dtype,
+    )
+    path = tmp_path / "sub-01.h5"
+    for split in SHAPES:
+        eeg = released(raw, "sub-01", split)[..., 20:]
+        mean = eeg.mean(axis=1)
+        norm = np.linalg.norm(mean, axis=-1, keepdims=True)
+        expected = (mean - mean.mean(axis=-1, keepdims=True)) / norm
+
+        ready = read_split(path, split, average=True)
+        assert not ready.to_normalise
+        np.testing.assert_allclose(ready.eeg, expected, atol=tolerance)
+
+        # In the file each channel has only another scale, which a norm takes out again
+        stored = read_split(path, split, average=False)
+        assert stored.to_normalise
+        scale = 1.0
+        if dtype == "float16":
+            with h5py.File(path) as file:
+                scale = file["sd"][:][:, None]
+                assert not file["mean"][:].any()
+                assert file["test/eeg"].attrs["units"].startswith("root mean squares")
+        as_released = mean if stored.eeg.ndim == 3 else eeg
+        np.testing.assert_allclose(stored.eeg * scale, as_released, rtol=2e-3, atol=2e-3)
+
+    assert read_split(path, "train", average=False).eeg.ndim == 4 - average_repetitions
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float16"])
+def test_data_without_sessions_are_one_session(dtype: str, raw: Path, tmp_path: Path) -> None:
+    """The plain program: mean and spread of all training trials and times; then the mean over repetitions."""
+    run(raw, tmp_path, normalise="session", window=[0, 0.79], dtype=dtype)
+    train, test = (released(raw, "sub-01", split)[..., 20:] for split in ("train", "test"))
+    mean, sd = (of(axis=(0, 1, 3))[:, None] for of in (train.mean, train.std))
+    tolerance = (
+        {"rtol": 1e-12, "atol": 1e-12} if dtype == "float64" else {"rtol": 1e-3, "atol": 1e-4}
+    )
+    path = tmp_path / "sub-01.h5"
+    for split, expected in (("train", ((train - mean) / sd).mean(1)), ("test", (test - mean) / sd)):
+        recording = read_split(path, split, average=False)
+        assert not recording.to_normalise
+        np.testing.assert_allclose(recording.eeg, expected, **tolerance)
+    with h5py.File(path) as file:
+        assert file["train/eeg"].attrs["units"] == preparation.UNITS_OF_SESSION
+        np.testing.assert_allclose(file["sd"][:], sd[:, 0])
 
 
 def test_half_precision_is_standardised_by_the_training_eeg(
@@ -551,6 +613,7 @@ def average_test(file: h5py.File) -> None:
         (put("times", TIMES + 0.1), r"has 100 samples from -0.1 to 0.89 s at 100 Hz, and .*sub-01.h5 has .* -0.2 to"),
         (lambda file: file.attrs.__setitem__("sfreq", 250.0), "at 250 Hz, and .*sub-01.h5 has .* at 100 Hz"),
         (lambda file: file.attrs.__setitem__("subject", "sub-07"), "is the EEG of sub-07; name it sub-07.h5"),
+        (lambda file: file.attrs.__setitem__("normalise", "average"), "preprocess.normalise is average for one of"),
         (average_test, r"the test EEG \(.*\) lacks the axis of repetitions"),
         (lambda file: file["test/image_ids"].__setitem__(0, "other.jpg"), "has not the test images of .*sub-01.h5"),
     ],

@@ -11,6 +11,7 @@ from pipeline.evaluate.masking import average_some, keep_window, mask_channel
 from pipeline.evaluate.scoring import score
 from pipeline.images.embeddings import Embeddings
 from pipeline.params import read_params
+from pipeline.preprocess.normalisation import normalise
 from pipeline.preprocess.recordings import Recording
 from pipeline.retrieval import rank_of_match
 from pipeline.sections import Evaluate
@@ -90,9 +91,21 @@ def test_the_order_of_rows_changes_nothing(scene):
             assert losses[0] == pytest.approx(losses[1], abs=1e-5)
 
 
-def test_every_variant_is_scored_as_if_it_were_the_eeg(scene):
-    """The whole average, each window, each channel and each draw, against the plain way: project, multiply, rank."""
+@pytest.mark.parametrize("to_normalise", [False, True])
+def test_every_variant_is_scored_as_if_it_were_the_eeg(scene, to_normalise):
+    """The whole average, each window, each channel and each draw, against the plain way: project, multiply, rank.
+
+    What is to be normalised is so after repetitions are averaged, and before anything is masked.
+    """
     recordings, models, embeddings = scene
+    amplitudes = np.geomspace(1, 50, 4, dtype=np.float32)[:, None, None]  # of the repetitions
+    recordings = [
+        dataclasses.replace(
+            recording, eeg=recording.eeg * amplitudes + 2, to_normalise=to_normalise
+        )
+        for recording in recordings
+    ]
+    prepared = normalise if to_normalise else np.array
     scores, axes = score(recordings, models, embeddings, parameters(), 7)
 
     def ranks(eeg: np.ndarray) -> list[int]:
@@ -102,7 +115,7 @@ def test_every_variant_is_scored_as_if_it_were_the_eeg(scene):
         return rank_of_match((eeg_side.double() @ image_side.double().T).float()).tolist()
 
     for recording, one in zip(recordings, scores, strict=True):
-        whole = recording.eeg.mean(1, dtype=np.float64).astype(np.float32)
+        whole = prepared(recording.eeg.mean(1, dtype=np.float64)).astype(np.float32)
         assert one.full["rank"].tolist() == ranks(whole)
         parts = [keep_window(whole, slice(start, start + 20)) for start in range(0, 51, 10)]
         assert one.windows["rank"].tolist() == [ranks(part) for part in parts]
@@ -113,7 +126,7 @@ def test_every_variant_is_scored_as_if_it_were_the_eeg(scene):
         assert list(one.repetitions) == [1, 2]
         for n, queries in one.repetitions.items():
             assert queries["rank"].tolist() == [
-                ranks(some) for some in average_some(recording.eeg, n, 2, rng)
+                ranks(prepared(some)) for some in average_some(recording.eeg, n, 2, rng)
             ]
     assert [(window.start, window.stop) for window in axes.windows][-1] == (50, 70)
 
@@ -281,6 +294,9 @@ def test_subjects_with_other_repetitions_are_refused(scene):
     (first, second), models, embeddings = scene
     with pytest.raises(InputError, match="sub-02: channels, times or repetitions"):
         score([first, with_eeg(second, second.eeg[:, :3])], models, embeddings, parameters(), 0)
+    with pytest.raises(InputError, match="or preprocess.normalise does"):
+        other = dataclasses.replace(second, to_normalise=True)
+        score([first, other], models, embeddings, parameters(), 0)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import json
 import re
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import yaml
@@ -13,7 +14,7 @@ from pipeline.datasets.sample import Size, make_raw
 from pipeline.datasets.table import DATASETS, THINGS_EEG2_RAW
 from pipeline.errors import InputError
 from pipeline.params import read_params
-from pipeline.preprocess.preparation import prepare_subjects
+from pipeline.preprocess.preparation import UNITS_OF_SESSION, prepare_subjects
 from pipeline.preprocess.recordings import read_split
 from pipeline.sections import Preprocess, Runs
 from pipeline.train.runs import train_all
@@ -89,6 +90,27 @@ def test_images_that_were_not_shown_are_left_out(raw: Path, one: Path) -> None:
         ][row].tolist()
         seen[subject] = set(train.image_ids)
     assert seen["sub-01"] != seen["sub-02"]
+
+
+def test_each_session_is_a_z_score_of_its_own(raw: Path, tmp_path: Path) -> None:
+    """The dataset has done it: the preparation takes nothing out a second time."""
+    (raw / "z-score").mkdir()
+    (raw / "z-score/sub-01.zip").symlink_to(raw / "raw/sub-01.zip")
+    changes = {"normalise": "session", "average_repetitions": False, "dtype": "float64"}
+    both = prepared(raw, tmp_path / "both", "z-score", sessions=[1, 2], **changes)
+    for session in (1, 2):
+        alone = prepared(raw, tmp_path / str(session), "z-score", sessions=[session], **changes)
+        train, test = (
+            read_split(alone / "sub-01.h5", split, average=False) for split in ("train", "test")
+        )
+        np.testing.assert_allclose(train.eeg.mean((0, 1, 3)), 0, atol=1e-9)
+        np.testing.assert_allclose(train.eeg.std((0, 1, 3)), 1)
+
+        trials = read_split(both / "sub-01.h5", "test", average=False).eeg
+        of_session = trials[:, 20 * (session - 1) : 20 * session]
+        np.testing.assert_allclose(of_session, test.eeg, atol=1e-9)
+    with h5py.File(both / "sub-01.h5") as file:
+        assert "mean" not in file and file.attrs["units"] == UNITS_OF_SESSION
 
 
 @pytest.mark.long

@@ -40,6 +40,7 @@ class Options:
     mvnn: str = "epochs"
     mvnn_from: str = "training"
     sessions: str | tuple[int, ...] = "all"
+    normalise: str = "none"
 
 
 PAPER = Options(channels="all")
@@ -73,9 +74,13 @@ def plain(path: Path, options: Options) -> dict[str, np.ndarray]:
                 np.mean([noise["train"], noise["test"]], axis=0) if both else noise["train"]
             )
             whitener = scipy.linalg.fractional_matrix_power(covariance, -0.5)
+        centre, sd = 0.0, 1.0
+        if options.normalise == "session":
+            trials = np.concatenate(list(eeg["train"].values()))  # (n, C, T)
+            centre, sd = (of(axis=(0, 2))[:, None] for of in (trials.mean, trials.std))
         for split in N:
             for image, epochs in eeg[split].items():
-                merged[split][image] += [whitener @ epoch for epoch in epochs]
+                merged[split][image] += [(whitener @ epoch - centre) / sd for epoch in epochs]
     if options.sessions != "all":  # images differ in repetitions
         return {
             split: [np.array(epochs) for epochs in of_images] for split, of_images in merged.items()
@@ -150,11 +155,15 @@ EVERY = [
         *itertools.product(("time", "epochs"), ("training", "training-and-test")),
     )
 ]
+Z_SCORES = [
+    replace(PAPER, mvnn="none", normalise="session"),
+    replace(RELEASE, mvnn="none", normalise="session", sessions=(1, 2)),
+]
 # Four with which each value of each option is tried. `make fuzz` tries all of EVERY.
 TRIED = EVERY[9::13]
 
 
-@pytest.mark.parametrize("options", [PAPER, *TRIED], ids=str)
+@pytest.mark.parametrize("options", [PAPER, Z_SCORES[0], *TRIED], ids=str)
 def test_prepared_as_by_a_plain_program(options: Options, subject: Path) -> None:
     ours, peer = read(subject, options), plain(subject, options)
     n_chans = {"all": len(CH_NAMES), "posterior": 17}.get(options.channels, 3)
@@ -209,6 +218,37 @@ def test_subjects_are_found(subject: Path) -> None:
 def test_test_eeg_in_the_noise_normalisation_is_told(mvnn: str, mvnn_from: str, told: int) -> None:
     options = Options(mvnn=mvnn, mvnn_from=mvnn_from)
     assert ["saw the test EEG" in sentence for sentence in caveats(options)] == [True] * told
+
+
+def test_a_z_score_is_of_the_training_eeg_of_each_session(subject: Path, tmp_path: Path) -> None:
+    """Sessions of their own amplitudes become alike; how loud the test EEG is changes no training EEG."""
+
+    def louder(session: int, split: str, fields: dict) -> None:
+        fields["raw_eeg_data"][:-1] *= session if split == "train" else 3 * session
+
+    other = make_raw_subject(tmp_path, N, change=louder)
+    z_score = Z_SCORES[0]
+    with open_eeg(subject, IMAGES, z_score) as raw:
+        assert raw.is_z_scored
+    ours, loud = read(subject, z_score), read(other, z_score)
+    np.testing.assert_allclose(loud["train"], ours["train"], atol=1e-9)
+    centre = (3 * ours["test"] - loud["test"]) / 2  # of the training EEG: it stays where it is
+    assert np.ptp(centre, axis=-1).max() < 1e-9
+    same(
+        {s: list(ours[s]) for s in N}, {s: list(eeg) for s, eeg in plain(subject, z_score).items()}
+    )
+
+
+def test_a_z_score_of_some_sessions(subject: Path) -> None:
+    same(images_of(subject, Z_SCORES[1]), plain(subject, Z_SCORES[1]))
+
+
+def test_a_session_is_not_normalised_twice(subject: Path) -> None:
+    for check in (read, memory_needed):
+        with pytest.raises(
+            InputError, match="in the place of preprocess.mvnn, and .* is epochs: set one"
+        ):
+            check(subject, replace(PAPER, normalise="session"))
 
 
 @pytest.mark.parametrize(("mvnn_from", "same"), [("training", True), ("training-and-test", False)])

@@ -12,6 +12,7 @@ from scipy.optimize import minimize_scalar
 
 from pipeline.errors import InputError
 from pipeline.params import read_params
+from pipeline.preprocess.normalisation import normalise
 from pipeline.retrieval import symmetric_cross_entropy
 from pipeline.sections import Train
 from pipeline.train.draws import derive_seeds, draw_repetitions, group_repetitions
@@ -509,16 +510,19 @@ def test_drawn_repetitions_are_averaged_in_float32(dtype):
     torch.testing.assert_close(mean, torch.stack(expected).float())
 
 
-def test_all_repetitions_averaged_train_as_averaged_eeg(recipe):
-    """But for the last bits; and a part of them does not."""
+@pytest.mark.parametrize("to_normalise", [False, True])
+def test_all_repetitions_averaged_train_as_averaged_eeg(recipe, to_normalise):
+    """But for the last bits; and a part of them does not. Normalised, if at all, after that."""
     samples, embeddings = planted()
     samples, parameters = (
         repeated(samples, 3),
         recipe.model_copy(update={"epochs": 2, "batch_size": 32}),
     )
+    mean = samples.eeg.view(160, 3, 4, 70).mean(1)
     averaged = dataclasses.replace(
-        samples.take(np.arange(0, 480, 3)), eeg=samples.eeg.view(160, 3, 4, 70).mean(1)
+        samples.take(np.arange(0, 480, 3)), eeg=normalise(mean) if to_normalise else mean
     )
+    samples = dataclasses.replace(samples, to_normalise=to_normalise)
     parameters = parameters.model_copy(
         update={"standardise_eeg": False}
     )  # whose spread is that of all repetitions
@@ -532,6 +536,25 @@ def test_all_repetitions_averaged_train_as_averaged_eeg(recipe):
         ).history
         differences.append((history["train_loss"] - expected.history["train_loss"]).abs().max())
     assert differences[0] < 1e-4 and differences[1] > 20 * differences[0]
+
+
+def test_single_trials_that_are_still_to_be_normalised_train_as_normalised_ones(recipe):
+    """But for the last bits: the mean response, each batch, and the held-out trials that select."""
+    samples, embeddings = planted()
+    samples = dataclasses.replace(samples, eeg=samples.eeg * 30 + 5)
+    parameters = recipe.model_copy(update={"epochs": 2, "batch_size": 32})
+    normalised = dataclasses.replace(samples, eeg=normalise(samples.eeg.double()).float())
+    expected, raw, wrong = (
+        run((trials, embeddings), parameters)
+        for trials in (normalised, dataclasses.replace(samples, to_normalise=True), samples)
+    )
+    for column in ("train_loss", "spread", "selection_loss"):
+        differences = [
+            (trained.history[column] - expected.history[column]).abs().max()
+            for trained in (raw, wrong)
+        ]
+        assert differences[0] < 1e-4 and differences[1] > 10 * differences[0]
+    torch.testing.assert_close(raw.model.eeg_mean, expected.model.eeg_mean, rtol=1e-4, atol=1e-6)
 
 
 def test_what_is_random_in_training_leaves_the_selection_alone(recipe):

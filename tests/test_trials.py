@@ -117,16 +117,26 @@ def run(
 
 
 VIEWS = {"views": "draw", "views_in_gallery": "mean"}
+ON_TEST = {"select_on": "test"}
 
 
 @pytest.mark.parametrize(
-    ("protocol", "views"),
-    [("pooled", {}), ("pooled", VIEWS), ("within-subject", {}), ("leave-one-subject-out", {})],
+    ("protocol", "changes", "normalise"),
+    [
+        ("pooled", {}, "none"),
+        ("pooled", VIEWS, "none"),
+        ("within-subject", {}, "none"),
+        ("leave-one-subject-out", {}, "none"),
+        ("pooled", {}, "average"),
+        ("pooled", ON_TEST, "average"),
+    ],
 )
 def test_a_run_of_a_study_is_that_of_the_train_and_evaluate_stages(
-    data, workers, tmp_path, protocol, views
+    data, workers, tmp_path, protocol, changes, normalise
 ):
-    recipe = quick_recipe(protocol=protocol, **views)
+    if normalise == "average":
+        data = prepared_with_average(data, tmp_path / "data")
+    recipe = quick_recipe(protocol=protocol, **changes)
     both = run(data, workers, recipe, protocols=[protocol])
     answers = {
         (one.trial.run.fold, one.subject): one for one in both if one.trial.encoder == "aligned"
@@ -151,6 +161,15 @@ def test_a_run_of_a_study_is_that_of_the_train_and_evaluate_stages(
             np.testing.assert_allclose(
                 answer.queries[name], values[order], rtol=1e-5, atol=1e-6, err_msg=name
             )
+
+
+def prepared_with_average(data: Path, copy: Path) -> Path:
+    """The same EEG, to be normalised where it is used: only the attribute tells it."""
+    shutil.copytree(data, copy)
+    for path in (copy / "eeg").iterdir():
+        with h5py.File(path, "r+") as file:
+            file.attrs["normalise"] = "average"
+    return copy
 
 
 def test_nothing_is_run_twice(data, workers, cache):

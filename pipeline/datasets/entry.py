@@ -60,6 +60,8 @@ class RawEeg:
     * `layout`: the channels and times of both splits.
     * `chunks[split]`: float64 chunks (n, R, C, T), consecutive along N. They can be read once.
     * `caveats`: sentences for every report, on how these recordings were read.
+    * `is_z_scored`: whether `preprocess.normalise: session` is done. A dataset that knows no
+      sessions leaves it to the preparation.
     * `n_repetitions[split]`: (N,), the repetitions of each image of a split, 0 for one that was not
       shown. None where all images were shown equally often. Where they were not, the chunks hold
       only the images that were shown, and R is the same for all images of a chunk.
@@ -73,6 +75,7 @@ class RawEeg:
     chunks: Mapping[Split, Iterator[np.ndarray]]
     caveats: tuple[str, ...] = ()
     n_repetitions: Mapping[Split, np.ndarray] | None = None
+    is_z_scored: bool = False
 
 
 def size_of_files(path: Path, preprocess: Preprocess) -> int:
@@ -97,8 +100,9 @@ class Dataset:
       folder is the name of a zip of images: `a/b.jpg` is in `a.zip`.
     * `open_eeg(file, images, preprocess)`: one subject's EEG. Its conditions are the rows of
       `images`, which `read_metadata` returned. It does the steps of `preprocess` that need raw
-      recordings (`sfreq`, `baseline`, `mvnn`, `sessions`). A dataset that was published as epochs
-      refuses these steps with `require_as_published`.
+      recordings (`sfreq`, `baseline`, `mvnn`, `sessions`, and `normalise: session` if it knows
+      sessions). A dataset that was published as epochs refuses the first four with
+      `require_as_published`.
     * `units`: the physical unit of the EEG as released, in words.
     * `memory_needed(file, preprocess)`: about the bytes of memory that `open_eeg` and its chunks
       take. It is called for all subjects before any EEG is read. It reads no EEG, and raises

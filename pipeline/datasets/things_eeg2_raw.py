@@ -3,7 +3,8 @@
 Published: Gifford et al. 2022, doi 10.1016/j.neuroimage.2022.119754; Figshare+ 18470912.
 Layout: one zip a subject, 63 EEG channels at 1000 Hz in four sessions (see `raw_files`).
 Made of it: epochs, baseline and lower rate (see `epochs`), then multivariate noise normalisation
-in each session (see `noise_normalisation`).
+in each session (see `noise_normalisation`), or a z-score of each channel in its place, as in
+SAMGA (arXiv 2604.17782, https://github.com/LinJiang8/SAMGA, preprocess_eeg.py).
 
 The steps are those of https://github.com/gifale95/eeg_encoding (02_eeg_preprocessing), which made
 the release, and of https://github.com/eeyhsong/NICE-EEG (preprocessing), which made the 63 channels
@@ -12,6 +13,9 @@ at 250 Hz. Where the two differ, or differ from ours:
   before the image; the release keeps the whole epoch.
 - An image counts twice (training) or 20 times (test) in a session that shows it, though some are
   shown more often. We take the first ones. NICE-EEG and the release draw them at random.
+- The z-score is by the mean and standard deviation of the training EEG of the session, over trials
+  and times that are kept, for its test EEG too. SAMGA takes a standard deviation of 1e-8 V for any
+  that is lower. Here a channel without any spread is only centred.
 - Ours are not shuffled: repetitions are in the order of sessions, then of time. Averages over
   them are the same.
 Axes: N conditions (images), R repetitions, C channels, T samples.
@@ -87,9 +91,10 @@ def memory_needed(path: Path, preprocess: Preprocess) -> int:
     """The bytes of memory that `open_eeg` takes: one file of EEG as float64, and the epochs cut.
 
     Only the archive's directory is read. Raises InputError where a session is missing, or where
-    `preprocess` leaves rate or window as published.
+    `preprocess` leaves rate or window as published, or normalises each session twice.
     """
     _require_rate_and_window(path, preprocess)
+    _require_one_normalisation(preprocess)
     with open_zip(path, LARGEST_RAW) as archive:
         members = choose_sessions(archive, preprocess.sessions, subject_of(path))
         # Files are read one after the other: the largest one decides.
@@ -108,11 +113,20 @@ def _require_rate_and_window(path: Path, preprocess: Preprocess) -> tuple[float,
     return preprocess.sfreq, preprocess.window
 
 
+def _require_one_normalisation(preprocess: Preprocess) -> None:
+    """Raises InputError where each session would be whitened and z-scored."""
+    if preprocess.normalise == "session" and preprocess.mvnn != "none":
+        raise InputError(
+            f"preprocess.normalise is session, which is a z-score in the place of preprocess.mvnn, "
+            f"and preprocess.mvnn is {preprocess.mvnn}: set one of them to none"
+        )
+
+
 @contextmanager
 def open_eeg(
     path: Path, images: Mapping[Split, pd.DataFrame], preprocess: Preprocess
 ) -> Iterator[RawEeg]:
-    """The EEG of one subject, see `RawEeg`: in V, or without unit if `preprocess.mvnn` is set.
+    """The EEG of one subject, see `RawEeg`: in V, or without unit if each session is normalised.
 
     When the context is entered, the chosen sessions are read and cut into epochs, which takes
     minutes. The epochs wait in the folder for temporary files (10 GB for 63 channels at 250 Hz, see
@@ -123,6 +137,7 @@ def open_eeg(
     an epoch that reaches beyond the recording, or too little room in that folder.
     """
     sfreq, window = _require_rate_and_window(path, preprocess)
+    _require_one_normalisation(preprocess)
     uses_all_sessions = _uses_all_sessions(preprocess)
 
     with open_zip(path, LARGEST_RAW) as archive:
@@ -132,7 +147,8 @@ def open_eeg(
         channels = read_channels(archive, members[first_session, "test"])
         rows = channels.rows(preprocess.channels, str(path))
         plan = plan_epochs(sfreq, window, preprocess.baseline, channels.sfreq, str(path))
-        steps = _Steps(channels, rows, plan, preprocess.mvnn)
+        is_z_scored = preprocess.normalise == "session"
+        steps = _Steps(channels, rows, plan, preprocess.mvnn, is_z_scored)
 
         n_chans = len(rows) - 1  # the last row is the stim channel
         epoch_bytes = n_chans * len(plan.times) * 8
@@ -154,7 +170,7 @@ def open_eeg(
 
             layout = Layout(tuple(channels.names[row] for row in rows[:-1]), plan.times)
             n_repetitions = None if uses_all_sessions else counts
-            yield RawEeg(layout, chunks, caveats(preprocess), n_repetitions)
+            yield RawEeg(layout, chunks, caveats(preprocess), n_repetitions, is_z_scored)
 
 
 @dataclass(frozen=True)
@@ -165,6 +181,7 @@ class _Steps:
     rows: Sequence[int]
     plan: EpochPlan
     mvnn: Literal["none", "time", "epochs"]
+    z_score: bool
 
 
 @dataclass(frozen=True)
@@ -175,7 +192,11 @@ class _Part:
     `shape`: (R, C, T).
     `begin`: their first byte in `scratch`.
     `covariance` (C, C): of the noise; 0 if there is no noise normalisation.
-    `whitener` (C, C): to multiply the channels with when they are read.
+    `mean`, `mean_square` (C, 1): of each channel, over epochs and times; 0 without z-score.
+
+    What is done to the channels when they are read, one or none of these:
+    `whitener` (C, C): to multiply them with.
+    `centre`, `sd` (C, 1): to take out of them, and then to divide them by.
     """
 
     images: np.ndarray
@@ -183,14 +204,22 @@ class _Part:
     scratch: Scratch
     begin: int
     covariance: np.ndarray
+    mean: np.ndarray
+    mean_square: np.ndarray
     whitener: np.ndarray | None = None
+    centre: np.ndarray | None = None
+    sd: np.ndarray | None = None
 
     def read(self, begin: int, end: int) -> np.ndarray:
-        """The epochs of images[begin:end], whitened."""
+        """The epochs of images[begin:end], whitened or z-scored."""
         image_bytes = math.prod(self.shape) * 8
         eeg = self.scratch.read(self.begin + begin * image_bytes, (end - begin, *self.shape))
-        # (C, C) @ (n, R, C, T): every sample of every epoch is a vector of channels.
-        return eeg if self.whitener is None else self.whitener @ eeg
+        if self.whitener is not None:
+            # (C, C) @ (n, R, C, T): every sample of every epoch is a vector of channels.
+            eeg = self.whitener @ eeg
+        if self.centre is not None:
+            eeg = (eeg - self.centre) / self.sd
+        return eeg
 
 
 def _count_epochs(images: Mapping[Split, pd.DataFrame], members: Members) -> int:
@@ -223,6 +252,8 @@ def _read_sessions(
 
         session_name = f"{archive.filename}: session {session}"
         session_parts = _whiten(session_parts, preprocess, session_name)
+        if steps.z_score:
+            session_parts = _z_score(session_parts)
         for split in SPLITS:
             parts[split].append(session_parts[split])
     return parts
@@ -254,19 +285,25 @@ def _write_epochs(
     shape = (n_repetitions, len(ch_names), len(plan.times))
     n_at_once = max(1, EPOCHS_AT_ONCE // n_repetitions) * n_repetitions
     covariance = np.zeros((len(ch_names), len(ch_names)))
+    mean = np.zeros((len(ch_names), 1))
+    mean_square = np.zeros((len(ch_names), 1))
     begin = scratch.end
     for start in range(0, len(events), n_at_once):
         eeg = cut_epochs(raw, events[start : start + n_at_once], plan)
         scratch.append(eeg)
 
+        share = len(eeg) / len(events)
         if steps.mvnn != "none":
             sets = observations(eeg.reshape(-1, *shape), steps.mvnn)
             # Each piece counts by its epochs: together they make the mean over all sets.
-            covariance += mean_covariance(sets) * (len(eeg) / len(events))
+            covariance += mean_covariance(sets) * share
+        if steps.z_score:
+            mean += eeg.mean((0, 2))[:, None] * share
+            mean_square += np.square(eeg).mean((0, 2))[:, None] * share
 
     # `find_events` sorted by image, each with its repetitions; it counts rows from 1.
     image_rows = events[::n_repetitions, 2] - 1
-    return _Part(image_rows, shape, scratch, begin, covariance)
+    return _Part(image_rows, shape, scratch, begin, covariance, mean, mean_square)
 
 
 def _check_bounds(
@@ -304,6 +341,14 @@ def _whiten(
             "preprocess.mvnn to none"
         )
     return {split: replace(part, whitener=whitener) for split, part in parts.items()}
+
+
+def _z_score(parts: dict[Split, _Part]) -> dict[Split, _Part]:
+    """The parts of a session, with what makes each channel a z-score when they are read."""
+    train = parts["train"]
+    variance = np.maximum(train.mean_square - np.square(train.mean), 0)
+    sd = np.sqrt(np.where(variance > 0, variance, 1))
+    return {split: replace(part, centre=train.mean, sd=sd) for split, part in parts.items()}
 
 
 def _count_repetitions(

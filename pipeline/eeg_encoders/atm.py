@@ -1,7 +1,8 @@
 """ATM: attention over the channels, then NICE's convolutions.
 
 Paper: Li et al., arXiv 2403.07721; the variant with the ShallowNet-like convolution.
-Code: https://github.com/dongyangli-del/EEG_Image_decode, models/atms.py.
+Code: https://github.com/ncclab-sustech/EEG_Image_decode, Retrieval/ATMS_retrieval.py of the branch
+main as it is since 24 December 2025 (commit 61fc9c3). `params/atm` has the recipe of that file.
 Shapes: EEG (B, C, T) -> features (B, 1440) for 250 samples, as published.
 Deliberate differences: in the docstring of `AtmS`.
 """
@@ -18,18 +19,21 @@ from pipeline.eeg_encoders.nice import Nice
 class AtmS(EegEncoder):
     """EEG (B, C, T) float -> features (B, output_size).
 
-    One transformer layer, whose tokens are the channels, and NICE's convolutions after it. The
-    weights start as torch draws them, as in the published code.
+    One transformer layer, whose tokens are the channels, and NICE's convolutions after it. A fixed
+    sinusoid marks the position of the channel in each token, as in the paper; the code adds it
+    since commit 61fc9c3. The weights start as torch draws those of the published layers, in which
+    query, key, value and output of the attention are a Linear each.
 
     Deliberate differences from the published code:
 
     * The MLP projector is not part of this encoder.
-    * Nothing belongs to one subject: no subject token and no layers for a subject. So the encoder
-      can be applied to a subject who was not in training.
-    * A fixed sinusoid marks the position of the channel in each token, as in the paper. The code
-      leaves it out.
+    * Nothing belongs to one subject, so that the encoder can be applied to a subject who was not in
+      training. The code puts a token of the subject before those of the 63 channels, and hands the
+      first 63 of these 64 tokens to the convolutions: its last channel acts through the attention
+      alone. Its two Linears of a subject (125,500 parameters) are never called.
     * The width of a token is the number of samples, rounded up to a multiple of the number of
-      heads. Published: a width of 250 for 250 samples, and heads of 62.
+      heads. Published: a width of 250 for 250 samples, and heads of 62. For 63 channels and 250
+      samples that makes 553,000 parameters; published are 549,680, of which some are not used.
     * `dropout` is that of the convolutions, and half of it that of the transformer. Published: 0.5
       and 0.25.
 
@@ -50,6 +54,10 @@ class AtmS(EegEncoder):
         self.attend = nn.TransformerEncoderLayer(
             width, self.HEADS, self.HIDDEN, dropout / 2, activation="gelu", batch_first=True
         )
+        # As nn.Linear draws them: torch's attention would draw weights that are 22 % larger, and
+        # biases of 0
+        for parameter in self.attend.self_attn.parameters():
+            nn.init.uniform_(parameter, -(width**-0.5), width**-0.5)
         self.norm = nn.LayerNorm(width)
 
         # To the convolutions, a token looks like the EEG of a channel.

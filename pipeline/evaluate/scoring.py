@@ -14,6 +14,7 @@ from pipeline.errors import EMBED_AGAIN, PREPARE_AGAIN, TRAIN_AGAIN, InputError
 from pipeline.evaluate.masking import average_some, keep_window, mask_channel, windows
 from pipeline.evaluate.similarities import Queries, SubjectResult
 from pipeline.images.embeddings import Embeddings
+from pipeline.preprocess.normalisation import normalise
 from pipeline.preprocess.recordings import Recording
 from pipeline.retrieval import score_queries
 from pipeline.sections import Evaluate
@@ -36,6 +37,7 @@ class SharedAxes:
     windows: list[slice]  # of samples
     sensor_positions: np.ndarray | None = None  # (C, 2), see `Recording`
     caveats: tuple[str, ...] = ()  # on how the EEG was prepared
+    to_normalise: bool = False  # each average of repetitions, see `Recording`
 
 
 @dataclass(frozen=True)
@@ -127,6 +129,7 @@ def _shared_axes(recording: Recording, parameters: Evaluate) -> SharedAxes:
         times=recording.times,
         n_repetitions=recording.eeg.shape[1],
         windows=windows(n_times, width, step),
+        to_normalise=recording.to_normalise,
     )
 
 
@@ -148,10 +151,11 @@ def _in_shared_order(recording: Recording, axes: SharedAxes) -> np.ndarray:
     same_channels = recording.ch_names == axes.ch_names
     same_times = np.array_equal(recording.times, axes.times)
     same_repetitions = recording.eeg.shape[1] == axes.n_repetitions
-    if not (same_channels and same_times and same_repetitions):
+    same_normalisation = recording.to_normalise == axes.to_normalise
+    if not (same_channels and same_times and same_repetitions and same_normalisation):
         raise InputError(
             f"{recording.subject}: channels, times or repetitions of the test EEG differ from the "
-            f"first subject's; {PREPARE_AGAIN}"
+            f"first subject's, or preprocess.normalise does; {PREPARE_AGAIN}"
         )
 
     # Indexing copies the EEG: rows that are in order already are returned as they are.
@@ -210,7 +214,10 @@ def _score_subject(
 ) -> list[Scores]:
     """The scores of each model on the EEG (N, R, C, T) of one subject."""
     # Summed in float64, so that the mean of many repetitions keeps its digits.
-    average = eeg.mean(axis=1, dtype=np.float64).astype(eeg.dtype)  # (N, C, T)
+    average = eeg.mean(axis=1, dtype=np.float64)  # (N, C, T)
+    if axes.to_normalise:
+        average = normalise(average)
+    average = average.astype(eeg.dtype)
     results = [score_average(model, notes, subject, average, values) for model, notes in models]
 
     # The masked variants are made one at a time, because all of them would fill the memory.
@@ -223,12 +230,14 @@ def _score_subject(
 
     # By subject: what one draws does not depend on who else is evaluated.
     rng = np.random.default_rng([seed, *subject.encode()])
-    by_size = {
-        n: _score_variants(average_some(eeg, n, parameters.draws, rng), models, results)
-        # Sorted, so that the order of a list in params.yaml changes no draw.
-        for n in sorted(set(parameters.repetitions))
-        if n < axes.n_repetitions
-    }
+    by_size = {}
+    # Sorted, so that the order of a list in params.yaml changes no draw.
+    for n in sorted(set(parameters.repetitions)):
+        if n < axes.n_repetitions:
+            averages = average_some(eeg, n, parameters.draws, rng)
+            if axes.to_normalise:
+                averages = normalise(averages)
+            by_size[n] = _score_variants(averages, models, results)
 
     return [
         Scores(

@@ -6,7 +6,8 @@
     /times (T,)        seconds from stimulus onset
     /sensor_positions (C, 2)   on the head seen from above, nose up, rim at 1; absent where the
                        10-05 system knows the channel names
-    /mean, /sd (C,)    by which each channel was standardised; only with `dtype: float16`
+    /mean, /sd (C,)    by which each channel was standardised; only with `dtype: float16`, and with
+                       `normalise: session` where the dataset knows no sessions
     /train/eeg         (N, C, T) averaged over repetitions, or (N, R, C, T)
     /test/eeg          (N, R, C, T)
     /<split>/image_ids, concept, things_concept (N,)   the image seen in each condition
@@ -15,12 +16,22 @@ Axes: N conditions (images), R repetitions, C channels, T samples. Every axis of
 `image_ids`, `ch_names` and `times` are its HDF5 dimension scales. The same input gives the same
 bytes.
 
-`normalise: trial` is (x - mean(x)) / ||x|| over time, as in the paper (arXiv 2502.03081) and its
-code (https://github.com/NonaRjb/AlignVis). ||x|| is the norm before the mean is subtracted.
-Deliberate difference: where x is zero at all times, the code gives NaN, and here x stays zero.
+`normalise: trial` normalises each trial (see `normalisation`) before trials are averaged.
+
+`normalise: average` leaves the EEG here as it is: it is normalised where it is used, once
+repetitions are averaged (`read_split`, `pipeline.train.stack`, `pipeline.evaluate.scoring`). They
+see it by the attribute `normalise` of the file.
+
+`normalise: session` takes the mean of the session out of each channel and divides by its standard
+deviation, both over all trials and times of the training EEG, as SAMGA does (arXiv 2604.17782,
+https://github.com/LinJiang8/SAMGA). The test EEG of the session is standardised by the same two
+numbers. Raw recordings come so from their dataset. Of data without sessions, all EEG of a subject
+is one session, and this file does it.
 
 `dtype: float16` standardises each channel by its mean and standard deviation over the training EEG
-of the subject, so that the EEG fits into half precision whatever its unit.
+of the subject, so that the EEG fits into half precision whatever its unit. With `normalise:
+average` the mean stays in, and the channel is divided by its root mean square: the norm is still to
+come, and a factor does not change what it makes of the EEG.
 """
 
 import hashlib
@@ -28,7 +39,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from importlib.metadata import version
 from multiprocessing import get_context
@@ -45,11 +56,14 @@ from pipeline.datasets.entry import POSTERIOR, Dataset, Layout, RawEeg
 from pipeline.datasets.image_table import SPLITS, Split, read_image_table
 from pipeline.errors import FETCH_AGAIN, InputError, suggestion
 from pipeline.files import check_folders, new_hdf5, save_array, sha256
+from pipeline.preprocess.normalisation import normalise
 from pipeline.preprocess.windows import find_window
 from pipeline.sections import Preprocess
 
 UNITS_OF_TRIAL = "share of the norm of the released trace, no physical unit"
+UNITS_OF_SESSION = "standard deviations of the channel over the training trials of its session"
 UNITS_OF_FLOAT16 = "standard deviations of the channel over the training EEG"
+UNITS_NOT_CENTRED = "root mean squares of the channel over the training EEG"
 LIBRARIES = 120 << 20  # bytes of memory that a worker needs beside the EEG
 
 
@@ -151,8 +165,10 @@ def _prepare_subject(
 
         _write_axes(file, raw.layout, picks, samples)
         _write_attributes(file, subject, path, raw, parameters)
+        # Where the dataset has not done it by session
+        by_subject = parameters.normalise == "session" and not raw.is_z_scored
         # Half precision replaces it (`_measured`).
-        file.attrs["units"] = UNITS_OF_TRIAL if parameters.normalise == "trial" else dataset.units
+        file.attrs["units"] = _units(dataset, parameters, by_subject)
         # With its type, because an empty list tells none.
         file.attrs.create("caveats", raw.caveats, (len(raw.caveats),), h5py.string_dtype())
 
@@ -172,11 +188,20 @@ def _prepare_subject(
             for column in table.columns:
                 _write_text(group, column, table[column].tolist())
 
-            selected = _select(raw.chunks[split], n_repetitions, picks, samples)
-            chunks = _normalise(selected, parameters.normalise == "trial", average)
-            _write_split(group, chunks, average, parameters.dtype, path, out.parent, check_room)
+            trials = _select(raw.chunks[split], n_repetitions, picks, samples)
+            with ExitStack() as stack:
+                chunks = _prepare(trials, average, by_subject, parameters, group, out.parent, stack)
+                _write_eeg(group, chunks, average, parameters.dtype, path, check_room)
 
     return sentences
+
+
+def _units(dataset: Dataset, parameters: Preprocess, by_subject: bool) -> str:
+    """The unit of the values in the file, in words."""
+    if parameters.dtype == "float16" and not by_subject:
+        return UNITS_NOT_CENTRED if parameters.normalise == "average" else UNITS_OF_FLOAT16
+    units = {"trial": UNITS_OF_TRIAL, "session": UNITS_OF_SESSION}
+    return units.get(parameters.normalise, dataset.units)
 
 
 def _write_attributes(
@@ -277,31 +302,61 @@ def _select(
         yield chunk[:, :n_repetitions, picks, samples]
 
 
-def _normalise(chunks: Iterator[np.ndarray], by_trial: bool, average: bool) -> Iterator[np.ndarray]:
-    """Normalised trials if `by_trial`; with `average` the mean over repetitions, (n, C, T)."""
-    for chunk in chunks:
-        if by_trial:
-            # The norm before the mean is taken off, as in the paper's code (see the header).
-            norm = np.linalg.norm(chunk, axis=-1, keepdims=True)
-            chunk = (chunk - chunk.mean(axis=-1, keepdims=True)) / np.where(norm == 0, 1, norm)
-        yield chunk.mean(axis=1) if average else chunk
+def _prepare(
+    trials: Iterator[np.ndarray],
+    average: bool,
+    by_subject: bool,
+    parameters: Preprocess,
+    group: h5py.Group,
+    folder: Path,
+    stack: ExitStack,
+) -> Iterator[np.ndarray]:
+    """Chunks as they are stored, (n, R, C, T), or with `average` (n, C, T): normalised, averaged.
+
+    `by_subject`: first standardised by all training trials. `stack` closes temporary files, which
+    are in `folder`.
+    """
+    chunks = trials
+    if by_subject:
+        chunks = stack.enter_context(_standardised(chunks, group, folder))
+
+    if parameters.normalise == "trial":
+        chunks = map(normalise, chunks)
+    if average:
+        chunks = (chunk.mean(axis=1) for chunk in chunks)
+
+    if parameters.dtype == "float16" and not by_subject:
+        centred = parameters.normalise != "average"
+        chunks = stack.enter_context(_standardised(chunks, group, folder, centred))
+    return chunks
 
 
-def _standardise(chunks: Iterator[np.ndarray], file: h5py.File) -> Iterator[np.ndarray]:
-    """Each channel by its `/mean` and `/sd`."""
-    mean = file["mean"][:][:, None]
-    sd = file["sd"][:][:, None]
-    for chunk in chunks:
-        yield (chunk - mean) / sd
+@contextmanager
+def _standardised(
+    chunks: Iterator[np.ndarray], group: h5py.Group, folder: Path, centred: bool = True
+) -> Iterator[Iterator[np.ndarray]]:
+    """The chunks (n, ..., C, T) of a split, each channel by its `/mean` and `/sd`.
+
+    The training EEG comes first and writes these two, which are also those of the test EEG.
+    """
+    file = group.file
+    with ExitStack() as stack:
+        if group.name == "/train":
+            chunks = stack.enter_context(_measured(chunks, file, folder, centred))
+
+        mean = file["mean"][:][:, None]
+        sd = file["sd"][:][:, None]
+        yield ((chunk - mean) / sd for chunk in chunks)
 
 
 @contextmanager
 def _measured(
-    chunks: Iterator[np.ndarray], file: h5py.File, folder: Path
+    chunks: Iterator[np.ndarray], file: h5py.File, folder: Path, centred: bool
 ) -> Iterator[Iterator[np.ndarray]]:
     """The same chunks (n, ..., C, T) again, after `/mean` and `/sd` (C,) of all are written.
 
-    Meanwhile the chunks are in a temporary file in `folder`, because they may not fit into memory.
+    Without `centred` the mean is 0 and the standard deviation the root mean square. Meanwhile the
+    chunks are in a temporary file in `folder`, because they may not fit into memory.
     """
     n_values = 0
     n_chunks = 0
@@ -316,35 +371,13 @@ def _measured(
             save_array(buffer, chunk)
             n_chunks += 1
 
-        mean = total / n_values
+        mean = total / n_values if centred else np.zeros_like(total)
         sd = np.sqrt(np.maximum(squares / n_values - np.square(mean), 0))
         file["mean"] = mean
         file["sd"] = np.where(sd > 0, sd, 1)  # a constant channel stays zero
-        file.attrs["units"] = UNITS_OF_FLOAT16
 
         buffer.seek(0)
         yield (np.load(buffer) for _ in range(n_chunks))
-
-
-def _write_split(
-    group: h5py.Group,
-    chunks: Iterator[np.ndarray],
-    average: bool,
-    dtype: str,
-    path: Path,
-    folder: Path,
-    check_room: Callable[[int], None],
-) -> None:
-    """The EEG of one split, standardised if it is written in half precision."""
-    if dtype != "float16":
-        _write_eeg(group, chunks, average, dtype, path, check_room)
-        return
-
-    # The training EEG comes first: its mean and standard deviation are also those of the test EEG.
-    is_training = group.name == "/train"
-    measured = _measured(chunks, group.file, folder) if is_training else nullcontext(chunks)
-    with measured as chunks:
-        _write_eeg(group, _standardise(chunks, group.file), average, dtype, path, check_room)
 
 
 def _write_eeg(

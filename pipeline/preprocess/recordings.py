@@ -13,6 +13,7 @@ import numpy as np
 
 from pipeline.errors import PREPARE_AGAIN, InputError
 from pipeline.files import unreadable
+from pipeline.preprocess.normalisation import normalise
 
 Split = Literal["train", "test"]
 SPLITS: tuple[Split, ...] = ("train", "test")
@@ -34,6 +35,8 @@ class Recording:
     * `sfreq`: the sampling rate in Hz.
     * `caveats`: sentences that every result of this EEG must say.
     * `eeg`: (N, C, T) or (N, R, C, T), in the unit that the file names.
+    * `to_normalise`: whether `normalise` is still to be called for each response, after its
+      repetitions are averaged (`preprocess.normalise: average`).
     * `image_ids`: (N,) str, unique over both splits.
     * `concept_in_split`: (N,) str, numbered anew in each split: never compare it across splits.
     * `things_concept`: (N,) str, the same names in both splits.
@@ -49,6 +52,7 @@ class Recording:
     image_ids: np.ndarray
     concept_in_split: np.ndarray
     things_concept: np.ndarray
+    to_normalise: bool = False
 
 
 def read_shape(path: Path, split: Split, average: bool) -> tuple[tuple[int, ...], np.dtype]:
@@ -70,15 +74,17 @@ def read_split(path: Path, split: Split, average: bool, out: np.ndarray | None =
     """One split, `train` or `test`, of a file that the preprocess stage wrote.
 
     With `average`, `eeg` is the mean over repetitions, (N, C, T), taken in pieces, so that the
-    repetitions are never all in memory. Without, it is as stored: (N, R, C, T), or (N, C, T) where
-    the file holds averages. `eeg` is float32, or float64 where it is stored so. With `out`, it is
-    read into that array, of the shape that `read_shape` gives and any floating type.
+    repetitions are never all in memory, and normalised where the file says `normalise: average`.
+    Without, it is as stored: (N, R, C, T), or (N, C, T) where the file holds averages. `eeg` is
+    float32, or float64 where it is stored so. With `out`, it is read into that array, of the shape
+    that `read_shape` gives and any floating type.
 
     InputError for another file, one that is cut, and a value that is not finite.
     """
     with _opened(path) as file:
-        eeg = file[split]["eeg"]
-        recording = _describe(file, split, _read_eeg(eeg, average and eeg.ndim == 4, out))
+        to_normalise = _to_normalise(file)
+        eeg = _read_eeg(file[split]["eeg"], average, average and to_normalise, out)
+        recording = _describe(file, split, eeg, to_normalise and not average)
 
     _check_shape(path, split, recording)
     _check_finite(path, split, recording)
@@ -103,7 +109,7 @@ def check_recordings(paths: Sequence[Path]) -> None:
         for split in SPLITS:
             with _opened(path) as file:
                 # Not read yet: the checks read it piece by piece.
-                recording = _describe(file, split, file[split]["eeg"])
+                recording = _describe(file, split, file[split]["eeg"], _to_normalise(file))
                 _check_shape(path, split, recording)
                 _check_finite(path, split, recording)
                 shape = recording.eeg.shape
@@ -113,7 +119,14 @@ def check_recordings(paths: Sequence[Path]) -> None:
             _check_alike(path, split, recording, shape, first_recording, first_shape, paths[0])
 
 
-def _describe(file: h5py.File, split: Split, eeg: np.ndarray | h5py.Dataset) -> Recording:
+def _to_normalise(file: h5py.File) -> bool:
+    """Whether the EEG in the file is to be normalised, after repetitions are averaged."""
+    return bool(file.attrs.get("normalise") == "average")
+
+
+def _describe(
+    file: h5py.File, split: Split, eeg: np.ndarray | h5py.Dataset, to_normalise: bool
+) -> Recording:
     group = file[split]
     return Recording(
         subject=file.attrs["subject"],
@@ -126,6 +139,7 @@ def _describe(file: h5py.File, split: Split, eeg: np.ndarray | h5py.Dataset) -> 
         image_ids=group["image_ids"].asstr()[:],
         concept_in_split=group["concept"].asstr()[:],
         things_concept=group["things_concept"].asstr()[:],
+        to_normalise=to_normalise,
     )
 
 
@@ -200,7 +214,12 @@ def _check_alike(
             f"{_describe_times(first)}; {remedy}"
         )
 
-    # Repetitions and test images.
+    # Normalisation, repetitions and test images.
+    if recording.to_normalise != first.to_normalise:
+        raise InputError(
+            f"{path}: preprocess.normalise is average for one of this file and {first_path} alone; "
+            f"{remedy}"
+        )
     if len(shape) != len(first_shape):
         raise InputError(
             f"{path}: the {split} EEG is {shape}, and that of {first_path} is {first_shape}: the "
@@ -243,18 +262,24 @@ def _opened(path: Path) -> Iterator[h5py.File]:
         ) from error
 
 
-def _read_eeg(eeg: h5py.Dataset, average: bool, out: np.ndarray | None) -> np.ndarray:
-    """(N, ..., C, T), or of (N, R, C, T) the mean over R, summed in float64."""
+def _read_eeg(
+    eeg: h5py.Dataset, average: bool, normalised: bool, out: np.ndarray | None
+) -> np.ndarray:
+    """(N, ..., C, T), or of (N, R, C, T) the mean over R; all is computed in float64."""
+    average = average and eeg.ndim == 4
     if out is None:
         # float16 becomes float32, so that a mean keeps its digits; float64 stays.
         shape = (eeg.shape[0], *eeg.shape[2:]) if average else eeg.shape
         out = np.empty(shape, np.result_type(eeg.dtype, np.float32))
 
-    if not average:
+    if not average and not normalised:
         eeg.read_direct(out)
         return out
 
     for start in range(0, len(eeg), AVERAGED_AT_ONCE):
         rows = slice(start, start + AVERAGED_AT_ONCE)
-        out[rows] = eeg[rows].mean(axis=1, dtype=np.float64)
+        part = eeg[rows]
+        if average:
+            part = part.mean(axis=1, dtype=np.float64)
+        out[rows] = normalise(part.astype(np.float64)) if normalised else part
     return out

@@ -114,6 +114,7 @@ def _make_stack(
         eeg=setup.samples.eeg,
         targets=setup.target_views.flatten(0, 1),
         generators=[torch.Generator(setup.device).manual_seed(seed) for seed in dropout_seeds],
+        to_normalise=setup.samples.to_normalise,
     )
     # A model that is not stackable draws from the global generator
     torch.manual_seed(dropout_seeds[0])

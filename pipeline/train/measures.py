@@ -74,7 +74,8 @@ class Measures:
         """(M,), the smaller one of both sides."""
         setup = self._setup
         rows, image_rows = self._probes
-        sides = stack.project(setup.samples.eeg, rows, setup.embeddings, image_rows)
+        samples = setup.samples
+        sides = stack.project(samples.eeg, rows, setup.embeddings, image_rows, samples.to_normalise)
         spreads = [
             (side - side.mean(1, keepdim=True)).square().sum(2).mean(1).sqrt() for side in sides
         ]
@@ -82,9 +83,12 @@ class Measures:
 
     def _score(self, stack: Stack) -> tuple[Tensor, Tensor]:
         """Mean loss and top-1 accuracy over the galleries, (M,) both."""
-        assert self._selection is not None
+        selection = self._selection
+        assert selection is not None
         rows, image_rows = self._galleries
-        sides = stack.project(self._selection.eeg, rows, self._setup.embeddings, image_rows)
+        sides = stack.project(
+            selection.eeg, rows, self._setup.embeddings, image_rows, selection.to_normalise
+        )
         responses, images = (side.unflatten(1, self._gallery_shape) for side in sides)
         similarity = responses @ images.mT  # (M, G, N, N)
 

@@ -20,6 +20,7 @@ from pipeline.eeg_encoders.layers import layer_norm, linear, unit_vectors
 from pipeline.eeg_encoders.table import can_be_stacked, make_eeg_encoder
 from pipeline.errors import TRAIN_AGAIN, InputError
 from pipeline.files import replacing, unreadable
+from pipeline.preprocess.normalisation import normalise
 from pipeline.sections import Train
 from pipeline.train.cuda_graph import beside
 from pipeline.train.transforms import ChannelDropout, Smoothing, TimeShift, pick_window
@@ -213,17 +214,23 @@ class ContrastiveModel(nn.Module):
         log_scale = torch.tensor(math.log(1 / temperature))
         self.log_scale = nn.Parameter(log_scale, requires_grad=is_learned)
 
-    def standardise(self, eeg: Tensor, rows: Tensor) -> None:
+    def standardise(self, eeg: Tensor, rows: Tensor, to_normalise: bool = False) -> None:
         """Fit `eeg_mean` and `eeg_sd` to these rows (n,) of EEG (M, C, T).
 
         The mean is the evoked response, which all images share. It is larger than what differs
-        between images, and tells nothing of them.
+        between images, and tells nothing of them. With `to_normalise` each response is normalised
+        first.
         """
+
+        def read(part: Tensor) -> Tensor:
+            responses = eeg[part].double()
+            return self._preprocess(normalise(responses) if to_normalise else responses)
+
         parts = rows.split(max(1, MOST_VALUES // math.prod(eeg.shape[1:])))
-        sums = [self._preprocess(eeg[part].double()).sum(0) for part in parts]
+        sums = [read(part).sum(0) for part in parts]
         mean = torch.stack(sums).sum(0) / len(rows)  # (C, T)
 
-        squares = [(self._preprocess(eeg[part].double()) - mean).square().sum(0) for part in parts]
+        squares = [(read(part) - mean).square().sum(0) for part in parts]
         variance = torch.stack(squares).sum(0).mean(1, keepdim=True) / len(rows)  # (C, 1)
 
         self.eeg_mean.copy_(mean)

@@ -25,6 +25,7 @@ class Samples:
     things_concept: np.ndarray  # (M,) str
     sfreq: float  # Hz
     start: float = 0.0  # time of the first of T, in s from stimulus onset
+    to_normalise: bool = False  # each response, after repetitions are averaged: see `Recording`
 
     def take(self, rows: np.ndarray) -> "Samples":
         return Samples(
@@ -34,6 +35,7 @@ class Samples:
             self.things_concept[rows],
             self.sfreq,
             self.start,
+            self.to_normalise,
         )
 
     def to(self, device: torch.device) -> "Samples":
@@ -115,6 +117,7 @@ class LoadedEeg:
             things_concept,
             first.sfreq,
             start=float(first.times[0]),
+            to_normalise=first.to_normalise,
         )
 
     def _read(self, path: Path) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.func import functional_call, stack_module_state
 
 from pipeline.eeg_encoders.encoder import Dropout, draw_bits, drop
+from pipeline.preprocess.normalisation import normalise
 from pipeline.retrieval import symmetric_cross_entropy
 from pipeline.sections import Train
 from pipeline.train.cuda_graph import CapturedStep
@@ -31,7 +32,8 @@ class Stack:
 
     The batches come from `eeg` (N, C, T) and `targets` (images, D) or (images, K, D), on one
     device. `generators`, one a model and on that device, draw what `Dropout` drops. More than one
-    model must be `stackable`; a model that is not draws from torch's global generator.
+    model must be `stackable`; a model that is not draws from torch's global generator. With
+    `to_normalise` each response is normalised, after its repetitions are averaged.
     """
 
     def __init__(
@@ -42,11 +44,13 @@ class Stack:
         eeg: Tensor,
         targets: Tensor,
         generators: Sequence[torch.Generator],
+        to_normalise: bool = False,
     ) -> None:
         self.recipe = recipe
         self.eeg = eeg
         self.targets = targets
         self.generators = generators
+        self.to_normalise = to_normalise
         self.n_models = len(models)
 
         # `model` has the layers; the weights of all models are beside it
@@ -109,12 +113,17 @@ class Stack:
 
     @torch.inference_mode()
     def project(
-        self, eeg: Tensor, rows: Tensor, embeddings: Tensor, image_rows: Tensor
+        self,
+        eeg: Tensor,
+        rows: Tensor,
+        embeddings: Tensor,
+        image_rows: Tensor,
+        to_normalise: bool = False,
     ) -> tuple[Tensor, Tensor]:
         """Responses and images as unit vectors (M, S, P), by the moving average of the weights.
 
         `rows` (M, S) are rows of EEG (N, C, T), and `image_rows` (M, S) rows of embeddings (N, D)
-        or (N, K, D), for each model its own.
+        or (N, K, D), for each model its own. With `to_normalise` the responses are normalised.
         """
         self.model.eval()
         values = self._buffers | self._averages
@@ -124,7 +133,7 @@ class Stack:
         image_sides = []
         parts = zip(rows.split(n_at_once, 1), image_rows.split(n_at_once, 1), strict=True)
         for part_rows, part_images in parts:
-            sides = self._embed(values, eeg, part_rows, embeddings, part_images)
+            sides = self._embed(values, eeg, part_rows, embeddings, part_images, to_normalise)
             eeg_sides.append(sides[0])
             image_sides.append(sides[1])
         return torch.cat(eeg_sides, 1), torch.cat(image_sides, 1)
@@ -199,7 +208,9 @@ class Stack:
         values = self._values() | self._factors(bits, target_rows.shape[1])
         in_bfloat16 = self.recipe.precision == "bfloat16"
         with torch.autocast(self.eeg.device.type, torch.bfloat16, enabled=in_bfloat16):
-            sides = self._embed(values, self.eeg, eeg_rows, self.targets, target_rows)
+            sides = self._embed(
+                values, self.eeg, eeg_rows, self.targets, target_rows, self.to_normalise
+            )
         losses = symmetric_cross_entropy(logits(*sides, values["log_scale"]))
 
         self._pieces.drop_gradients()
@@ -219,10 +230,13 @@ class Stack:
         rows: Tensor,
         embeddings: Tensor,
         image_rows: Tensor,
+        to_normalise: bool,
     ) -> tuple[Tensor, Tensor]:
         """These rows as unit vectors (M, n, P), by models with these values."""
         dtype = self.model.log_scale.dtype
         responses = read_eeg(eeg, rows, dtype)
+        if to_normalise:
+            responses = normalise(responses)
         images = embeddings.index_select(0, image_rows.flatten()).to(dtype)
         images = images.unflatten(0, image_rows.shape)
         if self._is_stackable:

@@ -140,7 +140,8 @@ class Training:
     def _standardise(self, setup: Setup) -> None:
         """Fit the model's fixed statistics to the training samples."""
         if self.recipe.standardise_eeg:
-            self.model.standardise(setup.samples.eeg, self.train_rows.to(setup.device))
+            rows = self.train_rows.to(setup.device)
+            self.model.standardise(setup.samples.eeg, rows, setup.samples.to_normalise)
         if self.model.block_mix is not None:
             images = self.image_row[self.train_rows].unique()
             self.model.block_mix.standardise(setup.target_views[images].flatten(0, 1))
