@@ -55,7 +55,7 @@ def embed(parameters: Embed, backbone: str, alignment: str, paths: Paths) -> str
 
     if isinstance(load, OfCache):
         _check_backbone(paths.unaligned, backbone)
-        load.write(paths.unaligned, paths.weights / load.file, paths.target)
+        load.write(paths.unaligned, paths.weights, paths.target)
     else:
         embed_images(
             paths.image_table,
