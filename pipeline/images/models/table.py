@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import InputError, suggestion
-from pipeline.images.models import dreamsim, glocal, published_vits, timm_models
+from pipeline.images.models import dreamsim, glocal, published_vits, siglip2, timm_models
 from pipeline.images.models.vit import ImageEncoder
 from pipeline.images.stand_ins import dreamsim as dreamsim_stand_in
 from pipeline.images.stand_ins import published_vits as published_vits_stand_in
+from pipeline.images.stand_ins import siglip2 as siglip2_stand_in
 
 # The checkpoint -> the encoder in evaluation mode, and facts on its alignment for the cache ({} if
 # it has none)
@@ -47,6 +48,22 @@ class OfCache:
 
 
 @dataclass(frozen=True)
+class OwnCheckpoint:
+    """An aligned model that is published in a checkpoint of its own, beside the unaligned one.
+
+    `file` is its name in the folder of weights, and `load` is as `ImageModel.unaligned`. `caveat`
+    stands in every report.
+    """
+
+    file: str
+    load: Load
+    caveat: str
+
+
+Alignment = Load | OfCache | OwnCheckpoint
+
+
+@dataclass(frozen=True)
 class ImageModel:
     """One image model.
 
@@ -56,14 +73,14 @@ class ImageModel:
     * `unaligned(checkpoint)`: returns the encoder in evaluation mode, and {}.
     * `aligned`: the alignments; each key is a value of `alignment` in params.yaml. The value is a
       function as `unaligned`, which returns facts on the alignment in the place of {}, or an
-      `OfCache`.
+      `OfCache`, or an `OwnCheckpoint`.
     """
 
     file: str
     published: Sequence[PublishedFile]
     stand_in: Callable[[Path], None]
     unaligned: Load
-    aligned: Mapping[str, Load | OfCache] = field(default_factory=dict)
+    aligned: Mapping[str, Alignment] = field(default_factory=dict)
 
 
 def _of_dreamsim(name: str, release: str) -> ImageModel:
@@ -120,6 +137,28 @@ def _of_glocal(
                 )
             )
         },
+    )
+
+
+def _of_siglip2() -> ImageModel:
+    file = "siglip2_vitb16.safetensors"
+    aligned_file = "alignet_siglip2_b.safetensors"
+    return ImageModel(
+        file=file,
+        published=[
+            PublishedFile(
+                "hugging_face", f"timm/{siglip2.TIMM_NAME}/resolve/main/model.safetensors", file
+            ),
+            PublishedFile(
+                "alignet",
+                f"alignet-weights-v1/{aligned_file}",
+                aligned_file,
+                "2ce461e04ac11271c736d32477d873f7d14fe6932c73d8757fec2854c6482647",
+            ),
+        ],
+        stand_in=partial(siglip2_stand_in.make_files, file, aligned_file),
+        unaligned=siglip2.load_unaligned,
+        aligned={"alignet": OwnCheckpoint(aligned_file, siglip2.load_aligned, siglip2.CAVEAT)},
     )
 
 
@@ -207,6 +246,7 @@ IMAGE_MODELS = {
             "b3da393252d7d8407a745762b06863333793e002970d2a143f121f75e626d694",
         ),
     ),
+    "siglip2_vitb16": _of_siglip2(),
 }
 
 # Before the name of a model of timm, whose weights are a file of the user's
@@ -240,7 +280,7 @@ def kinds_of_alignment() -> list[str]:
     return list(dict.fromkeys(kind for model in IMAGE_MODELS.values() for kind in model.aligned))
 
 
-def find_alignment(backbone: str, alignment: str) -> Load | OfCache:
+def find_alignment(backbone: str, alignment: str) -> Alignment:
     """What makes the aligned embeddings of this kind; InputError where that backbone has none."""
     kinds = find_model(backbone).aligned
     if alignment in kinds:
