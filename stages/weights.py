@@ -41,9 +41,9 @@ def main(
         model.stand_in(weights)
     elif model.published:
         for file in model.published:
-            url = f"{addresses[file.root].rstrip('/')}/{file.path}"
+            parts = [addresses[file.root].rstrip("/"), file.commit, file.path]
             fetch_file(
-                url,
+                "/".join(part for part in parts if part),
                 weights,
                 file.name,
                 file.sha256,

@@ -265,7 +265,7 @@ def test_the_transforms_are_where_thingsvision_gets_them() -> None:
         if "glocal" in model.aligned
     }
     assert {name: (file.root, file.path) for name, file in published.items()} == {
-        name: ("glocal", f"{path}/transform.npz")
+        name: ("glocal", f"transforms/{path}/transform.npz")
         for name, path in (
             ("clip_vitl14", "clip_ViT-L/14/visual"),
             ("open_clip_vitl14_laion400m", "OpenCLIP_ViT-L-14_laion400m_e32/visual"),
@@ -279,6 +279,29 @@ def test_the_transforms_are_where_thingsvision_gets_them() -> None:
     # No two are the same file, and each is known to the last bit.
     assert len({file.sha256 for file in published.values()}) == len(published)
     assert all(len(file.sha256) == 64 for file in published.values())
+    assert {file.commit for file in published.values()} == {
+        "d1860d3e71c2e42cd345438c861f19478d15a95d"
+    }
+
+
+def test_a_transform_is_fetched_at_its_commit_and_checked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetched = []
+    monkeypatch.setattr(weights, "fetch_file", lambda *args, **_: fetched.append(args))
+    params = yaml.safe_load(Path("params.yaml").read_text()) | {"dataset": "things-eeg2"}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights/x").touch()  # so that the stage has something to show
+    weights.main(tmp_path / "params.yaml", "dinov2_vitb14", tmp_path / "weights")
+    assert fetched[1] == (
+        "https://raw.githubusercontent.com/LukasMut/gLocal/"
+        "d1860d3e71c2e42cd345438c861f19478d15a95d/"
+        "transforms/dinov2-vit-base-p14/norm/transform.npz",
+        tmp_path / "weights",
+        "glocal_dinov2_vitb14.npz",
+        "9cf041b79d8c4e16d4c9b1a4dc50c9c32f95bdcd3321ed0bf94b128c9b99b947",
+    )
 
 
 @pytest.fixture(scope="module", params=["dino_vitb16", "dinov2_vitb14"])

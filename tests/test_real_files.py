@@ -47,7 +47,7 @@ def test_each_transform_is_the_published_one_and_is_read(backbone: str) -> None:
     transform = read_transform(path)
     size = 1024 if backbone == "dinov2_vitl14" else 768
     assert transform.weights.shape == (size, size)
-    assert abs(transform.mean) < 0.01 and 0.4 < transform.std < 3
+    assert abs(transform.mean) < 0.1 and 0.4 < transform.std < 3
 
 
 def pairs(similarity: np.ndarray) -> np.ndarray:

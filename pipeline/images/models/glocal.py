@@ -4,9 +4,9 @@ Source: arXiv 2306.04507.
 
 `(x - mean) / std @ weights`, and `+ bias` where there is one, as thingsvision's `align` applies it.
 The aligned cache is computed from the unaligned one. The files of the transforms are those of
-github.com/LukasMut/gLocal, transforms/<model>/<module>/transform.npz, at the first upload (commit
-d1860d3, 26 March 2024): a day later that of DINOv2 ViT-B/14 was overwritten by that of DINO
-ViT-B/16, and the others have never changed.
+github.com/LukasMut/gLocal, transforms/<model>/<module>/transform.npz, at the first upload (26 March
+2024): a day later that of DINOv2 ViT-B/14 was overwritten by that of DINO ViT-B/16. The others are
+today what they were then.
 """
 
 import copy
@@ -34,6 +34,7 @@ from pipeline.untrusted.archives import open_zip, read_member
 from pipeline.untrusted.weights import HOW_TO_MEND, HOW_TO_REPLACE
 
 LARGEST_MEMBER = 2**26  # bytes; 1024 x 1024 float64 are an eighth of it
+COMMIT = "d1860d3e71c2e42cd345438c861f19478d15a95d"  # of the first upload
 N_REFERENCE_ROWS = 8  # computed again, one row at a time
 
 CAVEAT = (

@@ -28,12 +28,14 @@ class PublishedFile:
     * `root`, `path`: `path` below the address that params.yaml has as download.`root`.
     * `name`: its name in the folder of weights.
     * `sha256`: that, or its first digits, as whoever publishes the file gives it.
+    * `commit`: of a file in a git repository, that comes between address and path.
     """
 
     root: str
     path: str
     name: str
     sha256: str | None = None
+    commit: str | None = None
 
 
 @dataclass(frozen=True)
@@ -164,7 +166,8 @@ def _of_siglip2() -> ImageModel:
 
 def _transform(name: str, folder: str, sha256: str) -> PublishedFile:
     """gLocal's transform for the backbone `name`."""
-    return PublishedFile("glocal", f"{folder}/transform.npz", f"glocal_{name}.npz", sha256)
+    path = f"transforms/{folder}/transform.npz"
+    return PublishedFile("glocal", path, f"glocal_{name}.npz", sha256, glocal.COMMIT)
 
 
 IMAGE_MODELS = {
