@@ -7,6 +7,7 @@ removed once its evaluation has been read. An interrupted training resumes from 
 """
 
 import os
+import re
 import subprocess
 import tempfile
 from pathlib import Path
@@ -31,9 +32,9 @@ def main(
         list[Path] | None, typer.Argument(help="two files to compare, or none")
     ] = None,
     baseline: Annotated[
-        str, typer.Option(help="the parameter of one side, as -S takes it")
+        str, typer.Option(help="the parameter of one side, as -S takes it; or several, in a row")
     ] = "encoder=unaligned",
-    other: Annotated[str, typer.Option(help="that of the other side")] = "encoder=aligned",
+    other: Annotated[str, typer.Option(help="those of the other side")] = "encoder=aligned",
     seeds: Annotated[
         int | None, typer.Option(min=1, help="train.seeds, where DVC makes the evaluations")
     ] = None,
@@ -42,7 +43,7 @@ def main(
 ) -> str:
     p = read_params(params)
     _check_files(evaluations or [], seeds)
-    _check_sides(baseline, other)
+    _check_sides(baseline, other, p)
 
     with tempfile.TemporaryDirectory() as folder:
         files = evaluations or [
@@ -72,14 +73,33 @@ def _check_files(evaluations: list[Path], seeds: int | None) -> None:
         )
 
 
-def _check_sides(baseline: str, other: str) -> None:
-    """Raises InputError unless both set the same parameter."""
-    for option, value in (("--baseline", baseline), ("--other", other)):
-        _check_assignment(option, value)
-    if baseline.partition("=")[0] != other.partition("=")[0]:
+def _check_sides(baseline: str, other: str, p: Params) -> None:
+    """Raises InputError unless both set the same parameters, and can differ by them."""
+    sides = []
+    for option, side in (("--baseline", baseline), ("--other", other)):
+        for assignment in _assignments(side):
+            _check_assignment(option, assignment)
+        sides.append(dict(assignment.split("=", 1) for assignment in _assignments(side)))
+
+    first, second = sides
+    if first.keys() != second.keys():
         raise InputError(
-            f"--baseline and --other should set the same parameter, got {baseline} and {other}"
+            f"--baseline and --other should set the same parameters, got {baseline} and {other}"
         )
+
+    encoders = [side.get("encoder", p.encoder) for side in sides]
+    if "alignment" in first and encoders == ["unaligned", "unaligned"]:
+        raise InputError(
+            f"{baseline} and {other} give the same: the encoder is unaligned on both sides, and "
+            f"an alignment changes the aligned one alone; make compare BASELINE='encoder=aligned "
+            f"alignment={first['alignment']}' OTHER='encoder=aligned "
+            f"alignment={second['alignment']}'"
+        )
+
+
+def _assignments(side: str) -> list[str]:
+    """The assignments of a side: a space before a name and `=` separates them."""
+    return re.split(r"\s+(?=[\w.]+=)", side.strip())
 
 
 def _check_assignment(option: str, value: str) -> None:
@@ -94,22 +114,24 @@ def _check_assignment(option: str, value: str) -> None:
         raise InputError(f"{option} is {value}: params.yaml has no key {key}{near}")
 
 
-def evaluate(assignment: str, seeds: int | None, target: Path) -> Path:
+def evaluate(side: str, seeds: int | None, target: Path) -> Path:
     """Have DVC make an evaluation, and copy it to `target`.
 
-    The parameters are those of the workspace, but for `assignment` (key=value) and `seeds`.
+    The parameters are those of the workspace, but for those of the side (key=value, or several with
+    spaces between) and `seeds`.
     """
-    print(f"{assignment}: taken from DVC's cache, or trained and evaluated", flush=True)
+    print(f"{side}: taken from DVC's cache, or trained and evaluated", flush=True)
     name = f"compare-{target.stem}-{os.getpid()}"
-    settings = ["-S", assignment]
+    assignments = _assignments(side)
     if seeds:
-        settings += ["-S", f"train.seeds={seeds}"]
+        assignments.append(f"train.seeds={seeds}")
+    settings = [argument for assignment in assignments for argument in ("-S", assignment)]
     command = ["dvc", "exp", "run", "--quiet", "--temp", "--name", name, *settings, "evaluate"]
 
     try:
         if subprocess.run(command).returncode:
             raise InputError(
-                f"the side {assignment} could not be evaluated; the lines above tell why (a file "
+                f"the side {side} could not be evaluated; the lines above tell why (a file "
                 "that git does not know is not taken along: git add it)"
             )
         DVCFileSystem(rev=name).get_file(EVALUATION, str(target))
