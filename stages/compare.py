@@ -10,6 +10,7 @@ import os
 import re
 import subprocess
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -20,6 +21,7 @@ from pipeline.compare.comparison import compare
 from pipeline.errors import InputError, suggestion
 from pipeline.evaluate.similarities import read_similarities
 from pipeline.files import sha256
+from pipeline.images.models.table import find_alignment
 from pipeline.params import Params, keys, read_params
 from stages import run, write_json
 from stages.results import print_comparison
@@ -75,29 +77,42 @@ def _check_files(evaluations: list[Path], seeds: int | None) -> None:
 
 def _check_sides(baseline: str, other: str, p: Params) -> None:
     """Raises InputError unless both set the same parameters, and can differ by them."""
-    sides = []
     for option, side in (("--baseline", baseline), ("--other", other)):
-        for assignment in _assignments(side):
+        for assignment in assignments(side):
             _check_assignment(option, assignment)
-        sides.append(dict(assignment.split("=", 1) for assignment in _assignments(side)))
 
-    first, second = sides
+    first, second = (
+        dict(assignment.split("=", 1) for assignment in assignments(side))
+        for side in (baseline, other)
+    )
     if first.keys() != second.keys():
         raise InputError(
             f"--baseline and --other should set the same parameters, got {baseline} and {other}"
         )
 
-    encoders = [side.get("encoder", p.encoder) for side in sides]
-    if "alignment" in first and encoders == ["unaligned", "unaligned"]:
+    encoders = {values.get("encoder", p.encoder) for values in (first, second)}
+    if "alignment" in first and encoders == {"unaligned"}:
         raise InputError(
             f"{baseline} and {other} give the same: the encoder is unaligned on both sides, and "
-            f"an alignment changes the aligned one alone; make compare BASELINE='encoder=aligned "
+            "an alignment changes the aligned one alone; make compare BASELINE='encoder=aligned "
             f"alignment={first['alignment']}' OTHER='encoder=aligned "
             f"alignment={second['alignment']}'"
         )
+    _check_alignment(baseline, first, p)
+    _check_alignment(other, second, p)
 
 
-def _assignments(side: str) -> list[str]:
+def _check_alignment(side: str, values: Mapping[str, str], p: Params) -> None:
+    """Raises InputError where the image model of a side has no such alignment."""
+    if values.get("encoder", p.encoder) != "aligned":
+        return
+    try:
+        find_alignment(values.get("backbone", p.backbone), values.get("alignment", p.alignment))
+    except InputError as error:
+        raise InputError(f"the side {side} cannot be made: {error}") from error
+
+
+def assignments(side: str) -> list[str]:
     """The assignments of a side: a space before a name and `=` separates them."""
     return re.split(r"\s+(?=[\w.]+=)", side.strip())
 
@@ -122,10 +137,10 @@ def evaluate(side: str, seeds: int | None, target: Path) -> Path:
     """
     print(f"{side}: taken from DVC's cache, or trained and evaluated", flush=True)
     name = f"compare-{target.stem}-{os.getpid()}"
-    assignments = _assignments(side)
+    values = assignments(side)
     if seeds:
-        assignments.append(f"train.seeds={seeds}")
-    settings = [argument for assignment in assignments for argument in ("-S", assignment)]
+        values.append(f"train.seeds={seeds}")
+    settings = [argument for value in values for argument in ("-S", value)]
     command = ["dvc", "exp", "run", "--quiet", "--temp", "--name", name, *settings, "evaluate"]
 
     try:

@@ -59,6 +59,19 @@ def test_two_alignments_of_the_unaligned_encoder_are_told_before_dvc_runs() -> N
         stages.compare.main(baseline="alignment=dreamsim", other="alignment=glocal")
 
 
+def test_an_alignment_that_the_backbone_has_not_is_told_before_dvc_runs() -> None:
+    sides = {
+        side: f"encoder=aligned alignment={kind}"
+        for side, kind in (("baseline", "dreamsim"), ("other", "glocal"))
+    }
+    message = (
+        "the side encoder=aligned alignment=glocal cannot be made: alignment is 'glocal': "
+        "synclr_vitb16 is aligned by dreamsim alone"
+    )
+    with pytest.raises(InputError, match=message):
+        stages.compare.main(**sides)
+
+
 def test_each_parameter_of_a_side_is_given_to_dvc(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
