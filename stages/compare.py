@@ -45,7 +45,8 @@ def main(
 ) -> str:
     p = read_params(params)
     _check_files(evaluations or [], seeds)
-    _check_sides(baseline, other, p)
+    if not evaluations:
+        _check_sides(baseline, other, p)
 
     with tempfile.TemporaryDirectory() as folder:
         files = evaluations or [

@@ -524,6 +524,7 @@ def test_the_caveats_of_the_image_models_are_part_of_the_answer():
     )
     result = compare(glocal, shallow, parameters(), 0)
     assert result["caveats"] == ["Of last and 6: It saw the test concepts."]
+    assert "caveat" not in result
 
 
 @pytest.mark.parametrize("encoder", ["unaligned", "aligned"])

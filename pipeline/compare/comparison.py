@@ -70,7 +70,7 @@ def compare(
     if factor == "encoder":
         sides = {label: sides[label] for label in sorted(labels, reverse=True)}
 
-    dropped = ("settings", *FACTORS[factor])
+    dropped = ("settings", "caveat", *FACTORS[factor])
     made_with = other.made_with
     n_way = len(other.image_ids)
     comparison: dict[str, Any] = {
