@@ -37,6 +37,7 @@ class Download(Section):
     things_images: str
     dreamsim_releases: str
     glocal: str
+    alignet: str
     hugging_face: str
     open_clip: str
     dino: str

@@ -7,8 +7,10 @@ removed once its evaluation has been read. An interrupted training resumes from 
 """
 
 import os
+import re
 import subprocess
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -19,6 +21,7 @@ from pipeline.compare.comparison import compare
 from pipeline.errors import InputError, suggestion
 from pipeline.evaluate.similarities import read_similarities
 from pipeline.files import sha256
+from pipeline.images.models.table import find_alignment
 from pipeline.params import Params, keys, read_params
 from stages import run, write_json
 from stages.results import print_comparison
@@ -31,9 +34,9 @@ def main(
         list[Path] | None, typer.Argument(help="two files to compare, or none")
     ] = None,
     baseline: Annotated[
-        str, typer.Option(help="the parameter of one side, as -S takes it")
+        str, typer.Option(help="the parameter of one side, as -S takes it; or several, in a row")
     ] = "encoder=unaligned",
-    other: Annotated[str, typer.Option(help="that of the other side")] = "encoder=aligned",
+    other: Annotated[str, typer.Option(help="those of the other side")] = "encoder=aligned",
     seeds: Annotated[
         int | None, typer.Option(min=1, help="train.seeds, where DVC makes the evaluations")
     ] = None,
@@ -42,7 +45,8 @@ def main(
 ) -> str:
     p = read_params(params)
     _check_files(evaluations or [], seeds)
-    _check_sides(baseline, other)
+    if not evaluations:
+        _check_sides(baseline, other, p)
 
     # Nothing of the workspace is touched: the evaluations lie elsewhere.
     with tempfile.TemporaryDirectory() as folder:
@@ -74,14 +78,46 @@ def _check_files(evaluations: list[Path], seeds: int | None) -> None:
         )
 
 
-def _check_sides(baseline: str, other: str) -> None:
-    """Raises InputError unless both set the same parameter."""
-    for option, value in (("--baseline", baseline), ("--other", other)):
-        _check_assignment(option, value)
-    if baseline.partition("=")[0] != other.partition("=")[0]:
+def _check_sides(baseline: str, other: str, p: Params) -> None:
+    """Raises InputError unless both set the same parameters, and can differ by them."""
+    for option, side in (("--baseline", baseline), ("--other", other)):
+        for assignment in assignments(side):
+            _check_assignment(option, assignment)
+
+    first, second = (
+        dict(assignment.split("=", 1) for assignment in assignments(side))
+        for side in (baseline, other)
+    )
+    if first.keys() != second.keys():
         raise InputError(
-            f"--baseline and --other should set the same parameter, got {baseline} and {other}"
+            f"--baseline and --other should set the same parameters, got {baseline} and {other}"
         )
+
+    encoders = {values.get("encoder", p.encoder) for values in (first, second)}
+    if "alignment" in first and encoders == {"unaligned"}:
+        raise InputError(
+            f"{baseline} and {other} give the same: the encoder is unaligned on both sides, and "
+            "an alignment changes the aligned one alone; make compare BASELINE='encoder=aligned "
+            f"alignment={first['alignment']}' OTHER='encoder=aligned "
+            f"alignment={second['alignment']}'"
+        )
+    _check_alignment(baseline, first, p)
+    _check_alignment(other, second, p)
+
+
+def _check_alignment(side: str, values: Mapping[str, str], p: Params) -> None:
+    """Raises InputError where the image model of a side has no such alignment."""
+    if values.get("encoder", p.encoder) != "aligned":
+        return
+    try:
+        find_alignment(values.get("backbone", p.backbone), values.get("alignment", p.alignment))
+    except InputError as error:
+        raise InputError(f"the side {side} cannot be made: {error}") from error
+
+
+def assignments(side: str) -> list[str]:
+    """The assignments of a side: a space before a name and `=` separates them."""
+    return re.split(r"\s+(?=[\w.]+=)", side.strip())
 
 
 def _check_assignment(option: str, value: str) -> None:
@@ -96,23 +132,25 @@ def _check_assignment(option: str, value: str) -> None:
         raise InputError(f"{option} is {value}: params.yaml has no key {key}{near}")
 
 
-def evaluate(assignment: str, seeds: int | None, target: Path) -> Path:
+def evaluate(side: str, seeds: int | None, target: Path) -> Path:
     """Have DVC make an evaluation, and copy it to `target`.
 
-    The parameters are those of the workspace, but for `assignment` (key=value) and `seeds`.
+    The parameters are those of the workspace, but for those of the side (key=value, or several with
+    spaces between) and `seeds`.
     """
-    print(f"{assignment}: taken from DVC's cache, or trained and evaluated", flush=True)
+    print(f"{side}: taken from DVC's cache, or trained and evaluated", flush=True)
     # With the number of this process: two comparisons at once must not take one name.
     name = f"compare-{target.stem}-{os.getpid()}"
-    settings = ["-S", assignment]
+    values = assignments(side)
     if seeds:
-        settings += ["-S", f"train.seeds={seeds}"]
+        values.append(f"train.seeds={seeds}")
+    settings = [argument for value in values for argument in ("-S", value)]
     command = ["dvc", "exp", "run", "--quiet", "--temp", "--name", name, *settings, "evaluate"]
 
     try:
         if subprocess.run(command).returncode:
             raise InputError(
-                f"the side {assignment} could not be evaluated; the lines above tell why (a file "
+                f"the side {side} could not be evaluated; the lines above tell why (a file "
                 "that git does not know is not taken along: git add it)"
             )
         # An experiment is a commit, so that its files are read without a checkout.

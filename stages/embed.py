@@ -7,7 +7,7 @@ from pipeline.compute.devices import pick_device
 from pipeline.errors import EMBED_AGAIN, InputError
 from pipeline.images.embedder import embed_images
 from pipeline.images.embeddings import read_about, read_health, write_no_embeddings
-from pipeline.images.models.table import OfCache, find_alignment, find_model
+from pipeline.images.models.table import OfCache, OwnCheckpoint, find_alignment, find_model
 from pipeline.params import read_params
 from pipeline.sections import Embed
 from stages import run, show
@@ -56,15 +56,21 @@ def embed(parameters: Embed, backbone: str, alignment: str, paths: Paths) -> str
     # Some alignments are computed from the unaligned embeddings, and no image is read.
     if isinstance(load, OfCache):
         _check_backbone(paths.unaligned, backbone)
-        load.write(paths.unaligned, paths.weights / load.file, paths.target)
+        load.write(paths.unaligned, paths.weights, paths.target)
     else:
+        file = model.file
+        notes = {"backbone": backbone, "encoder": encoder, "alignment": alignment}
+        if isinstance(load, OwnCheckpoint):
+            file = load.file
+            notes["caveat"] = load.caveat
+            load = load.load
         embed_images(
             paths.image_table,
             paths.images,
             load,
-            paths.weights / model.file,
+            paths.weights / file,
             paths.target,
-            {"backbone": backbone, "encoder": encoder, "alignment": alignment},
+            notes,
             parameters,
             pick_device(parameters.device),
         )

@@ -55,12 +55,13 @@ def main(
     ]
 
     settings = settings_of(trained, files, embeddings)
+    caveat = {"caveat": " ".join(caveats_of(embeddings))} if caveats_of(embeddings) else {}
     everything = Similarities(
         image_ids=axes.image_ids,
         concept=axes.concept,
         things_concept=axes.things_concept,
         results=[subject.result for subject in scores],
-        made_with=made_with | {"settings": settings},
+        made_with=made_with | caveat | {"settings": settings},
     )
 
     write_similarities(similarities, everything)

@@ -29,6 +29,7 @@ def main(
 
     user_files = UserFiles(open_copies(p.download.own_copy), left_in)
     addresses = {
+        "alignet": p.download.alignet,
         "dino": p.download.dino,
         "dreamsim_releases": p.download.dreamsim_releases,
         "glocal": p.download.glocal,
@@ -41,9 +42,9 @@ def main(
         model.stand_in(weights)
     elif model.published:
         for file in model.published:
-            url = f"{addresses[file.root].rstrip('/')}/{file.path}"
+            parts = [addresses[file.root].rstrip("/"), file.commit, file.path]
             fetch_file(
-                url,
+                "/".join(part for part in parts if part),
                 weights,
                 file.name,
                 file.sha256,
@@ -54,6 +55,11 @@ def main(
     elif Path(p.download.weights_file).is_file():
         with replacing(weights / model.file) as copy:
             shutil.copyfile(p.download.weights_file, copy)
+        print(
+            f"{p.download.weights_file}: gets the pictures and activations that timm has for "
+            f"{backbone}; if it was trained with others, its embeddings are wrong, and nothing in "
+            "the file tells"
+        )
     else:
         raise InputError(
             f"download.weights_file is {p.download.weights_file}: the weights of {backbone} are "

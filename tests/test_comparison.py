@@ -1,6 +1,7 @@
 import dataclasses
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -32,12 +33,66 @@ N = 20
             "aligned",
             "--baseline is aligned: expected a parameter and its value, such as encoder=aligned",
         ),
-        ("seed=1", "should set the same parameter, got seed=1 and encoder=aligned"),
+        ("seed=1", "should set the same parameters, got seed=1 and encoder=aligned"),
+        (
+            "encoder=aligned alignment=glocal",
+            "should set the same parameters, got encoder=aligned alignment=glocal and encoder=al",
+        ),
+        (
+            "encoder=unaligned alignmen=glocal",
+            "--baseline is alignmen=glocal: params.yaml has no key alignmen; is it alignment[?]",
+        ),
     ],
 )
 def test_a_side_that_sets_no_parameter_is_told_before_dvc_runs(baseline: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
         stages.compare.main(baseline=baseline)
+
+
+def test_two_alignments_of_the_unaligned_encoder_are_told_before_dvc_runs() -> None:
+    message = (
+        "alignment=dreamsim and alignment=glocal give the same: the encoder is unaligned on both "
+        "sides, .*; make compare BASELINE='encoder=aligned alignment=dreamsim' "
+        "OTHER='encoder=aligned alignment=glocal'$"
+    )
+    with pytest.raises(InputError, match=message):
+        stages.compare.main(baseline="alignment=dreamsim", other="alignment=glocal")
+
+
+def test_an_alignment_that_the_backbone_has_not_is_told_before_dvc_runs() -> None:
+    sides = {
+        side: f"encoder=aligned alignment={kind}"
+        for side, kind in (("baseline", "dreamsim"), ("other", "glocal"))
+    }
+    message = (
+        "the side encoder=aligned alignment=glocal cannot be made: alignment is 'glocal': "
+        "synclr_vitb16 is aligned by dreamsim alone"
+    )
+    with pytest.raises(InputError, match=message):
+        stages.compare.main(**sides)
+
+
+def test_each_parameter_of_a_side_is_given_to_dvc(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    commands = []
+
+    def run(command: list[str], **_: object) -> SimpleNamespace:
+        commands.append(command)
+        return SimpleNamespace(returncode=1)
+
+    monkeypatch.setattr(stages.compare.subprocess, "run", run)
+    side = "encoder=aligned preprocess.channels=[O1, Oz]  alignment=glocal"
+    with pytest.raises(InputError, match="the side encoder=aligned preprocess.channels"):
+        stages.compare.evaluate(side, 3, tmp_path / "other.h5")
+    of_experiment = commands[0]
+    values = [of_experiment[i + 1] for i, word in enumerate(of_experiment) if word == "-S"]
+    assert values == [
+        "encoder=aligned",
+        "preprocess.channels=[O1, Oz]",
+        "alignment=glocal",
+        "train.seeds=3",
+    ]
 
 
 def test_one_evaluation_is_not_enough() -> None:
@@ -447,6 +502,50 @@ def test_any_one_thing_can_be_compared(thing):
     assert reverse["metrics"]["top1_acc"]["difference"] == pytest.approx(-0.3)
     assert reverse["metrics"]["top1_acc"]["p"] == result["metrics"]["top1_acc"]["p"]
     assert f"with the {thing} {a} decoding is worse than with {b}: top-1" in reverse["answer"]
+
+
+OF_ALIGNET = EMBEDDED | {"checkpoint": "b", "checkpoint_sha256": "2", "preprocessing": "y"}
+
+
+def test_the_caveats_of_the_image_models_are_part_of_the_answer():
+    glocal = side(14, encoder="aligned", alignment="glocal", caveat="It saw the test concepts.")
+    result = compare(BASELINES["alignment"], glocal, parameters(), 0)
+    assert result["caveats"] == ["Of glocal: It saw the test concepts."]
+    assert "). Of glocal: It saw the test concepts." in result["answer"]
+
+    # On both sides alike
+    shallow = side(
+        8,
+        with_settings(train={"block": 6}),
+        block=6,
+        encoder="aligned",
+        alignment="glocal",
+        caveat="It saw the test concepts.",
+    )
+    result = compare(glocal, shallow, parameters(), 0)
+    assert result["caveats"] == ["Of last and 6: It saw the test concepts."]
+    assert "caveat" not in result
+
+
+@pytest.mark.parametrize("encoder", ["unaligned", "aligned"])
+def test_an_alignment_in_a_checkpoint_of_its_own_is_compared_and_its_pictures_are_told(encoder):
+    base = side(8, encoder=encoder, alignment="dreamsim" if encoder == "aligned" else "none")
+    alignet = side(14, with_settings(embeddings=OF_ALIGNET), encoder="aligned", alignment="alignet")
+    result = compare(base, alignet, parameters(), 0)
+    assert result["differs_in"] == ("alignment" if encoder == "aligned" else "encoder")
+    [told] = result["caveats"]
+    assert told.startswith("The two see the pictures prepared in different ways: ")
+    assert told.endswith(f"{result['baseline']} (x), {result['other']} (y).")
+    assert told in result["answer"]
+
+
+@pytest.mark.parametrize("key", ["checkpoint_sha256", "preprocessing"])
+def test_another_file_of_the_same_name_is_refused(key):
+    other = side(
+        14, with_settings(embeddings={key: "other"}), encoder="aligned", alignment="dreamsim"
+    )
+    with pytest.raises(InputError, match=f"differ in settings.embeddings.{key} .* too"):
+        compare(side(8), other, parameters(), 0)
 
 
 def test_a_mix_of_blocks_is_compared_with_a_block():

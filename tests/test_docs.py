@@ -28,6 +28,7 @@ from pipeline.images.embeddings import write_embeddings
 from pipeline.params import read_params
 from pipeline.sections import Runs
 from pipeline.train.runs import train_all
+from stages.compare import assignments
 from stages.names import check_names
 from tests.test_contract import code_files
 from tests.tiny import make_prepared, quick_recipe
@@ -92,7 +93,9 @@ def check_command(command: str, folder: Path) -> None:
                 )
                 require(known, f"the Makefile knows no {name}")
                 if is_variable:
-                    check_values([f"train.seeds={value}" if name == "SEEDS" else value], folder)
+                    check_values(
+                        [f"train.seeds={value}"] if name == "SEEDS" else assignments(value), folder
+                    )
         case ["python", "-m", module, *words]:
             require(importlib.util.find_spec(module), f"there is no module {module}")
             if module.startswith("stages."):
@@ -100,7 +103,7 @@ def check_command(command: str, folder: Path) -> None:
                 app.command()(importlib.import_module(module).main)
                 given = typer.main.get_command(app).make_context(module, words).params.values()
                 for value in given:
-                    check_values([value] if "=" in str(value) else [], folder)
+                    check_values(assignments(value) if "=" in str(value) else [], folder)
         case ["pip", "install", "-e", project, "-c", constraints]:
             extras = set(re.findall(r"\w+", project))
             there = tomllib.loads(Path("pyproject.toml").read_text())["project"][

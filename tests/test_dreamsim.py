@@ -223,7 +223,7 @@ def test_the_backbones_are_everywhere_the_same() -> None:
 
 def test_the_archives_are_where_dreamsim_gets_them() -> None:
     for name, address in dreamsim_weights.items():
-        [file] = IMAGE_MODELS[name].published
+        file = IMAGE_MODELS[name].published[0]
         assert (
             file.root,
             f"https://github.com/ssundaram21/dreamsim/releases/download/{file.path}",

@@ -7,6 +7,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+import torch
 import yaml
 
 from pipeline.datasets.image_table import write_image_table
@@ -18,6 +19,7 @@ from pipeline.files import sha256
 from pipeline.images.embeddings import read_about, read_embeddings, read_health, write_embeddings
 from pipeline.images.models.glocal import read_transform, write_aligned
 from pipeline.images.models.table import IMAGE_MODELS
+from pipeline.images.models.vit import ImageEncoder, ViT
 from pipeline.images.stand_ins.published_vits import MEAN, STD
 from stages import embed, weights
 
@@ -263,12 +265,124 @@ def test_the_transforms_are_where_thingsvision_gets_them() -> None:
         if "glocal" in model.aligned
     }
     assert {name: (file.root, file.path) for name, file in published.items()} == {
-        name: ("glocal", f"{path}/transform.npz")
+        name: ("glocal", f"transforms/{path}/transform.npz")
         for name, path in (
             ("clip_vitl14", "clip_ViT-L/14/visual"),
             ("open_clip_vitl14_laion400m", "OpenCLIP_ViT-L-14_laion400m_e32/visual"),
             ("open_clip_vitl14_laion2b", "OpenCLIP_ViT-L-14_laion2b_s32b_b82k/visual"),
+            ("dino_vitb16", "dino-vit-base-p16/norm"),
             ("dino_vitb8", "dino-vit-base-p8/norm"),
+            ("dinov2_vitb14", "dinov2-vit-base-p14/norm"),
             ("dinov2_vitl14", "dinov2-vit-large-p14/norm"),
         )
     }
+    # No two are the same file, and each is known to the last bit.
+    assert len({file.sha256 for file in published.values()}) == len(published)
+    assert all(len(file.sha256) == 64 for file in published.values())
+    assert {file.commit for file in published.values()} == {
+        "d1860d3e71c2e42cd345438c861f19478d15a95d"
+    }
+
+
+def test_a_transform_is_fetched_at_its_commit_and_checked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetched = []
+    monkeypatch.setattr(weights, "fetch_file", lambda *args, **_: fetched.append(args))
+    params = yaml.safe_load(Path("params.yaml").read_text()) | {"dataset": "things-eeg2"}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights/x").touch()  # so that the stage has something to show
+    weights.main(tmp_path / "params.yaml", "dinov2_vitb14", tmp_path / "weights")
+    assert fetched[1] == (
+        "https://raw.githubusercontent.com/LukasMut/gLocal/"
+        "d1860d3e71c2e42cd345438c861f19478d15a95d/"
+        "transforms/dinov2-vit-base-p14/norm/transform.npz",
+        tmp_path / "weights",
+        "glocal_dinov2_vitb14.npz",
+        "9cf041b79d8c4e16d4c9b1a4dc50c9c32f95bdcd3321ed0bf94b128c9b99b947",
+    )
+
+
+@pytest.fixture(scope="module", params=["dino_vitb16", "dinov2_vitb14"])
+def of_both(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[str, Path]:
+    """A backbone with both alignments, and the folder of the stand-ins of its weights."""
+    folder = tmp_path_factory.mktemp(request.param)
+    IMAGE_MODELS[request.param].stand_in(folder)
+    return request.param, folder
+
+
+def tokens_of_last_block(encoder: ImageEncoder, normed: bool) -> np.ndarray:
+    vit = encoder.vits[0].vit
+    pixels = torch.rand(40, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        return ImageEncoder([ViT(vit, normed=normed)])(pixels)[0].numpy()
+
+
+def test_beside_dreamsim_the_cached_token_passes_the_last_layer_norm_first(
+    of_both: tuple[str, Path], tmp_path: Path
+) -> None:
+    """So that gLocal gets what it was fitted on, from the cache that DreamSim is compared with."""
+    name, folder = of_both
+    model = IMAGE_MODELS[name]
+    encoder = model.unaligned(folder / model.file)[0]
+    norm = encoder.vits[0].vit.norm
+    with torch.no_grad():  # stand-ins have scale 1 and bias 0
+        norm.weight.copy_(torch.linspace(0.5, 2, len(norm.weight)))
+        norm.bias.copy_(torch.linspace(-1, 1, len(norm.bias)))
+
+    before, after = (tokens_of_last_block(encoder, normed) for normed in (False, True))
+    ids = IDS[:40]
+    blocks = [("last", before, {"feature": "CLS token, before the last LayerNorm"})]
+    write_embeddings(
+        tmp_path / "unaligned.h5", ids, [*blocks, ("blur-8/last", before[::-1], {})], ABOUT
+    )
+    file = folder / model.published[1].name
+    write_aligned(tmp_path / "unaligned.h5", file, tmp_path / "aligned.h5", "words", norm)
+
+    aligned = read_embeddings(tmp_path / "aligned.h5", "last").values
+    with np.load(file) as transform:
+        expected = thingsvisions(after, dict(transform))
+    np.testing.assert_allclose(aligned, expected, rtol=0, atol=2e-4)
+    blurred = read_embeddings(tmp_path / "aligned.h5", "last", "blur-8", "blur-8").values
+    assert np.array_equal(blurred, aligned[::-1])
+    about, attributes = read_about(tmp_path / "aligned.h5")
+    expected_feature = "CLS token after the last LayerNorm, transformed by gLocal"
+    assert (attributes["last"]["feature"], about["caveat"]) == (expected_feature, "words")
+
+
+def test_both_alignments_of_one_base_are_made_with_the_same_settings(
+    of_both: tuple[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, folder = of_both
+    monkeypatch.setenv("ALIGNED_EEG_CACHE", str(tmp_path / "cache"))
+    size = Size(
+        train_concepts=4,
+        images_per_concept=2,
+        test_concepts=3,
+        train_repetitions=1,
+        test_repetitions=1,
+    )
+    make_raw([], tmp_path / "eeg", tmp_path / "images", tmp_path / "metadata", size)
+    write_image_table(tmp_path / "images.csv", SAMPLE.read_metadata(tmp_path / "metadata"))
+    caches = {kind: tmp_path / f"{kind}.h5" for kind in ("none", "dreamsim", "glocal")}
+    for kind, cache in caches.items():
+        inputs = tmp_path / "images", tmp_path / "images.csv", folder, caches["none"]
+        embed.main(Path("params.yaml"), name, kind, *inputs, cache)
+
+    values = {kind: read_embeddings(cache, "last").values for kind, cache in caches.items()}
+    model = IMAGE_MODELS[name]
+    norm = model.unaligned(folder / model.file)[0].vits[0].vit.norm
+    with torch.inference_mode(), np.load(folder / model.published[1].name) as transform:
+        expected = thingsvisions(norm(torch.from_numpy(values["none"])).numpy(), dict(transform))
+    np.testing.assert_allclose(values["glocal"], expected, rtol=0, atol=1e-5)
+    assert np.abs(values["glocal"] - values["dreamsim"]).max() > 0.1
+
+    # So that the two can be compared; what differs besides is told.
+    assert settings_of({}, [], caches["glocal"]) == settings_of({}, [], caches["dreamsim"])
+    caveat = read_about(caches["glocal"])[0]["caveat"]
+    assert "the test concepts among them" in caveat and "gets the whole picture here" in caveat
+    assert "after the last LayerNorm" in caveat
+    assert ("is not proved" in caveat) == (name == "dinov2_vitb14")

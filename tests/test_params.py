@@ -153,12 +153,11 @@ def test_a_view_that_there_is_not_is_told_before_any_work(tmp_path):
             "synclr_vitb16 is aligned by dreamsim alone; set alignment to dreamsim",
         ),
         (
-            "dino_vitb16",
+            "dino_vitb16_patch",
             "aligned",
             "glocal",
-            "are one and the same file, so that at least one is another model's",
+            "dino_vitb16_patch is aligned by dreamsim alone; set alignment to dreamsim",
         ),
-        ("dinov2_vitb14", "aligned", "glocal", "and both are refused; set alignment to dreamsim"),
         (
             "timm/vit_tiny_patch16_224",
             "aligned",
@@ -172,6 +171,12 @@ def test_a_backbone_without_that_alignment_is_told(backbone, encoder, alignment,
     with pytest.raises(InputError, match=f"^params.yaml: .*{message}") as error:
         check_image_model(backbone, encoder, alignment)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("backbone", ["dino_vitb16", "dinov2_vitb14"])
+@pytest.mark.parametrize("alignment", ["dreamsim", "glocal"])
+def test_a_base_with_both_alignments_takes_either(backbone, alignment):
+    check_image_model(backbone, "aligned", alignment)
 
 
 @pytest.mark.parametrize("backbone", ["clip_vitl14", "timm/vit_tiny_patch16_224", "synclr_vitb16"])

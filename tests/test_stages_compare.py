@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -53,6 +54,40 @@ def test_both_encoders_are_compared_and_the_workspace_stays(project, tmp_path):
         "python3", "-m", "stages.compare", "--seeds", "2", evaluation, evaluation, fails=True
     )
     assert "error: --seeds is for evaluations that DVC makes" in refused
+    project.run("git", "checkout", "metrics/comparison.json")
+
+
+@pytest.mark.long
+def test_two_alignments_of_one_base_are_compared_on_one_unaligned_cache(project):
+    """DreamSim's and gLocal's of DINO, end to end on stand-ins and synthetic data, as few as in other tests."""
+    sample, params = (
+        project.folder / name for name in ("pipeline/datasets/sample.py", "params.yaml")
+    )
+    shipped = {path: path.read_bytes() for path in (sample, params)}
+    text = sample.read_text()
+    for count, value in (("train_concepts", 12), ("images_per_concept", 2), ("test_concepts", 6)):
+        text = re.sub(rf"(    {count}: int = )\d+", rf"\g<1>{value}", text)
+    sample.write_text(text)
+    project.set(dataset="sample", backbone="dino_vitb16", embed__blocks=["last"], train__epochs=2)
+    baseline, other = (f"encoder=aligned alignment={kind}" for kind in ("dreamsim", "glocal"))
+    command = ("python3", "-m", "stages.compare", "--baseline", baseline, "--other", other)
+    command += ("--seeds", "2")
+    try:
+        output = " ".join(project.run(*command).split())
+        again = project.run(*command)
+    finally:
+        for path, content in shipped.items():
+            path.write_bytes(content)
+
+    result = json.loads((project.folder / "metrics/comparison.json").read_text())
+    assert (result["differs_in"], result["backbone"]) == ("alignment", "dino_vitb16")
+    assert (result["baseline"], result["other"]) == ("dreamsim", "glocal")
+    assert result["synthetic"] and result["answer"] in output
+    [caveat] = result["caveats"]
+    assert caveat.startswith("Of glocal: gLocal's transform was fitted on people's judgements")
+    assert "gets the whole picture here" in caveat and caveat in result["answer"]
+    # The unaligned cache is made once, and nothing is made twice.
+    assert output.count("embed unaligned:") <= 1 and "embed " not in again
     project.run("git", "checkout", "metrics/comparison.json")
 
 

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torchvision.transforms.v2 import functional as transforms
 
 from pipeline.errors import InputError
 from pipeline.images.views import check_views, degrade
@@ -50,16 +49,81 @@ def test_the_steps_across_a_blurred_edge_are_a_gaussian_of_that_sd(view, sd, axi
     assert 0.96 * sd < np.sqrt(impulse @ (at - mean) ** 2) < 1.002 * sd
 
 
-@pytest.mark.parametrize(
-    ("kernel", "view"), [(3, "blur-0.8"), (15, "blur-2.6"), (45, "blur-7.1"), (51, "blur-8")]
-)
-def test_a_blur_is_that_of_the_published_kernel(kernel, view):
-    """Torchvision takes the sd that OpenCV takes for a kernel; the sums may end on either side of a half."""
-    difference = (
-        degrade(NOISY, view, "a.jpg").int()
-        - transforms.gaussian_blur(NOISY, [kernel, kernel]).int()
+# What OpenCV 4.10 and 5.0 make of a line of one pixel: half of the kernel, from its edge to its middle.
+KERNELS = {
+    "blur-0.8": [64, 128],
+    "blur-1.1": [16, 64, 96],
+    "blur-1.4": [8, 28, 56, 72],
+    "blur-1.7": [4, 13, 30, 51, 60],
+    "blur-2.6": [1, 3, 6, 12, 20, 30, 36, 40],
+    "blur-7.1": [0, 0, 1, 0, 1, 0, 2, 1, 2, 3, 3, 5, 5, 6, 8, 9, 10, 11, 13, 13, 14, 14, 14],
+}
+
+
+@pytest.mark.parametrize("view", KERNELS)
+def test_a_blurred_line_is_opencv_s_kernel(view):
+    line = torch.zeros(3, SIDE, SIDE, dtype=torch.uint8)
+    line[:, :, 112] = 255
+    half = KERNELS[view]
+    expected = [*half, *half[-2::-1]]
+    blurred = degrade(line, view, "a.jpg")[:, 0, 113 - len(half) : 112 + len(half)]
+    assert blurred.tolist() == [expected] * 3
+
+
+def blurred_in_numpy(picture: np.ndarray, n_pixels: int) -> np.ndarray:
+    """OpenCV's blur of 8-bit pictures (H, W, 3) by a kernel of n pixels, in whole numbers."""
+    sd, middle = 0.15 * n_pixels + 0.35, n_pixels // 2
+    weights = [np.exp(-(((i - middle) / sd) ** 2) / 2) for i in range(n_pixels)]
+    kernel, left = [0] * n_pixels, 0.0
+    for i in range(middle):
+        left += 256 * weights[i] / sum(weights)
+        kernel[i] = kernel[-1 - i] = round(left)
+        left -= kernel[i]
+    kernel[middle] = 256 - sum(kernel)
+
+    wide = np.pad(picture.astype(np.int64), [(middle, middle), (middle, middle), (0, 0)], "reflect")
+    rows = sum(value * wide[:, i : i + SIDE] for i, value in enumerate(kernel))
+    return sum(value * rows[i : i + SIDE] for i, value in enumerate(kernel)) + 2**15 >> 16
+
+
+def several_pictures() -> list[np.ndarray]:
+    """Noise, squares of black and white, and something smooth."""
+    rng = np.random.default_rng(0)
+    squares = np.kron(rng.integers(0, 2, (28, 28, 3)), np.full((8, 8, 1), 255)).astype(np.uint8)
+    colours = Image.fromarray(rng.integers(0, 256, (6, 6, 3), np.uint8))
+    return [
+        NOISY.permute(1, 2, 0).numpy(),
+        squares,
+        np.array(colours.resize((SIDE, SIDE), Image.Resampling.BICUBIC)),
+    ]
+
+
+def degraded(picture: np.ndarray, view: str) -> np.ndarray:
+    return degrade(torch.from_numpy(picture).permute(2, 0, 1), view, "a").permute(1, 2, 0).numpy()
+
+
+def name_of_blur(n_pixels: int) -> str:
+    return f"blur-{0.15 * n_pixels + 0.35:.2g}"
+
+
+PUBLISHED_KERNELS = [*range(3, 64, 6), 51]  # of the AAAI 2026 work and NeuroBridge; UBP
+
+
+@pytest.mark.parametrize("n_pixels", [n for n in PUBLISHED_KERNELS if n > 9])
+def test_a_wide_blur_is_opencv_s_formula(n_pixels):
+    for picture in several_pictures():
+        expected = blurred_in_numpy(picture, n_pixels)
+        assert np.array_equal(degraded(picture, name_of_blur(n_pixels)), expected)
+
+
+@pytest.mark.parametrize("n_pixels", [5, 7, *PUBLISHED_KERNELS])
+def test_a_blur_is_opencv_s_own(n_pixels):
+    cv2 = pytest.importorskip(
+        "cv2", reason="OpenCV is not installed (pip install opencv-python-headless)"
     )
-    assert difference.abs().max() <= 1 and (difference != 0).float().mean() < 1e-3
+    for picture in several_pictures():
+        expected = cv2.GaussianBlur(picture, (n_pixels, n_pixels), 0)
+        assert np.array_equal(degraded(picture, name_of_blur(n_pixels)), expected)
 
 
 def test_a_low_resolution_is_that_of_pillow():

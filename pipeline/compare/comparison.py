@@ -21,11 +21,12 @@ from pipeline.sections import Evaluate
 
 # The factors of a comparison, and for each the facts of an evaluation that may differ with it
 # (patterns of fnmatch). The values of the first fact name the two sides.
-FACTORS = {
-    "encoder": ("encoder", "alignment"),
-    "alignment": ("alignment",),
+FACTORS: dict[str, tuple[str, ...]] = {
+    "encoder": ("encoder", "alignment", "caveat", "settings.embeddings.checkpoint"),
+    "alignment": ("alignment", "caveat", "settings.embeddings.checkpoint"),
     "backbone": (
         "backbone",
+        "caveat",
         "settings.embeddings.backbone",
         "settings.embeddings.checkpoint*",
         "settings.embeddings.preprocessing",
@@ -42,6 +43,9 @@ FACTORS = {
     "EEG encoder": ("settings.train.eeg_encoder",),
     "channels": ("settings.eeg of *.channels",),
 }
+# With the name of the checkpoint, where an alignment has a checkpoint of its own: its hash, and how
+# its pictures are prepared. A file of one name must be the same file.
+OF_OWN_CHECKPOINT = ("settings.embeddings.checkpoint_sha256", "settings.embeddings.preprocessing")
 ONE_SEED = (
     "Another seed alone moves top-1 by some 2 points in simulations, more with other recipes "
     "(docs/protocols.md, Seeds): `make compare SEEDS=5` trains five."
@@ -68,7 +72,7 @@ def compare(
         sides = {label: sides[label] for label in sorted(labels, reverse=True)}
 
     # What differs by the factor holds for one side only.
-    dropped = ("settings", *FACTORS[factor])
+    dropped = ("settings", "caveat", *FACTORS[factor])
     made_with = other.made_with
     n_way = len(other.image_ids)
     comparison: dict[str, Any] = {
@@ -99,7 +103,9 @@ def compare(
         comparison["cosines"] = {"edges": COSINE_EDGES.tolist()} | histograms
 
     verdict, sentence = _verdict(comparison)
-    answer = {"answer": sentence + warning_sentences(comparison), "verdict": verdict}
+    comparison["caveats"] = _caveats(sides, factor)
+    sentences = " ".join([sentence, *comparison["caveats"]]) + warning_sentences(comparison)
+    answer = {"answer": sentences, "verdict": verdict}
     return answer | comparison | {"settings": made_with["settings"]}
 
 
@@ -167,8 +173,11 @@ def _find_factor(first: dict[str, Any], second: dict[str, Any]) -> tuple[str, tu
     # All else that differs must follow from the factor.
     [(factor, fact)] = factors.items()
     labels = _label(first.get(fact)), _label(second.get(fact))
+    patterns = FACTORS[factor]
+    if "settings.embeddings.checkpoint" in differing:
+        patterns += OF_OWN_CHECKPOINT
     for name in differing:
-        if not any(fnmatch.fnmatch(name, pattern) for pattern in FACTORS[factor]):
+        if not any(fnmatch.fnmatch(name, pattern) for pattern in patterns):
             raise InputError(
                 f"the two evaluations ({' and '.join(labels)}) differ in "
                 f"{_describe_fact(name, first, second)} too, and so not in the {factor} alone: "
@@ -254,6 +263,25 @@ def cosine_histograms(results: list[SubjectResult]) -> dict[str, list[int]]:
         cosines = np.concatenate([result.similarity[pairs] for result in results]).clip(-1, 1)
         counts[name] = np.histogram(cosines, COSINE_EDGES)[0].tolist()
     return counts
+
+
+def _caveats(sides: Mapping[str, Similarities], factor: str) -> list[str]:
+    """What must be said of the image models of the sides, each sentence once."""
+    labels_of: dict[str, list[str]] = {}
+    for label, side in sides.items():
+        if "caveat" in side.made_with:
+            labels_of.setdefault(side.made_with["caveat"], []).append(label)
+    caveats = [f"Of {' and '.join(labels)}: {caveat}" for caveat, labels in labels_of.items()]
+
+    # Another backbone has its own pictures in any case.
+    pictures = {
+        label: _flatten(side.made_with).get("settings.embeddings.preprocessing")
+        for label, side in sides.items()
+    }
+    if factor in ("encoder", "alignment") and len(set(pictures.values())) > 1:
+        in_words = ", ".join(f"{label} ({words})" for label, words in pictures.items())
+        caveats.append(f"The two see the pictures prepared in different ways: {in_words}.")
+    return caveats
 
 
 def warning_sentences(facts: Mapping[str, Any]) -> str:

@@ -3,7 +3,8 @@
 Axes: N test images, P dimensions of the projected space.
 
 /                      attributes: dataset, synthetic, backbone, encoder, protocol, selected_on;
-                       `settings`: everything else that decides the figures, as JSON
+                       `caveat`: that of the image model, if it has one; `settings`: everything
+                       else that decides the figures, as JSON
 /image_ids (N,)        the test images; every axis N below has their order
 /concept (N,)          their concepts within the test set
 /things_concept (N,)   their concepts in THINGS

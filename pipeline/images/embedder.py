@@ -92,10 +92,10 @@ def embed_images(
 ) -> None:
     """Embed all images of the image table, training and test, and write the cache `target`.
 
-    `load` makes the encoder of the checkpoint. `names` (backbone, encoder, alignment) are stored in
-    the cache. On a CPU the bytes of the file depend only on the inputs, parameters, versions and
-    kind of CPU: not on the number of cores, nor on interruptions. InputError, and no file, where an
-    image is damaged or the embeddings are not sound.
+    `load` makes the encoder of the checkpoint. `names` (backbone, encoder, alignment, and a caveat
+    if there is one) are stored in the cache. On a CPU the bytes of the file depend only on the
+    inputs, parameters, versions and kind of CPU: not on the number of cores, nor on interruptions.
+    InputError, and no file, where an image is damaged or the embeddings are not sound.
     """
     if len(set(parameters.blocks)) < len(parameters.blocks):
         raise InputError(f"embed.blocks names a block twice: {parameters.blocks}; name each once")

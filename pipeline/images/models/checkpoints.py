@@ -43,7 +43,7 @@ def make_vit(
     """
     width = _width(weights, file_name)
     vit = _empty_vit(architecture, width)
-    _check_shapes(weights, _expected_shapes(vit, weights, architecture, width), file_name)
+    check_shapes(weights, _expected_shapes(vit, weights, architecture, width), file_name)
     check_finite(weights, file_name)
 
     vit_weights = {name: value for name, value in weights.items() if name != "proj"}
@@ -102,9 +102,7 @@ def _expected_shapes(
     return shapes
 
 
-def _check_shapes(
-    weights: Weights, expected: Mapping[str, tuple[int, ...]], file_name: str
-) -> None:
+def check_shapes(weights: Weights, expected: Mapping[str, tuple[int, ...]], file_name: str) -> None:
     """InputError for the first weight, by name, that is missing, too many or of another shape."""
     shapes = {name: tuple(value.shape) for name, value in weights.items()}
     for name in sorted(expected.keys() | shapes.keys()):

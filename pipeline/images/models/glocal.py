@@ -4,15 +4,21 @@ Source: arXiv 2306.04507.
 
 `(x - mean) / std @ weights`, and `+ bias` where there is one, as thingsvision's `align` applies it.
 The aligned cache is computed from the unaligned one. The files of the transforms are those of
-github.com/LukasMut/gLocal, transforms/<model>/<module>/transform.npz.
+github.com/LukasMut/gLocal, transforms/<model>/<module>/transform.npz, at the first upload (26 March
+2024): a day later that of DINOv2 ViT-B/14 was overwritten by that of DINO ViT-B/16. The others are
+today what they were then.
 """
 
+import copy
 import io
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
+from torch import nn
 
 from pipeline.errors import InputError
 from pipeline.files import sha256
@@ -28,18 +34,32 @@ from pipeline.untrusted.archives import open_zip, read_member
 from pipeline.untrusted.weights import HOW_TO_MEND, HOW_TO_REPLACE
 
 LARGEST_MEMBER = 2**26  # bytes; 1024 x 1024 float64 are an eighth of it
+COMMIT = "d1860d3e71c2e42cd345438c861f19478d15a95d"  # of the first upload
 N_REFERENCE_ROWS = 8  # computed again, one row at a time
 
-REFUSED = {"dino_vitb16", "dino_vitb16_patch", "dinov2_vitb14", "dinov2_vitb14_patch"}
-WHY_REFUSED = (
-    "the transforms that gLocal publishes for DINO ViT-B/16 and DINOv2 ViT-B/14 are one and the "
-    "same file, so that at least one is another model's, and both are refused; set alignment to "
-    "dreamsim or name another backbone"
-)
 CAVEAT = (
     "gLocal's transform was fitted on people's judgements about the concepts of THINGS, the test "
     "concepts among them: the image model has seen people compare what the EEG is tested on."
 )
+
+# Where one unaligned cache serves both alignments, gLocal gets what DreamSim gets.
+BESIDE_DREAMSIM = (
+    "It was fitted on the middle of each picture (the shorter side resized to 256 pixels, of that "
+    "224 x 224) and gets the whole picture here, as DreamSim does, and it transforms the token "
+    "after the last LayerNorm, where DreamSim and the unaligned encoder give the one before: a "
+    "difference between the two alignments may come from these too."
+)
+NOT_PROVED = (
+    "That this transform fits DINOv2 ViT-B/14 is not proved: it is the file of the first upload "
+    "(d1860d3), which was overwritten a day later by that of DINO ViT-B/16."
+)
+CAVEATS_BESIDE_DREAMSIM = {
+    "dino_vitb16": f"{CAVEAT} {BESIDE_DREAMSIM}",
+    "dinov2_vitb14": f"{CAVEAT} {BESIDE_DREAMSIM} {NOT_PROVED}",
+}
+
+# Embeddings (N, D) of any floating point type -> (N, D)
+Step = Callable[[np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -107,12 +127,19 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
     return arrays
 
 
-def write_aligned(unaligned: Path, transform_file: Path, target: Path) -> None:
+def write_aligned(
+    unaligned: Path,
+    transform_file: Path,
+    target: Path,
+    caveat: str = CAVEAT,
+    last_norm: nn.Module | None = None,
+) -> None:
     """Write the aligned cache, computed from the unaligned one in seconds.
 
     gLocal transforms the CLS token after the last block. Where the unaligned cache lacks it, the
-    aligned cache is empty and says why. InputError where the transform is for embeddings of another
-    size, or the result is not sound.
+    aligned cache is empty and says why. Where the cache holds the token before the model's last
+    LayerNorm, `last_norm` is that layer: the token passes it first. InputError where the transform
+    is for embeddings of another size, or the result is not sound.
     """
     attributes, blocks = read_about(unaligned)
     if attributes.get("tokens") != "cls" or "last" not in blocks:
@@ -133,38 +160,45 @@ def write_aligned(unaligned: Path, transform_file: Path, target: Path) -> None:
             f"those of {unaligned} have {size}; {HOW_TO_REPLACE}"
         )
 
+    def align(embeddings: np.ndarray) -> np.ndarray:
+        return transform(embeddings if last_norm is None else _normalise(embeddings, last_norm))
+
     # A block of a degraded view is called `<view>/last`.
     views = [ORIGINAL, *(name.removesuffix("/last") for name in blocks if name.endswith("/last"))]
     aligned = []
     for view in views:
         name = "last" if view == ORIGINAL else f"{view}/last"
-        values, measures = _align_view(unaligned, view, transform)
+        values, measures = _align_view(unaligned, view, align)
         health.check(
             measures,
             f"{target} (from {transform_file.name}): block {name}",
             tells_images_apart=view == ORIGINAL,
         )
-        feature = f"{blocks[name]['feature']}, transformed by gLocal"
-        aligned.append((name, values, measures | {"feature": feature}))
+        token = "CLS token after the last LayerNorm" if last_norm else blocks[name]["feature"]
+        aligned.append((name, values, measures | {"feature": f"{token}, transformed by gLocal"}))
 
     transform_notes = {"transform": transform_file.name, "sha256": sha256(transform_file)}
     attributes |= {
         "encoder": "aligned",
         "alignment": "glocal",
         "aligned_by": json.dumps(transform_notes, sort_keys=True),
-        "caveat": CAVEAT,
+        "caveat": caveat,
         "only": "gLocal transforms the last block alone",
     }
     write_embeddings(target, list(cache.image_ids), aligned, attributes)
 
 
-def _align_view(
-    unaligned: Path, view: str, transform: Transform
-) -> tuple[np.ndarray, health.Health]:
-    """The transformed embeddings of a view, (N, D) float32, and their health."""
+@torch.inference_mode()
+def _normalise(embeddings: np.ndarray, norm: nn.Module) -> np.ndarray:
+    """(N, D) -> (N, D) float64."""
+    return copy.deepcopy(norm).double()(torch.from_numpy(embeddings).double()).numpy()
+
+
+def _align_view(unaligned: Path, view: str, align: Step) -> tuple[np.ndarray, health.Health]:
+    """The aligned embeddings of a view, (N, D) float32, and their health."""
     before = read_embeddings(unaligned, "last", view, view).values
-    values = transform(before)
+    values = align(before)
 
     rows = np.unique(np.linspace(0, len(values) - 1, N_REFERENCE_ROWS).astype(int))
-    reference = np.concatenate([transform(before[[row]]) for row in rows])
+    reference = np.concatenate([align(before[[row]]) for row in rows])
     return values, health.measure(values, rows, reference)

@@ -39,6 +39,7 @@ from pipeline.untrusted.weights import (
 
 # Data parallel training, torch.compile and Lightning put these before the names of weights.
 PREFIXES = ("module.", "_orig_mod.", "model.")
+PART = "encoder."  # before the names of a model that was trained with heads of another model
 # timm renames these weights, of OpenAI's and open_clip's layouts, and resizes them as it does so.
 _OTHER_NAMES = {"visual.positional_embedding": "pos_embed", "visual.trunk.pos_embed": "pos_embed"}
 
@@ -50,14 +51,17 @@ class PooledModel(ImageEncoder):
     mean: Tensor
     sd: Tensor
 
-    def __init__(self, model: Any, config: dict[str, Any]) -> None:
+    def __init__(
+        self, model: Any, config: Mapping[str, Any], framing: Framing | None = None
+    ) -> None:
+        """`config` is as timm's `pretrained_cfg`; `framing` takes the place of what that says."""
         nn.Module.__init__(self)
         self.model = model
         self.vits = ()
 
         has_blocks = hasattr(model, "forward_intermediates")
         self.n_blocks = len(model.feature_info) if has_blocks else 0
-        self.framing = Framing(config["input_size"][-1], config["interpolation"])
+        self.framing = framing or Framing(config["input_size"][-1], config["interpolation"])
         self.preprocessing = f"{self.framing}; mean {config['mean']} and std {config['std']}"
         self.register_buffer("mean", torch.tensor(config["mean"]).view(3, 1, 1))
         self.register_buffer("sd", torch.tensor(config["std"]).view(3, 1, 1))
@@ -145,6 +149,7 @@ def load_encoder(checkpoint: Path, name: str) -> ImageEncoder:
     skeleton = _skeleton(name)
     saved, place = _find_weights(read_weights(checkpoint), name, checkpoint)
     saved = _without_prefixes(saved, skeleton, checkpoint, place)
+    _check_trained_alone(saved, skeleton, name, checkpoint)
 
     classifier = _classifier(skeleton)
     of_features = {key: value for key, value in saved.items() if not _is_of(key, classifier)}
@@ -262,6 +267,24 @@ def _prefix(saved: Mapping[str, Tensor]) -> str | None:
         if 2 * sum(key.startswith(prefix) for key in saved) >= len(saved):
             return prefix
     return None
+
+
+def _check_trained_alone(
+    saved: Mapping[str, Tensor], skeleton: nn.Module, name: str, checkpoint: Path
+) -> None:
+    """InputError where the weights are those of a part of another model.
+
+    Pictures and activations are then those of that model, and timm knows only its own.
+    """
+    as_a_part = {key for key in saved if key.startswith(PART)}
+    if as_a_part and not saved.keys() & skeleton.state_dict().keys():
+        raise InputError(
+            f"{checkpoint}: {len(as_a_part)} of {len(saved)} names of weights begin with {PART!r}: "
+            f"{name} was trained on as a part of another model, and timm does not know with which "
+            "pictures and activations; for AligNet's SigLIP2 set backbone to siglip2_vitb16 and "
+            "alignment to alignet, and for another model add an entry (docs/adding.md, An image "
+            "model)"
+        )
 
 
 @functools.lru_cache(maxsize=8)

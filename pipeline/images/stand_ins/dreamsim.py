@@ -27,6 +27,7 @@ Kind = Literal["synclr", "dino", "dinov2", "clip"]
 
 N_BLOCKS = 12
 RANK = 16
+WIDTH = 192  # that of dreamsim's `vit_tiny`, quick on a CPU; the published ViTs have 768
 
 # The ViTs of a backbone: the file, kind and patch size of each
 _SYNCLR: tuple[str, Kind, int] = ("synclr_vit_b_16.pth", "synclr", 16)
@@ -51,11 +52,11 @@ BACKBONES: dict[str, tuple[str, float, float, list[tuple[str, Kind, int]]]] = {
 }
 
 
-def make_checkpoint(backbone: str, directory: Path, embed_dim: int = 192) -> None:
+def make_checkpoint(backbone: str, directory: Path, embed_dim: int = WIDTH) -> None:
     """Write `directory`/dreamsim_<backbone>_checkpoint.zip: random ViTs and their LoRA adapter.
 
-    The ViTs have 12 blocks with `embed_dim` / 64 heads. 192 is dreamsim's `vit_tiny`, quick on a
-    CPU; the published ones have 768. InputError for a backbone that DreamSim does not have.
+    The ViTs have 12 blocks with `embed_dim` / 64 heads. InputError for a backbone that DreamSim
+    does not have.
     """
     if backbone not in BACKBONES:
         near = suggestion(backbone, BACKBONES)

@@ -51,8 +51,17 @@ def make_files(name: str, file: str, transform: str, folder: Path, width: int = 
             with part.open("wb") as stream:  # to a path, the bytes would hold the file's name
                 torch.save(saved, stream)
 
+    _write_transform(folder / transform, size, rng)
+
+
+def make_transform(name: str, size: int, target: Path) -> None:
+    """Write `target`, gLocal's transform of embeddings (N, size) of the backbone `name`."""
+    _write_transform(target, size, np.random.default_rng([20231, *name.encode()]))
+
+
+def _write_transform(target: Path, size: int, rng: np.random.Generator) -> None:
     matrix = np.eye(size) + SHARE * rng.standard_normal((size, size)) / np.sqrt(size)
-    with replacing(folder / transform) as part, part.open("wb") as stream:
+    with replacing(target) as part, part.open("wb") as stream:
         numbers = {
             "weights": matrix.astype(np.float32),
             "mean": np.float32(MEAN),

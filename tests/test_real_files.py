@@ -1,0 +1,101 @@
+"""Published files as they are, where the environment variable ALIGNED_EEG_REAL_FILES names a folder of them.
+
+    things/image_metadata.npy           of THINGS-EEG2 (OSF y63gw), CC BY 4.0
+    things/item_names.tsv               the 1,854 concepts in THINGS' order (LukasMut/VICE, data/files)
+    human/vice_things_1854x42.npy       VICE, people's similarity of them (LukasMut/VICE, embeddings/things), GPL-3.0
+    nice/clip_feature_maps_test.npy     CLIP ViT-L/14's features of the 200 test images (eeyhsong/NICE-EEG, dnn_feature)
+    glocal/<model>__<module>.npz        gLocal's transforms (LukasMut/gLocal)
+
+None of them is in this project: VICE's licence is another one.
+"""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.stats import spearmanr
+
+from pipeline.datasets.things_eeg2 import read_metadata
+from pipeline.files import sha256
+from pipeline.images.embeddings import read_embeddings, write_embeddings
+from pipeline.images.models.glocal import read_transform, write_aligned
+from pipeline.images.models.table import IMAGE_MODELS
+
+VARIABLE = "ALIGNED_EEG_REAL_FILES"
+FILES = Path(os.environ.get(VARIABLE, "/nowhere"))
+pytestmark = pytest.mark.skipif(
+    VARIABLE not in os.environ, reason=f"{VARIABLE} names no folder of published files"
+)
+
+TRANSFORMS = {
+    "clip_vitl14": "clip_ViT-L__14__visual",
+    "open_clip_vitl14_laion400m": "OpenCLIP_ViT-L-14_laion400m_e32__visual",
+    "open_clip_vitl14_laion2b": "OpenCLIP_ViT-L-14_laion2b_s32b_b82k__visual",
+    "dino_vitb16": "dino-vit-base-p16__norm",
+    "dino_vitb8": "dino-vit-base-p8__norm",
+    "dinov2_vitb14": "dinov2-vit-base-p14__norm.first-upload-d1860d3",
+    "dinov2_vitl14": "dinov2-vit-large-p14__norm",
+}
+
+
+@pytest.mark.parametrize("backbone", TRANSFORMS)
+def test_each_transform_is_the_published_one_and_is_read(backbone: str) -> None:
+    path = FILES / f"glocal/{TRANSFORMS[backbone]}.npz"
+    [known] = [file for file in IMAGE_MODELS[backbone].published if file.root == "glocal"]
+    assert sha256(path) == known.sha256
+    transform = read_transform(path)
+    size = 1024 if backbone == "dinov2_vitl14" else 768
+    assert transform.weights.shape == (size, size)
+    assert abs(transform.mean) < 0.1 and 0.4 < transform.std < 3
+
+
+def pairs(similarity: np.ndarray) -> np.ndarray:
+    return similarity[np.triu_indices(len(similarity), 1)]
+
+
+def cosines(values: np.ndarray) -> np.ndarray:
+    unit = values / np.linalg.norm(values, axis=1, keepdims=True)
+    return pairs(unit @ unit.T)
+
+
+def similarity_to_people(things_concepts: list[str]) -> np.ndarray:
+    """VICE's similarity of each pair of concepts, which are called as in `00010_aircraft_carrier`.
+
+    Its rows are in THINGS' order: twenty are another concept's where names are sorted by Python.
+    """
+    lines = (FILES / "things/item_names.tsv").read_text().splitlines()[1:]
+    row_of = {line.split("\t")[-1]: row for row, line in enumerate(lines)}
+    rows = [row_of[concept.partition("_")[2]] for concept in things_concepts]
+    human = np.load(FILES / "human/vice_things_1854x42.npy")[rows]
+    return pairs(human @ human.T)
+
+
+def test_gLocal_brings_real_features_nearer_to_people(tmp_path: Path) -> None:
+    """Of the judgements that it was fitted on, so that this tests the path and not gLocal."""
+    images = read_metadata(FILES / "things/image_metadata.npy")["test"]
+    features = np.load(FILES / "nice/clip_feature_maps_test.npy")[:, 0]
+    about = {"backbone": "clip_vitl14", "tokens": "cls"}
+    blocks = [("last", features, {"feature": "CLS token, projected"})]
+    write_embeddings(tmp_path / "unaligned.h5", [*images["image_ids"]], blocks, about)
+    human = similarity_to_people([*images["things_concept"]])
+    assert len(human) == 19_900
+
+    transform = FILES / f"glocal/{TRANSFORMS['clip_vitl14']}.npz"
+    write_aligned(tmp_path / "unaligned.h5", transform, tmp_path / "aligned.h5")
+    aligned = read_embeddings(tmp_path / "aligned.h5", "last")
+    assert [*aligned.image_ids] == [*images["image_ids"]]
+    embeddings = {"unaligned": features, "clip_vitl14": aligned.values}
+
+    # Transforms of the same size that belong to other models
+    for name in TRANSFORMS.keys() - {"clip_vitl14", "dinov2_vitl14"}:
+        of_another = read_transform(FILES / f"glocal/{TRANSFORMS[name]}.npz")
+        embeddings[name] = of_another(features)
+
+    agreement = {
+        name: spearmanr(human, cosines(values)).statistic for name, values in embeddings.items()
+    }
+    print({name: round(float(value), 4) for name, value in agreement.items()})  # by pytest -rP
+    assert agreement.pop("unaligned") == pytest.approx(0.406, abs=5e-4)
+    assert agreement.pop("clip_vitl14") == pytest.approx(0.844, abs=1e-3)
+    assert max(agreement.values()) < 0.45  # those of other models
