@@ -25,6 +25,7 @@ class Samples:
     things_concept: np.ndarray  # (M,) str
     sfreq: float  # Hz
     start: float = 0.0  # time of the first of T, in s from stimulus onset
+    ch_names: tuple[str, ...] = ()  # C names, or none if no EEG encoder needs them
 
     def take(self, rows: np.ndarray) -> "Samples":
         return Samples(
@@ -34,6 +35,7 @@ class Samples:
             self.things_concept[rows],
             self.sfreq,
             self.start,
+            self.ch_names,
         )
 
     def to(self, device: torch.device) -> "Samples":
@@ -115,6 +117,7 @@ class LoadedEeg:
             things_concept,
             first.sfreq,
             start=float(first.times[0]),
+            ch_names=first.ch_names,
         )
 
     def _read(self, path: Path) -> None:
