@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.datasets.table import DATASETS
+from pipeline.eeg_encoders import table as eeg_encoders
 from pipeline.errors import TRAIN_AGAIN, InputError
 from pipeline.evaluate.evaluation import headline, summarise_block_weights, tabulate
 from pipeline.evaluate.scoring import score
@@ -46,6 +47,7 @@ def main(
     summary |= summarise_block_weights(notes for _, notes in models)
     summary["caveats"] = [
         *DATASETS[p.dataset].caveats,
+        *eeg_encoders.caveats_of(trained["eeg_encoder"]),
         *caveats_of(embeddings),
         *axes.caveats,
     ]

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pipeline.eeg_encoders.nice import NiceRecipe
 from pipeline.eeg_encoders.pretrained import resample_to_patches
-from pipeline.eeg_encoders.table import is_pretrained, make_eeg_encoder
+from pipeline.eeg_encoders.table import caveats_of, is_pretrained, make_eeg_encoder
 from pipeline.errors import InputError
 from pipeline.params import read_params
 from pipeline.sections import Runs
@@ -26,6 +27,7 @@ from pipeline.train.model import ContrastiveModel, ModelSizes, load_model, save_
 from pipeline.train.projection import project
 from pipeline.train.runs import train_all
 from pipeline.train.stack import Stack
+from stages import evaluate
 from stages.names import check_names
 from tests.eeg_weights import POSITIONS, publish
 from tests.tiny import make_embeddings, make_prepared, quick_recipe
@@ -376,6 +378,21 @@ def test_no_other_encoder_looks_at_the_weights(tmp_path):
     assert hash_eeg_weights(quick_recipe(eeg_weights=str(tmp_path / "missing"))) == []
     assert not is_pretrained("nice-recipe") and not is_pretrained("eegnet")
     assert all(is_pretrained(name) for name in NAMES)
+
+
+def test_what_a_result_must_say_is_in_its_figures(data, tmp_path, monkeypatch):
+    """REVE may have seen the test EEG; here the caveat is given to a quicker encoder."""
+    [caveat] = caveats_of("reve")
+    assert "may have seen the test EEG" in caveat
+    assert not caveats_of("nice-recipe") and not caveats_of("eegnet")
+
+    monkeypatch.setattr(NiceRecipe, "caveats", (caveat,))
+    recipe = quick_recipe(epochs=1)
+    train_all(data / "eeg", data / "embeddings.h5", tmp_path / "model", recipe, 1, HERE)
+    outs = tmp_path / "details.json", tmp_path / "evaluation.h5", []
+    inputs = data / "eeg", data / "embeddings.h5", tmp_path / "model"
+    evaluate.main(Path("params.yaml"), *inputs, *outs)
+    assert caveat in json.loads(outs[0].read_text())["caveats"]
 
 
 # ---------------------------------------------------------------------------- refusals

@@ -26,6 +26,7 @@ class EegEncoder(nn.Module):
     output_size: int
     stackable = False
     pretrained = False
+    caveats: tuple[str, ...] = ()  # sentences that every result with it must say
 
     @classmethod
     def weight_files(cls, folder: str) -> list[Path]:

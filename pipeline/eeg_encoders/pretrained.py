@@ -251,6 +251,10 @@ class Reve(PretrainedEncoder):
     STEP = 180
     WIDTH = 512
     LARGEST = 15.0  # standard deviations
+    caveats = (
+        "The EEG encoder reve was pretrained on recordings of THINGS-EEG, as NeuralBench says: it "
+        "may have seen the test EEG, though not which image was shown.",
+    )
 
     positions: Tensor
 

@@ -74,6 +74,11 @@ def is_pretrained(name: str) -> bool:
     return _class_of(name).pretrained
 
 
+def caveats_of(name: str) -> tuple[str, ...]:
+    """Sentences that every result with this encoder must say."""
+    return _class_of(name).caveats
+
+
 def check_recipe(name: str, recipe: Train) -> None:
     """InputError where a recipe cannot train this encoder, for what is pretrained of it."""
     if is_pretrained(name) and not recipe.standardise_eeg:
