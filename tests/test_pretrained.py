@@ -21,10 +21,13 @@ from pipeline.eeg_encoders.table import caveats_of, is_pretrained, make_eeg_enco
 from pipeline.errors import InputError
 from pipeline.params import read_params
 from pipeline.sections import Runs
+from pipeline.study.results import Cell, Trial
+from pipeline.study.trials import _make_job
 from pipeline.train import finished
-from pipeline.train.inputs import hash_eeg_weights
+from pipeline.train.inputs import HashedFile, hash_eeg_weights
 from pipeline.train.model import ContrastiveModel, ModelSizes, load_model, save_model
 from pipeline.train.projection import project
+from pipeline.train.protocols import Run
 from pipeline.train.runs import train_all
 from pipeline.train.stack import Stack
 from stages import evaluate
@@ -319,6 +322,26 @@ def test_another_file_under_the_same_path_trains_again(published, data, tmp_path
     other = train(data, tmp_path / "other", "cbramod", folder, **quick)
     assert weights_of(first) != weights_of(other)
     assert len(list((cache / finished.KIND).iterdir())) == 2
+
+
+def test_a_study_runs_again_with_another_file_and_only_where_it_is_read(tmp_path):
+    """By the names under which it keeps its answers."""
+    weights = tmp_path / "model.safetensors"
+    recipe = quick_recipe(eeg_weights=str(tmp_path))
+    run = Run("pooled", 1, ("sub-01",), ("sub-01",))
+    eeg = {"sub-01": HashedFile(tmp_path, "a")}
+
+    def name(eeg_encoder: str) -> str:
+        cell = Cell("synclr_vitb16", "dreamsim", "last", eeg_encoder, "pooled")
+        trial = Trial(cell, "unaligned", run)
+        return _make_job(trial, eeg, HashedFile(tmp_path, "b"), recipe, tmp_path).file.name
+
+    weights.write_bytes(b"first")
+    first = {eeg_encoder: name(eeg_encoder) for eeg_encoder in ("nice", "labram")}
+    assert name("labram") == first["labram"]
+    weights.write_bytes(b"another")
+    assert name("labram") != first["labram"]
+    assert name("nice") == first["nice"]
 
 
 def weights_of(run: Path) -> bytes:

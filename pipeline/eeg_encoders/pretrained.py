@@ -355,9 +355,9 @@ def resample_to_patches(n_times: int, sfreq: float, step: int) -> np.ndarray:
     if sfreq != SFREQ:
         resampled = mne.filter.resample(resampled, up=SFREQ, down=sfreq, verbose=False)
 
-    rest = resampled.shape[1] - PATCH - SHORT_REST
-    n_samples = PATCH + step * max(0, math.ceil(rest / step))
-    whole = np.zeros((n_times, n_samples))
+    n_beyond = resampled.shape[1] - PATCH - SHORT_REST
+    n_samples = PATCH + step * max(0, math.ceil(n_beyond / step))
+    padded = np.zeros((n_times, n_samples))
     n_filled = min(n_samples, resampled.shape[1])
-    whole[:, :n_filled] = resampled[:, :n_filled]
-    return whole
+    padded[:, :n_filled] = resampled[:, :n_filled]
+    return padded
