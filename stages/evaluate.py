@@ -52,7 +52,9 @@ def main(
         *axes.caveats,
     ]
 
-    settings = settings_of(trained, files, embeddings)
+    # Which weights a pretrained EEG encoder started from counts, not where they lay
+    weights = [sha256[:12] for sha256 in notes.get("eeg_weights", [])] or "none"
+    settings = settings_of(trained | {"eeg_weights": weights}, files, embeddings)
     everything = Similarities(
         image_ids=axes.image_ids,
         concept=axes.concept,

@@ -59,6 +59,12 @@ def check_study(p: Params) -> None:
     for name in p.study.alignments:
         _check_name(f"study.alignments has {name!r}", name, kinds_of_alignment())
 
+    pretrained = [name for name in p.study.eeg_encoders if is_pretrained(name)]
+    if len(pretrained) > 1:
+        raise InputError(
+            f"params.yaml: study.eeg_encoders has {' and '.join(pretrained)}, and "
+            "train.eeg_weights can name the folder of one: make a study of each"
+        )
     for name in p.study.eeg_encoders:
         _check_eeg_encoder(name, p.train)
     for backbone in p.study.backbones:

@@ -429,7 +429,7 @@ PAIRS = {
         "mean of a, b",
     ),
     "EEG encoder": (side(14, with_settings(train={"eeg_encoder": "atm-s"})), "nice", "atm-s"),
-    "EEG weights": (side(14, with_settings(train={"eeg_weights": "/other"})), "none", "/other"),
+    "EEG weights": (side(14, with_settings(train={"eeg_weights": ["86a4"]})), "none", "86a4"),
     "frozen EEG encoder": (
         side(14, with_settings(train={"eeg_encoder_frozen": True})),
         "False",

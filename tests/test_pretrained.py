@@ -1,5 +1,6 @@
 """LaBraM, CBraMod and REVE against braindecode's own networks, by stand-ins in the published layouts."""
 
+import hashlib
 import json
 import pickle
 import shutil
@@ -19,6 +20,7 @@ from pipeline.eeg_encoders.nice import NiceRecipe
 from pipeline.eeg_encoders.pretrained import resample_to_patches
 from pipeline.eeg_encoders.table import caveats_of, is_pretrained, make_eeg_encoder
 from pipeline.errors import InputError
+from pipeline.evaluate.similarities import read_similarities
 from pipeline.params import read_params
 from pipeline.sections import Runs
 from pipeline.study.results import Cell, Trial
@@ -31,7 +33,7 @@ from pipeline.train.protocols import Run
 from pipeline.train.runs import train_all
 from pipeline.train.stack import Stack
 from stages import evaluate
-from stages.names import check_names
+from stages.names import check_names, check_study
 from tests.eeg_weights import POSITIONS, publish
 from tests.tiny import make_embeddings, make_prepared, quick_recipe
 
@@ -370,6 +372,20 @@ def test_a_trained_model_needs_no_file_of_weights(name, published, data, tmp_pat
 
 
 @with_braindecode
+def test_figures_say_which_weights_and_not_where_they_lay(published, data, tmp_path):
+    quick = {"eeg_encoder_frozen": True, "epochs": 1}
+    train(data, tmp_path / "model", "cbramod", published["cbramod"], **quick)
+    outs = tmp_path / "details.json", tmp_path / "evaluation.h5", []
+    inputs = data / "eeg", data / "embeddings.h5", tmp_path / "model"
+    evaluate.main(Path("params.yaml"), *inputs, *outs)
+
+    settings = read_similarities(outs[1]).made_with["settings"]["train"]
+    sha256 = hashlib.sha256((published["cbramod"] / "model.safetensors").read_bytes()).hexdigest()
+    assert settings["eeg_weights"] == [sha256[:12]]
+    assert settings["eeg_encoder_frozen"] is True
+
+
+@with_braindecode
 def test_a_saved_model_has_the_positions_of_its_channels(published, tmp_path):
     """So REVE needs neither its files nor the internet."""
     recipe = quick_recipe(eeg_encoder="reve", eeg_weights=str(tmp_path / "gone"))
@@ -565,3 +581,7 @@ def test_what_cannot_be_trained_is_told_before_any_work(tmp_path):
         check(eeg_encoder="labram", standardise_eeg=False)
     with pytest.raises(InputError, match="train.eeg_weights is none|needs braindecode"):
         check(eeg_encoder="labram")
+
+    study = p.study.model_copy(update={"eeg_encoders": ["labram", "nice", "cbramod"]})
+    with pytest.raises(InputError, match="has labram and cbramod, and train.eeg_weights can name"):
+        check_study(p.model_copy(update={"study": study}))
