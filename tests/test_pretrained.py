@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.eeg_encoders.nice import NiceRecipe
-from pipeline.eeg_encoders.pretrained import resample_to_patches
+from pipeline.eeg_encoders.pretrained import read_positions, resample_to_patches
 from pipeline.eeg_encoders.table import caveats_of, is_pretrained, make_eeg_encoder
 from pipeline.errors import InputError
 from pipeline.evaluate.similarities import read_similarities
@@ -517,7 +517,6 @@ def test_missing_files_are_told_with_where_they_are_published(published, tmp_pat
     assert "positions.json is missing beside the weights of reve: fetch it from" in sentence
 
 
-@with_braindecode
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
@@ -528,10 +527,15 @@ def test_missing_files_are_told_with_where_they_are_published(published, tmp_pat
         ('{"O1": [1, 2, NaN]}', "the position of O1 is [1.0, 2.0, nan], expected three numbers"),
     ],
 )
-def test_a_table_that_has_no_positions_is_refused(text, problem, published, tmp_path):
-    (tmp_path / "model.safetensors").symlink_to(published["reve"] / "model.safetensors")
-    (tmp_path / "positions.json").write_text(text)
-    assert problem in refusal("reve", tmp_path, ch_names=("O1",))
+def test_a_table_that_has_no_positions_is_refused(text, problem, tmp_path):
+    path = tmp_path / "positions.json"
+    path.write_text(text)
+    with pytest.raises(InputError) as raised:
+        read_positions(path)
+    assert problem in str(raised.value)
+    assert "fetch it again from https://huggingface.co/brain-bzh/reve-positions" in str(
+        raised.value
+    )
 
 
 @with_braindecode
