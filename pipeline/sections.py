@@ -83,6 +83,8 @@ class Train(Section):
     selection_temperature: Literal["fitted", "model"]
     validation_concepts: Share
     eeg_encoder: str
+    eeg_weights: str
+    eeg_encoder_frozen: bool
     first_weights: Literal["published", "torch"]
     standardise_eeg: bool
     eeg_window: Literal["all"] | Interval

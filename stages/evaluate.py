@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.datasets.table import DATASETS
+from pipeline.eeg_encoders import table as eeg_encoders
 from pipeline.errors import TRAIN_AGAIN, InputError
 from pipeline.evaluate.evaluation import headline, summarise_block_weights, tabulate
 from pipeline.evaluate.scoring import score
@@ -50,12 +51,16 @@ def main(
     # What restricts the figures: the dataset, the image model, and how the EEG was prepared.
     summary["caveats"] = [
         *DATASETS[p.dataset].caveats,
+        *eeg_encoders.caveats_of(trained["eeg_encoder"]),
         *caveats_of(embeddings),
         *axes.caveats,
     ]
 
-    settings = settings_of(trained, files, embeddings)
     caveat = {"caveat": " ".join(caveats_of(embeddings))} if caveats_of(embeddings) else {}
+
+    # Which weights a pretrained EEG encoder started from counts, not where they lay
+    weights = [sha256[:12] for sha256 in notes.get("eeg_weights", [])] or "none"
+    settings = settings_of(trained | {"eeg_weights": weights}, files, embeddings)
     everything = Similarities(
         image_ids=axes.image_ids,
         concept=axes.concept,

@@ -6,21 +6,25 @@ Not part of `pipeline.params`, because some of the tables take seconds to import
 from collections.abc import Collection
 
 from pipeline.datasets.table import DATASETS
-from pipeline.eeg_encoders.braindecode_networks import check_installed
-from pipeline.eeg_encoders.table import EEG_ENCODERS
+from pipeline.eeg_encoders.braindecode_networks import check_installed, require_braindecode
+from pipeline.eeg_encoders.table import EEG_ENCODERS, check_recipe, is_pretrained, weight_files
 from pipeline.errors import InputError, suggestion
 from pipeline.images.models.table import OfCache, find_alignment, find_model, kinds_of_alignment
 from pipeline.images.views import check_views
 from pipeline.params import Params
+from pipeline.sections import Train
 
 
 def check_names(p: Params) -> None:
-    """Raises InputError for the first name of the pipeline's parameters that no table has."""
+    """Raises InputError for the first name of the pipeline's parameters that no table has.
+
+    Also where the files are missing that a pretrained EEG encoder starts from.
+    """
     _check_name(f"dataset is {p.dataset!r}", p.dataset, DATASETS)
 
     eeg_encoder = p.train.eeg_encoder
     _check_name(f"train.eeg_encoder is {eeg_encoder!r}", eeg_encoder, EEG_ENCODERS)
-    check_installed(eeg_encoder)  # the package of some encoders is optional
+    _check_eeg_encoder(eeg_encoder, p.train)
 
     check_views(p.embed.views)
     check_image_model(p.backbone, p.encoder, p.alignment)
@@ -56,10 +60,25 @@ def check_study(p: Params) -> None:
     for name in p.study.alignments:
         _check_name(f"study.alignments has {name!r}", name, kinds_of_alignment())
 
+    pretrained = [name for name in p.study.eeg_encoders if is_pretrained(name)]
+    if len(pretrained) > 1:
+        raise InputError(
+            f"params.yaml: study.eeg_encoders has {' and '.join(pretrained)}, and "
+            "train.eeg_weights can name the folder of one: make a study of each"
+        )
     for name in p.study.eeg_encoders:
-        check_installed(name)
+        _check_eeg_encoder(name, p.train)
     for backbone in p.study.backbones:
         _check_aligned_blocks(p, backbone)
+
+
+def _check_eeg_encoder(name: str, recipe: Train) -> None:
+    """Raises InputError where something is missing that this EEG encoder needs."""
+    check_installed(name)
+    check_recipe(name, recipe)
+    if is_pretrained(name):
+        require_braindecode(name)
+        weight_files(name, recipe.eeg_weights)
 
 
 def _check_name(setting: str, name: str, table: Collection[str]) -> None:

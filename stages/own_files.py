@@ -25,7 +25,7 @@ WEIGHT_FILES = (".zip", ".npz", ".pth", ".pt", ".bin", ".safetensors")
 ANY_FILES = ("",)
 
 
-def main(params: Path, dataset_record: Path, weights_record: Path) -> str:
+def main(params: Path, dataset_record: Path, weights_record: Path, eeg_weights_record: Path) -> str:
     p = read_params(params)
     # First of all: a stage after this one would delete them.
     refuse_to_delete(find_foreign_files(Path.cwd()))
@@ -41,6 +41,7 @@ def main(params: Path, dataset_record: Path, weights_record: Path) -> str:
     }
     write_json(dataset_record, own_data)
     write_json(weights_record, own_weights)
+    write_json(eeg_weights_record, {"eeg_weights": look(p.train.eeg_weights, ANY_FILES)})
     return ""
 
 

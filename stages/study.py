@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.datasets.table import DATASETS
+from pipeline.eeg_encoders.table import caveats_of
 from pipeline.errors import InputError
 from pipeline.files import replacing, sha256
 from pipeline.images.embeddings import read_about
@@ -91,6 +92,7 @@ def describe(p: Params, caches: Iterable[Path], recording: Path) -> dict[str, An
         "selected_on": p.train.select_on,
         "caveats": [
             *dataset.caveats,
+            *(caveat for name in p.study.eeg_encoders for caveat in caveats_of(name)),
             *sorted(caveat for caveat in caveats_of_images if caveat),
             *read_caveats(recording),
         ],

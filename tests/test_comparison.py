@@ -421,6 +421,8 @@ EMBEDDED = {
 }
 RECIPE = {
     "eeg_encoder": "nice",
+    "eeg_weights": "none",
+    "eeg_encoder_frozen": False,
     "block": "last",
     "views": "original",
     "views_in_gallery": "original",
@@ -482,6 +484,12 @@ PAIRS = {
         "mean of a, b",
     ),
     "EEG encoder": (side(14, with_settings(train={"eeg_encoder": "atm-s"})), "nice", "atm-s"),
+    "EEG weights": (side(14, with_settings(train={"eeg_weights": ["86a4"]})), "none", "86a4"),
+    "frozen EEG encoder": (
+        side(14, with_settings(train={"eeg_encoder_frozen": True})),
+        "False",
+        "True",
+    ),
     "channels": (
         side(14, with_settings(eeg_of_sub_01=OCCIPITAL, eeg_of_sub_02=OCCIPITAL)),
         "O1 Oz",

@@ -41,7 +41,7 @@ UNTRACKED_PATHS = {
     "study/weights": {"data/weights"},
 }
 # they only tell when to look again
-RECORDS = ["data/own_files/dataset.json", "data/own_files/weights.json", *STAGES["code"]["outs"]]
+RECORDS = [*STAGES["own_files"]["outs"], *STAGES["code"]["outs"]]
 UNTRACKED_KEYS = {
     "preprocess.workers",
     "runs.where",

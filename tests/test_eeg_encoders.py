@@ -13,13 +13,14 @@ from pipeline.eeg_encoders.atm import AtmS, sinusoids
 from pipeline.eeg_encoders.braindecode_networks import LEAST_SAMPLES
 from pipeline.eeg_encoders.encoder import Dropout
 from pipeline.eeg_encoders.fast_nice_cpu import convolve_in_chunks, fast_elu
-from pipeline.eeg_encoders.table import EEG_ENCODERS, make_eeg_encoder
+from pipeline.eeg_encoders.table import EEG_ENCODERS, is_pretrained, make_eeg_encoder
 from pipeline.errors import InputError
 from pipeline.retrieval import symmetric_cross_entropy
 from pipeline.train.model import Projector
 
 OWN = ("nice-recipe", "nice", "atm-s")
-WITH_WEIGHTS = [name for name in EEG_ENCODERS if name != "flatten"]
+NOT_PRETRAINED = [name for name in EEG_ENCODERS if not is_pretrained(name)]
+WITH_WEIGHTS = [name for name in NOT_PRETRAINED if name != "flatten"]
 SHAPES = st.tuples(
     st.integers(8, 40), st.integers(1, 4), st.integers(75, 100)
 )  # batch (chunks are of 16), C, T
@@ -112,7 +113,7 @@ def test_each_thread_takes_a_part_of_the_batch(name):
 
 
 @pytest.mark.parametrize("shape", [(17, 100), (63, 250), (271, 201), (2, 99)])
-@pytest.mark.parametrize("name", EEG_ENCODERS)
+@pytest.mark.parametrize("name", NOT_PRETRAINED)
 def test_every_encoder_takes_any_channels_and_samples(name, shape):
     encoder = make(name, *shape)
     features = encoder(torch.randn(3, *shape))
@@ -124,7 +125,7 @@ def test_every_encoder_takes_any_channels_and_samples(name, shape):
 
 
 @pytest.mark.parametrize(
-    "name", [name for name in EEG_ENCODERS if name not in ("shallow", "deep4")]
+    "name", [name for name in NOT_PRETRAINED if name not in ("shallow", "deep4")]
 )
 def test_one_channel_is_enough(name):
     encoder = make(name, 1, 100)

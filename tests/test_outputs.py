@@ -18,12 +18,15 @@ ROOT = Path(__file__).parent.parent
 STAGES = """
 stages:
   own_files:
-    cmd: python -m stages.own_files params.yaml data/own_files/dataset.json data/own_files/weights.json
+    cmd: >-
+      python -m stages.own_files params.yaml
+      data/own_files/dataset.json data/own_files/weights.json data/own_files/eeg_weights.json
     always_changed: true
     deps:
     - params.yaml
     outs:
     - data/own_files/dataset.json
+    - data/own_files/eeg_weights.json
     - data/own_files/weights.json
   preprocess:
     cmd: python -m stages.make data/eeg
@@ -155,7 +158,10 @@ def test_a_corrected_file_is_seen_and_an_unchanged_one_is_not_read(tmp_path: Pat
     assert project.repro()
 
 
-@pytest.mark.parametrize("key", ["own_copy", "things_images", "weights_file"])
+RECORDS = {"own_copy": 0, "things_images": 0, "weights_file": 1, "eeg_weights": 2}
+
+
+@pytest.mark.parametrize("key", RECORDS)
 def test_the_record_follows_the_file(tmp_path: Path, key: str) -> None:
     """Another record has the stages run that depend on it; the same record, none."""
     project = Project(tmp_path / "project")
@@ -163,10 +169,10 @@ def test_the_record_follows_the_file(tmp_path: Path, key: str) -> None:
     brought.parent.mkdir()
 
     def record() -> str:
-        paths = [tmp_path / "dataset.json", tmp_path / "weights.json"]
+        paths = [tmp_path / f"{name}.json" for name in ("dataset", "weights", "eeg_weights")]
         with contextlib.chdir(project.folder):
             main(project.folder / "params.yaml", *paths)
-        return paths[key == "weights_file"].read_text()
+        return paths[RECORDS[key]].read_text()
 
     without = record()
     project.set(key, brought if key == "weights_file" else brought.parent)

@@ -20,6 +20,7 @@ from pipeline.params import read_params
 from pipeline.preprocess.recordings import read_split
 from pipeline.train.model import load_model
 from pipeline.train.runs import train_all
+from tests.eeg_weights import publish
 from tests.tiny import make_embeddings, make_prepared, quick_recipe
 
 ROOT = Path(__file__).parents[1]
@@ -269,16 +270,17 @@ def assert_all_is_followed(ran: set[tuple[Path, int]], counted: dict[Path, set[i
     assert not missed
 
 
-@pytest.mark.parametrize("eeg_encoder", ["nice", "nice-recipe", "atm-s"])
+@pytest.mark.parametrize("eeg_encoder", ["nice", "nice-recipe", "atm-s", "cbramod"])
 def test_all_that_runs_in_training_and_scoring_is_followed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, eeg_encoder: str
 ) -> None:
     monkeypatch.setenv("ALIGNED_EEG_CACHE", str(tmp_path / "cache"))
     make_embeddings(tmp_path / "unaligned.h5", make_prepared(tmp_path), 0)
-    parameters, p = (
-        quick_recipe(eeg_encoder=eeg_encoder, device="cpu"),
-        read_params(Path("params.yaml")),
-    )
+    changes = {"eeg_encoder": eeg_encoder, "device": "cpu"}
+    if eeg_encoder == "cbramod":
+        pytest.importorskip("braindecode", reason="braindecode is not installed")
+        changes["eeg_weights"] = str(publish(eeg_encoder, tmp_path / "weights"))
+    parameters, p = quick_recipe(**changes), read_params(Path("params.yaml"))
 
     def train() -> None:
         train_all(

@@ -40,7 +40,13 @@ FACTORS: dict[str, tuple[str, ...]] = {
         "settings.train.views_in_gallery",
     ),
     "views in gallery": ("views_in_gallery", "settings.train.views_in_gallery"),
-    "EEG encoder": ("settings.train.eeg_encoder",),
+    "EEG encoder": (
+        "settings.train.eeg_encoder",
+        "settings.train.eeg_weights",
+        "settings.train.eeg_encoder_frozen",
+    ),
+    "EEG weights": ("settings.train.eeg_weights",),
+    "frozen EEG encoder": ("settings.train.eeg_encoder_frozen",),
     "channels": ("settings.eeg of *.channels",),
 }
 # With the name of the checkpoint, where an alignment has a checkpoint of its own: its hash, and how

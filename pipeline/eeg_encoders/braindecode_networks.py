@@ -74,7 +74,13 @@ def check_installed(name: str) -> None:
 
     Stages call this before their work begins.
     """
-    if name in LEAST_SAMPLES and find_spec("braindecode") is None:
+    if name in LEAST_SAMPLES:
+        require_braindecode(name)
+
+
+def require_braindecode(name: str) -> None:
+    """InputError, which names this EEG encoder, where braindecode is not installed."""
+    if find_spec("braindecode") is None:
         raise InputError(
             f"the EEG encoder {name} needs braindecode, which is not installed; type: "
             "pip install -e '.[braindecode]' -c constraints.txt"

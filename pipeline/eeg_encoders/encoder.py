@@ -1,6 +1,7 @@
 """The base class of all EEG encoders, and the dropout layer of those that are trained together."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -17,10 +18,23 @@ class EegEncoder(nn.Module):
     `stackable` says whether `forward` computes M models at once, where all weights, and the EEG,
     have a leading axis of M (`layers.py`). Such an encoder draws no random numbers, except in
     `Dropout`.
+
+    The table makes an encoder whose `pretrained` is true with `ch_names` and `frozen` too
+    (`pretrained.py`).
     """
 
     output_size: int
     stackable = False
+    pretrained = False
+    caveats: tuple[str, ...] = ()  # sentences that every result with it must say
+
+    @classmethod
+    def weight_files(cls, folder: str) -> list[Path]:
+        """The files of this folder that a training starts from. Here there are none."""
+        return []
+
+    def load_pretrained(self, folder: str) -> None:
+        """Read the weights that a training starts from. Here they stay as they were drawn."""
 
     def draw_weights(self, model: nn.Module) -> None:
         """Draw the initial weights of a whole model, with projectors, as the published code does.

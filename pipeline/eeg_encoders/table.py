@@ -3,15 +3,19 @@
 To add an encoder, write a subclass of `encoder.EegEncoder` and add a line to the table.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 from pipeline.eeg_encoders.atm import AtmS
 from pipeline.eeg_encoders.braindecode_networks import BraindecodeEncoder
 from pipeline.eeg_encoders.encoder import EegEncoder
 from pipeline.eeg_encoders.flatten import Flatten
 from pipeline.eeg_encoders.nice import Nice, NiceRecipe
+from pipeline.eeg_encoders.pretrained import CBraMod, Labram, Reve
 from pipeline.errors import InputError, suggestion
+from pipeline.sections import Train
 
 EEG_ENCODERS: dict[str, Callable[..., EegEncoder]] = {
     "nice-recipe": NiceRecipe,
@@ -22,27 +26,86 @@ EEG_ENCODERS: dict[str, Callable[..., EegEncoder]] = {
     "shallow": partial(BraindecodeEncoder, "shallow"),
     "deep4": partial(BraindecodeEncoder, "deep4"),
     "eegconformer": partial(BraindecodeEncoder, "eegconformer"),
+    "labram": Labram,
+    "cbramod": CBraMod,
+    "reve": Reve,
 }
 
 
 def make_eeg_encoder(
-    name: str, *, n_chans: int, n_times: int, sfreq: float, dropout: float
+    name: str,
+    *,
+    n_chans: int,
+    n_times: int,
+    sfreq: float,
+    dropout: float,
+    ch_names: Sequence[str] = (),
+    frozen: bool = False,
 ) -> EegEncoder:
     """A freshly initialised encoder for EEG (B, n_chans, n_times) at `sfreq` (Hz).
 
-    InputError for an unknown name, for too few samples, and where the encoder needs braindecode
-    and braindecode is not installed.
+    Only a pretrained encoder uses `ch_names`, the names of the channels, and can be `frozen`. Its
+    method `load_pretrained` reads its weights.
+
+    InputError for an unknown name, for too few samples, for a channel that the encoder does not
+    know, and where the encoder needs braindecode and braindecode is not installed.
     """
     if name not in EEG_ENCODERS:
         near = suggestion(name, EEG_ENCODERS)
         names = ", ".join(EEG_ENCODERS)
         raise InputError(f"train.eeg_encoder = {name} is not known: choose one of {names}{near}")
-    return EEG_ENCODERS[name](n_chans=n_chans, n_times=n_times, sfreq=sfreq, dropout=dropout)
+
+    arguments: dict[str, Any] = {
+        "n_chans": n_chans,
+        "n_times": n_times,
+        "sfreq": sfreq,
+        "dropout": dropout,
+    }
+    if is_pretrained(name):
+        arguments |= {"ch_names": ch_names, "frozen": frozen}
+    return EEG_ENCODERS[name](**arguments)
 
 
 def can_be_stacked(name: str) -> bool:
     """Whether many models with this encoder can be trained at once, see `EegEncoder.stackable`."""
-    encoder_class = EEG_ENCODERS.get(name)
-    if not isinstance(encoder_class, type):  # a partial of a class that is not stackable
-        return False
-    return issubclass(encoder_class, EegEncoder) and encoder_class.stackable
+    return _class_of(name).stackable
+
+
+def is_pretrained(name: str) -> bool:
+    """Whether this encoder starts from the user's file of weights (`train.eeg_weights`)."""
+    return _class_of(name).pretrained
+
+
+def caveats_of(name: str) -> tuple[str, ...]:
+    """Sentences that every result with this encoder must say."""
+    return _class_of(name).caveats
+
+
+def check_recipe(name: str, recipe: Train) -> None:
+    """InputError where a recipe cannot train this encoder, for what is pretrained of it."""
+    if is_pretrained(name) and not recipe.standardise_eeg:
+        raise InputError(
+            f"train.standardise_eeg is false, and the EEG encoder {name} is pretrained on EEG of a "
+            "known size: set it to true"
+        )
+    if recipe.eeg_encoder_frozen and not is_pretrained(name):
+        raise InputError(
+            f"train.eeg_encoder_frozen is true, and the EEG encoder {name} is not pretrained, so "
+            "that it would keep random weights: set it to false, or choose labram, cbramod or reve"
+        )
+
+
+def weight_files(name: str, folder: str) -> list[Path]:
+    """The files that this encoder starts from, by `train.eeg_weights`; none if not pretrained.
+
+    InputError where the folder lacks one of them.
+    """
+    return _class_of(name).weight_files(folder)
+
+
+def _class_of(name: str) -> type[EegEncoder]:
+    """The class behind an entry; for an unknown name the base class, which can nothing."""
+    entry = EEG_ENCODERS.get(name)
+    if isinstance(entry, partial):
+        entry = entry.func
+    return entry if isinstance(entry, type) and issubclass(entry, EegEncoder) else EegEncoder

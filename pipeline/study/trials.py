@@ -29,7 +29,12 @@ from pipeline.provenance import code_hash, fingerprint
 from pipeline.sections import Runs, Study, Train
 from pipeline.study.results import Cell, Trial, TrialResult
 from pipeline.train import finished
-from pipeline.train.inputs import HashedFile, averaged_test_eeg, cached_embeddings
+from pipeline.train.inputs import (
+    HashedFile,
+    averaged_test_eeg,
+    cached_embeddings,
+    hash_eeg_weights,
+)
 from pipeline.train.model import ContrastiveModel, Notes
 from pipeline.train.placement import how_many, make_groups, name_of_group, on_gpus
 from pipeline.train.protocols import plan, seeds_of
@@ -193,9 +198,11 @@ def _make_job(
     run = trial.run
     # A test subject decides the answer as well: it is scored here.
     files = [eeg[subject].sha256 for subject in (*run.trained_on, *run.tested_on)]
+    files += hash_eeg_weights(recipe)
     code = code_with(recipe.eeg_encoder)
-    # The seed is in `run`. How many there are, and the device, make no other trial.
-    settings = recipe.model_dump(exclude={"seeds", "device"})
+    # The seed is in `run`. How many there are, and the device, make no other trial. The hash of the
+    # weights is in `files`.
+    settings = recipe.model_dump(exclude={"seeds", "device", "eeg_weights"})
     key = fingerprint(code, files, embeddings.sha256, astuple(run), settings)
     return Job(trial, dict(eeg), embeddings, recipe, code, folder / f"{key}.h5")
 

@@ -6,6 +6,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
+from pipeline.eeg_encoders.table import weight_files
 from pipeline.errors import InputError
 from pipeline.files import sha256
 from pipeline.images.embeddings import Embeddings, read_embeddings
@@ -40,6 +41,21 @@ def find_subjects(eeg_dir: Path) -> dict[str, HashedFile]:
         )
     check_recordings(list(files.values()))
     return {subject: HashedFile.of(path) for subject, path in files.items()}
+
+
+def hash_eeg_weights(recipe: Train) -> list[str]:
+    """A hash of each file that a pretrained EEG encoder starts from; empty for any other encoder.
+
+    InputError where a file is missing.
+    """
+    files = weight_files(recipe.eeg_encoder, recipe.eeg_weights)
+    return [_hash_of_version(path, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+
+
+@lru_cache(maxsize=8)
+def _hash_of_version(path: Path, size: int, mtime_ns: int) -> str:
+    """A study asks once a trial; size and time tell whether the file is still that one."""
+    return sha256(path)
 
 
 def training_files(runs: Iterable[Run], eeg: Mapping[str, HashedFile]) -> tuple[HashedFile, ...]:

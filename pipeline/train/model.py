@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from pipeline.eeg_encoders.encoder import Dropout
 from pipeline.eeg_encoders.layers import layer_norm, linear, unit_vectors
-from pipeline.eeg_encoders.table import can_be_stacked, make_eeg_encoder
+from pipeline.eeg_encoders.table import can_be_stacked, check_recipe, make_eeg_encoder
 from pipeline.errors import TRAIN_AGAIN, InputError
 from pipeline.files import replacing, unreadable
 from pipeline.preprocess.normalisation import normalise
@@ -110,6 +110,7 @@ class ModelSizes:
     * `embedding_size`: D of the image embeddings.
     * `blocks`: the names of the blocks, where the model mixes blocks.
     * `start`: the time of the first sample, in seconds from stimulus onset.
+    * `ch_names`: the names of the C channels, which a pretrained EEG encoder needs.
     """
 
     n_chans: int
@@ -118,6 +119,7 @@ class ModelSizes:
     embedding_size: int
     blocks: Sequence[str] = ()
     start: float = 0.0
+    ch_names: Sequence[str] = ()
 
 
 def stackable(recipe: Train) -> bool:
@@ -166,6 +168,7 @@ class ContrastiveModel(nn.Module):
 
     def __init__(self, sizes: ModelSizes, recipe: Train) -> None:
         super().__init__()
+        check_recipe(recipe.eeg_encoder, recipe)
         self.sizes = sizes
         self.recipe = recipe
         dropout = recipe.dropout
@@ -193,6 +196,8 @@ class ContrastiveModel(nn.Module):
             n_times=n_times,
             sfreq=sizes.sfreq,
             dropout=dropout,
+            ch_names=sizes.ch_names,
+            frozen=recipe.eeg_encoder_frozen,
         )
         self.eeg_projector = Projector(self.eeg_encoder.output_size, hidden_size, dropout)
         self.eeg_linear: nn.Module = nn.Identity()
@@ -294,6 +299,7 @@ class Notes(TypedDict):
     * `protocol`, `selected_on`: `train.protocol` and `train.select_on`.
     * `views`, `views_in_gallery`: in words, which views it learned and is compared with.
     * `selected_epoch`: the epoch of its weights, counted from 1.
+    * `eeg_weights`: the sha256 of each file that a pretrained EEG encoder started from.
     * `collapsed`: whether all EEG, or all images, had nearly the same embedding at the end.
     * `train`: the section of the parameters, once it is saved.
     * `block_weights`: once it is saved, the weight of each block; empty where none are mixed.
@@ -309,6 +315,7 @@ class Notes(TypedDict):
     views_in_gallery: str
     selected_epoch: int
     collapsed: bool
+    eeg_weights: NotRequired[list[str]]
     train: NotRequired[dict[str, Any]]
     block_weights: NotRequired[dict[str, float]]
 

@@ -30,6 +30,7 @@ from pipeline.train.inputs import (
     averaged_test_eeg,
     cached_embeddings,
     find_subjects,
+    hash_eeg_weights,
     training_eeg,
     training_files,
 )
@@ -70,7 +71,7 @@ def train_all(
     # torch's own number, unless a caller or OMP_NUM_THREADS has set a lower one
     threads = max(1, min(torch.get_num_threads(), n_cores() // n_workers))
 
-    hashes = [file.sha256 for file in (*eeg.values(), cache)]
+    hashes = [file.sha256 for file in (*eeg.values(), cache)] + hash_eeg_weights(recipe)
     decided_by = [hashes, [run.name for run in runs], recipe.model_dump(), threads]
     chosen = {"EEG_ENCODERS": [recipe.eeg_encoder]}
     with unfinished("training", __file__, PACKAGES, chosen, decided_by) as states:
@@ -258,5 +259,6 @@ def _with_notes(
         views_in_gallery=embeddings.views_in_gallery,
         selected_epoch=trained.epoch,
         collapsed=trained.collapsed,
+        eeg_weights=hash_eeg_weights(recipe),
     )
     return trained, notes

@@ -26,6 +26,7 @@ class Samples:
     sfreq: float  # Hz
     start: float = 0.0  # time of the first of T, in s from stimulus onset
     to_normalise: bool = False  # each response, after repetitions are averaged: see `Recording`
+    ch_names: tuple[str, ...] = ()  # C names, or none if no EEG encoder needs them
 
     def take(self, rows: np.ndarray) -> "Samples":
         return Samples(
@@ -36,6 +37,7 @@ class Samples:
             self.sfreq,
             self.start,
             self.to_normalise,
+            self.ch_names,
         )
 
     def to(self, device: torch.device) -> "Samples":
@@ -118,6 +120,7 @@ class LoadedEeg:
             first.sfreq,
             start=float(first.times[0]),
             to_normalise=first.to_normalise,
+            ch_names=first.ch_names,
         )
 
     def _read(self, path: Path) -> None:

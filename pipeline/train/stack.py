@@ -56,15 +56,23 @@ class Stack:
         # `model` has the layers; the weights of all models are beside it
         self.model = copy.deepcopy(models[0])
         self._weights, self._buffers = stack_module_state(list(models))
-        self._pieces = Pieces(self._weights, eeg.device)
+        learning = {name: w for name, w in self._weights.items() if w.requires_grad}
+        self._pieces = Pieces(learning, eeg.device)
         self._optimizer, self._schedule = make_optimizer(self._pieces.by_name, recipe, eeg.device)
 
+        # Other values are shared with the averages: frozen weights, and those that are no
+        # floating point numbers
         values = self._values()
-        # Values that are no floating point numbers are shared with the buffers, and not averaged
+        names = list(self.model.state_dict())
+        self._averaged = [
+            name
+            for name in names
+            if values[name].is_floating_point() and (name in learning or name in self._buffers)
+        ]
         self._averages: dict[str, Tensor] = {}
-        for name in self.model.state_dict():
+        for name in names:
             value = values[name].detach()
-            self._averages[name] = value.clone() if value.is_floating_point() else value
+            self._averages[name] = value.clone() if name in self._averaged else value
         self._best = {name: average.clone() for name, average in self._averages.items()}
 
         # The average is over some `average_epochs` of `n_steps`; with `none`, over the last step
@@ -249,12 +257,10 @@ class Stack:
     @torch.no_grad()
     def _update_averages(self) -> None:
         new_share = 1.0 if self._steps_done == 0 else self._new_share
-        averages = {
-            name: average for name, average in self._averages.items() if average.is_floating_point()
-        }
+        averages = [self._averages[name] for name in self._averaged]
         values = self._values()
-        new_values = [values[name] for name in averages]
-        torch._foreach_lerp_(list(averages.values()), new_values, new_share)
+        new_values = [values[name] for name in self._averaged]
+        torch._foreach_lerp_(averages, new_values, new_share)
         self._steps_done += 1
 
 

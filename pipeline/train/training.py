@@ -56,6 +56,7 @@ class Setup:
             self.embeddings.shape[-1],
             self.blocks,
             self.samples.start,
+            self.samples.ch_names,
         )
 
     @property
@@ -116,7 +117,9 @@ class Training:
         self.selects = partition.selection is not None
 
         torch.manual_seed(partition.seeds.start)
-        self.model = ContrastiveModel(setup.sizes, self.recipe).to(setup.device)
+        self.model = ContrastiveModel(setup.sizes, self.recipe)
+        self.model.eeg_encoder.load_pretrained(self.recipe.eeg_weights)
+        self.model.to(setup.device)
         self._standardise(setup)
 
         self.generators = {
