@@ -320,9 +320,11 @@ def curves(folder: Path) -> None:
     print("|---|---|---|---|---|---|---|---|")
     spreads = []
     for path in files:
-        top1 = read_curves(path)
-        show_curves(path.stem, top1)
-        spreads.append(f"{path.stem}: {describe_spread(top1['TEST'])}")
+        splits = read_curves(path)
+        show_curves(
+            path.stem, compare_epochs(splits["VAL"], splits["TEST"]), splits["TEST"].shape[1]
+        )
+        spreads.append(f"{path.stem}: {describe_spread(splits['TEST'])}")
     print("\nsd of the last epoch over seeds of a subject, and of the last ten epochs of a run:")
     print("\n".join(spreads))
 
@@ -336,22 +338,25 @@ def read_curves(path: Path) -> dict[str, pd.DataFrame]:
     }
 
 
-def show_curves(name: str, top1: dict[str, pd.DataFrame]) -> None:
-    test = top1["TEST"]
-    chosen = top1["VAL"].to_numpy().argmax(1)  # of equal ones the first
-    by_training = pd.DataFrame(
+def compare_epochs(validation: pd.DataFrame, test: pd.DataFrame) -> pd.DataFrame:
+    """Top-1 on the test set in the last epoch, in the one that validation chooses, and in the best one."""
+    chosen = validation.to_numpy().argmax(1)  # of equal ones the first
+    return pd.DataFrame(
         {
             "last": test.iloc[:, -1],
             "validation": test.to_numpy()[np.arange(len(test)), chosen],
             "best": test.max(axis=1),
         }
     )
+
+
+def show_curves(name: str, by_training: pd.DataFrame, n_epochs: int) -> None:
     by_subject = by_training.groupby("sub").mean()
-    cells = [f"{by_subject[of].mean():.2f} ({by_subject[of].std():.1f})" for of in by_subject]
-    for of, less in (("last", "validation"), ("best", "validation")):
-        difference = by_subject[of] - by_subject[less]
+    cells = [f"{column.mean():.2f} ({column.std():.1f})" for _, column in by_subject.items()]
+    for epoch in ("last", "best"):
+        difference = by_subject[epoch] - by_subject["validation"]
         cells.append(f"{difference.mean():+.2f} ({difference.sem():.2f})")
-    print(f"| {name} | {len(test)} | {test.shape[1]} | {' | '.join(cells)} |")
+    print(f"| {name} | {len(by_training)} | {n_epochs} | {' | '.join(cells)} |")
 
 
 def describe_spread(test: pd.DataFrame) -> str:
