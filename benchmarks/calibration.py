@@ -20,6 +20,7 @@ all were independent) stands its standard error from the spread over the dataset
 
 import os
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
@@ -142,12 +143,16 @@ def evaluate_parameters() -> Evaluate:
 
 
 def compare_dataset(
-    protocol: str, number: int, runs: dict[str, list[list[SubjectResult]]], each: int
+    protocol: str,
+    number: int,
+    runs: dict[str, list[list[SubjectResult]]],
+    each: int,
+    seeds: Sequence[int] = SEEDS,
 ) -> list[tuple]:
     """Comparisons of one dataset, `each` with a model and a number of seeds: (model, seeds, verdict, points)."""
     torch.set_num_threads(1)
     rng, found = np.random.default_rng(number), []
-    for k in SEEDS:
+    for k in seeds:
         for model, with_it in runs.items():
             for _ in range(each):
                 drawn = rng.permutation(len(with_it))
