@@ -91,3 +91,19 @@ def test_another_alignment_leaves_the_unaligned_cache(project):
         assert ran(project.run("dvc", "repro", "--dry", "embed")) == ["embed@aligned"]
     finally:
         params.write_bytes(shipped)
+
+
+def test_another_file_of_eeg_weights_asks_the_training_again(project, tmp_path):
+    """Here no EEG encoder reads it, and the training is finished already."""
+    weights = tmp_path / "model.safetensors"
+    weights.write_text("first")
+    try:
+        project.set(train__eeg_weights=str(tmp_path))
+        assert ran(project.run("dvc", "repro", "train")) == ["train"]
+        assert ran(project.run("dvc", "repro", "train")) == []
+
+        weights.write_text("another")
+        assert ran(project.run("dvc", "repro", "train")) == ["train"]
+    finally:
+        project.run("git", "checkout", "-q", "params.yaml")
+    assert ran(project.run("dvc", "repro")) == []
