@@ -96,7 +96,8 @@ def require_writable(folder: Path, cache: Path | None = None) -> None:
 def existing(path: Path) -> Path:
     """The nearest folder that exists: this one, or one above it."""
     paths = (path.absolute(), *path.absolute().parents)
-    return next(folder for folder in paths if folder.is_dir())
+    # os.path, because Path raises where a folder above may not be entered.
+    return next(folder for folder in paths if os.path.isdir(folder))
 
 
 def _explain(number: int, path: Path) -> tuple[str, str]:
@@ -107,7 +108,7 @@ def _explain(number: int, path: Path) -> tuple[str, str]:
         return reason, "give it a shorter one, or work in another folder"
 
     # The disk or its limits
-    folder = existing(path if path.is_dir() else path.parent)
+    folder = existing(path if os.path.isdir(path) else path.parent)
     if number == errno.ENOSPC:
         return _full(folder)
     if number == errno.EDQUOT:
@@ -153,7 +154,7 @@ def _full(folder: Path) -> tuple[str, str]:
 
 def _no_right(number: int, path: Path) -> tuple[str, str]:
     """A missing right (EACCES), or a file that is locked against all changes (EPERM)."""
-    place = path if path.exists() else existing(path.parent)
+    place = path if os.path.exists(path) else existing(path.parent)
     status = place.stat()
     try:
         owner = pwd.getpwuid(status.st_uid).pw_name
@@ -169,6 +170,8 @@ def _no_right(number: int, path: Path) -> tuple[str, str]:
     readable = os.access(place, os.R_OK, effective_ids=effective)
     # A file that can be read has failed at writing.
     verb = "write into" if readable or place != path else "read"
+    if place.is_dir() and not os.access(place, os.X_OK, effective_ids=effective):
+        verb = "enter"
     mode = stat.filemode(status.st_mode)
     return (
         f"you have no right to {verb} {place} (it is {owner}'s, {mode})",

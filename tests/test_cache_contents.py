@@ -80,6 +80,20 @@ def test_what_a_run_holds_the_lock_of_stays(cache: Path) -> None:
     assert not (cache / "embedding/x").exists()
 
 
+@pytest.mark.parametrize("name", ["weights.pth", "weights.pth.part", "weights.pth.json"])
+def test_a_download_that_is_being_fetched_stays(cache: Path, name: str) -> None:
+    """Its lock has its whole name, ending included."""
+    write(cache / name, 10, days=40)
+    lock = try_lock(cache / "weights.pth.lock")
+    assert lock
+    main(empty="downloads")
+    assert (cache / name).exists()
+
+    lock.release()
+    main(empty="downloads")
+    assert not (cache / name).exists()
+
+
 def test_a_kind_that_there_is_not_is_refused_with_those_that_there_are(cache: Path) -> None:
     message = "--empty stduy: the cache holds downloads, embedding, study; or say all.*study"
     with pytest.raises(InputError, match=message):

@@ -33,6 +33,7 @@ from pipeline.datasets.image_table import read_image_table, write_image_table
 from pipeline.datasets.scratch import Scratch
 from pipeline.datasets.things_eeg2 import read_metadata
 from pipeline.datasets.things_meg import read_metadata as read_meg_metadata
+from pipeline.disks import disk_fault
 from pipeline.download.own_copy import collect_images
 from pipeline.download.remote import Remote
 from pipeline.download.transfer import fetch
@@ -225,6 +226,7 @@ GROUPS = """
 import resource, sys
 from pathlib import Path
 from pipeline.errors import InputError
+from pipeline.disks import disk_fault
 from pipeline.files import new_hdf5
 for kb in (2, 10, 50, 150):
     resource.setrlimit(resource.RLIMIT_FSIZE, (kb * 1000, resource.RLIM_INFINITY))
@@ -268,6 +270,18 @@ def test_no_right_to_write_or_to_read(open_folder):
         (open_folder / "a.h5").open()
     with as_nobody():
         assert "you have no right to read" in str(fault_of(refused.value, Path()))
+
+
+def test_a_folder_that_may_not_be_entered(open_folder):
+    """Nothing below it can be asked for, not even whether it is there."""
+    path = open_folder / "locked/below/a.h5"
+    path.parent.mkdir(parents=True)
+    (open_folder / "locked").chmod(0o700)
+    with as_nobody(), pytest.raises(PermissionError) as refused:
+        path.open()
+    with as_nobody():
+        said = str(disk_fault(refused.value, path))
+    assert f"you have no right to enter {open_folder}/locked (it is root's, drwx------)" in said
 
 
 def test_a_file_that_may_not_be_read_is_not_told_to_be_made_again(open_folder):
@@ -485,6 +499,7 @@ def test_room_is_counted_by_disk(small_disk, tmp_path):
 KILLED = """
 import os, signal, sys
 from pathlib import Path
+from pipeline.disks import disk_fault
 from pipeline.files import replacing
 with replacing(Path(sys.argv[1])) as temporary:
     temporary.write_text("half")

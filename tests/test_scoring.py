@@ -122,13 +122,23 @@ def test_every_variant_is_scored_as_if_it_were_the_eeg(scene, to_normalise):
         assert one.channels["rank"].tolist() == [
             ranks(mask_channel(whole, channel)) for channel in range(3)
         ]
-        rng = np.random.default_rng([7, *recording.subject.encode()])
         assert list(one.repetitions) == [1, 2]
         for n, queries in one.repetitions.items():
+            rng = np.random.default_rng([7, n, *recording.subject.encode()])
             assert queries["rank"].tolist() == [
                 ranks(prepared(some)) for some in average_some(recording.eeg, n, 2, rng)
             ]
     assert [(window.start, window.stop) for window in axes.windows][-1] == (50, 70)
+
+
+def test_a_number_of_repetitions_draws_the_same_whatever_the_others_are(scene):
+    recordings, models, embeddings = scene
+    alone, both = (
+        score(iter(recordings), models, embeddings, parameters(repetitions=numbers), 7)[0]
+        for numbers in ([2], [1, 2])
+    )
+    for first, second in zip(alone, both, strict=True):
+        assert np.array_equal(first.repetitions[2]["rank"], second.repetitions[2]["rank"])
 
 
 def test_each_model_is_tested_on_its_own_subjects(scene):

@@ -8,6 +8,7 @@ finished runs, `slurm` what jobs printed.
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,22 +46,22 @@ def read_entries(cache: Path) -> list[Entry]:
 
 def remove(entry: Entry) -> bool:
     """Delete the entry, unless a run that holds its lock is at work on it; whether it is gone."""
-    lock_file = entry.path.with_name(f"{entry.path.stem}.lock")
-    # Not every kind has locks.
-    lock = None
-    if lock_file.exists():
-        lock = try_lock(lock_file)
-        if lock is None:
-            return False
+    with ExitStack() as held:
+        # Named after the download, or after the one that this .part or .json belongs to.
+        for name in {entry.path.name, entry.path.stem}:
+            lock_file = entry.path.with_name(f"{name}.lock")
+            # Not every kind has locks.
+            if not lock_file.exists():
+                continue
+            lock = try_lock(lock_file)
+            if lock is None:
+                return False
+            held.callback(lock.release)
 
-    try:
         if entry.path.is_dir():
             shutil.rmtree(entry.path)
         else:
             entry.path.unlink()
-    finally:
-        if lock:
-            lock.release()
     return True
 
 

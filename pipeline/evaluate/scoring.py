@@ -228,12 +228,11 @@ def _score_subject(
         (mask_channel(average, channel) for channel in range(len(axes.ch_names))), models, results
     )
 
-    # By subject: what one draws does not depend on who else is evaluated.
-    rng = np.random.default_rng([seed, *subject.encode()])
     by_size = {}
-    # Sorted, so that the order of a list in params.yaml changes no draw.
     for n in sorted(set(parameters.repetitions)):
         if n < axes.n_repetitions:
+            # What is drawn depends neither on the other numbers nor on the other subjects.
+            rng = np.random.default_rng([seed, n, *subject.encode()])
             averages = average_some(eeg, n, parameters.draws, rng)
             if axes.to_normalise:
                 averages = normalise(averages)

@@ -49,7 +49,7 @@ class Resamples:
 
 def draw_resamples(n_subjects: int, n_images: int, n_resamples: int, seed: int) -> Resamples:
     """Draw subjects and images with replacement, each resample as large as the original."""
-    # A stream of its own: elsewhere the letters of a name follow the seed, and no letter is 1.
+    # A stream of its own: elsewhere the letters of a name follow.
     rng = np.random.default_rng([seed, 1])
     # How often each of n is drawn in n draws: that is all that a weighted mean needs.
     draws = [

@@ -157,7 +157,7 @@ def _run_jobs(
     """Run these jobs side by side; returns why some failed, by their files."""
     gpus = on_gpus(recipe, placement)
     n_workers = how_many(placement, [job.trial.run for job in jobs], eeg, gpus)
-    finished = side_by_side(
+    futures = side_by_side(
         run_trials,
         _make_groups(jobs, n_workers, gpus),
         placement.where,
@@ -168,7 +168,7 @@ def _run_jobs(
     )
 
     reasons = {}
-    for group, future in finished:
+    for group, future in futures:
         error = future.exception()
         # A future that failed took its whole group along.
         group_reasons = [_describe(error)] * len(group) if error else future.result()

@@ -106,7 +106,7 @@ def _side_by_side(
     work: TrainGroup, groups: Sequence[tuple[Run, ...]], epochs: int, where: str, n_workers: int
 ) -> list[Notes]:
     n_runs = sum(len(group) for group in groups)
-    finished = dict(
+    futures = dict(
         side_by_side(
             work,
             groups,
@@ -117,7 +117,7 @@ def _side_by_side(
             steps=lambda group: len(group) * epochs,
         )
     )
-    return [notes for group in groups for notes in finished[group].result()]
+    return [notes for group in groups for notes in futures[group].result()]
 
 
 def _train_and_save(
