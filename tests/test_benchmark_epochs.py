@@ -21,7 +21,7 @@ def test_compares_the_epochs_of_curves():
 
 
 def test_each_model_has_the_data_of_its_scene():
-    scenes = [simulated_scene(SIZES["400"], 0.3, seed) for seed in (0, 1)]
+    scenes = [simulated_scene(SIZES["800"], 0.3, seed) for seed in (0, 1)]
     samples, embeddings, rows = join(scenes)
     parameters = recipe(select_on="validation")
 
@@ -35,7 +35,7 @@ def test_each_model_has_the_data_of_its_scene():
 
 
 def test_the_last_epoch_learns_from_all_samples():
-    scene = simulated_scene(SIZES["400"], 0.3, 0)
+    scene = simulated_scene(SIZES["800"], 0.3, 0)
     samples, _, [rows] = join([scene])
 
     partition = divide(samples, rows, scene.runs[0], recipe(select_on="last"))
