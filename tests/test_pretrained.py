@@ -399,20 +399,6 @@ def test_a_saved_model_has_the_positions_of_its_channels(published, tmp_path):
         assert torch.equal(again.embed_eeg(eeg), model.embed_eeg(eeg))
 
 
-def test_an_older_model_without_names_loads(data, tmp_path):
-    recipe = quick_recipe(epochs=1)
-    train_all(data / "eeg", data / "embeddings.h5", tmp_path / "model", recipe, 1, HERE)
-    path = tmp_path / "model/pooled-seed-1/model.json"
-    notes = json.loads(path.read_text())
-    before, _ = load_model(path.parent)
-
-    del notes["sizes"]["ch_names"], notes["eeg_weights"]
-    del notes["train"]["eeg_weights"], notes["train"]["eeg_encoder_frozen"]
-    path.write_text(json.dumps(notes))
-    after, _ = load_model(path.parent)
-    assert_same(before.state_dict(), after.state_dict())
-
-
 def test_no_other_encoder_looks_at_the_weights(tmp_path):
     assert hash_eeg_weights(quick_recipe(eeg_weights=str(tmp_path / "missing"))) == []
     assert not is_pretrained("nice-recipe") and not is_pretrained("eegnet")
