@@ -7,7 +7,7 @@ Each code is written out here in plain torch, from what was read in it. The size
 import functools
 import math
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,6 +19,7 @@ from scipy.stats import ks_2samp
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pipeline.eeg_encoders.atm import AtmS
 from pipeline.params import Params, read_params
 from pipeline.train.model import ContrastiveModel, ModelSizes, logits
 from pipeline.train.optim import make_optimizer
@@ -376,6 +377,57 @@ def test_its_temperature_starts_where_the_codes_does(recipe):
     code = CODES[recipe]()
     temperature = 1 / ours(recipe, code.sizes).logit_scale.item()
     assert temperature == pytest.approx(start_temperature(code), rel=0.02)
+
+
+def tokens_of_atm(weights: Mapping[str, Tensor], eeg: Tensor) -> Tensor:
+    """What ATM hands to its convolutions, without what belongs to a subject: (B, C, T) -> (B, C, width).
+
+    Of each channel a token, to which its position is added. Then four heads of attention, and two Linears with a GELU
+    between; behind each of both a residual and LayerNorm. One more LayerNorm ends it.
+    """
+    width = weights["embed.weight"].shape[0]
+
+    def linear(name: str, x: Tensor) -> Tensor:
+        return x @ weights[f"{name}.weight"].T + weights[f"{name}.bias"]
+
+    def layer_norm(name: str, x: Tensor) -> Tensor:
+        return F.layer_norm(x, (width,), weights[f"{name}.weight"], weights[f"{name}.bias"])
+
+    channel, column = torch.arange(eeg.shape[1])[:, None], torch.arange(width)
+    angle = channel * torch.exp(-math.log(10_000) * (column // 2 * 2) / width)
+    tokens = linear("embed", eeg) + torch.where(column % 2 == 0, angle.sin(), angle.cos())
+
+    query, key, value = (
+        (tokens @ weight.T + bias).unflatten(-1, (4, -1)).transpose(1, 2)
+        for weight, bias in zip(
+            weights["attend.self_attn.in_proj_weight"].chunk(3),
+            weights["attend.self_attn.in_proj_bias"].chunk(3),
+            strict=True,
+        )
+    )
+    shares = (query @ key.mT / math.sqrt(width // 4)).softmax(-1)
+    heads = (shares @ value).transpose(1, 2).flatten(2)
+    tokens = layer_norm("attend.norm1", tokens + linear("attend.self_attn.out_proj", heads))
+    hidden = F.gelu(linear("attend.linear1", tokens))
+    tokens = layer_norm("attend.norm2", tokens + linear("attend.linear2", hidden))
+    return layer_norm("norm", tokens)
+
+
+def test_atm_computes_what_its_code_computes():
+    """As its branch main: with the positions, and here without the token of a subject. Then NICE's convolutions."""
+    torch.manual_seed(0)
+    encoder, code = AtmS(63, 250, 250.0, 0.5).double().eval(), nice(63).double().eval()
+    disturb(layers_of_code(encoder, code))
+    own = encoder.convolutions
+    copy_weights(
+        layers_of_code(code), [own.temporal, own.norm, own.spatial, own.norm_2, own.pointwise]
+    )
+
+    eeg = torch.randn(N_SHOWN, 63, 250, dtype=torch.float64)
+    with torch.no_grad():
+        tokens = tokens_of_atm(encoder.state_dict(), eeg)
+        assert tokens.shape == (N_SHOWN, 63, 252)
+        torch.testing.assert_close(encoder(eeg), code(tokens), rtol=1e-5, atol=1e-6)
 
 
 def test_the_temperature_of_atm_starts_where_the_codes_does():
