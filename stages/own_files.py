@@ -19,7 +19,7 @@ from pipeline.params import read_params
 from stages import run, write_json
 from stages.outputs import find_foreign_files
 
-# Two records, by what files can be: a new file of weights must not fetch the dataset again.
+# A record for each use: another file of weights must not fetch the dataset again.
 DATA_FILES = (".zip", ".npy", ".fif", ".csv")
 WEIGHT_FILES = (".zip", ".npz", ".pth", ".pt", ".bin", ".safetensors")
 ANY_FILES = ("",)

@@ -10,9 +10,6 @@ import pytest
 import torch
 import yaml
 
-from pipeline.datasets.image_table import write_image_table
-from pipeline.datasets.sample import Size, make_raw
-from pipeline.datasets.table import SAMPLE
 from pipeline.errors import InputError
 from pipeline.evaluate.similarities import settings_of
 from pipeline.files import sha256
@@ -22,6 +19,7 @@ from pipeline.images.models.table import IMAGE_MODELS
 from pipeline.images.models.vit import ImageEncoder, ViT
 from pipeline.images.stand_ins.published_vits import MEAN, STD
 from stages import embed, weights
+from tests.tiny import make_few_images
 
 N, D = 60, 24
 RNG = np.random.default_rng(0)
@@ -198,15 +196,7 @@ def test_a_hostile_or_damaged_file_runs_nothing(unaligned: Path, tmp_path: Path)
 def test_nothing_is_embedded_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Through the stages: with no image left, the aligned cache is made all the same."""
     monkeypatch.setenv("ALIGNED_EEG_CACHE", str(tmp_path / "cache"))
-    size = Size(
-        train_concepts=4,
-        images_per_concept=2,
-        test_concepts=3,
-        train_repetitions=1,
-        test_repetitions=1,
-    )
-    make_raw([], tmp_path / "eeg", tmp_path / "images", tmp_path / "metadata", size)
-    write_image_table(tmp_path / "images.csv", SAMPLE.read_metadata(tmp_path / "metadata"))
+    make_few_images(tmp_path)
     params = tmp_path / "params.yaml"
     params.write_text(
         yaml.safe_dump(
@@ -358,15 +348,7 @@ def test_both_alignments_of_one_base_are_made_with_the_same_settings(
 ) -> None:
     name, folder = of_both
     monkeypatch.setenv("ALIGNED_EEG_CACHE", str(tmp_path / "cache"))
-    size = Size(
-        train_concepts=4,
-        images_per_concept=2,
-        test_concepts=3,
-        train_repetitions=1,
-        test_repetitions=1,
-    )
-    make_raw([], tmp_path / "eeg", tmp_path / "images", tmp_path / "metadata", size)
-    write_image_table(tmp_path / "images.csv", SAMPLE.read_metadata(tmp_path / "metadata"))
+    make_few_images(tmp_path)
     caches = {kind: tmp_path / f"{kind}.h5" for kind in ("none", "dreamsim", "glocal")}
     for kind, cache in caches.items():
         inputs = tmp_path / "images", tmp_path / "images.csv", folder, caches["none"]

@@ -15,9 +15,6 @@ from timm.data import create_transform
 from timm.layers import GELUTanh
 from torch import Tensor, nn
 
-from pipeline.datasets.image_table import write_image_table
-from pipeline.datasets.sample import Size, make_raw
-from pipeline.datasets.table import SAMPLE
 from pipeline.errors import InputError
 from pipeline.evaluate.similarities import settings_of
 from pipeline.images.embeddings import read_about, read_embeddings
@@ -33,6 +30,7 @@ from pipeline.images.models.siglip2 import (
 from pipeline.images.models.table import IMAGE_MODELS, OwnCheckpoint, find_alignment
 from pipeline.images.models.vit import ImageEncoder
 from stages import embed, weights
+from tests.tiny import make_few_images
 
 WIDTH = 64
 MODEL = IMAGE_MODELS["siglip2_vitb16"]
@@ -184,15 +182,7 @@ def test_both_are_embedded_and_can_be_compared(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ALIGNED_EEG_CACHE", str(tmp_path / "cache"))
-    size = Size(
-        train_concepts=4,
-        images_per_concept=2,
-        test_concepts=3,
-        train_repetitions=1,
-        test_repetitions=1,
-    )
-    make_raw([], tmp_path / "eeg", tmp_path / "images", tmp_path / "metadata", size)
-    write_image_table(tmp_path / "images.csv", SAMPLE.read_metadata(tmp_path / "metadata"))
+    make_few_images(tmp_path)
     params = Path("params.yaml")
     weights.main(params, "siglip2_vitb16", tmp_path / "weights")
     caches = {kind: tmp_path / f"{kind}.h5" for kind in ("none", "alignet")}

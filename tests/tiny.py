@@ -26,6 +26,22 @@ TINY = Size(
 )
 
 
+# No subject's EEG, and pictures for the embed stage alone
+FEW_IMAGES = Size(
+    train_concepts=4,
+    images_per_concept=2,
+    test_concepts=3,
+    train_repetitions=1,
+    test_repetitions=1,
+)
+
+
+def make_few_images(base: Path) -> None:
+    """`base`/images with a few pictures, and `base`/images.csv, which lists them."""
+    make_raw([], base / "eeg", base / "images", base / "metadata", FEW_IMAGES)
+    write_image_table(base / "images.csv", SAMPLE.read_metadata(base / "metadata"))
+
+
 def make_prepared(base: Path) -> np.ndarray:
     """`base`/eeg/sub-01.h5 and sub-02.h5; returns the ids of all images."""
     make_raw("all", base / "raw", base / "images", base / "image_metadata.npy", TINY)

@@ -282,8 +282,8 @@ def _check_trained_alone(
             f"{checkpoint}: {len(as_a_part)} of {len(saved)} names of weights begin with {PART!r}: "
             f"{name} was trained on as a part of another model, and timm does not know with which "
             "pictures and activations; for AligNet's SigLIP2 set backbone to siglip2_vitb16 and "
-            "alignment to alignet, and for another model add an entry as "
-            "docs/adding.md tells"
+            "alignment to alignet, and for another model add an entry "
+            "as docs/adding.md tells"
         )
 
 
