@@ -5,7 +5,7 @@ Axes: N conditions (images), R repetitions, C channels, T samples.
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -110,6 +110,8 @@ class Dataset:
     * `caveats`: sentences for every report.
     * `may_share_images`: whether a page that holds the images may be passed on.
     * `synthetic`: whether all of it was made by this library.
+    * `planted`: for each value of `sample.truth`, a sentence for every answer that says what the
+      EEG was made of. Empty for data that were recorded.
     * `published`: published figures on it, in the order in which reports show them.
     """
 
@@ -124,6 +126,7 @@ class Dataset:
     caveats: tuple[str, ...] = ()
     may_share_images: bool = False
     synthetic: bool = False
+    planted: Mapping[str, str] = field(default_factory=dict)
     published: tuple[Published, ...] = ()
 
 

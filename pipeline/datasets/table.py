@@ -22,7 +22,12 @@ THINGS_EEG2 = Dataset(
 
 # The synthetic sample has the published layout, so that the readers above read it too.
 SAMPLE = replace(
-    THINGS_EEG2, source=sample.make_raw, caveats=(), may_share_images=True, synthetic=True
+    THINGS_EEG2,
+    source=sample.make_raw,
+    caveats=(),
+    may_share_images=True,
+    synthetic=True,
+    planted=sample.PLANTED,
 )
 
 # The raw recordings: channels, rate, window and noise normalisation are free. The same images.

@@ -11,6 +11,7 @@ import vl_convert
 
 from pipeline.compare.comparison import COSINE_EDGES, cosine_histograms
 from pipeline.datasets.published import Published
+from pipeline.evaluate.chance import describe_chance, is_alarming
 from pipeline.evaluate.similarities import Similarities
 from pipeline.report import charts
 from pipeline.report.pictures import valid_results
@@ -69,6 +70,8 @@ def write_report(
         run=evaluation,
         comparison=comparison,
         chance=chance_levels(evaluation["n_way"]),
+        above_chance=describe_chance(evaluation),
+        is_alarming=is_alarming(evaluation),
         # `evaluate.top_k` decides which top-k there are.
         subject_columns={
             name: title for name, title in SUBJECT_COLUMNS.items() if name in subjects
