@@ -97,8 +97,10 @@ def evaluate(
     about = {
         "dataset": "sample",
         "synthetic": True,
+        "planted": "Planted here: something.",
         "backbone": "synclr_vitb16",
         "encoder": "aligned",
+        "control": "none",
     }
     about |= {
         "protocol": "pooled",
@@ -404,6 +406,28 @@ def test_what_flatters_is_said_first(tmp_path):
     for said in ("No claim can be made", "Optimistic", "1 of 2 runs collapsed", "SD over subjects"):
         assert page.index(said) < page.index("Caveats")
     assert "SD over seeds" not in page
+
+
+@pytest.mark.parametrize(
+    ("p", "said", "is_red"),
+    [(0.3, "at chance, as it must be (p = 0.3,", False), (0.02, "where nothing can be", True)],
+)
+def test_a_control_that_finds_something_is_said_in_red_before_all_else(tmp_path, p, said, is_red):
+    folder = tmp_path / "run"
+    evaluate(folder, control="shuffled")
+    path = folder / "evaluation.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"p_above_chance": p}))
+    page = report_without_pictures(folder)
+    shown = words(page)
+    assert shown.index(said) < shown.index("the image that was seen is the nearest of")
+    assert ('<p class="alarm"' in page.read_text()) == is_red
+
+
+def test_what_was_planted_and_that_it_is_above_chance_is_said(tmp_path):
+    folder, comparison = evaluate_both(tmp_path, seeds=2)
+    page = words(report_without_pictures(folder, comparison))
+    assert "Top-1 is above chance: p = " in page
+    assert page.count("Planted here: something.") == 2  # in the answer, and in the warning
 
 
 @pytest.mark.long
