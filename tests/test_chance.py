@@ -52,9 +52,9 @@ def test_each_subject_has_equal_weight_whatever_its_number_of_seeds() -> None:
 
 
 def test_where_nothing_is_there_one_in_twenty_is_above_chance_at_most() -> None:
-    """Subjects and seeds share their errors, some images attract all answers: still at most 5 %, and not far less."""
+    """Subjects and seeds share their errors, some images attract all answers: still at most 5 %."""
     rng = np.random.default_rng(1)
-    n, n_claims = 400, 0
+    n, n_claims = 1000, 0
     for _ in range(n):
         popular = rng.standard_normal(N)
         shared = rng.standard_normal((N, N))
@@ -66,8 +66,7 @@ def test_where_nothing_is_there_one_in_twenty_is_above_chance_at_most() -> None:
             for seed in (1, 2)
         ]
         n_claims += p_above_chance(results, 199, 0) <= 0.05
-    assert n_claims <= binom.ppf(0.99, n, 0.05)
-    assert n_claims >= 1
+    assert 10 < n_claims <= binom.ppf(0.99, n, 0.05)
 
 
 def test_a_weak_effect_of_many_subjects_is_found() -> None:

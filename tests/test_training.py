@@ -11,6 +11,8 @@ import torch
 from scipy.optimize import minimize_scalar
 
 from pipeline.errors import InputError
+from pipeline.evaluate.chance import p_above_chance
+from pipeline.evaluate.similarities import SubjectResult
 from pipeline.params import read_params
 from pipeline.preprocess.normalisation import normalise
 from pipeline.retrieval import symmetric_cross_entropy
@@ -185,6 +187,25 @@ def test_it_learns_what_was_planted_and_the_seed_decides_everything(recipe):
     assert not first.collapsed and first.history["spread"].iloc[-1] > 0.7
     pd.testing.assert_frame_equal(first.history, again.history, check_exact=True)
     assert same_weights(first, again) and not same_weights(first, other)
+
+
+def test_a_control_finds_nothing_where_the_same_training_finds_what_was_planted(recipe):
+    """Trained on 30 concepts, tested on the images of 10 others: with shuffled images it is at chance."""
+    parameters = recipe.model_copy(update={"epochs": 20, "batch_size": 64, "learning_rate": 0.003})
+    samples, embeddings = planted()
+    mask = held_out(samples.things_concept, 0.25, 0)
+    rows = np.flatnonzero(mask & (samples.subject == "sub-00"))
+    images = embeddings[samples.image_row[rows]]
+
+    p = {}
+    for control, pairs in (("none", samples), ("shuffled", shuffle_images(samples, 1))):
+        setup = Setup(pairs, embeddings, parameters, CPU)
+        trained = train(setup, Partition(derive_seeds(0, "pooled"), np.flatnonzero(~mask)))
+        sides = project(trained.model, samples.eeg[rows], images)
+        similarity = (sides[0] @ sides[1].T).numpy()
+        answers = SubjectResult("pooled", 0, "sub-00", 20, False, 1.0, *sides, similarity)
+        p[control] = p_above_chance([answers], 999, 0)
+    assert p["none"] == 0.001 and p["shuffled"] > 0.05
 
 
 def test_the_epoch_with_the_lowest_loss_is_kept(recipe):

@@ -104,8 +104,8 @@ def make_raw(
     # One scale for both splits, so that a picture has the same response in either.
     mean = train_features.mean(0)
     std = train_features.std(0)
-    train_contents = _contents((train_features - mean) / std, truth, "train", size)
-    test_contents = _contents((test_features - mean) / std, truth, "test", size)
+    train_contents = eeg_contents((train_features - mean) / std, truth, "train", size)
+    test_contents = eeg_contents((test_features - mean) / std, truth, "test", size)
     for subject in chosen:
         # The draws of this subject: its part of the kernel, then its noise.
         rng = _rng("eeg", SUBJECTS.index(subject))
@@ -310,10 +310,11 @@ def _features(picture: Image.Image) -> np.ndarray:
     return np.concatenate([colours, edges])
 
 
-def _contents(features: np.ndarray, truth: Truth, split: str, size: Size) -> np.ndarray:
-    """What the EEG responds to: standardised features (N, F) -> (N, F + components).
+def eeg_contents(features: np.ndarray, truth: Truth, split: str, size: Size) -> np.ndarray:
+    """What the EEG responds to: standardised features (N, 60) of pictures -> (N, F).
 
-    If it holds nothing of the pictures, all rows are the same.
+    `split` and `size` say which pictures these are. If the EEG holds nothing of the pictures, all
+    rows are the same.
     """
     if truth == "nothing":
         return np.full((len(features), N_FEATURES + N_COMPONENTS), OF_FEATURES)
@@ -326,7 +327,7 @@ def _contents(features: np.ndarray, truth: Truth, split: str, size: Size) -> np.
 
 
 def draw_kernel(rng: np.random.Generator) -> np.ndarray:
-    """The response to each feature and component, (F, 17, 100): by channels and times.
+    """The response to each of the F contents, (F, 17, 100): by channels and times.
 
     Two bumps after 80 ms, mixed into the channels. The mixing is in part the subject's own, drawn
     with `rng`.
