@@ -1,3 +1,5 @@
+import dataclasses
+import functools
 import io
 import subprocess
 import sys
@@ -10,8 +12,9 @@ from PIL import Image
 
 from pipeline.datasets import sample
 from pipeline.datasets.sample_contents import CONTENTS
-from pipeline.datasets.table import SAMPLE
+from pipeline.datasets.table import DATASETS, SAMPLE
 from pipeline.errors import InputError
+from stages import download
 
 TINY = sample.Size(
     train_concepts=6, images_per_concept=2, test_concepts=3, train_repetitions=2, test_repetitions=3
@@ -233,3 +236,22 @@ def test_each_truth_says_what_was_planted() -> None:
     assert SAMPLE.planted.keys() == {"aligned", "unaligned", "nothing"}
     for truth, sentence in SAMPLE.planted.items():
         assert f"sample.truth: {truth}" in sentence and sentence.endswith(".")
+
+
+def test_the_download_stage_makes_the_truth_that_params_yaml_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny = dataclasses.replace(SAMPLE, source=functools.partial(sample.make_raw, size=TINY))
+    monkeypatch.setitem(DATASETS, "sample", tiny)
+    params = tmp_path / "params.yaml"
+    shipped = Path("params.yaml").read_text()
+    assert "\n  truth: aligned\n" in shipped
+    params.write_text(shipped.replace("\n  truth: aligned\n", "\n  truth: nothing\n"))
+
+    names = ("eeg", "images", "metadata", "images.csv")
+    download.main(params, *(tmp_path / "stage" / name for name in names))
+    expected = tmp_path / "expected"
+    paths = (expected / "eeg", expected / "images", expected / "metadata")
+    sample.make_raw("all", *paths, TINY, "nothing")
+    made = contents(tmp_path / "stage")
+    assert {name: made[name] for name in contents(expected)} == contents(expected)
