@@ -202,7 +202,7 @@ def test_the_eeg_holds_what_the_truth_says(truth: str) -> None:
     eeg = responses(truth)
     rng = np.random.default_rng(0)
     noisy = {
-        split: np.c_[values + 0.6 * rng.standard_normal(values.shape), np.ones(len(values))]
+        split: np.c_[values + 0.2 * rng.standard_normal(values.shape), np.ones(len(values))]
         for split, values in eeg.items()
     }
     top1 = {}

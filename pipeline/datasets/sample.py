@@ -54,8 +54,8 @@ PLANTED: dict[str, str] = {
 N_FEATURES = 60  # colours and edges of a picture
 N_COMPONENTS = 20  # numbers a picture in `sample_contents`
 # Strength of the response to one feature, in standard deviations of the noise
-OF_FEATURES = 0.025
-OF_COMPONENTS = 0.017
+OF_FEATURES = 0.023
+OF_COMPONENTS = 0.016
 
 
 @dataclass(frozen=True)
