@@ -26,7 +26,8 @@ from tests.tiny import make_embeddings, make_prepared, quick_recipe
 ROOT = Path(__file__).parents[1]
 CHOSEN = {"DATASETS": ["sample"], "EEG_ENCODERS": ["nice"], "IMAGE_MODELS": ["synclr_vitb16"]}
 OF_DATASET = {"download", "weights", "preprocess", "evaluate", "report", "study"}
-PROGRAMS = ["download", "weights", "preprocess", "embed", "train", "evaluate", "report", "study"]
+PROGRAMS = ["download", "weights", "preprocess", "embed", "train", "evaluate", "explain"]
+PROGRAMS += ["report", "study"]
 
 
 @pytest.fixture
