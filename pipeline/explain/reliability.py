@@ -19,6 +19,7 @@ S subjects, B resamples.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -160,6 +161,24 @@ def tabulate_reliability(
 
     n_images = resamples.images.shape[1]
     return pd.concat(tables, ignore_index=True).assign(chance=1 / n_images)
+
+
+def summarise_reliability(table: pd.DataFrame) -> dict[str, Any]:
+    """The rows of half of all repetitions, by space and whose halves, and what they say."""
+    n = int(table["n_repetitions"].max())
+    summary: dict[str, Any] = {"n_repetitions": n}
+    for row in table[table["n_repetitions"] == n].to_dict("records"):
+        ends = (row["top1_acc_low"], row["top1_acc_high"])
+        figures = {"top1_acc": row["top1_acc"], "ci95": ends}
+        summary.setdefault(row["space"], {})[row["subjects"]] = figures
+
+    shares = [f"{100 * summary[space][WITHIN]['top1_acc']:.1f} %" for space in SPACES]
+    answer = (
+        f"Half of the repetitions ({n}) finds the image in the other half in {shares[0]} of the "
+        f"cases by the EEG itself, and in {shares[1]} by what the trained encoder makes of it; "
+        f"guessing gives {100 * table['chance'].iloc[0]:.1f} %."
+    )
+    return {"answer": answer} | summary
 
 
 def across_subjects(subjects: Sequence[SubjectHalves], space: str) -> np.ndarray:
