@@ -163,7 +163,7 @@ def test_another_image_model_or_dataset_changes_nothing_of_those_that_are_there(
             "pipeline/eeg_encoders/nice.py",
             "n_filters: int = 40",
             "n_filters: int = 41",
-            {"train", "evaluate", "study"},
+            {"train", "evaluate", "explain", "study"},
         ),
         ("pipeline/train/measures.py", "N_PROBES = 256", "N_PROBES = 255", {"train", "study"}),
         ("pipeline/datasets/table.py", "synthetic=True", "synthetic=False", OF_DATASET),
