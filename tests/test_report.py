@@ -1,6 +1,7 @@
 """The page in a real browser: that its figures are those of the files, that it fetches nothing, and that it fits."""
 
 import json
+import re
 import shutil
 import zipfile
 from pathlib import Path
@@ -165,19 +166,23 @@ def explain(results: list[SubjectResult], folder: Path) -> None:
     write_json(folder / "explanation.json", {"n_resamples": 200} | summaries)
 
 
-def explain_random_responses(n_images: int) -> tuple[dict, dict[str, pd.DataFrame]]:
+def explain_random_responses(
+    n_images: int, n_repetitions: int = 4, encoders: tuple[str, ...] = ENCODERS
+) -> tuple[dict, dict[str, pd.DataFrame]]:
     """Reliability and geometry of what two subjects see in noise, with an untrained model."""
     rng = np.random.default_rng(2)
     ids = np.array([f"{i}" for i in range(n_images)], dtype=object)
     axes = ("O1", "Oz"), None, np.arange(-10, 70) / 100, 100.0, ()
     recordings = [
-        Recording(subject, *axes, rng.standard_normal((n_images, 4, 2, 80)), ids, ids, ids)
+        Recording(
+            subject, *axes, rng.standard_normal((n_images, n_repetitions, 2, 80)), ids, ids, ids
+        )
         for subject in ("sub-01", "sub-02")
     ]
     recipe = read_params(Path("params.yaml")).train
     model = ContrastiveModel(ModelSizes(2, 80, 100.0, 6), recipe).eval()
     notes = {"fold": "pooled", "seed": 42, "tested_on": ["sub-01", "sub-02"]}
-    caches = {name: Embeddings(rng.standard_normal((n_images, 6)), ids) for name in ENCODERS}
+    caches = {name: Embeddings(rng.standard_normal((n_images, 6)), ids) for name in encoders}
     return explain_responses(recordings, [(model, notes)], caches, PARAMETERS, 42)
 
 
@@ -485,6 +490,35 @@ def test_without_a_comparison_it_says_what_this_run_can_say(tmp_path):
     )
     assert "Synthetic data" in page and "One subject" in page and "One seed" in page
     assert "Aligned against unaligned" not in page
+
+
+@pytest.mark.parametrize(
+    ("options", "expected", "charts"),
+    [
+        (
+            {"n_repetitions": 1},
+            "Not measured: each test image was shown once: there are no two halves to compare.",
+            set(),
+        ),
+        (
+            {"encoders": ("unaligned",)},
+            "There is one image encoder alone: nothing to compare.",
+            {"reliability", "rsa"},
+        ),
+    ],
+)
+def test_what_the_responses_do_not_tell_is_said(tmp_path, options, expected, charts):
+    folder = tmp_path / "run"
+    evaluate(folder)
+    summaries, tables = explain_random_responses(12, **options)
+    for name, table in tables.items():
+        table.to_csv(folder / f"{name}.csv", index=False)
+    write_json(folder / "explanation.json", summaries)
+
+    page = report_without_pictures(folder)
+    assert expected in words(page)
+    specs = json.loads(re.search(r'id="specs">(.*?)</script>', page.read_text()).group(1))
+    assert {"reliability", "rsa", "rsa_difference"} & set(specs) == charts
 
 
 def test_all_collapsed_is_no_result(tmp_path):
