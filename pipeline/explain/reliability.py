@@ -7,8 +7,9 @@ ask for images in retrieval, in two spaces:
   each channel is divided by its standard deviation; all channels and samples are one vector, and
   the cosine compares. This is a reliability and no ceiling: a trained encoder finds the part that
   tells images apart, and may do far better.
-* `encoder`: the projections of the trained encoder. What this leaves is lost on the side of the
-  EEG. It is no ceiling either: here both sides are noisy, and in retrieval the images are not.
+* `encoder`: the projections of the trained encoder. Where halves find each other far more often
+  than the image, not the noise limits the run, but how responses are brought to images. It is no
+  ceiling either: here both sides are noisy, and in retrieval the images are not.
 
 Within a subject both halves are its own. Across subjects one half of a subject asks for that of
 another, both by the same model: the one that is tested on the subject that asks.
