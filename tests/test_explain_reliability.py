@@ -94,6 +94,19 @@ def test_the_two_sides_of_a_split_are_those_of_a_plain_program():
         assert found.mean() == pytest.approx(plain)
 
 
+def test_noise_on_one_side_is_easier_than_on_both():
+    """Why half against half is no ceiling of retrieval, whose images have no noise."""
+    half_finds_half, half_finds_pattern = [], []
+    for number in range(12):
+        eeg = responses(0.15, 30 + number)
+        first, second = as_vectors(eeg[:, :6].mean(1)), as_vectors(eeg[:, 6:].mean(1))
+        pattern = as_vectors(responses(1e6, 0)[:, 0])
+        half_finds_half.append(find(first, second).mean())
+        half_finds_pattern.append(find(first, pattern).mean())
+    assert 0.4 < np.mean(half_finds_half) < 0.6
+    assert np.mean(half_finds_pattern) > 0.9
+
+
 def test_noise_is_at_chance_and_more_repetitions_of_a_signal_are_better():
     many = [halves(responses(0.0, subject, 40)).within for subject in range(12)]
     for space in ("EEG", "encoder"):
