@@ -1,6 +1,7 @@
 """The page in a real browser: that its figures are those of the files, that it fetches nothing, and that it fits."""
 
 import json
+import re
 import shutil
 import zipfile
 from pathlib import Path
@@ -29,11 +30,16 @@ from pipeline.evaluate.similarities import (
 from pipeline.evaluate.statistics import draw_resamples
 from pipeline.explain.calibration import ranks, tabulate_calibration
 from pipeline.explain.galleries import count_ahead, tabulate_galleries
+from pipeline.explain.responses import explain_responses
 from pipeline.files import sha256
+from pipeline.images.embeddings import Embeddings
 from pipeline.params import read_params
+from pipeline.preprocess.recordings import Recording
 from pipeline.report.page import chance_levels, learning_curves, write_report
 from pipeline.retrieval import score_queries
 from pipeline.sections import Evaluate
+from pipeline.train.model import ContrastiveModel, ModelSizes
+from stages import write_json
 from stages.report import main
 
 if TYPE_CHECKING:
@@ -42,8 +48,8 @@ if TYPE_CHECKING:
 HOSTILE = "<script>throw Error('ran')</script>"
 ENCODERS = ("unaligned", "aligned")
 TABLES = ("per_subject", "top_k", "n_way", "repetitions", "time_course", "channels")
-TABLES += ("galleries", "calibration")  # of the stage explain
-CHARTS = 6
+TABLES += ("galleries", "calibration", "reliability", "rsa")  # of the stage explain
+CHARTS = 9
 PARAMETERS = Evaluate(**read_params(Path("params.yaml")).evaluate.model_dump() | {"resamples": 200})
 
 
@@ -156,9 +162,30 @@ def explain(results: list[SubjectResult], folder: Path) -> None:
             subjects, [ranks(result) for result in results], PARAMETERS.top_k, resamples
         ),
     }
-    for name, table in tables.items():
+    summaries, of_responses = explain_random_responses(len(results[0].eeg))
+    for name, table in (tables | of_responses).items():
         table.to_csv(folder / f"{name}.csv", index=False)
-    (folder / "explanation.json").write_text(json.dumps({"n_resamples": 200}))
+    write_json(folder / "explanation.json", {"n_resamples": 200} | summaries)
+
+
+def explain_random_responses(
+    n_images: int, n_repetitions: int = 4, encoders: tuple[str, ...] = ENCODERS
+) -> tuple[dict, dict[str, pd.DataFrame]]:
+    """Reliability and geometry of what two subjects see in noise, with an untrained model."""
+    rng = np.random.default_rng(2)
+    ids = np.array([f"{i}" for i in range(n_images)], dtype=object)
+    axes = ("O1", "Oz"), None, np.arange(-10, 70) / 100, 100.0, ()
+    recordings = [
+        Recording(
+            subject, *axes, rng.standard_normal((n_images, n_repetitions, 2, 80)), ids, ids, ids
+        )
+        for subject in ("sub-01", "sub-02")
+    ]
+    recipe = read_params(Path("params.yaml")).train
+    model = ContrastiveModel(ModelSizes(2, 80, 100.0, 6), recipe).eval()
+    notes = {"fold": "pooled", "seed": 42, "tested_on": ["sub-01", "sub-02"]}
+    caches = {name: Embeddings(rng.standard_normal((n_images, 6)), ids) for name in encoders}
+    return explain_responses(recordings, [(model, notes)], caches, PARAMETERS, 42)
 
 
 def _unit(values: np.ndarray) -> np.ndarray:
@@ -314,7 +341,23 @@ def what_lies_behind(folder: Path, comparison: dict) -> dict[str, list[float]]:
             row["p"],
         )
     ]
-    return expected
+    return expected | what_responses_tell(folder)
+
+
+def what_responses_tell(folder: Path) -> dict[str, list[float]]:
+    """The numbers of the tables on the EEG without an image to retrieve."""
+    run = pd.read_csv(folder / "repetitions.csv").set_index("n_repetitions")["top1_acc"]
+    halves = []
+    for row in pd.read_csv(folder / "reliability.csv").to_dict("records"):
+        ends = ("", "_low", "_high", "_sd_over_subjects")
+        halves += [row[f"top1_acc{end}"] for end in ends]
+        halves += [run[row["n_repetitions"]], row["chance"]]
+
+    rsa = json.loads((folder / "explanation.json").read_text())["rsa"]
+    geometry = [number for name in ENCODERS for number in (rsa[name]["mean"], *rsa[name]["ci95"])]
+    difference = rsa["difference"]
+    geometry += [difference["mean"], *difference["ci95"], difference["p"], *rsa["noise_ceiling"]]
+    return {"halves": halves, "geometry": geometry}
 
 
 def test_the_charts_show_the_tables(full, browser):
@@ -331,7 +374,8 @@ def test_the_charts_show_the_tables(full, browser):
         assert len(bars) == 3 * 2 and HOSTILE in bars[0]
         told = page.eval_on_selector_all(".chart [role=graphics-document]", LABELS)
         assert len(told) == CHARTS and all(
-            "top-1" in label or "loss" in label or "accuracy" in label for label in told
+            any(word in label for word in ("top-1", "loss", "accuracy", "correlation"))
+            for label in told
         )
         for image in page.query_selector_all("img"):
             assert (
@@ -448,6 +492,35 @@ def test_without_a_comparison_it_says_what_this_run_can_say(tmp_path):
     )
     assert "Synthetic data" in page and "One subject" in page and "One seed" in page
     assert "Aligned against unaligned" not in page
+
+
+@pytest.mark.parametrize(
+    ("options", "expected", "charts"),
+    [
+        (
+            {"n_repetitions": 1},
+            "Not measured: each test image was shown once: there are no two halves to compare.",
+            set(),
+        ),
+        (
+            {"encoders": ("unaligned",)},
+            "There is one image encoder alone: nothing to compare.",
+            {"reliability", "rsa"},
+        ),
+    ],
+)
+def test_what_the_responses_do_not_tell_is_said(tmp_path, options, expected, charts):
+    folder = tmp_path / "run"
+    evaluate(folder)
+    summaries, tables = explain_random_responses(12, **options)
+    for name, table in tables.items():
+        table.to_csv(folder / f"{name}.csv", index=False)
+    write_json(folder / "explanation.json", summaries)
+
+    page = report_without_pictures(folder)
+    assert expected in words(page)
+    specs = json.loads(re.search(r'id="specs">(.*?)</script>', page.read_text()).group(1))
+    assert {"reliability", "rsa", "rsa_difference"} & set(specs) == charts
 
 
 def test_all_collapsed_is_no_result(tmp_path):

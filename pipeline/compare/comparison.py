@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.compare.differences import ALPHA, RunKey, paired_difference
+from pipeline.compare.differences import RunKey, paired_difference
 from pipeline.errors import InputError
 from pipeline.evaluate.similarities import Queries, Similarities, SubjectResult
-from pipeline.evaluate.statistics import draw_resamples, mean_by_subject
+from pipeline.evaluate.statistics import ALPHA, draw_resamples, mean_by_subject
 from pipeline.retrieval import weigh_queries
 from pipeline.sections import Evaluate
 
