@@ -13,7 +13,7 @@ import pandas as pd
 
 from pipeline.datasets.image_table import Split
 from pipeline.datasets.published import Published
-from pipeline.datasets.sources import Make, PublishedFiles
+from pipeline.datasets.sources import HumanFiles, Make, MakeHumanFiles, PublishedFiles
 from pipeline.errors import InputError
 from pipeline.sections import Preprocess
 
@@ -110,6 +110,8 @@ class Dataset:
     * `caveats`: sentences for every report.
     * `may_share_images`: whether a page that holds the images may be passed on.
     * `synthetic`: whether all of it was made by this library.
+    * `human`: where the files of how alike people find its concepts come from, or the function
+      that makes them: `human(embedding, words)`. None where nobody has published any.
     * `published`: published figures on it, in the order in which reports show them.
     """
 
@@ -124,6 +126,7 @@ class Dataset:
     caveats: tuple[str, ...] = ()
     may_share_images: bool = False
     synthetic: bool = False
+    human: HumanFiles | MakeHumanFiles | None = None
     published: tuple[Published, ...] = ()
 
 
