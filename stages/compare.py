@@ -18,6 +18,7 @@ import typer
 from dvc.api import DVCFileSystem
 
 from pipeline.compare.comparison import compare
+from pipeline.compare.explained import explain_difference
 from pipeline.errors import InputError, suggestion
 from pipeline.evaluate.similarities import read_similarities
 from pipeline.files import sha256
@@ -56,6 +57,7 @@ def main(
         ]
         first, second = (read_similarities(path) for path in files)
         result = compare(first, second, p.evaluate, p.seed)
+        result |= explain_difference(first, second, p.evaluate, p.seed)
         # They tell later whether data/evaluation.h5 is one of the two.
         result["sha256"] = [sha256(path) for path in files]
 

@@ -6,7 +6,6 @@ from typing import Any
 
 from pipeline.datasets.table import DATASETS
 from pipeline.eeg_encoders import table as eeg_encoders
-from pipeline.errors import TRAIN_AGAIN, InputError
 from pipeline.evaluate.evaluation import headline, summarise_block_weights, tabulate
 from pipeline.evaluate.scoring import score
 from pipeline.evaluate.similarities import Similarities, settings_of, write_similarities
@@ -14,7 +13,7 @@ from pipeline.files import replacing
 from pipeline.images.embeddings import Embeddings, read_about, read_embeddings
 from pipeline.params import Params, read_params
 from pipeline.preprocess.recordings import read_split
-from pipeline.train.model import ContrastiveModel, Notes, load_model
+from pipeline.train.model import Notes, load_models
 from stages import run, show, write_json
 
 
@@ -82,17 +81,6 @@ def main(
 
     print_summary(summary, p.evaluate.top_k)
     return str(details)
-
-
-def load_models(folder: Path) -> list[tuple[ContrastiveModel, Notes]]:
-    """Each trained model with its notes, by the names of their folders.
-
-    Raises InputError where there is none.
-    """
-    folders = sorted(path for path in folder.iterdir() if path.is_dir())
-    if not folders:
-        raise InputError(f"{folder}: holds no trained model; {TRAIN_AGAIN}")
-    return [load_model(path) for path in folders]
 
 
 def describe(p: Params, notes: Notes, cache: Embeddings) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from PIL import Image
 from web_pages import CONTRAST, PAPER, TEXT, opened, words
 
 from pipeline.compare.comparison import compare
+from pipeline.compare.explained import explain_difference
 from pipeline.datasets.published import Published
 from pipeline.datasets.table import DATASETS, THINGS_EEG2
 from pipeline.evaluate.evaluation import tabulate
@@ -25,6 +26,9 @@ from pipeline.evaluate.similarities import (
     read_similarities,
     write_similarities,
 )
+from pipeline.evaluate.statistics import draw_resamples
+from pipeline.explain.calibration import ranks, tabulate_calibration
+from pipeline.explain.galleries import count_ahead, tabulate_galleries
 from pipeline.files import sha256
 from pipeline.params import read_params
 from pipeline.report.page import chance_levels, learning_curves, write_report
@@ -38,6 +42,7 @@ if TYPE_CHECKING:
 HOSTILE = "<script>throw Error('ran')</script>"
 ENCODERS = ("unaligned", "aligned")
 TABLES = ("per_subject", "top_k", "n_way", "repetitions", "time_course", "channels")
+TABLES += ("galleries", "calibration")  # of the stage explain
 CHARTS = 6
 PARAMETERS = Evaluate(**read_params(Path("params.yaml")).evaluate.model_dump() | {"resamples": 200})
 
@@ -118,6 +123,7 @@ def evaluate(
     write_similarities(folder / "evaluation.h5", everything)
     for name, table in tables.items():
         table.to_csv(folder / f"{name}.csv", index=False)
+    explain([outcome.result for outcome in outcomes], folder)
     epoch = np.arange(1, 11)
     history = {
         "epoch": epoch,
@@ -133,6 +139,26 @@ def evaluate(
                 Image.new("RGB", (40, 30), "red").save(file, "JPEG")
 
 
+def explain(results: list[SubjectResult], folder: Path) -> None:
+    """Write what the explain stage does; thirty random training images of ten concepts."""
+    subjects = [result.subject for result in results]
+    resamples = draw_resamples(len(set(subjects)), len(results[0].eeg), 200, 42)
+    concept = np.arange(30) % 10
+    training = _unit(np.random.default_rng(1).standard_normal((30, 16)))
+    ahead = [count_ahead(result, training, concept) for result in results]
+    tables = {
+        "galleries": tabulate_galleries(
+            subjects, ahead, np.bincount(concept), [20], PARAMETERS.top_k, resamples
+        ),
+        "calibration": tabulate_calibration(
+            subjects, [ranks(result) for result in results], PARAMETERS.top_k, resamples
+        ),
+    }
+    for name, table in tables.items():
+        table.to_csv(folder / f"{name}.csv", index=False)
+    (folder / "explanation.json").write_text(json.dumps({"n_resamples": 200}))
+
+
 def _unit(values: np.ndarray) -> np.ndarray:
     return values / np.linalg.norm(values, axis=-1, keepdims=True)
 
@@ -142,9 +168,8 @@ def evaluate_both(base: Path, **options: object) -> tuple[Path, dict]:
     folders = {encoder: base / encoder for encoder in ENCODERS}
     for draw, (encoder, folder) in enumerate(folders.items()):
         evaluate(folder, encoder=encoder, draw=draw, **options)
-    comparison = compare(
-        *(read_similarities(folder / "evaluation.h5") for folder in folders.values()), PARAMETERS, 0
-    )
+    sides = [read_similarities(folder / "evaluation.h5") for folder in folders.values()]
+    comparison = compare(*sides, PARAMETERS, 0) | explain_difference(*sides, PARAMETERS, 0)
     comparison["sha256"] = [sha256(folder / "evaluation.h5") for folder in folders.values()]
     return folders["aligned"], json.loads(json.dumps(comparison))
 
@@ -161,6 +186,7 @@ def report(folder: Path, comparison: dict | None = None, embed_images: bool = Fa
         "evaluation.h5",
         "history.csv",
         "evaluation.json",
+        "explanation.json",
         "comparison.json",
     )
     outputs = [folder / name for name in ("learning_curves.csv", "pictures", "report.html")]
@@ -180,6 +206,7 @@ def report_without_pictures(
     write_report(
         folder / "report.html",
         evaluation=evaluation,
+        explanation=json.loads((folder / "explanation.json").read_text()),
         tables=tables,
         curves=curves,
         comparison=comparison,
@@ -246,6 +273,11 @@ def test_the_figures_are_those_of_the_files(full, browser):
             for name, values in rows.items():
                 assert shown[name][: len(values)] == [(value, f"{value:.3f}") for value in values]
         assert page.inner_text("#answer") == comparison["answer"]
+        for table, rows in what_lies_behind(folder, comparison).items():
+            cells = page.eval_on_selector_all(
+                f"#{table} tbody data", "cells => cells.map(cell => +cell.value)"
+            )
+            assert cells == rows
         top1 = page.eval_on_selector_all(
             "#runs [data-key=top1_acc] data", "cells => cells.map(cell => +cell.value)"
         )
@@ -257,6 +289,30 @@ def test_the_figures_are_those_of_the_files(full, browser):
             [row[encoder]["top1_acc"] for encoder in ENCODERS] for row in comparison["per_subject"]
         ]
         assert pairs == [value for one, other in by_hand for value in (one, other, other - one)]
+
+
+def what_lies_behind(folder: Path, comparison: dict) -> dict[str, list[float]]:
+    """The numbers of each table of the explain stage, row by row."""
+    expected = {}
+    for table, stem, last in (
+        ("larger-galleries", "galleries", ["chance"]),
+        ("calibrated", "calibration", []),
+    ):
+        columns = [f"top{k}_acc{end}" for k in PARAMETERS.top_k for end in ("", "_low", "_high")]
+        rows = pd.read_csv(folder / f"{stem}.csv")[columns + last]
+        expected[table] = rows.to_numpy().ravel().tolist()
+
+    expected["calibrated-pair"] = [
+        number
+        for row in comparison["calibrated"].values()
+        for number in (
+            *(row[key] for key in (*ENCODERS, "difference")),
+            *row["ci95"],
+            *row["ci95_these_models"],
+            row["p"],
+        )
+    ]
+    return expected
 
 
 def test_the_charts_show_the_tables(full, browser):

@@ -71,11 +71,7 @@ def compare(
     Raises InputError if the two evaluations differ in nothing, in more than one of FACTORS, or in
     anything else.
     """
-    factor, labels = _find_factor(_facts(baseline), _facts(other))
-    sides = dict(zip(labels, (baseline, other), strict=True))
-    if factor == "encoder":
-        # Reversed, "unaligned" comes first and is the baseline, whatever the order of the files.
-        sides = {label: sides[label] for label in sorted(labels, reverse=True)}
+    factor, sides = order_sides(baseline, other)
 
     # What differs by the factor holds for one side only.
     dropped = ("settings", "caveat", *FACTORS[factor])
@@ -99,9 +95,9 @@ def compare(
         },
     }
 
-    pairs = _whole_pairs(sides)
+    pairs = whole_pairs(sides)
     # Both sides lack a pair or none does, so that one of them can be asked.
-    if pairs[labels[0]]:
+    if pairs[comparison["baseline"]]:
         comparison |= _differences(pairs, other, parameters, seed)
         histograms = {
             label: cosine_histograms(list(results.values())) for label, results in pairs.items()
@@ -115,11 +111,24 @@ def compare(
     return answer | comparison | {"settings": made_with["settings"]}
 
 
+def order_sides(baseline: Similarities, other: Similarities) -> tuple[str, dict[str, Similarities]]:
+    """The factor in which two evaluations differ, and both by their labels, the baseline first.
+
+    InputError as in `compare`.
+    """
+    factor, labels = _find_factor(_facts(baseline), _facts(other))
+    sides = dict(zip(labels, (baseline, other), strict=True))
+    if factor == "encoder":
+        # Reversed, "unaligned" comes first and is the baseline, whatever the order of the files.
+        sides = {label: sides[label] for label in sorted(labels, reverse=True)}
+    return factor, sides
+
+
 def _runs(results: Iterable[SubjectResult]) -> list[str]:
     return sorted({result.run for result in results})
 
 
-def _whole_pairs(sides: Mapping[str, Similarities]) -> dict[str, dict[RunKey, SubjectResult]]:
+def whole_pairs(sides: Mapping[str, Similarities]) -> dict[str, dict[RunKey, SubjectResult]]:
     """The results of each side in order of their key, without pairs with a collapsed run."""
     results = {
         label: {(result.fold, result.seed, result.subject): result for result in side.results}

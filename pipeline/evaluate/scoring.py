@@ -260,7 +260,7 @@ def _score_variants(
     for variant in variants:
         eeg = torch.from_numpy(variant).float()
         for i, (model, _) in enumerate(models):
-            similarity = _similarity(project_eeg(model, eeg), images[i])
+            similarity = cosines(project_eeg(model, eeg), images[i])
             by_model[i].append(score_queries(similarity, results[i].logit_scale))
 
     return [_stack(queries) for queries in by_model]
@@ -287,12 +287,12 @@ def score_average(
         logit_scale=model.logit_scale.item(),
         images=image_side.numpy(),
         eeg=eeg_side.numpy(),
-        similarity=_similarity(eeg_side, image_side).numpy(),
+        similarity=cosines(eeg_side, image_side).numpy(),
     )
 
 
-def _similarity(eeg_side: Tensor, image_side: Tensor) -> Tensor:
-    """Cosine similarities (N, N), float32, of unit vectors (N, P).
+def cosines(eeg_side: Tensor, image_side: Tensor) -> Tensor:
+    """Cosine similarities (N, M), float32, of unit vectors (N, P) and (M, P).
 
     They are computed in float64 and then rounded, so that equal images tie exactly, whatever the
     order of the sums.

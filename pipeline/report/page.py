@@ -13,7 +13,6 @@ from pipeline.compare.comparison import COSINE_EDGES, cosine_histograms
 from pipeline.datasets.published import Published
 from pipeline.evaluate.similarities import Similarities
 from pipeline.report import charts
-from pipeline.report.pictures import valid_results
 from pipeline.report.style import Picture
 from pipeline.report.template import records, write_page
 
@@ -40,6 +39,7 @@ def write_report(
     path: Path,
     *,
     evaluation: dict[str, Any],
+    explanation: dict[str, Any],
     tables: dict[str, pd.DataFrame],
     curves: pd.DataFrame,
     comparison: dict[str, Any] | None,
@@ -52,10 +52,11 @@ def write_report(
 ) -> None:
     """Write the page.
 
-    `evaluation` is details.json, `tables` the CSV files of the evaluate stage by their stem,
-    `curves` what `learning_curves` returns, `comparison` that of the two encoders where there is
-    one of this evaluation, `settings` what decided the figures, `published` and `may_share_images`
-    those of the dataset's entry, `hashes` the sha256 of the files that the page is made of.
+    `evaluation` is details.json, `explanation` explanation.json, `tables` the CSV files of the
+    stages evaluate and explain by their stem, `curves` what `learning_curves` returns, `comparison`
+    that of the two encoders where there is one of this evaluation, `settings` what decided the
+    figures, `published` and `may_share_images` those of the dataset's entry, `hashes` the sha256 of
+    the files that the page is made of.
     """
     subjects = tables["per_subject"]
     drawn = _charts(evaluation, tables, curves, comparison)
@@ -75,6 +76,9 @@ def write_report(
         },
         subjects=records(subjects),
         galleries=records(tables["n_way"]),
+        larger_galleries=records(tables["galleries"]),
+        calibration=records(tables["calibration"]),
+        explanation=explanation,
         # top5_acc becomes 5.
         top_k=[
             name[3:-4] for name in map(str, tables["n_way"]) if re.fullmatch(r"top\d+_acc", name)
@@ -135,7 +139,7 @@ def cosines(
 ) -> dict[str, Any]:
     """What `cosine_distributions` draws: both sides of a comparison, or else this run."""
     if comparison is None or "metrics" not in comparison:
-        histograms = cosine_histograms(valid_results(similarities))
+        histograms = cosine_histograms(similarities.valid_results)
         means = {name: evaluation[name] for name in ("matched_cosine", "mismatched_cosine")}
         return {"edges": COSINE_EDGES, evaluation["encoder"]: histograms | means}
 

@@ -21,7 +21,7 @@ from pipeline.errors import InputError
 from pipeline.evaluate.evaluation import describe_interval, summarise_runs
 from pipeline.evaluate.similarities import Queries
 from pipeline.evaluate.statistics import Resamples, draw_resamples, holm, mean_by_subject
-from pipeline.retrieval import weigh_queries
+from pipeline.retrieval import weigh_queries, weigh_top_k
 from pipeline.sections import Evaluate
 from pipeline.study.results import Cell, Trial, TrialResult
 
@@ -200,7 +200,7 @@ def _summarise_cell(
         paired = paired_difference(
             {encoder: {key: sides[encoder][key] for key in pairs} for encoder in ENCODERS},
             draw(len({subject for _, _, subject in pairs})),
-            functools.partial(_weigh_top_k, top_k=top_k),
+            functools.partial(weigh_top_k, top_k=top_k),
             left_out_in_turn=cell.protocol == "leave-one-subject-out",
         )
         # It is not by chance which runs are missing: no claim, though there are figures.
@@ -254,13 +254,6 @@ def _summarise_side(
         summary["ci95"][f"top{k}_acc"] = resamples.interval_of_mean(correct)
 
     return summary | describe_interval(ok, ok["protocol"].iloc[0]) | numbers
-
-
-def _weigh_top_k(queries: Queries, counts: np.ndarray, top_k: list[int]) -> dict[str, np.ndarray]:
-    """Only the top-k accuracies of `weigh_queries`: all metrics of many cells take minutes."""
-    correct = queries["rank"] <= np.array(top_k)[:, None]  # (K, N)
-    accuracies = correct @ counts.T / counts.sum(1)  # (K, B)
-    return {f"top{k}_acc": accuracy for k, accuracy in zip(top_k, accuracies, strict=True)}
 
 
 def _missing_runs(rows: pd.DataFrame) -> str:

@@ -1,0 +1,116 @@
+"""What lies behind the score: figures of the evaluation, its models and its EEG; none is trained.
+
+They stand beside the numbers that people compare, never among them.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from pipeline.datasets.image_table import read_image_table
+from pipeline.evaluate.similarities import Similarities, read_similarities
+from pipeline.evaluate.statistics import Resamples, draw_resamples
+from pipeline.explain.calibration import ranks, tabulate_calibration
+from pipeline.explain.galleries import count_ahead, tabulate_galleries
+from pipeline.files import replacing
+from pipeline.images.embeddings import read_embeddings
+from pipeline.params import read_params
+from pipeline.sections import Evaluate
+from pipeline.train.model import load_models
+from pipeline.train.projection import project_images
+from pipeline.train.protocols import name_run
+from stages import run, show, write_json
+
+# What a result says of itself, copied into the file of figures
+FACTS = ("dataset", "synthetic", "backbone", "encoder", "alignment", "block", "protocol")
+
+
+def main(
+    params: Path,
+    image_table: Path,
+    embeddings: Path,
+    model: Path,
+    similarities: Path,
+    explanation: Path,
+    tables: list[Path],
+) -> str:
+    """`embeddings` are those of the evaluation; `tables` CSV files, named after what they hold."""
+    p = read_params(params)
+    scored = read_similarities(similarities)
+    n_subjects = len({result.subject for result in scored.valid_results})
+    n_images = len(scored.image_ids)
+    resamples = draw_resamples(n_subjects, n_images, p.evaluate.resamples, p.seed)
+
+    galleries = larger_galleries(scored, image_table, embeddings, model, p.evaluate, resamples)
+    calibration = calibrate_at_test_time(scored, p.evaluate, resamples)
+
+    frames = {"galleries": galleries, "calibration": calibration}
+    for path in tables:
+        with replacing(path) as temporary:
+            frames[path.stem].to_csv(temporary, index=False)
+    facts = {name: scored.made_with[name] for name in FACTS}
+    write_json(explanation, facts | {"n_resamples": p.evaluate.resamples})
+
+    print_frame("Among more images", galleries, ["gallery", "n_way", "top1_acc", "chance"])
+    print_frame("Calibrated at test time", calibration, ["method", "top1_acc", "chance"])
+    return str(explanation)
+
+
+def larger_galleries(
+    scored: Similarities,
+    image_table: Path,
+    embeddings: Path,
+    model: Path,
+    parameters: Evaluate,
+    resamples: Resamples,
+) -> pd.DataFrame:
+    """How often the image is found among the training images too; a row a gallery."""
+    models = {
+        name_run(notes["fold"], notes["seed"]): loaded for loaded, notes in load_models(model)
+    }
+    trained = next(iter(models.values())).recipe
+    cache = read_embeddings(embeddings, trained.block, trained.views, trained.views_in_gallery)
+
+    training = read_image_table(image_table)["train"]
+    values = torch.from_numpy(cache.values[cache.rows(training["image_ids"].to_numpy())])
+    concept, concepts = pd.factorize(training["things_concept"])
+
+    results = scored.valid_results
+    # Each model projects the training images once, for all its subjects.
+    projected = {
+        name: project_images(models[name], values).numpy() for name in {r.run for r in results}
+    }
+    ahead = [count_ahead(result, projected[result.run], concept) for result in results]
+    return tabulate_galleries(
+        [result.subject for result in results],
+        ahead,
+        np.bincount(concept, minlength=len(concepts)),
+        parameters.n_way,
+        parameters.top_k,
+        resamples,
+    )
+
+
+def calibrate_at_test_time(
+    scored: Similarities, parameters: Evaluate, resamples: Resamples
+) -> pd.DataFrame:
+    """How often the image is found where all test responses are seen at once; a row a method."""
+    results = scored.valid_results
+    return tabulate_calibration(
+        [result.subject for result in results],
+        [ranks(result) for result in results],
+        parameters.top_k,
+        resamples,
+    )
+
+
+def print_frame(title: str, frame: pd.DataFrame, columns: list[str]) -> None:
+    """Print these columns as a table."""
+    rows = frame[columns].itertuples(index=False)
+    show(title, [dict(zip(columns, row, strict=True)) for row in rows])
+
+
+if __name__ == "__main__":
+    run(main)
