@@ -9,11 +9,15 @@ import numpy as np
 import pandas as pd
 import torch
 
+from pipeline.datasets.human import HumanSimilarity, read_human
 from pipeline.datasets.image_table import read_image_table
+from pipeline.errors import InputError
 from pipeline.evaluate.similarities import Similarities, read_similarities
 from pipeline.evaluate.statistics import Resamples, draw_resamples
 from pipeline.explain.calibration import ranks, tabulate_calibration
+from pipeline.explain.concepts import tabulate_concepts
 from pipeline.explain.galleries import count_ahead, tabulate_galleries
+from pipeline.explain.near_misses import PEOPLE, cosine_similarity, tabulate_near_misses
 from pipeline.files import replacing
 from pipeline.images.embeddings import read_embeddings
 from pipeline.params import read_params
@@ -33,10 +37,16 @@ def main(
     embeddings: Path,
     model: Path,
     similarities: Path,
+    human: Path,
+    unaligned: Path,
+    aligned: Path,
     explanation: Path,
     tables: list[Path],
 ) -> str:
-    """`embeddings` are those of the evaluation; `tables` CSV files, named after what they hold."""
+    """`embeddings` are those of the evaluation, `unaligned` and `aligned` all that there are.
+
+    `tables` are CSV files, named after what they hold.
+    """
     p = read_params(params)
     scored = read_similarities(similarities)
     n_subjects = len({result.subject for result in scored.valid_results})
@@ -46,16 +56,52 @@ def main(
     galleries = larger_galleries(scored, image_table, embeddings, model, p.evaluate, resamples)
     calibration = calibrate_at_test_time(scored, p.evaluate, resamples)
 
+    # What the errors say: for people, and by the caches
+    people = read_human(human)
+    of_people = None if isinstance(people, str) else people.of(scored.things_concept.tolist())
+    spaces = {} if of_people is None else {PEOPLE: of_people}
+    spaces |= image_spaces(scored, [unaligned, aligned])
+    near_misses = tabulate_near_misses(scored.valid_results, spaces, resamples, p.seed)
+    concepts = tabulate_concepts(scored, of_people)
+
     frames = {"galleries": galleries, "calibration": calibration}
+    frames |= {"near_misses": near_misses, "concepts": concepts}
     for path in tables:
         with replacing(path) as temporary:
             frames[path.stem].to_csv(temporary, index=False)
     facts = {name: scored.made_with[name] for name in FACTS}
-    write_json(explanation, facts | {"n_resamples": p.evaluate.resamples})
+    facts |= {"n_resamples": p.evaluate.resamples, "human_similarity": describe_people(people)}
+    write_json(explanation, facts)
 
     print_frame("Among more images", galleries, ["gallery", "n_way", "top1_acc", "chance"])
     print_frame("Calibrated at test time", calibration, ["method", "top1_acc", "chance"])
+    print_frame("Wrong answers", near_misses, ["answers", "alike_by", "excess", "p"])
     return str(explanation)
+
+
+def image_spaces(scored: Similarities, caches: list[Path]) -> dict[str, np.ndarray]:
+    """The cosines (N, N) of the test images' embeddings, by the name of the cache.
+
+    They are of the block of the evaluation, or of the last one that it mixes. A cache that lacks
+    the block is left out, and the reason is printed.
+    """
+    spaces = {}
+    for path in caches:
+        try:
+            cache = read_embeddings(path, scored.made_with["block"])
+        except InputError as error:
+            print(f"near misses by the {path.stem} embeddings are left out: {error}")
+            continue
+        values = cache.values[cache.rows(scored.image_ids)]
+        spaces[path.stem] = cosine_similarity(values[:, -1] if values.ndim == 3 else values)
+    return spaces
+
+
+def describe_people(people: HumanSimilarity | str) -> dict[str, str | bool]:
+    """Whose similarity the near misses are by; `why` alone where there is none."""
+    if isinstance(people, str):
+        return {"why": people}
+    return {"source": people.source, "synthetic": people.synthetic}
 
 
 def larger_galleries(

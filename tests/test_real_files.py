@@ -15,13 +15,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from scipy.stats import spearmanr
 
-from pipeline.datasets.human import find_rows
+from pipeline.datasets.human import find_rows, triplet_similarity
 from pipeline.datasets.known_files import HUMAN_SIMILARITY
 from pipeline.datasets.things_eeg2 import read_metadata
 from pipeline.files import sha256
 from pipeline.images.embeddings import read_embeddings, write_embeddings
+from pipeline.images.health import agreement_with_people
 from pipeline.images.models.glocal import read_transform, write_aligned
 from pipeline.images.models.table import IMAGE_MODELS
 
@@ -57,23 +57,16 @@ def pairs(similarity: np.ndarray) -> np.ndarray:
     return similarity[np.triu_indices(len(similarity), 1)]
 
 
-def cosines(values: np.ndarray) -> np.ndarray:
-    unit = values / np.linalg.norm(values, axis=1, keepdims=True)
-    return pairs(unit @ unit.T)
+def rows_of_vice(things_concepts: list[str]) -> np.ndarray:
+    """The rows of VICE of these concepts, which are called as in `00010_aircraft_carrier`.
 
-
-def similarity_to_people(things_concepts: list[str]) -> np.ndarray:
-    """VICE's similarity of each pair of concepts, which are called as in `00010_aircraft_carrier`.
-
-    Its rows are in the order of THINGS' files. That is the order of the indices in the triplets that it was learned from,
+    They are in the order of THINGS' files. That is the order of the indices in the triplets that it was learned from,
     and not that of THINGS' list of concepts: in that, 21 rows would be another concept's, such as chicken wire between
     shrimps and croissants.
     """
     files = (FILES / "things/file_names_THINGS.txt").read_text().split()
     concepts = list(dict.fromkeys(file.rpartition("_")[0] for file in files))
-    rows = [concepts.index(concept.partition("_")[2]) for concept in things_concepts]
-    human = np.load(FILES / "human/vice_things_1854x42.npy")[rows]
-    return pairs(human @ human.T)
+    return np.array([concepts.index(concept.partition("_")[2]) for concept in things_concepts])
 
 
 def test_the_rows_of_spose_are_found_by_the_published_words(tmp_path: Path) -> None:
@@ -108,8 +101,10 @@ def test_gLocal_brings_real_features_nearer_to_people(tmp_path: Path) -> None:
     about = {"backbone": "clip_vitl14", "tokens": "cls"}
     blocks = [("last", features, {"feature": "CLS token, projected"})]
     write_embeddings(tmp_path / "unaligned.h5", [*images["image_ids"]], blocks, about)
-    human = similarity_to_people([*images["things_concept"]])
-    assert len(human) == 19_900
+    vice = np.load(FILES / "human/vice_things_1854x42.npy").astype(float)
+    rows = rows_of_vice([*images["things_concept"]])
+    human = vice[rows] @ vice[rows].T
+    assert len(pairs(human)) == 19_900
 
     transform = FILES / f"glocal/{TRANSFORMS['clip_vitl14']}.npz"
     write_aligned(tmp_path / "unaligned.h5", transform, tmp_path / "aligned.h5")
@@ -122,10 +117,17 @@ def test_gLocal_brings_real_features_nearer_to_people(tmp_path: Path) -> None:
         of_another = read_transform(FILES / f"glocal/{TRANSFORMS[name]}.npz")
         embeddings[name] = of_another(features)
 
-    agreement = {
-        name: spearmanr(human, cosines(values)).statistic for name, values in embeddings.items()
-    }
+    agreement = {name: agreement_with_people(values, human) for name, values in embeddings.items()}
     print({name: round(float(value), 4) for name, value in agreement.items()})  # by pytest -rP
+    # As the similarity of SPoSE is computed, and not its argument, the dot product
+    chosen = triplet_similarity(vice, rows)
+    probability = {
+        name: agreement_with_people(embeddings[name], chosen)
+        for name in ("unaligned", "clip_vitl14")
+    }
+    print(probability)
+    assert probability["unaligned"] == pytest.approx(0.394, abs=5e-4)
+    assert probability["clip_vitl14"] == pytest.approx(0.838, abs=5e-4)
     assert agreement.pop("unaligned") == pytest.approx(0.407, abs=5e-4)
     assert agreement.pop("clip_vitl14") == pytest.approx(0.847, abs=1e-3)
     assert max(agreement.values()) < 0.45  # those of other models

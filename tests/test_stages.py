@@ -31,7 +31,10 @@ def test_the_caches_health_is_among_the_metrics(project):
     for blocks in health.values():
         assert blocks.keys() == {"6", "last"}
         assert all(
-            block["rows"] == 30 and block["reference_cosine"] > 0.9999 for block in blocks.values()
+            block["rows"] == 30
+            and block["reference_cosine"] > 0.9999
+            and -1 <= block["people_spearman"] <= 1
+            for block in blocks.values()
         )
     assert (
         health["unaligned"]["last"]["median_cosine"] != health["aligned"]["last"]["median_cosine"]

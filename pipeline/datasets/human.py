@@ -51,9 +51,10 @@ class HumanSimilarity:
         row_of = {concept: row for row, concept in enumerate(self.things_concept)}
         missing = [concept for concept in things_concept if concept not in row_of]
         if missing:
+            others = f" and {len(missing) - 1} others" if len(missing) > 1 else ""
             raise InputError(
-                f"data/fetched/human: has no human similarity of the test concept {missing[0]} "
-                f"and {len(missing) - 1} others: it was made for another dataset; {HUMAN_AGAIN}"
+                f"there is no human similarity of the test concept {missing[0]}{others}: that in "
+                f"data/fetched/human was made for another dataset; {HUMAN_AGAIN}"
             )
         rows = [row_of[concept] for concept in things_concept]
         return self.similarity[np.ix_(rows, rows)]
@@ -133,9 +134,10 @@ def find_rows(words: Sequence[str], things_concept: Sequence[str], file: Path) -
         concept for concept, name in zip(things_concept, names, strict=True) if name not in row_of
     ]
     if missing:
+        others = f" and {len(missing) - 1} others" if len(missing) > 1 else ""
         raise InputError(
-            f"{file}: has no row of the concept {missing[0]}, and of {len(missing) - 1} others of "
-            f"{len(things_concept)}; it may be of other concepts than the dataset: {HUMAN_AGAIN}"
+            f"{file}: has no row of the concept {missing[0]}{others}, of {len(things_concept)}; it "
+            f"may be of other concepts than the dataset: {HUMAN_AGAIN}"
         )
     return np.array([row_of[name] for name in names])
 
