@@ -1,6 +1,6 @@
 """How often the figures of near misses claim what is not there, and what they find: simulated answers, no training.
 
-    python -m benchmarks.near_misses     # 10 minutes on a free core
+    python -m benchmarks.near_misses [runs | PROTOCOL ...]     # 10 minutes on a free core, all of them
 
 People have a space of the concepts, and an image model shares a part of it (`share`, of the variance). A response is the
 embedding of the image seen with noise: a subject's own, which both models get alike, and what a seed does to all responses
@@ -21,8 +21,9 @@ from scipy.stats import binomtest
 from tqdm import tqdm
 
 from benchmarks.calibration import evaluate_parameters
+from pipeline.compare.comparison import whole_pairs
 from pipeline.compare.differences import ALPHA
-from pipeline.compare.explained import explain_difference
+from pipeline.compare.explained import compare_near_misses
 from pipeline.datasets.human import HumanSimilarity
 from pipeline.evaluate.similarities import Similarities, SubjectResult
 from pipeline.evaluate.statistics import draw_resamples
@@ -32,8 +33,8 @@ from pipeline.train.protocols import plan
 
 N_IMAGES, N_SUBJECTS, N_DIMS = 100, 8, 10
 SHARE, NOISE = 0.3, 0.8
-N_DATASETS = 300
-DESIGNS = (("pooled", 3), ("pooled", 5), ("within-subject", 1), ("leave-one-subject-out", 5))
+N_DATASETS = 200
+DESIGNS = {"pooled": (3, 5), "within-subject": (1, 5), "leave-one-subject-out": (5,)}  # seeds
 
 
 @dataclass(frozen=True)
@@ -74,9 +75,7 @@ def draw(number: int, protocol: str, n_seeds: int, models: list[Model]) -> tuple
 
 
 def top1(results: list[SubjectResult]) -> float:
-    return 100 * float(
-        np.mean([r.similarity.argmax(1) == np.arange(N_IMAGES) for r in results])
-    )
+    return 100 * float(np.mean([r.similarity.argmax(1) == np.arange(N_IMAGES) for r in results]))
 
 
 def paired(number: int, protocol: str, n_seeds: int, models: list[Model]) -> list[tuple]:
@@ -90,9 +89,10 @@ def paired(number: int, protocol: str, n_seeds: int, models: list[Model]) -> lis
         for name, results in zip(("unaligned", "aligned"), sides, strict=True)
     ]
     human = HumanSimilarity(ids, people, "simulated", True)
-    found = explain_difference(*evaluations, evaluate_parameters(), number, human)
+    pairs = whole_pairs(dict(zip(("unaligned", "aligned"), evaluations, strict=True)))
+    found = compare_near_misses(pairs, evaluations[1], evaluate_parameters(), number, human)
     points = top1(sides[1]) - top1(sides[0])
-    rows = found["near_misses"]["answers"]
+    rows = found["answers"]
     return [(rows[kind]["difference"], rows[kind]["p"], points) for kind in ANSWERS]
 
 
@@ -125,12 +125,12 @@ def calibrate_runs() -> None:
             )
 
 
-def calibrate_pairs() -> None:
+def calibrate_pairs(protocol: str) -> None:
     plain = Model()
     others = {"equal": plain, "nearer": Model(share=0.5), "quieter": Model(noise=0.6)}
-    for protocol, n_seeds in DESIGNS:
+    for n_seeds in DESIGNS[protocol]:
         for name, other in others.items():
-            n = N_DATASETS if name == "equal" else 60
+            n = N_DATASETS if name == "equal" else 50
             found = [
                 paired(number, protocol, n_seeds, [plain, other])
                 for number in tqdm(range(n), desc=f"{protocol} {name}", disable=None)
@@ -145,5 +145,8 @@ def calibrate_pairs() -> None:
 
 
 if __name__ == "__main__":
-    for part in sys.argv[1:] or ("runs", "pairs"):
-        {"runs": calibrate_runs, "pairs": calibrate_pairs}[part]()
+    for part in sys.argv[1:] or ("runs", *DESIGNS):
+        if part == "runs":
+            calibrate_runs()
+        else:
+            calibrate_pairs(part)

@@ -45,7 +45,7 @@ def explain_difference(
         return {}
     return {
         "calibrated": _calibrated(pairs, other, parameters, seed),
-        "near_misses": _near_misses(pairs, other, parameters, seed, human),
+        "near_misses": compare_near_misses(pairs, other, parameters, seed, human),
     }
 
 
@@ -76,7 +76,7 @@ def _calibrated(
     return differences
 
 
-def _near_misses(
+def compare_near_misses(
     pairs: Pairs, other: Similarities, parameters: Evaluate, seed: int, human: HumanSimilarity | str
 ) -> dict[str, Any]:
     """By how much what is retrieved instead is like what was seen, for people, above chance.
