@@ -1,10 +1,15 @@
 """Planted near misses: answers that follow a space, answers that do not, hubs, ties, and how often p is wrong."""
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
 from scipy.stats import binomtest
 
+from pipeline.compare.comparison import whole_pairs
+from pipeline.compare.explained import compare_near_misses
+from pipeline.datasets.human import HumanSimilarity
 from pipeline.evaluate.similarities import Similarities, SubjectResult
 from pipeline.evaluate.statistics import draw_resamples
 from pipeline.explain import near_misses
@@ -21,8 +26,10 @@ from pipeline.explain.near_misses import (
     retrieved_instead,
     tabulate_near_misses,
 )
+from pipeline.params import read_params
 
 N = 60
+PARAMETERS = read_params(Path("params.yaml")).evaluate.model_copy(update={"resamples": 500})
 
 
 def result(similarity: np.ndarray, subject: str = "sub-01", seed: int = 1) -> SubjectResult:
@@ -179,3 +186,54 @@ def test_concept_by_concept() -> None:
     assert table.loc[2:, ["taken_for_share", "people_percentile"]].isna().all(axis=None)
     assert "people_percentile" not in tabulate_concepts(scored, None)
     assert isinstance(table, pd.DataFrame)
+
+
+def side(people: np.ndarray, share: float, draw: int) -> list[SubjectResult]:
+    """Four subjects and three seeds of a model that shares a part of people's space, and errs by its own."""
+    rng = np.random.default_rng([2, draw])
+    images = share * people + (1 - share) * rng.standard_normal(people.shape)
+    return [
+        result(answers(images, 1.0, 100 * draw + 10 * s + seed), f"sub-{s:02}", seed)
+        for s in range(1, 9)
+        for seed in (1, 2, 3)
+    ]
+
+
+def evaluation(results: list[SubjectResult], encoder: str) -> Similarities:
+    names = np.array([f"{i:05}" for i in range(N)], dtype=object)
+    about = {"encoder": encoder, "protocol": "pooled", "settings": {}}
+    return Similarities(names, names, names, results, about)
+
+
+def compared(share: float, human: HumanSimilarity | str) -> dict:
+    people = space(9)
+    sides = {
+        "unaligned": evaluation(side(people, 0.0, 1), "unaligned"),
+        "aligned": evaluation(side(people, share, 2), "aligned"),
+    }
+    pairs = whole_pairs(sides)
+    return compare_near_misses(pairs, sides["aligned"], PARAMETERS, 0, human)
+
+
+def test_a_side_whose_errors_follow_people_is_nearer_to_them() -> None:
+    names = np.array([f"{i:05}" for i in range(N)], dtype=object)
+    human = HumanSimilarity(names, cosine_similarity(space(9)), "simulated", True)
+    planted = compared(0.6, human)
+    assert planted["source"] == "simulated" and planted["synthetic"]
+    for row in planted["answers"].values():
+        assert row["aligned"] > 0.1 > abs(row["unaligned"])
+        assert row["difference"] == pytest.approx(row["aligned"] - row["unaligned"])
+        assert row["p"] < 0.01 and row["ci95"][0] > 0
+
+    nothing = compared(0.0, human)
+    assert [*nothing["answers"]] == [*ANSWERS]
+    assert all(abs(row["difference"]) < 0.1 for row in nothing["answers"].values())
+
+
+def test_without_people_a_comparison_says_why() -> None:
+    assert compared(0.0, "nobody asked") == {"why": "nobody asked"}
+    other = np.array([f"x{i:05}" for i in range(N)], dtype=object)
+    human = HumanSimilarity(other, np.eye(N), "simulated", True)
+    assert (
+        "no human similarity of the test concept 00000 and 59 others" in compared(0, human)["why"]
+    )
