@@ -9,6 +9,7 @@ from scipy.stats import t
 
 import stages.compare
 from pipeline.compare.comparison import compare
+from pipeline.compare.explained import explain_difference
 from pipeline.errors import InputError
 from pipeline.evaluate.similarities import Similarities, SubjectResult
 from pipeline.params import read_params
@@ -192,6 +193,19 @@ def test_a_difference_by_hand():
         in result["answer"]
     )
     assert "synthetic" not in result["answer"]
+
+
+def test_what_lies_behind_is_asked_of_the_same_pairs():
+    unaligned, aligned = (
+        evaluation(encoder, runs)
+        for encoder, runs in zip(("unaligned", "aligned"), pair(6), strict=True)
+    )
+    comparison = compare(unaligned, aligned, parameters(), 0)
+    behind = explain_difference(aligned, unaligned, parameters(), 0)
+    assert behind["calibrated"]["as trained"] == comparison["metrics"]["top1_acc"]
+
+    collapsed = [dataclasses.replace(result, collapsed=True) for result in aligned.results]
+    assert explain_difference(unaligned, evaluation("aligned", collapsed), parameters(), 0) == {}
 
 
 def test_the_parts_add_up():
