@@ -59,9 +59,10 @@ def test_a_colleague_trains_without_images_or_weights(project, tmp_path):
         "dvc", "exp", "run", "--pull", "--allow-missing", "-S", "encoder=aligned", "-S", "seed=1"
     )
     assert ran(output) == ["train", "evaluate", "explain", "report"]
-    inputs = [*colleague.folder.glob("data/fetched/**/*")]
-    # The names of the images alone
-    assert [path.name for path in inputs if path.is_file()] == ["images.csv"]
+    inputs = [path for path in colleague.folder.glob("data/fetched/**/*") if path.is_file()]
+    # The names of the images alone, and what people say of their concepts
+    assert {path.name for path in inputs if path.parent.name != "human"} == {"images.csv"}
+    assert (colleague.folder / "data/fetched/human/similarity.h5").is_file()
     assert colleague.metrics()["encoder"] == "aligned" and colleague.metrics()["top1_acc"] >= 0
 
 
