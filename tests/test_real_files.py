@@ -19,6 +19,12 @@ import pytest
 from pipeline.datasets.human import find_rows, triplet_similarity
 from pipeline.datasets.known_files import HUMAN_SIMILARITY
 from pipeline.datasets.things_eeg2 import read_metadata
+from pipeline.explain.near_misses import (
+    cosine_similarity,
+    measure_near_misses,
+    percentiles,
+    retrieved_instead,
+)
 from pipeline.files import sha256
 from pipeline.images.embeddings import read_embeddings, write_embeddings
 from pipeline.images.health import agreement_with_people
@@ -128,6 +134,14 @@ def test_gLocal_brings_real_features_nearer_to_people(tmp_path: Path) -> None:
     print(probability)
     assert probability["unaligned"] == pytest.approx(0.394, abs=5e-4)
     assert probability["clip_vitl14"] == pytest.approx(0.838, abs=5e-4)
+    # And before any EEG, the five images nearest to each are nearer for people
+    near = {}
+    for name in probability:
+        nearest = retrieved_instead(cosine_similarity(embeddings[name]))
+        near[name] = measure_near_misses(nearest, percentiles(chosen)).retrieved
+    print(near)
+    assert near["unaligned"] == pytest.approx(0.889, abs=5e-4)
+    assert near["clip_vitl14"] == pytest.approx(0.942, abs=5e-4)
     assert agreement.pop("unaligned") == pytest.approx(0.407, abs=5e-4)
     assert agreement.pop("clip_vitl14") == pytest.approx(0.847, abs=1e-3)
     assert max(agreement.values()) < 0.45  # those of other models
