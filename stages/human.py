@@ -51,14 +51,14 @@ def fetch(source: HumanFiles, p: Params, folder: Path, left_in: Path | None) -> 
     user_files = UserFiles(open_copies(p.download.own_copy), left_in)
     for name in (source.embedding, source.words):
         # Another version of a file is taken where the user says so.
-        sha256 = source.known_files[name].sha256
+        known_file = None if p.download.accept_new_versions else source.known_files[name]
         fetch_file(
             f"{p.download.openneuro.rstrip('/')}/{source.folder}/{name}",
             folder,
             name,
-            None if p.download.accept_new_versions else sha256,
             published_path=f"{source.folder}/{name}",
             user_files=user_files,
+            known_file=known_file,
         )
 
 

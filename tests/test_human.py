@@ -188,7 +188,9 @@ def test_another_file_than_the_known_one_is_refused_and_taken_if_so_told(
 ) -> None:
     settings = {"dataset": "things-eeg2", "openneuro": bucket.bucket}
     bucket.set_faults({"names_1854.csv": [fault("flip", -1, at=5)]})
-    with pytest.raises(InputError, match="names_1854.csv.*expected sha256"):
+    with pytest.raises(
+        InputError, match="names_1854.csv.*expected sha256.*accept_new_versions to true"
+    ):
         run_stage(tmp_path, "first", **settings)
     with pytest.raises(InputError, match="has no row of the concept 00001_bat1"):
         run_stage(tmp_path, "second", accept_new_versions="true", **settings)
