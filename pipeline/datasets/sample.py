@@ -363,3 +363,33 @@ def simulate_eeg(
         eeg[condition] = response + noise * np.exp(0.4 * rng.standard_normal((n_repetitions, 1, 1)))
     # Rounded coarsely, as the header says: other machines sum in another order.
     return np.rint(eeg * 4096) / 4096
+
+
+# People
+
+
+def make_human(embedding: Path, words: Path, size: Size | None = None) -> None:
+    """Write simulated judgements of people on the concepts, in the layout of SPoSE.
+
+    People are made to find two concepts alike if what is in their pictures is alike: each of the 20
+    latents of a concept gives two dimensions, one for much and one for little of it.
+    """
+    size = size or Size()
+    catalogue = _catalogue(size)
+    by_name: dict[str, np.ndarray] = {}
+    for split, n_concepts in (("train", size.train_concepts), ("test", size.test_concepts)):
+        # The first draw of `_latents`: the point that the images of a concept lie near.
+        points = _rng(f"latents of {split}").random((n_concepts, 20))
+        names = dict.fromkeys(catalogue[f"{split}_img_concepts_THINGS"])
+        by_name |= dict(zip(names, points, strict=True))
+
+    # In the order of THINGS, whose names begin with their number here.
+    points = np.stack([by_name[name] for name in sorted(by_name)])
+    dimensions = 1.2 * np.hstack([points, 1 - points])
+    with replacing(embedding) as part:
+        np.savetxt(part, dimensions, fmt="%.4f")
+
+    # The word of 00001_pattern_0000 is `pattern 0000`.
+    lines = [name.partition("_")[2].replace("_", " ") + "\n" for name in sorted(by_name)]
+    with replacing(words) as part:
+        part.write_text("".join(lines))

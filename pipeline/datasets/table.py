@@ -17,6 +17,7 @@ THINGS_EEG2 = Dataset(
         "The release was whitened with a covariance of training and test EEG together: everybody "
         "who uses it shares that leak.",
     ),
+    human=sources.THINGS_SIMILARITY,
     published=ON_THINGS_EEG2,
 )
 
@@ -28,6 +29,7 @@ SAMPLE = replace(
     may_share_images=True,
     synthetic=True,
     planted=sample.PLANTED,
+    human=sample.make_human,
 )
 
 # The raw recordings: channels, rate, window and noise normalisation are free. The same images.
@@ -48,6 +50,7 @@ THINGS_MEG = Dataset(
     memory_needed=things_meg.memory_needed,
     units=things_meg.UNITS,
     caveats=things_meg.CAVEATS,
+    human=sources.THINGS_SIMILARITY,
 )
 
 DATASETS: dict[str, Dataset] = {
