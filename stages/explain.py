@@ -3,7 +3,9 @@
 They stand beside the numbers that people compare, never among them.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,9 +20,11 @@ from pipeline.explain.calibration import ranks, tabulate_calibration
 from pipeline.explain.concepts import tabulate_concepts
 from pipeline.explain.galleries import count_ahead, tabulate_galleries
 from pipeline.explain.near_misses import PEOPLE, cosine_similarity, tabulate_near_misses
+from pipeline.explain.responses import explain_responses
 from pipeline.files import replacing
-from pipeline.images.embeddings import read_embeddings
-from pipeline.params import read_params
+from pipeline.images.embeddings import read_about, read_embeddings
+from pipeline.params import Params, read_params
+from pipeline.preprocess.recordings import read_split
 from pipeline.sections import Evaluate
 from pipeline.train.model import load_models
 from pipeline.train.projection import project_images
@@ -34,18 +38,18 @@ FACTS = ("dataset", "synthetic", "backbone", "encoder", "alignment", "block", "p
 def main(
     params: Path,
     image_table: Path,
+    eeg: Path,
     embeddings: Path,
+    unaligned: Path,
+    aligned: Path,
     model: Path,
     similarities: Path,
     human: Path,
-    unaligned: Path,
-    aligned: Path,
     explanation: Path,
     tables: list[Path],
 ) -> str:
-    """`embeddings` are those of the evaluation, `unaligned` and `aligned` all that there are.
-
-    `tables` are CSV files, named after what they hold.
+    """`embeddings` are those of the evaluation, beside those of both encoders, `unaligned` and
+    `aligned`; `tables` are CSV files, named after what they hold.
     """
     p = read_params(params)
     scored = read_similarities(similarities)
@@ -56,6 +60,9 @@ def main(
     galleries = larger_galleries(scored, image_table, embeddings, model, p.evaluate, resamples)
     calibration = calibrate_at_test_time(scored, p.evaluate, resamples)
 
+    caches = {"unaligned": unaligned, "aligned": aligned}
+    summaries, of_responses = look_at_responses(scored, eeg, caches, model, p)
+
     # What the errors say: for people, and by the caches
     people = read_human(human)
     of_people = None if isinstance(people, str) else people.of(scored.things_concept.tolist())
@@ -64,18 +71,20 @@ def main(
     near_misses = tabulate_near_misses(scored.valid_results, spaces, resamples, p.seed)
     concepts = tabulate_concepts(scored, of_people)
 
-    frames = {"galleries": galleries, "calibration": calibration}
+    frames = {"galleries": galleries, "calibration": calibration} | of_responses
     frames |= {"near_misses": near_misses, "concepts": concepts}
     for path in tables:
         with replacing(path) as temporary:
             frames[path.stem].to_csv(temporary, index=False)
     facts = {name: scored.made_with[name] for name in FACTS}
     facts |= {"n_resamples": p.evaluate.resamples, "human_similarity": describe_people(people)}
-    write_json(explanation, facts)
+    write_json(explanation, facts | summaries)
 
     print_frame("Among more images", galleries, ["gallery", "n_way", "top1_acc", "chance"])
     print_frame("Calibrated at test time", calibration, ["method", "top1_acc", "chance"])
     print_frame("Wrong answers", near_misses, ["answers", "alike_by", "excess", "p"])
+    for summary in summaries.values():
+        print(summary["answer"] if "answer" in summary else summary["why"])
     return str(explanation)
 
 
@@ -150,6 +159,38 @@ def calibrate_at_test_time(
         parameters.top_k,
         resamples,
     )
+
+
+def look_at_responses(
+    scored: Similarities, eeg: Path, caches: Mapping[str, Path], model: Path, p: Params
+) -> tuple[dict[str, Any], dict[str, pd.DataFrame]]:
+    """What the test EEG tells without a retrieved image: summaries and tables by name."""
+    valid = {result.run for result in scored.valid_results}
+    models = [
+        (loaded, notes)
+        for loaded, notes in load_models(model)
+        if name_run(notes["fold"], notes["seed"]) in valid
+    ]
+    block = models[0][0].recipe.block
+    encoders = {
+        name: read_embeddings(path, block)
+        for name, path in caches.items()
+        if has_block(path, block)
+    }
+
+    subjects = sorted({result.subject for result in scored.valid_results})
+    # A generator: the EEG of one subject at a time is in memory.
+    recordings = (read_split(eeg / f"{name}.h5", "test", average=False) for name in subjects)
+    return explain_responses(recordings, models, encoders, p.evaluate, p.seed)
+
+
+def has_block(cache: Path, block: int | str) -> bool:
+    """Whether a cache has the block that was trained on: an aligned one may lack it, or all."""
+    about, attributes = read_about(cache)
+    blocks = [name for name in attributes if "/" not in name]
+    if "why" in about:
+        return False
+    return len(blocks) > 1 if block == "mix" else str(block) in blocks
 
 
 def print_frame(title: str, frame: pd.DataFrame, columns: list[str]) -> None:

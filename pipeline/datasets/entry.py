@@ -5,7 +5,7 @@ Axes: N conditions (images), R repetitions, C channels, T samples.
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -112,6 +112,8 @@ class Dataset:
     * `synthetic`: whether all of it was made by this library.
     * `human`: where the files of how alike people find its concepts come from, or the function
       that makes them: `human(embedding, words)`. None where nobody has published any.
+    * `planted`: for each value of `sample.truth`, a sentence for every answer that says what the
+      EEG was made of. Empty for data that were recorded.
     * `published`: published figures on it, in the order in which reports show them.
     """
 
@@ -127,6 +129,7 @@ class Dataset:
     may_share_images: bool = False
     synthetic: bool = False
     human: HumanFiles | MakeHumanFiles | None = None
+    planted: Mapping[str, str] = field(default_factory=dict)
     published: tuple[Published, ...] = ()
 
 

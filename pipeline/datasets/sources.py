@@ -101,8 +101,9 @@ class HumanFiles:
 MakeHumanFiles = Callable[[Path, Path], None]
 
 # A function that makes the files of a dataset on this machine. Its arguments are the subjects, the
-# folder for EEG, the folder for images and the path of the metadata.
-Make = Callable[[Subjects, Path, Path, Path], None]
+# folder for EEG, the folder for images and the path of the metadata. Where the entry of the dataset
+# says what can be planted, `truth` is one more.
+Make = Callable[..., None]
 
 # The EEG as the authors preprocessed it, and the images: two nodes of the project osf.io/3jk45.
 THINGS_EEG2 = PublishedFiles(

@@ -29,6 +29,7 @@ SAMPLE = replace(
     may_share_images=True,
     synthetic=True,
     human=sample.make_human,
+    planted=sample.PLANTED,
 )
 
 # The raw recordings: channels, rate, window and noise normalisation are free. The same images.

@@ -69,8 +69,8 @@ def score(
     scores: list[Scores] = []
     axes = None
     for recording in recordings:
-        axes = axes or _shared_axes(recording, parameters)
-        eeg = _in_shared_order(recording, axes)
+        axes = axes or shared_axes(recording, parameters)
+        eeg = in_shared_order(recording, axes)
         # Joined by image id: no file's order of rows counts.
         values = embeddings.values[embeddings.rows(axes.image_ids)]
 
@@ -95,7 +95,7 @@ def score(
     return scores, axes
 
 
-def _shared_axes(recording: Recording, parameters: Evaluate) -> SharedAxes:
+def shared_axes(recording: Recording, parameters: Evaluate) -> SharedAxes:
     """The axes of the first subject.
 
     Raises InputError if the parameters ask for more than this recording has.
@@ -133,7 +133,7 @@ def _shared_axes(recording: Recording, parameters: Evaluate) -> SharedAxes:
     )
 
 
-def _in_shared_order(recording: Recording, axes: SharedAxes) -> np.ndarray:
+def in_shared_order(recording: Recording, axes: SharedAxes) -> np.ndarray:
     """The EEG (N, R, C, T) with the images in the order of the first subject.
 
     Raises InputError if the recording does not fit the first subject's.

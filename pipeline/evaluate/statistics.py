@@ -11,6 +11,8 @@ import pandas as pd
 from scipy.stats import hypergeom, t
 
 LEVEL = 0.95  # of every confidence interval
+ALPHA = 0.05  # a difference with a p of at most this is claimed
+MIN_SUBJECTS = 6  # with fewer, the result is not generalised to other subjects
 
 
 @dataclass(frozen=True)

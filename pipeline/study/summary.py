@@ -16,11 +16,18 @@ import numpy as np
 import pandas as pd
 
 from pipeline.compare.comparison import count, limit_to_subjects, warning_sentences
-from pipeline.compare.differences import ALPHA, MIN_SUBJECTS, RunKey, paired_difference
+from pipeline.compare.differences import RunKey, paired_difference
 from pipeline.errors import InputError
 from pipeline.evaluate.evaluation import describe_interval, summarise_runs
 from pipeline.evaluate.similarities import Queries
-from pipeline.evaluate.statistics import Resamples, draw_resamples, holm, mean_by_subject
+from pipeline.evaluate.statistics import (
+    ALPHA,
+    MIN_SUBJECTS,
+    Resamples,
+    draw_resamples,
+    holm,
+    mean_by_subject,
+)
 from pipeline.retrieval import weigh_queries, weigh_top_k
 from pipeline.sections import Evaluate
 from pipeline.study.results import Cell, Trial, TrialResult
