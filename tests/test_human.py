@@ -128,7 +128,7 @@ def test_the_simulated_people_see_what_is_in_the_pictures(tmp_path: Path) -> Non
     # The latents of concepts and images are drawn apart; an image lies near its concept.
     from pipeline.datasets.sample import _latents
 
-    latents = _latents(TINY)[1]
+    latents = _latents("test")[: TINY.test_concepts]
     distance = np.linalg.norm(latents[:, None] - latents, axis=2)
     pairs = np.triu_indices(len(concepts), 1)
     assert np.corrcoef(distance[pairs], human.similarity[pairs])[0, 1] < -0.8
