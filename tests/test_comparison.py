@@ -201,11 +201,12 @@ def test_what_lies_behind_is_asked_of_the_same_pairs():
         for encoder, runs in zip(("unaligned", "aligned"), pair(6), strict=True)
     )
     comparison = compare(unaligned, aligned, parameters(), 0)
-    behind = explain_difference(aligned, unaligned, parameters(), 0)
+    behind = explain_difference(aligned, unaligned, parameters(), 0, "nobody asked")
     assert behind["calibrated"]["as trained"] == comparison["metrics"]["top1_acc"]
 
     collapsed = [dataclasses.replace(result, collapsed=True) for result in aligned.results]
-    assert explain_difference(unaligned, evaluation("aligned", collapsed), parameters(), 0) == {}
+    other = evaluation("aligned", collapsed)
+    assert explain_difference(unaligned, other, parameters(), 0, "nobody asked") == {}
 
 
 def test_the_parts_add_up():
