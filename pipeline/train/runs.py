@@ -17,13 +17,14 @@ from pipeline.compute.devices import be_deterministic, pick_device
 from pipeline.compute.machine import n_cores
 from pipeline.compute.unfinished import unfinished
 from pipeline.compute.workers import side_by_side
-from pipeline.eeg_encoders.table import EEG_ENCODERS
+from pipeline.eeg_encoders.table import EEG_ENCODERS, has_closed_form
 from pipeline.errors import InputError
 from pipeline.files import check_folders, replacing
 from pipeline.images.embeddings import Embeddings
 from pipeline.provenance import code_hash
 from pipeline.sections import Runs, Train
 from pipeline.train import finished
+from pipeline.train.closed_form import fit_all, seeds_that_count
 from pipeline.train.draws import derive_seeds
 from pipeline.train.inputs import (
     HashedFile,
@@ -63,7 +64,8 @@ def train_all(
     check_folders({out: 0})
     eeg = find_subjects(eeg_dir)
     cache = HashedFile.of(embeddings)
-    runs = plan(recipe.protocol, list(eeg), seeds_of(seed, recipe.seeds))
+    seeds = seeds_that_count(recipe.eeg_encoder, seeds_of(seed, recipe.seeds))
+    runs = plan(recipe.protocol, list(eeg), seeds)
 
     gpus = on_gpus(recipe, placement)
     n_workers = how_many(placement, runs, eeg, gpus)
@@ -222,6 +224,8 @@ def _train_new(
     values = torch.from_numpy(embeddings.values)
     setup = Setup(samples, values, recipe, device, targets, embeddings.blocks)
     partitions = [_partition(run, samples, test_samples, recipe) for run in runs]
+    if has_closed_form(recipe.eeg_encoder):
+        return dict(zip(runs, fit_all(setup, partitions, step), strict=True))
     return dict(zip(runs, train_many(setup, partitions, states, step), strict=True))
 
 
@@ -235,7 +239,7 @@ def _partition(
     if test_samples is not None:
         test_rows = np.flatnonzero(np.isin(test_samples.subject, run.tested_on))
         return Partition(seeds, rows, test_samples, test_rows)
-    if recipe.select_on == "last":
+    if recipe.select_on == "last" or has_closed_form(recipe.eeg_encoder):
         return Partition(seeds, rows)
 
     concepts = samples.things_concept[rows]
@@ -261,4 +265,8 @@ def _with_notes(
         collapsed=trained.collapsed,
         eeg_weights=hash_eeg_weights(recipe),
     )
+    if has_closed_form(recipe.eeg_encoder):
+        [found] = trained.history.to_dict("records")
+        notes["penalty"] = found["penalty"]
+        notes["held_out_r2"] = found["held_out_r2"]
     return trained, notes
