@@ -7,6 +7,7 @@ of false and of missed claims: benchmarks/calibration.py.
 
 import fnmatch
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -44,6 +45,7 @@ FACTORS: dict[str, tuple[str, ...]] = {
         "settings.train.eeg_encoder",
         "settings.train.eeg_weights",
         "settings.train.eeg_encoder_frozen",
+        "closed_form",
     ),
     "EEG weights": ("settings.train.eeg_weights",),
     "frozen EEG encoder": ("settings.train.eeg_encoder_frozen",),
@@ -66,11 +68,13 @@ def compare(
 
     Every difference is other - baseline; of image encoders it is always aligned - unaligned. The
     sides are called by their values of the factor, such as `unaligned` and `aligned`. A pair of
-    runs is left out if one of them collapsed, and then there is no claim.
+    runs is left out if one of them collapsed, and then there is no claim. A model without seeds has
+    one run, which stands beside each seed of the other side.
 
     Raises InputError if the two evaluations differ in nothing, in more than one of FACTORS, or in
     anything else.
     """
+    baseline, other = _with_the_same_seeds(baseline, other)
     factor, labels = _find_factor(_facts(baseline), _facts(other))
     sides = dict(zip(labels, (baseline, other), strict=True))
     if factor == "encoder":
@@ -92,6 +96,9 @@ def compare(
         "chance_top1": 1 / n_way,
         "subjects": sorted({result.subject for result in other.results}),
         "seeds": sorted({result.seed for result in other.results}),
+        "without_seeds": [
+            label for label, side in sides.items() if side.made_with.get("closed_form")
+        ],
         "runs": _runs(other.results),
         "collapsed": {
             label: _runs(result for result in side.results if result.collapsed)
@@ -102,7 +109,8 @@ def compare(
     pairs = _whole_pairs(sides)
     # Both sides lack a pair or none does, so that one of them can be asked.
     if pairs[labels[0]]:
-        comparison |= _differences(pairs, other, parameters, seed)
+        without_seeds = len(comparison["without_seeds"]) == len(sides)
+        comparison |= _differences(pairs, other, parameters, seed, without_seeds)
         histograms = {
             label: cosine_histograms(list(results.values())) for label, results in pairs.items()
         }
@@ -113,6 +121,29 @@ def compare(
     sentences = " ".join([sentence, *comparison["caveats"]]) + warning_sentences(comparison)
     answer = {"answer": sentences, "verdict": verdict}
     return answer | comparison | {"settings": made_with["settings"]}
+
+
+def _with_the_same_seeds(
+    first: Similarities, second: Similarities
+) -> tuple[Similarities, Similarities]:
+    """Both sides; the run of a model without seeds once for each seed of the other one."""
+    if second.made_with.get("closed_form"):
+        second = repeat_for_seeds(second, first)
+    elif first.made_with.get("closed_form"):
+        first = repeat_for_seeds(first, second)
+    return first, second
+
+
+def repeat_for_seeds(without_seeds: Similarities, other: Similarities) -> Similarities:
+    """The run of each fold for each seed that the other side has in that fold."""
+    seeds = {(result.fold, result.seed) for result in other.results}
+    results = [
+        replace(result, seed=seed)
+        for result in without_seeds.results
+        for fold, seed in sorted(seeds)
+        if fold == result.fold
+    ]
+    return replace(without_seeds, results=results)
 
 
 def _runs(results: Iterable[SubjectResult]) -> list[str]:
@@ -218,6 +249,7 @@ def _differences(
     other: Similarities,
     parameters: Evaluate,
     seed: int,
+    without_seeds: bool,
 ) -> dict[str, Any]:
     """Metrics of both sides and their paired difference, by subject too, and top-1 by image."""
     queries = {
@@ -230,6 +262,7 @@ def _differences(
         draw_resamples(n_subjects, len(other.image_ids), parameters.resamples, seed),
         partial(weigh_queries, top_k=parameters.top_k),
         left_out_in_turn=other.made_with["protocol"] == "leave-one-subject-out",
+        without_seeds=without_seeds,
     )
 
     subjects = next(iter(paired.by_subject.values())).index  # the same on both sides
@@ -325,7 +358,7 @@ def _verdict(comparison: dict[str, Any]) -> tuple[str, str]:
     design = (
         f"{comparison['n_way']}-way, {comparison['protocol']}, "
         f"{count(len(comparison['subjects']), 'subject')}, "
-        f"{count(len(comparison['seeds']), 'seed')}"
+        f"{_seeds_in_words(comparison)}"
     )
 
     # Without factors there is no claim, and the interval that is left is over test images alone.
@@ -342,9 +375,19 @@ def _verdict(comparison: dict[str, Any]) -> tuple[str, str]:
     if top1["p"] <= ALPHA:
         verdict = "better" if top1["difference"] > 0 else "worse"
     claim = _claim(comparison, verdict)
-    in_words = ", ".join(factors[:-1]) + f" and {factors[-1]}"
+    in_words = " and ".join([", ".join(factors[:-1]), factors[-1]]) if factors[1:] else factors[0]
     sentence = f"{claim}: {figures} ({interval} and p = {top1['p']:.3g} over {in_words}; {design})."
     return verdict, sentence[0].upper() + sentence[1:]
+
+
+def _seeds_in_words(comparison: Mapping[str, Any]) -> str:
+    """`2 seeds`, `2 seeds of nice`, or `without seeds`."""
+    sides = comparison["baseline"], comparison["other"]
+    with_seeds = [side for side in sides if side not in comparison["without_seeds"]]
+    if not with_seeds:
+        return "without seeds"
+    seeds = count(len(comparison["seeds"]), "seed")
+    return seeds if len(with_seeds) == 2 else f"{seeds} of {with_seeds[0]}"
 
 
 def _claim(comparison: dict[str, Any], verdict: str) -> str:

@@ -17,6 +17,7 @@ import pandas as pd
 
 from pipeline.compare.comparison import count, limit_to_subjects, warning_sentences
 from pipeline.compare.differences import ALPHA, MIN_SUBJECTS, RunKey, paired_difference
+from pipeline.eeg_encoders.table import has_closed_form
 from pipeline.errors import InputError
 from pipeline.evaluate.evaluation import describe_interval, summarise_runs
 from pipeline.evaluate.similarities import Queries
@@ -202,6 +203,7 @@ def _summarise_cell(
             draw(len({subject for _, _, subject in pairs})),
             functools.partial(_weigh_top_k, top_k=top_k),
             left_out_in_turn=cell.protocol == "leave-one-subject-out",
+            without_seeds=has_closed_form(cell.eeg_encoder),
         )
         # It is not by chance which runs are missing: no claim, though there are figures.
         factors = [] if no_claim_because else paired.factors
@@ -253,7 +255,9 @@ def _summarise_side(
         correct = mean_by_subject(subjects, [values["rank"] <= k for values in queries.values()])
         summary["ci95"][f"top{k}_acc"] = resamples.interval_of_mean(correct)
 
-    return summary | describe_interval(ok, ok["protocol"].iloc[0]) | numbers
+    first = ok.iloc[0]
+    without_seeds = has_closed_form(first["eeg_encoder"])
+    return summary | describe_interval(ok, first["protocol"], without_seeds) | numbers
 
 
 def _weigh_top_k(queries: Queries, counts: np.ndarray, top_k: list[int]) -> dict[str, np.ndarray]:
