@@ -5,6 +5,7 @@ from pathlib import Path
 
 from pipeline.eeg_encoders.table import has_closed_form
 from pipeline.params import read_params
+from pipeline.sections import Train
 from pipeline.train.closed_form import UNUSED
 from pipeline.train.model import Notes
 from pipeline.train.runs import train_all
@@ -40,9 +41,10 @@ def _show_fits(eeg_encoder: str, runs: Sequence[Notes], protocol: str) -> None:
         for notes in runs
     ]
     show(f"{protocol}, {eeg_encoder}, in closed form", rows)
+    used = ", ".join(name for name in Train.model_fields if name not in UNUSED)
     print(
-        f"{eeg_encoder} has no seeds (several count once), epochs, batches, rates, dropout or "
-        f"projectors: of the section train these keys change nothing: {', '.join(UNUSED)}"
+        f"{eeg_encoder} has no use for seeds (several count once), epochs, batches, rates, dropout "
+        f"and projectors: of the section train it reads {used}"
     )
 
 

@@ -37,6 +37,7 @@ from pipeline.train.inputs import (
 )
 from pipeline.train.many import train_many
 from pipeline.train.model import Notes, save_model
+from pipeline.train.notes import note
 from pipeline.train.placement import how_many, make_groups, name_of_group, on_gpus
 from pipeline.train.protocols import Run, plan, seeds_of
 from pipeline.train.samples import LoadedEeg, Samples
@@ -252,21 +253,4 @@ def _with_notes(
 ) -> tuple[Trained, Notes] | InputError:
     if isinstance(trained, InputError):
         return trained
-    notes = Notes(
-        fold=run.fold,
-        seed=run.seed,
-        trained_on=list(run.trained_on),
-        tested_on=list(run.tested_on),
-        protocol=recipe.protocol,
-        selected_on=recipe.select_on,
-        views=embeddings.views,
-        views_in_gallery=embeddings.views_in_gallery,
-        selected_epoch=trained.epoch,
-        collapsed=trained.collapsed,
-        eeg_weights=hash_eeg_weights(recipe),
-    )
-    if has_closed_form(recipe.eeg_encoder):
-        [found] = trained.history.to_dict("records")
-        notes["penalty"] = found["penalty"]
-        notes["held_out_r2"] = found["held_out_r2"]
-    return trained, notes
+    return trained, note(run, trained, embeddings, recipe)
