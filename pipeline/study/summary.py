@@ -19,6 +19,7 @@ from pipeline.compare.comparison import count, limit_to_subjects, warning_senten
 from pipeline.compare.differences import ALPHA, MIN_SUBJECTS, RunKey, paired_difference
 from pipeline.eeg_encoders.table import has_closed_form
 from pipeline.errors import InputError
+from pipeline.evaluate.baseline import BASELINE
 from pipeline.evaluate.evaluation import describe_interval, summarise_runs
 from pipeline.evaluate.similarities import Queries
 from pipeline.evaluate.statistics import Resamples, draw_resamples, holm, mean_by_subject
@@ -79,6 +80,7 @@ def summarise(
         in_cell = results_of_cell.get(cell, [])
         cells.append(_summarise_cell(cell, in_cell, rows, draw, parameters.top_k))
     _add_verdicts(cells)
+    _add_ridge(cells)
 
     # A pooled run has a row for each subject, and counts once.
     runs = table.drop_duplicates(RUN_COLUMNS)
@@ -89,6 +91,7 @@ def summarise(
         "chance_top1": 1 / n_way if n_way else None,
         "subjects": sorted(set(table["subject"])),
         "seeds": sorted(set(table["seed"])),
+        "without_seeds": sorted(filter(has_closed_form, set(table["eeg_encoder"]))),
         "n_resamples": parameters.resamples,
         "seed": seed,
         # How many cells have each verdict, and over how many p-values Holm's correction was made.
@@ -297,6 +300,20 @@ def _add_verdicts(cells: list[dict[str, Any]]) -> None:
     for cell, p_holm in zip(tested, corrected, strict=True):
         sign = "better" if cell["difference"]["top1_acc"]["mean"] > 0 else "worse"
         cell |= {"p_holm": p_holm, "verdict": sign if p_holm <= ALPHA else "no difference shown"}
+
+
+def _add_ridge(cells: list[dict[str, Any]]) -> None:
+    """Give each cell of another EEG encoder top-1 of ridge beside it: all else as in the cell."""
+
+    def alike(cell: Mapping[str, Any]) -> tuple[str, ...]:
+        return tuple(cell[name] for name in CELL_COLUMNS if name != "eeg_encoder")
+
+    found = {alike(cell): cell for cell in cells if cell["eeg_encoder"] == BASELINE}
+    for cell in cells:
+        ridge = found.get(alike(cell))
+        cell["ridge"] = None
+        if ridge is not None and ridge is not cell:
+            cell["ridge"] = {encoder: ridge[encoder].get("top1_acc") for encoder in ENCODERS}
 
 
 def _answer(summary: dict[str, Any]) -> str:
