@@ -305,6 +305,10 @@ def test_models_without_seeds_need_one_run():
     assert "20-way, pooled, 10 subjects, without seeds)" in result["answer"]
     assert result["without_seeds"] == ["unaligned", "aligned"]
 
+    few = compared(*pair(5, seeds=(1,)), **CLOSED)
+    assert few["verdict"] == "no claim" and few["metrics"]["top1_acc"]["p"] is None
+    assert few["answer"].startswith("No claim can be made from 5 subjects, it takes 6: top-1 ")
+
     # As the same models in several runs: whatever their seeds are called
     again = compare(
         evaluation("unaligned", pair(10, seeds=(1,))[0], **CLOSED),

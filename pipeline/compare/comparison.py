@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.compare.differences import ALPHA, RunKey, paired_difference
+from pipeline.compare.differences import ALPHA, MIN_SUBJECTS, RunKey, paired_difference
 from pipeline.errors import InputError
 from pipeline.evaluate.similarities import Queries, Similarities, SubjectResult
 from pipeline.evaluate.statistics import draw_resamples, mean_by_subject
@@ -365,6 +365,12 @@ def _verdict(comparison: dict[str, Any]) -> tuple[str, str]:
     low, high = (100 * end for end in top1["ci95" if factors else "ci95_these_models"])
     interval = f"95 % interval {low:+.1f} to {high:+.1f}"
 
+    if not factors and len(comparison["without_seeds"]) == 2:
+        return "no claim", (
+            f"No claim can be made from {count(len(comparison['subjects']), 'subject')}, it takes "
+            f"{MIN_SUBJECTS}: {figures} ({interval} over test images, for these models alone; "
+            f"{design})."
+        )
     if not factors:
         return "no claim", (
             f"No claim can be made from one seed: {figures} ({interval} over test images, "
@@ -375,7 +381,7 @@ def _verdict(comparison: dict[str, Any]) -> tuple[str, str]:
     if top1["p"] <= ALPHA:
         verdict = "better" if top1["difference"] > 0 else "worse"
     claim = _claim(comparison, verdict)
-    in_words = " and ".join([", ".join(factors[:-1]), factors[-1]]) if factors[1:] else factors[0]
+    in_words = ", ".join(factors[:-1]) + f" and {factors[-1]}"
     sentence = f"{claim}: {figures} ({interval} and p = {top1['p']:.3g} over {in_words}; {design})."
     return verdict, sentence[0].upper() + sentence[1:]
 

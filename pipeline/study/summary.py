@@ -31,6 +31,8 @@ from pipeline.study.results import Cell, Trial, TrialResult
 ONE_SEED = "one seed of models that subjects share"
 FEW_SUBJECTS = f"one seed of fewer than {MIN_SUBJECTS} subjects"
 
+FEW_SUBJECTS_WITHOUT_SEEDS = f"fewer than {MIN_SUBJECTS} subjects"
+
 CELL_COLUMNS = [field.name for field in fields(Cell)]
 RUN_COLUMNS = [*CELL_COLUMNS, "encoder", "fold", "seed"]
 ENCODERS = ("unaligned", "aligned")
@@ -224,6 +226,8 @@ def _summarise_cell(
     if not no_claim_because and not factors:
         models_are_shared = rows.groupby("fold")["subject"].nunique().max() > 1
         no_claim_because = ONE_SEED if models_are_shared else FEW_SUBJECTS
+        if has_closed_form(cell.eeg_encoder):
+            no_claim_because = FEW_SUBJECTS_WITHOUT_SEEDS
     return summary | {
         "difference": difference,
         "ci95_over": factors,
@@ -387,7 +391,7 @@ def _join_reasons(reasons: list[str | None]) -> str:
     """Why cells carry no claim, each kind of reason once; a cell itself names its missing runs."""
     kinds = Counter(
         reason
-        if reason in (ONE_SEED, FEW_SUBJECTS)
+        if reason in (ONE_SEED, FEW_SUBJECTS, FEW_SUBJECTS_WITHOUT_SEEDS)
         else "runs that collapsed, failed or have no partner"
         for reason in reasons
         if reason
