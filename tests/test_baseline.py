@@ -180,6 +180,9 @@ def test_without_whole_runs_there_is_no_claim():
     found = beside(evaluation("aligned", one_collapsed), ridge)
     assert found["ci95_over"] == [] and found["metrics"]["top1_acc"]["p"] is None
     assert found["metrics"]["top1_acc"]["difference"] > 0
+    assert found["no_claim_because"].startswith("some runs collapsed")
+    one_seed = evaluation("aligned", pair(10, seeds=(1,))[1])
+    assert beside(one_seed, ridge)["no_claim_because"].startswith("one seed does not tell")
 
     all_collapsed = [replace(run, collapsed=True) for run in deep]
     assert beside(evaluation("aligned", all_collapsed), ridge) == {"left_out": "all runs collapsed"}

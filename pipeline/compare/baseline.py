@@ -25,7 +25,8 @@ def set_beside_baseline(
 
     * `metrics`: for each top-k `baseline`, `run`, `difference`, `ci95`, `p` and
       `ci95_these_models`, as in a comparison.
-    * `ci95_over`: what interval and p are over; empty where they are None.
+    * `ci95_over`: what interval and p are over; empty where they are None, and then
+      `no_claim_because` says why, in words.
     * `per_subject`: top-1 of both.
     """
     reason = _reason(run, baseline)
@@ -46,16 +47,20 @@ def set_beside_baseline(
         left_out_in_turn=run.made_with["protocol"] == "leave-one-subject-out",
     )
 
-    # It is not by chance which runs collapse
-    may_claim = len(whole) == len(run.results)
+    no_claim_because = ""
+    if len(whole) < len(run.results):
+        no_claim_because = "some runs collapsed, and it is not by chance which"
+    elif not paired.factors:
+        no_claim_because = "one seed does not tell what another would change"
     names = [f"top{k}_acc" for k in parameters.top_k]
     metrics = {name: paired.metrics[name] for name in names}
-    if not may_claim:
+    if no_claim_because:
         metrics = {name: row | {"ci95": None, "p": None} for name, row in metrics.items()}
     return {
         "eeg_encoder": BASELINE,
         "metrics": metrics,
-        "ci95_over": paired.factors if may_claim else [],
+        "ci95_over": [] if no_claim_because else paired.factors,
+        "no_claim_because": no_claim_because,
         "per_subject": [
             {"subject": subject}
             | {side: float(paired.by_subject[side]["top1_acc"][subject]) for side in sides}
