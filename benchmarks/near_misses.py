@@ -21,7 +21,6 @@ from scipy.stats import binomtest
 from tqdm import tqdm
 
 from benchmarks.calibration import evaluate_parameters
-from pipeline.compare.comparison import whole_pairs
 from pipeline.compare.differences import ALPHA
 from pipeline.compare.explained import compare_near_misses
 from pipeline.datasets.human import HumanSimilarity
@@ -89,8 +88,8 @@ def paired(number: int, protocol: str, n_seeds: int, models: list[Model]) -> lis
         for name, results in zip(("unaligned", "aligned"), sides, strict=True)
     ]
     human = HumanSimilarity(ids, people, "simulated", True)
-    pairs = whole_pairs(dict(zip(("unaligned", "aligned"), evaluations, strict=True)))
-    found = compare_near_misses(pairs, evaluations[1], evaluate_parameters(), number, human)
+    both = dict(zip(("unaligned", "aligned"), evaluations, strict=True))
+    found = compare_near_misses(both, evaluate_parameters(), number, human)
     points = top1(sides[1]) - top1(sides[0])
     rows = found["answers"]
     return [(rows[kind]["difference"], rows[kind]["p"], points) for kind in ANSWERS]

@@ -7,7 +7,7 @@ corrected, or where an EEG encoder, image model or dataset is added that the par
 from pathlib import Path
 
 from pipeline.params import Params, read_params
-from pipeline.provenance import Chosen, code_of
+from pipeline.provenance import code_of
 from stages import run, write_json
 
 
@@ -17,11 +17,14 @@ def main(params: Path, records: list[Path]) -> str:
     for record in records:
         # The record data/code/train.json is of the program stages/train.py.
         program = Path(__file__).with_name(f"{record.stem}.py")
-        write_json(record, code_of(program, chosen_by(p, record.parent.name == "study")))
+        chosen = chosen_by(p, record.parent.name == "study")
+        if record.stem == "baseline":  # of ridge, whatever is trained
+            chosen |= {"EEG_ENCODERS": ["ridge"]}
+        write_json(record, code_of(program, chosen))
     return ""
 
 
-def chosen_by(p: Params, of_study: bool) -> Chosen:
+def chosen_by(p: Params, of_study: bool) -> dict[str, list[str]]:
     """The entries of the tables that the parameters choose, for the pipeline or for the study."""
     return {
         "DATASETS": [p.dataset],

@@ -7,7 +7,12 @@ from typing import Any
 from pipeline.datasets.table import DATASETS
 from pipeline.eeg_encoders import table as eeg_encoders
 from pipeline.evaluate.chance import describe_chance
-from pipeline.evaluate.evaluation import headline, summarise_block_weights, tabulate
+from pipeline.evaluate.evaluation import (
+    headline,
+    summarise_block_weights,
+    summarise_fits,
+    tabulate,
+)
 from pipeline.evaluate.scoring import score
 from pipeline.evaluate.similarities import Similarities, settings_of, write_similarities
 from pipeline.files import replacing
@@ -47,6 +52,7 @@ def main(
 
     summary, frames = tabulate(scores, axes, made_with, p.evaluate, p.seed)
     summary |= summarise_block_weights(notes for _, notes in models)
+    summary |= summarise_fits(notes for _, notes in models)
 
     # What restricts the figures: the dataset, the image model, and how the EEG was prepared.
     summary["caveats"] = [
@@ -104,6 +110,9 @@ def describe(p: Params, notes: Notes, cache: Embeddings) -> dict[str, Any]:
     # Of a learned mix of blocks, the blocks that were mixed
     if cache.blocks:
         made_with["mixed_blocks"] = ", ".join(cache.blocks)
+    # Of an EEG encoder without seeds, that it has none
+    if eeg_encoders.has_closed_form(notes["train"]["eeg_encoder"]):
+        made_with["closed_form"] = True
     return made_with
 
 

@@ -7,7 +7,13 @@ from collections.abc import Collection
 
 from pipeline.datasets.table import DATASETS
 from pipeline.eeg_encoders.braindecode_networks import check_installed, require_braindecode
-from pipeline.eeg_encoders.table import EEG_ENCODERS, check_recipe, is_pretrained, weight_files
+from pipeline.eeg_encoders.table import (
+    EEG_ENCODERS,
+    check_recipe,
+    has_closed_form,
+    is_pretrained,
+    weight_files,
+)
 from pipeline.errors import InputError, suggestion
 from pipeline.images.models.table import OfCache, find_alignment, find_model, kinds_of_alignment
 from pipeline.images.views import check_views
@@ -66,8 +72,15 @@ def check_study(p: Params) -> None:
             f"params.yaml: study.eeg_encoders has {' and '.join(pretrained)}, and "
             "train.eeg_weights can name the folder of one: make a study of each"
         )
+    # The grid has blocks of its own
+    recipe = p.train.model_copy(update={"block": "last"})
     for name in p.study.eeg_encoders:
-        _check_eeg_encoder(name, p.train)
+        _check_eeg_encoder(name, recipe)
+    if p.study.blocks == ["mix"] and all(map(has_closed_form, p.study.eeg_encoders)):
+        raise InputError(
+            f"params.yaml: study.blocks is mix alone, and {', '.join(p.study.eeg_encoders)} learns "
+            "no weights of blocks: name single blocks, or another EEG encoder"
+        )
     for backbone in p.study.backbones:
         _check_aligned_blocks(p, backbone)
 

@@ -2,10 +2,12 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pandas as pd
+import typer
 
+from pipeline.compare.baseline import set_beside_baseline
 from pipeline.datasets.table import DATASETS
 from pipeline.errors import InputError
 from pipeline.evaluate.similarities import read_similarities
@@ -29,6 +31,7 @@ def main(
     pictures: Path,
     page: Path,
     tables: list[Path],
+    baseline: Annotated[Path | None, typer.Option(help="that of the baseline stage")] = None,
 ) -> str:
     """`tables` are CSV files of the stages evaluate and explain, named after what is in them."""
     p = read_params(params)
@@ -38,6 +41,12 @@ def main(
     scored = read_similarities(similarities)
     frames = {path.stem: pd.read_csv(path) for path in tables}
     compared = _comparison_of(similarities, comparison)
+
+    beside = None
+    if baseline is not None:
+        beside = set_beside_baseline(
+            scored, read_similarities(baseline), p.evaluate, summary["seed"]
+        )
 
     # Some datasets do not allow that their images are passed on.
     dataset = DATASETS[summary["dataset"]]
@@ -60,6 +69,7 @@ def main(
         tables=frames,
         curves=learning,
         comparison=compared,
+        beside=beside,
         settings=scored.made_with["settings"] | {"evaluate": p.evaluate.model_dump()},
         pictures=drawn,
         published=dataset.published,

@@ -41,7 +41,8 @@ def _show_metrics(comparison: dict[str, Any]) -> None:
         }
         for name, row in comparison["metrics"].items()
     ]
-    sampled = " and ".join(comparison["ci95_over"]) or "nothing: one seed tells too little"
+    too_few = "few subjects tell" if len(comparison["without_seeds"]) == 2 else "one seed tells"
+    sampled = " and ".join(comparison["ci95_over"]) or f"nothing: {too_few} too little"
     show(
         f"{second[0].upper()}{second[1:]} against {baseline}; interval of the difference and p "
         f"over {sampled}; of these models: test images",

@@ -310,6 +310,70 @@ def test_models_of_one_subject_each_make_subjects_enough():
     assert compared(*pair(5, own_models=True))["ci95_over"] == ["seeds", "test images"]
 
 
+CLOSED = {"closed_form": True}
+
+
+def test_models_without_seeds_need_one_run():
+    """No chance moved them: subjects and test images are all that varies, of a pooled model too."""
+    result = compared(*pair(10, seeds=(1,)), **CLOSED)
+    assert result["ci95_over"] == ["subjects", "test images"] and result["verdict"] == "better"
+    assert "20-way, pooled, 10 subjects, without seeds)" in result["answer"]
+    assert result["without_seeds"] == ["unaligned", "aligned"]
+
+    few = compared(*pair(5, seeds=(1,)), **CLOSED)
+    assert few["verdict"] == "no claim" and few["metrics"]["top1_acc"]["p"] is None
+    assert few["answer"].startswith("No claim can be made from 5 subjects, it takes 6: top-1 ")
+
+    # As the same models in several runs: whatever their seeds are called
+    again = compare(
+        evaluation("unaligned", pair(10, seeds=(1,))[0], **CLOSED),
+        evaluation(
+            "aligned",
+            [dataclasses.replace(run, seed=7) for run in pair(10, seeds=(1,))[1]],
+            **CLOSED,
+        ),
+        parameters(),
+        0,
+    )
+    assert again["metrics"]["top1_acc"] == result["metrics"]["top1_acc"]
+
+
+def settings(eeg_encoder: str) -> dict:
+    return {"settings": {"train": {"epochs": 100, "eeg_encoder": eeg_encoder}}}
+
+
+def test_a_model_without_seeds_stands_beside_each_seed_of_the_other():
+    """Its own part of the variance is nothing, and the seeds of the other side count as ever."""
+    baseline, deep = pair(10)
+    ridge = [run for run in baseline if run.seed == 2]
+    sides = (
+        evaluation("unaligned", ridge, **settings("ridge"), **CLOSED),
+        evaluation("unaligned", deep, **settings("nice")),
+    )
+    result = compare(*sides, parameters(), 0)
+    assert result["differs_in"] == "EEG encoder" and result["seeds"] == [1, 2, 3]
+    assert result["ci95_over"] == ["seeds", "subjects", "test images"]
+    assert "10 subjects, 3 seeds of nice)" in result["answer"]
+    assert len(result["runs"]) == 3 and result["without_seeds"] == ["ridge"]
+
+    top1 = result["metrics"]["top1_acc"]
+    assert top1["ridge"] == np.mean([np.mean(first(8 + i % 2)) for i in range(10)])
+    repeated = [dataclasses.replace(run, seed=seed) for seed in (1, 2, 3) for run in ridge]
+    same = compare(
+        evaluation("unaligned", repeated, **settings("a")),
+        evaluation("unaligned", deep, **settings("b")),
+        parameters(),
+        0,
+    )
+    assert top1["p"] == same["metrics"]["top1_acc"]["p"]
+
+    back = compare(*sides[::-1], parameters(), 0)["metrics"]["top1_acc"]
+    assert back["difference"] == -top1["difference"] and back["p"] == top1["p"]
+
+    one_seed = evaluation("unaligned", pair(10, seeds=(1,))[1], **settings("nice"))
+    assert compare(sides[0], one_seed, parameters(), 0)["verdict"] == "no claim"
+
+
 def test_few_subjects_cannot_speak_for_others():
     result = compared(*pair(2))
     assert result["ci95_over"] == ["seeds", "test images"]

@@ -286,6 +286,10 @@ def test_a_missing_file_is_told(tmp_path):
             {"backbones": ["clip_vitl14"], "alignments": ["glocal"], "blocks": [6]},
             "of clip_vitl14 only the block last",
         ),
+        (
+            {"eeg_encoders": ["ridge"], "blocks": ["mix"]},
+            "study.blocks is mix alone, and ridge learns no weights of blocks",
+        ),
         ({"backbones": ["resnet"]}, "backbone is 'resnet': should be one of"),
     ],
 )

@@ -8,13 +8,13 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.figure import Figure
-from study_grid import FACTS, cells, draw, names, trials
+from study_grid import ENCODERS, FACTS, cells, draw, names, trials
 from web_pages import CONTRAST, PAPER, TEXT, opened, words
 
 from pipeline.files import sha256
 from pipeline.params import read_params
 from pipeline.report.study_page import write_study_page
-from pipeline.report.study_pictures import across_blocks, all_cells, draw_study_pictures
+from pipeline.report.study_pictures import across_blocks, all_cells, by_depth, draw_study_pictures
 from pipeline.sections import Evaluate
 from pipeline.study.results import Cell
 from pipeline.study.summary import summarise
@@ -287,4 +287,38 @@ def test_pictures_are_those_that_there_are(tmp_path):
     assert names_of == ["cells-pooled.png", "cells-within-subject.png"]
     summary, table = study(cells(["clip_vitb32"], ["nice"], ["pooled"], ["6", "last"]), collapsed=1)
     names_of = [picture.path.name for picture in draw_study_pictures(tmp_path, summary, table)]
-    assert names_of == ["cells-pooled.png", "blocks-pooled.png"]
+    assert names_of == ["cells-pooled.png", "depth-pooled.png", "blocks-pooled.png"]
+
+
+def test_top1_by_depth_is_that_of_the_cells():
+    summary, _ = study(cells(["clip_vitb32"], ["nice"], blocks=("11", "last", "6")), n_subjects=2)
+    [ax] = by_depth(summary["cells"], summary["chance_top1"], "title").axes
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["6", "11", "last"]
+    curves = [line for line in ax.lines if len(line.get_xdata()) == 3]
+    by_block = {cell["block"]: cell for cell in summary["cells"]}
+    for encoder, curve in zip(("unaligned", "aligned"), curves, strict=True):
+        top1 = [100 * by_block[block][encoder]["top1_acc"] for block in ("6", "11", "last")]
+        np.testing.assert_allclose(curve.get_ydata(), top1)
+    low, high = ([*line.get_ydata()] for line in ax.lines[1:3])
+    assert low != high  # an interval at each point
+
+
+def test_each_cell_stands_beside_ridge(tmp_path):
+    of_study = study(cells(["clip_vitb32"], ["nice", "ridge"], blocks=("6", "last")))
+    deep = [cell for cell in of_study[0]["cells"] if cell["eeg_encoder"] == "nice"]
+    ridge = {c["block"]: c for c in of_study[0]["cells"] if c["eeg_encoder"] == "ridge"}
+    for cell in deep:
+        expected = {side: ridge[cell["block"]][side]["top1_acc"] for side in ENCODERS}
+        assert cell["ridge"] == expected
+    assert all(cell["ridge"] is None for cell in ridge.values())
+    assert of_study[0]["without_seeds"] == ["ridge"]
+
+    text = page(tmp_path, of_study, with_pictures=False).read_text()
+    assert "ridge, unaligned" in text and "Ridge: top-1 of the linear baseline" in text
+    without = page(tmp_path, study(cells(["clip_vitb32"], ["nice"])), with_pictures=False)
+    assert "ridge" not in without.read_text().split('<h2 id="cells">')[1].split("<h2")[0]
+
+    left = all_cells(of_study[0]["cells"], of_study[1], 0.02, "title").axes[0]
+    strokes = [line for line in left.lines if line.get_marker() == "|"]
+    assert len(strokes) == 2 * len(deep)
+    assert strokes[0].get_xdata() == [100 * deep[0]["ridge"]["unaligned"]]

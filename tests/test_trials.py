@@ -101,6 +101,20 @@ def test_the_grid(data):
         plan_study(study(seeds=[1, 1]), 42, ["a"], KINDS)
 
 
+def test_an_encoder_without_seeds_runs_once_and_mixes_no_blocks():
+    trials = plan_study(
+        study(eeg_encoders=["nice", "ridge"], blocks=["last", "mix"], seeds=[3, 5]),
+        42,
+        ["a"],
+        KINDS,
+    )
+    runs = [
+        (t.cell.eeg_encoder, t.cell.block, t.run.seed) for t in trials if t.encoder == "aligned"
+    ]
+    of_nice = {("nice", block, seed) for block in ("last", "mix") for seed in (3, 5)}
+    assert sorted(runs) == sorted(of_nice | {("ridge", "last", 3)})
+
+
 def run(
     data: Path, where: Runs, parameters: Train | None = None, **changes: object
 ) -> list[TrialResult]:
@@ -118,6 +132,7 @@ def run(
 
 VIEWS = {"views": "draw", "views_in_gallery": "mean"}
 ON_TEST = {"select_on": "test"}
+RIDGE = {"eeg_encoder": "ridge"}
 
 
 @pytest.mark.parametrize(
@@ -129,6 +144,8 @@ ON_TEST = {"select_on": "test"}
         ("leave-one-subject-out", {}, "none"),
         ("pooled", {}, "average"),
         ("pooled", ON_TEST, "average"),
+        ("pooled", RIDGE, "average"),
+        ("leave-one-subject-out", RIDGE, "none"),
     ],
 )
 def test_a_run_of_a_study_is_that_of_the_train_and_evaluate_stages(
@@ -137,7 +154,7 @@ def test_a_run_of_a_study_is_that_of_the_train_and_evaluate_stages(
     if normalise == "average":
         data = prepared_with_average(data, tmp_path / "data")
     recipe = quick_recipe(protocol=protocol, **changes)
-    both = run(data, workers, recipe, protocols=[protocol])
+    both = run(data, workers, recipe, protocols=[protocol], eeg_encoders=[recipe.eeg_encoder])
     answers = {
         (one.trial.run.fold, one.subject): one for one in both if one.trial.encoder == "aligned"
     }

@@ -7,6 +7,7 @@ of false and of missed claims: benchmarks/calibration.py.
 
 import fnmatch
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -15,7 +16,7 @@ import numpy as np
 from pipeline.compare.differences import RunKey, paired_difference
 from pipeline.errors import InputError
 from pipeline.evaluate.similarities import Queries, Similarities, SubjectResult
-from pipeline.evaluate.statistics import ALPHA, draw_resamples, mean_by_subject
+from pipeline.evaluate.statistics import ALPHA, MIN_SUBJECTS, draw_resamples, mean_by_subject
 from pipeline.retrieval import weigh_queries
 from pipeline.sections import Evaluate
 
@@ -44,6 +45,7 @@ FACTORS: dict[str, tuple[str, ...]] = {
         "settings.train.eeg_encoder",
         "settings.train.eeg_weights",
         "settings.train.eeg_encoder_frozen",
+        "closed_form",
     ),
     "EEG weights": ("settings.train.eeg_weights",),
     "frozen EEG encoder": ("settings.train.eeg_encoder_frozen",),
@@ -67,12 +69,14 @@ def compare(
 
     Every difference is other - baseline; of image encoders it is always aligned - unaligned. The
     sides are called by their values of the factor, such as `unaligned` and `aligned`. A pair of
-    runs is left out if one of them collapsed, and then there is no claim.
+    runs is left out if one of them collapsed, and then there is no claim. A model without seeds has
+    one run, which stands beside each seed of the other side.
 
     Raises InputError if the two evaluations differ in nothing, in more than one of FACTORS, or in
     anything else.
     """
     factor, sides = order_sides(baseline, other)
+    _, other = sides.values()
 
     # What differs by the factor holds for one side only.
     dropped = ("settings", "caveat", *FACTORS[factor])
@@ -89,6 +93,9 @@ def compare(
         "chance_top1": 1 / n_way,
         "subjects": sorted({result.subject for result in other.results}),
         "seeds": sorted({result.seed for result in other.results}),
+        "without_seeds": [
+            label for label, side in sides.items() if side.made_with.get("closed_form")
+        ],
         "runs": _runs(other.results),
         "collapsed": {
             label: _runs(result for result in side.results if result.collapsed)
@@ -99,7 +106,7 @@ def compare(
     pairs = whole_pairs(sides)
     # Both sides lack a pair or none does, so that one of them can be asked.
     if pairs[comparison["baseline"]]:
-        comparison |= _differences(pairs, other, parameters, seed)
+        comparison |= _differences(pairs, other, parameters, seed, without_seeds(sides))
         histograms = {
             label: cosine_histograms(list(results.values())) for label, results in pairs.items()
         }
@@ -115,14 +122,44 @@ def compare(
 def order_sides(baseline: Similarities, other: Similarities) -> tuple[str, dict[str, Similarities]]:
     """The factor in which two evaluations differ, and both by their labels, the baseline first.
 
-    InputError as in `compare`.
+    The run of a model without seeds is there for each seed of the other side. InputError as in
+    `compare`.
     """
+    baseline, other = _with_the_same_seeds(baseline, other)
     factor, labels = _find_factor(_facts(baseline), _facts(other))
     sides = dict(zip(labels, (baseline, other), strict=True))
     if factor == "encoder":
         # Reversed, "unaligned" comes first and is the baseline, whatever the order of the files.
         sides = {label: sides[label] for label in sorted(labels, reverse=True)}
     return factor, sides
+
+
+def without_seeds(sides: Mapping[str, Similarities]) -> bool:
+    """Whether neither side has seeds that could vary."""
+    return all(side.made_with.get("closed_form") for side in sides.values())
+
+
+def _with_the_same_seeds(
+    first: Similarities, second: Similarities
+) -> tuple[Similarities, Similarities]:
+    """Both sides; the run of a model without seeds once for each seed of the other one."""
+    if second.made_with.get("closed_form"):
+        second = repeat_for_seeds(second, first)
+    elif first.made_with.get("closed_form"):
+        first = repeat_for_seeds(first, second)
+    return first, second
+
+
+def repeat_for_seeds(without_seeds: Similarities, other: Similarities) -> Similarities:
+    """The run of each fold for each seed that the other side has in that fold."""
+    seeds = {(result.fold, result.seed) for result in other.results}
+    results = [
+        replace(result, seed=seed)
+        for result in without_seeds.results
+        for fold, seed in sorted(seeds)
+        if fold == result.fold
+    ]
+    return replace(without_seeds, results=results)
 
 
 def _runs(results: Iterable[SubjectResult]) -> list[str]:
@@ -228,6 +265,7 @@ def _differences(
     other: Similarities,
     parameters: Evaluate,
     seed: int,
+    without_seeds: bool,
 ) -> dict[str, Any]:
     """Metrics of both sides and their paired difference, by subject too, and top-1 by image."""
     queries = {
@@ -240,6 +278,7 @@ def _differences(
         draw_resamples(n_subjects, len(other.image_ids), parameters.resamples, seed),
         partial(weigh_queries, top_k=parameters.top_k),
         left_out_in_turn=other.made_with["protocol"] == "leave-one-subject-out",
+        without_seeds=without_seeds,
     )
 
     subjects = next(iter(paired.by_subject.values())).index  # the same on both sides
@@ -346,13 +385,19 @@ def _verdict(comparison: dict[str, Any]) -> tuple[str, str]:
     design = (
         f"{comparison['n_way']}-way, {comparison['protocol']}, "
         f"{count(len(comparison['subjects']), 'subject')}, "
-        f"{count(len(comparison['seeds']), 'seed')}"
+        f"{_seeds_in_words(comparison)}"
     )
 
     # Without factors there is no claim, and the interval that is left is over test images alone.
     low, high = (100 * end for end in top1["ci95" if factors else "ci95_these_models"])
     interval = f"95 % interval {low:+.1f} to {high:+.1f}"
 
+    if not factors and len(comparison["without_seeds"]) == 2:
+        return "no claim", (
+            f"No claim can be made from {count(len(comparison['subjects']), 'subject')}, it takes "
+            f"{MIN_SUBJECTS}: {figures} ({interval} over test images, for these models alone; "
+            f"{design})."
+        )
     if not factors:
         return "no claim", (
             f"No claim can be made from one seed: {figures} ({interval} over test images, "
@@ -366,6 +411,16 @@ def _verdict(comparison: dict[str, Any]) -> tuple[str, str]:
     in_words = ", ".join(factors[:-1]) + f" and {factors[-1]}"
     sentence = f"{claim}: {figures} ({interval} and p = {top1['p']:.3g} over {in_words}; {design})."
     return verdict, sentence[0].upper() + sentence[1:]
+
+
+def _seeds_in_words(comparison: Mapping[str, Any]) -> str:
+    """`2 seeds`, `2 seeds of nice`, or `without seeds`."""
+    sides = comparison["baseline"], comparison["other"]
+    with_seeds = [side for side in sides if side not in comparison["without_seeds"]]
+    if not with_seeds:
+        return "without seeds"
+    seeds = count(len(comparison["seeds"]), "seed")
+    return seeds if len(with_seeds) == 2 else f"{seeds} of {with_seeds[0]}"
 
 
 def _claim(comparison: dict[str, Any], verdict: str) -> str:

@@ -3,8 +3,9 @@
 Besides the factor of the comparison, three things vary: seeds, subjects and test images. Interval
 and p are over all of them that the runs can tell about. A model that is trained on several
 subjects moves all of them together, so subjects cannot stand for seeds: with one seed there is no
-claim. Where each subject has models of its own, the spread over subjects includes the seeds. How
-often a claim that rests on this is wrong: benchmarks/calibration.py.
+claim. Where each subject has models of its own, the spread over subjects includes the seeds. Models
+without seeds (ridge) need no second run. How often a claim that rests on this is wrong:
+benchmarks/calibration.py and benchmarks/ridge.py.
 
 Axes: R runs and subjects tested, B resamples, S subjects, N test images.
 """
@@ -53,10 +54,12 @@ def paired_difference(
     resamples: Resamples,
     weigh: WeighQueries,
     left_out_in_turn: bool = False,
+    without_seeds: bool = False,
 ) -> PairedDifference:
     """The second side minus the first one.
 
-    Both sides have the same keys in the same order. `resamples` are of their S subjects and of the
+    Both sides have the same keys in the same order. `without_seeds` says that no seed could change
+    a model of either side. `resamples` are of their S subjects and of the
     N test images; `left_out_in_turn` is that of `variance_of_mean`.
     """
     baseline, other = sides
@@ -76,7 +79,7 @@ def paired_difference(
     # First over the runs of a subject: one with more runs must not weigh more.
     by_subject = {side: table.groupby(runs["subject"]).mean() for side, table in points.items()}
 
-    factors = factors_of_interval(runs)
+    factors = factors_of_interval(runs, without_seeds)
     compared: dict[str, dict[str, Any]] = {}
     for name in resampled[other]:
         means = {side: table[name] for side, table in by_subject.items()}  # (S,) each
@@ -120,17 +123,21 @@ def _resample_subjects(
     }
 
 
-def factors_of_interval(runs: pd.DataFrame) -> list[str]:
+def factors_of_interval(runs: pd.DataFrame, without_seeds: bool = False) -> list[str]:
     """What interval and p are over; empty if the runs allow no claim.
 
     `runs` has the columns fold, seed and subject. Where each subject has models of its own, with
-    seeds of their own, the spread over subjects already includes the seeds.
+    seeds of their own, the spread over subjects already includes the seeds. Models that no seed
+    could change need no second run.
     """
     # The least of all folds: one fold with a single seed has no spread over seeds.
     several_seeds = runs.groupby("fold")["seed"].nunique().min() > 1
     models_are_shared = runs.groupby("fold")["subject"].nunique().max() > 1
     enough_subjects = runs["subject"].nunique() >= MIN_SUBJECTS
 
+    if without_seeds:
+        # Over test images alone it claimed too often (benchmarks/ridge.py)
+        return ["subjects", "test images"] if enough_subjects else []
     if enough_subjects and not models_are_shared:
         return ["subjects", "test images"]
     if enough_subjects and several_seeds:

@@ -1,12 +1,33 @@
 """The base class of all EEG encoders, and the dropout layer of those that are trained together."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from pipeline.errors import InputError
+
+# From the numbers of b responses to their features (b, p) and the embeddings of their images (b, D)
+ReadPairs = Callable[[Tensor], tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class LinearFit:
+    """A linear map from p features to D dimensions, found in closed form.
+
+    * `weight` (D, p) and `bias` (D,).
+    * `penalty`: that on the squared weights.
+    * `r2`: the share of the embeddings' variance that is explained on held-out concepts.
+    * `predictions` (m, D): of held-out responses, by weights that did not see their concepts.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    penalty: float
+    r2: float
+    predictions: Tensor
 
 
 class EegEncoder(nn.Module):
@@ -21,17 +42,26 @@ class EegEncoder(nn.Module):
 
     The table makes an encoder whose `pretrained` is true with `ch_names` and `frozen` too
     (`pretrained.py`).
+
+    One whose `closed_form` is true is not trained: `fit` finds the weights of the one Linear that
+    follows it, as `ridge.fit_ridge` tells. It has no seeds and no epochs.
     """
 
     output_size: int
     stackable = False
     pretrained = False
+    closed_form = False
     caveats: tuple[str, ...] = ()  # sentences that every result with it must say
 
     @classmethod
     def weight_files(cls, folder: str) -> list[Path]:
         """The files of this folder that a training starts from. Here there are none."""
         return []
+
+    @staticmethod
+    def fit(read: ReadPairs, fold: Tensor, probes: Tensor) -> LinearFit:
+        """The weights, where `closed_form` is true."""
+        raise NotImplementedError
 
     def load_pretrained(self, folder: str) -> None:
         """Read the weights that a training starts from. Here they stay as they were drawn."""

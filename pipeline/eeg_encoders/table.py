@@ -14,6 +14,7 @@ from pipeline.eeg_encoders.encoder import EegEncoder
 from pipeline.eeg_encoders.flatten import Flatten
 from pipeline.eeg_encoders.nice import Nice, NiceRecipe
 from pipeline.eeg_encoders.pretrained import CBraMod, Labram, Reve
+from pipeline.eeg_encoders.ridge import Ridge
 from pipeline.errors import InputError, suggestion
 from pipeline.sections import Train
 
@@ -22,6 +23,7 @@ EEG_ENCODERS: dict[str, Callable[..., EegEncoder]] = {
     "nice": Nice,
     "atm-s": AtmS,
     "flatten": Flatten,
+    "ridge": Ridge,
     "eegnet": partial(BraindecodeEncoder, "eegnet"),
     "shallow": partial(BraindecodeEncoder, "shallow"),
     "deep4": partial(BraindecodeEncoder, "deep4"),
@@ -76,13 +78,18 @@ def is_pretrained(name: str) -> bool:
     return _class_of(name).pretrained
 
 
+def has_closed_form(name: str) -> bool:
+    """Whether the weights are found at once, without seeds and epochs: see `EegEncoder.fit`."""
+    return _class_of(name).closed_form
+
+
 def caveats_of(name: str) -> tuple[str, ...]:
     """Sentences that every result with this encoder must say."""
     return _class_of(name).caveats
 
 
 def check_recipe(name: str, recipe: Train) -> None:
-    """InputError where a recipe cannot train this encoder, for what is pretrained of it."""
+    """InputError where a recipe cannot train this encoder, such as one that is pretrained."""
     if is_pretrained(name) and not recipe.standardise_eeg:
         raise InputError(
             f"train.standardise_eeg is false, and the EEG encoder {name} is pretrained on EEG of a "
@@ -92,6 +99,16 @@ def check_recipe(name: str, recipe: Train) -> None:
         raise InputError(
             f"train.eeg_encoder_frozen is true, and the EEG encoder {name} is not pretrained, so "
             "that it would keep random weights: set it to false, or choose labram, cbramod or reve"
+        )
+    if has_closed_form(name) and recipe.block == "mix":
+        raise InputError(
+            f"train.block is mix, and the EEG encoder {name} learns no weights of blocks: set it "
+            "to last or to the number of one block"
+        )
+    if has_closed_form(name) and recipe.select_on == "test":
+        raise InputError(
+            f"train.select_on is test, and the EEG encoder {name} has no epochs, and chooses its "
+            "penalty on held-out training concepts alone: set it to validation or last"
         )
 
 

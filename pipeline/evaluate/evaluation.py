@@ -38,7 +38,8 @@ def tabulate(
 ) -> tuple[dict[str, Any], dict[str, pd.DataFrame]]:
     """The summary with 95 % intervals, and the tables by the stem of their file's name.
 
-    `made_with` is copied into the summary; its `protocol` and `selected_on` are read here.
+    `made_with` is copied into the summary; its `protocol`, `selected_on` and `closed_form` are read
+    here.
     """
     n_images = len(axes.image_ids)
     metrics = [_metrics(score, parameters) for score in scores]
@@ -64,7 +65,8 @@ def tabulate(
     )
     summary = summarise_runs(per_subject, list(metrics[0]))
     summary |= _intervals(valid, resamples, parameters)
-    summary |= describe_interval(runs, made_with["protocol"])
+    without_seeds = made_with.get("closed_form", False)
+    summary |= describe_interval(runs, made_with["protocol"], without_seeds)
     summary |= {"n_resamples": parameters.resamples}
     # Where the test images selected the epoch, a permutation would not repeat what was done.
     p = None
@@ -139,20 +141,37 @@ def summarise_block_weights(models: Iterable[Notes]) -> dict[str, Any]:
     return summary
 
 
-def describe_interval(runs: pd.DataFrame, protocol: str) -> dict[str, str]:
+def summarise_fits(models: Iterable[Notes]) -> dict[str, Any]:
+    """Of models in closed form the penalty of each fold, and the mean of `held_out_r2`; else {}."""
+    fits = [notes for notes in models if "penalty" in notes]
+    if not fits:
+        return {}
+    return {
+        "penalty": {notes["fold"]: notes["penalty"] for notes in fits},
+        "held_out_r2": float(np.mean([notes["held_out_r2"] for notes in fits])),
+    }
+
+
+def describe_interval(
+    runs: pd.DataFrame, protocol: str, without_seeds: bool = False
+) -> dict[str, str]:
     """What the bootstrap intervals of one evaluation's means are over, and what they leave out.
 
-    `runs` has the columns fold and subject.
+    `runs` has the columns fold and subject. `without_seeds`: no seed could change a model.
     """
     if runs["subject"].nunique() == 1:
-        return {"ci95_over": "test images", "ci95_not_over": "seeds, subjects and training images"}
+        not_over = "subjects and training images"
+        return {
+            "ci95_over": "test images",
+            "ci95_not_over": not_over if without_seeds else f"seeds, {not_over}",
+        }
 
     # Where a fold tests several subjects, these have the same model.
     models_are_shared = runs.groupby("fold")["subject"].nunique().max() > 1
     if models_are_shared:
         return {
             "ci95_over": "subjects and test images",
-            "ci95_not_over": "seeds and training images",
+            "ci95_not_over": "training images" if without_seeds else "seeds and training images",
         }
 
     not_over = "training images"

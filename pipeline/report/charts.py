@@ -68,7 +68,8 @@ class Chart:
 def subjects(table: pd.DataFrame) -> Chart:
     """Top-1 of each subject and encoder.
 
-    Columns: subject, encoder, top1_acc, chance, perhaps top1_acc_low and top1_acc_high.
+    Columns: subject, encoder, top1_acc, chance, perhaps top1_acc_low and top1_acc_high, and perhaps
+    ridge, top-1 of the baseline.
     """
     encoders = list(table["encoder"].unique())
     colours = {"domain": encoders, "range": list(colours_of(encoders).values())}
@@ -94,13 +95,18 @@ def subjects(table: pd.DataFrame) -> Chart:
             }
         )
 
+    # A tick as wide as the subject, across the bars
+    if "ridge" in table:
+        tick = {"type": "tick", "thickness": 3, "color": "currentColor", "tooltip": True}
+        ridge = {"x": shared["x"], "y": _quantitative("ridge", title)}
+        layers.append({"mark": tick, "encoding": ridge})
+
     # All rows have the same chance: one line across.
     chance = {"y": {"datum": float(table["chance"].iloc[0])}}
     layers.append({"mark": {"type": "rule", **DASHED}, "encoding": chance})
 
-    return _chart(
-        "Each subject", f"{title} of each subject, {' and '.join(encoders)}", table, layers, {}
-    )
+    names = " and ".join(encoders) + (", and of ridge" if "ridge" in table else "")
+    return _chart("Each subject", f"{title} of each subject, {names}", table, layers, {})
 
 
 def curve(

@@ -50,6 +50,7 @@ def write_report(
     tables: dict[str, pd.DataFrame],
     curves: pd.DataFrame,
     comparison: dict[str, Any] | None,
+    beside: dict[str, Any] | None = None,
     settings: dict[str, Any],
     pictures: Sequence[Picture],
     published: Sequence[Published],
@@ -61,13 +62,14 @@ def write_report(
 
     `evaluation` is details.json, `explanation` explanation.json, `tables` the CSV files of the
     stages evaluate and explain by their stem, `curves` what `learning_curves` returns, `comparison`
-    that of the two encoders where there is one of this evaluation, `settings` what decided the
-    figures, `published` and `may_share_images` those of the dataset's entry, `hashes` the sha256 of
-    the files that the page is made of.
+    that of the two encoders where there is one of this evaluation, `beside` what
+    `set_beside_baseline` returns, `settings` what decided the figures, `published` and
+    `may_share_images` those of the dataset's entry, `hashes` the sha256 of the files that the page
+    is made of.
     """
     subjects = tables["per_subject"]
     concepts = _with_difference(tables["concepts"], comparison)
-    drawn = _charts(evaluation, tables, curves, comparison)
+    drawn = _charts(evaluation, tables, curves, comparison, beside or {})
     write_page(
         path,
         "page.html",
@@ -77,6 +79,8 @@ def write_report(
         versions={"Vega-Lite": VEGA_LITE},
         run=evaluation,
         comparison=comparison,
+        beside=beside,
+        eeg_encoder=settings.get("train", {}).get("eeg_encoder", "this run"),
         chance=chance_levels(evaluation["n_way"]),
         above_chance=describe_chance(evaluation),
         is_alarming=is_alarming(evaluation),
@@ -189,18 +193,25 @@ def _charts(
     tables: dict[str, pd.DataFrame],
     curves: pd.DataFrame,
     comparison: dict[str, Any] | None,
+    beside: dict[str, Any],
 ) -> Charts:
     encoder, top1 = run["encoder"], "top-1 accuracy"
-    drawn = {
-        "subjects": charts.subjects(_top1_of_subjects(run, tables["per_subject"], comparison)),
-        "loss": charts.learning(
+    subjects = _top1_of_subjects(run, tables["per_subject"], comparison)
+    if "per_subject" in beside:
+        ridge = {row["subject"]: row["baseline"] for row in beside["per_subject"]}
+        subjects["ridge"] = subjects["subject"].map(ridge)
+    drawn = {"subjects": charts.subjects(subjects)}
+
+    # What has a closed form learns nothing epoch by epoch.
+    learns = not run.get("closed_form")
+    if learns:
+        drawn["loss"] = charts.learning(
             curves.dropna(subset="loss"), "loss", "Learning curve", "contrastive loss (nats)"
-        ),
-    }
+        )
 
     # Without an epoch that was selected there is no top-1 while learning.
     selection = curves.dropna(subset="top1_acc")
-    if len(selection):
+    if learns and len(selection):
         drawn["top1"] = charts.learning(selection, "top1_acc", "Top-1 while learning", top1)
 
     nearest, recording, window = (

@@ -1,8 +1,8 @@
-"""The pictures of a study as PNG: every cell and subject, and the difference against the block."""
+"""The pictures of a study as PNG: every cell and subject, and both encoders against the block."""
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib.style
 import numpy as np
@@ -17,6 +17,7 @@ Cells = list[dict[str, Any]]
 
 NAMES = ("backbone", "alignment", "eeg_encoder", "block")  # of a cell, as its row is called
 OFFSET = {"unaligned": 0.18, "aligned": -0.18}  # of a row, upwards
+DASHES: dict[str, Literal["-", "--"]] = {"unaligned": "-", "aligned": "--"}
 MARKERS = {"unaligned": "o", "aligned": "D"}
 LINE_COLOURS = (
     "#000000",
@@ -37,9 +38,16 @@ TEXTS = {  # of each picture the heading, of a protocol, and the description
     "cells": (
         "Every cell: {}",
         "Left: top-1 of each subject (small, the mean over seeds) and of all (large), unaligned "
-        "above as circles and aligned below as diamonds; the dashed line is chance. Right: the "
+        "above as circles and aligned below as diamonds; upright strokes are ridge, where it is in "
+        "the grid; the dashed line is chance. Right: the "
         "difference aligned - unaligned with its 95 % "
         "interval. " + FILLED,
+    ),
+    "depth": (
+        "Top-1 by depth: {}",
+        "Top-1 with the output of each block of the image model, unaligned in full lines and "
+        "aligned in dashed ones, with 95 % intervals; a panel a backbone, a point's shape an EEG "
+        "encoder. The dotted line is chance.",
     ),
     "blocks": (
         "Which block of the image model: {}",
@@ -58,7 +66,7 @@ FILLS = {
 def draw_study_pictures(
     folder: Path, summary: dict[str, Any], table: pd.DataFrame
 ) -> list[Picture]:
-    """Draw all cells of each protocol, and with several blocks the difference against the block.
+    """Draw all cells of each protocol; with several blocks top-1 and difference against the block.
 
     `summary` and `table` are what `study.summary.summarise` returns; none of a protocol without any
     pair of runs.
@@ -85,6 +93,9 @@ def draw_study_pictures(
 
             # One block alone makes no curve.
             if len({cell["block"] for cell in cells}) > 1:
+                figures["depth"] = by_depth(
+                    cells, summary["chance_top1"], f"Top-1 by depth of the image model\n{about}"
+                )
                 paired = [cell for cell in cells if cell["difference"]]
                 figures["blocks"] = across_blocks(
                     paired, f"Aligned - unaligned against the block\n{about}"
@@ -133,6 +144,10 @@ def all_cells(cells: Cells, subjects: pd.DataFrame, chance: float, title: str) -
                 **about,
             )
 
+            of_ridge = (cell.get("ridge") or {}).get(encoder)
+            if of_ridge is not None:
+                left.plot(100 * of_ridge, y, "|", color="black", markersize=9, zorder=2)
+
         if cell["difference"]:
             _difference(right, cell, row, "black", "o", horizontal=True)
         else:
@@ -172,24 +187,12 @@ def across_blocks(cells: Cells, title: str) -> Figure:
 
     A panel a backbone, a line an EEG encoder.
     """
-    # zfill sorts numbers in text as numbers: 6, 9, 12, last.
-    blocks = sorted(
-        {cell["block"] for cell in cells}, key=lambda block: (block == "last", block.zfill(9))
-    )
-    backbones = sorted({cell["backbone"] for cell in cells})
-    kinds = sorted({(cell["eeg_encoder"], cell["alignment"]) for cell in cells})
-    several_alignments = len({alignment for _, alignment in kinds}) > 1
-    columns = min(3, len(backbones))
-    rows = -(-len(backbones) // columns)  # rounded up
-    figure = Figure(figsize=(max(4.0, 2.6 * columns), 2.1 * rows + 1.2), layout="constrained")
-    figure.suptitle(title, fontsize=9, fontweight="bold")
-
-    axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
-    for ax, backbone in zip(axes, backbones, strict=False):
+    blocks = _blocks(cells)
+    kinds = _kinds(cells)
+    figure, panels = _panels(cells, blocks, title)
+    for ax, backbone in panels:
         for i, (eeg_encoder, alignment) in enumerate(kinds):
-            about = {"backbone": backbone, "eeg_encoder": eeg_encoder, "alignment": alignment}
-
-            line_cells = [cell for cell in cells if about.items() <= cell.items()]
+            line_cells = _cells_of(cells, backbone, eeg_encoder, alignment)
             shift = 0.12 * (i - (len(kinds) - 1) / 2)  # so that intervals do not hide each other
             x = [blocks.index(cell["block"]) + shift for cell in line_cells]
 
@@ -201,6 +204,94 @@ def across_blocks(cells: Cells, title: str) -> Figure:
                 _difference(ax, cell, place, colour, point, horizontal=False)
 
         ax.axhline(0, color=QUIET, linestyle="--", linewidth=0.9)
+
+    figure.supylabel("aligned - unaligned, top-1 (points)", fontsize=8)
+    lines = [
+        Line2D([], [], color=LINE_COLOURS[i % len(LINE_COLOURS)], marker=POINTS[i % len(POINTS)])
+        for i in range(len(kinds))
+    ]
+    names = _names_of(kinds)
+    figure.legend([*lines, *FILLS], [*names, *FILLS.values()], loc="outside lower center", ncols=3)
+    return figure
+
+
+def by_depth(cells: Cells, chance: float, title: str) -> Figure:
+    """Top-1 of both encoders against the block, `last` at the end, each with its interval.
+
+    A panel a backbone, a pair of lines an EEG encoder.
+    """
+    blocks = _blocks(cells)
+    kinds = _kinds(cells)
+    figure, panels = _panels(cells, blocks, title)
+    for ax, backbone in panels:
+        for i, (eeg_encoder, alignment) in enumerate(kinds):
+            whole = _cells_of(cells, backbone, eeg_encoder, alignment)
+            for k, encoder in enumerate(OFFSET):
+                scored = [cell for cell in whole if "top1_acc" in cell[encoder]]
+                shift = 0.08 * (2 * i + k - len(kinds) + 0.5)  # intervals side by side
+                x = [blocks.index(cell["block"]) + shift for cell in scored]
+                y = np.array([100 * cell[encoder]["top1_acc"] for cell in scored])
+                ends = [100 * np.array(cell[encoder]["ci95"]["top1_acc"]) for cell in scored]
+
+                about: dict[str, Any] = {"color": COLOURS[encoder], "linestyle": DASHES[encoder]}
+                ax.plot(x, y, marker=POINTS[i % len(POINTS)], markersize=4, linewidth=1, **about)
+                for place, (low, high) in zip(x, ends, strict=True):
+                    ax.plot([place, place], [low, high], color=COLOURS[encoder], linewidth=0.8)
+
+        ax.axhline(100 * chance, color=QUIET, linestyle=":", linewidth=0.9)
+        ax.set_ylim(bottom=0)
+
+    figure.supylabel("top-1 (%)", fontsize=8)
+    lines = [Line2D([], [], color=COLOURS[name], linestyle=DASHES[name]) for name in OFFSET]
+    points = [
+        Line2D([], [], linestyle="", color=QUIET, marker=POINTS[i % len(POINTS)])
+        for i in range(len(kinds))
+    ]
+    line = Line2D([], [], linestyle=":", color=QUIET)
+    names = [*OFFSET, f"chance, {100 * chance:.1f} %", *_names_of(kinds)]
+    figure.legend([*lines, line, *points], names, loc="outside lower center", ncols=3)
+    return figure
+
+
+def _blocks(cells: Cells) -> list[str]:
+    """All blocks, the deepest last."""
+    # zfill sorts numbers in text as numbers: 6, 9, 12, last.
+    return sorted(
+        {cell["block"] for cell in cells}, key=lambda block: (block == "last", block.zfill(9))
+    )
+
+
+def _kinds(cells: Cells) -> list[tuple[str, str]]:
+    """Each EEG encoder and alignment, which are lines of a panel."""
+    return sorted({(cell["eeg_encoder"], cell["alignment"]) for cell in cells})
+
+
+def _names_of(kinds: Sequence[tuple[str, str]]) -> list[str]:
+    several_alignments = len({alignment for _, alignment in kinds}) > 1
+    return [
+        f"{eeg_encoder}, {alignment}" if several_alignments else eeg_encoder
+        for eeg_encoder, alignment in kinds
+    ]
+
+
+def _cells_of(cells: Cells, backbone: str, eeg_encoder: str, alignment: str) -> Cells:
+    """The cells of a line, in their order."""
+    about = {"backbone": backbone, "eeg_encoder": eeg_encoder, "alignment": alignment}
+    return [cell for cell in cells if about.items() <= cell.items()]
+
+
+def _panels(
+    cells: Cells, blocks: Sequence[str], title: str
+) -> tuple[Figure, list[tuple[Axes, str]]]:
+    """A figure, and a panel for each backbone, with the blocks along x."""
+    backbones = sorted({cell["backbone"] for cell in cells})
+    columns = min(3, len(backbones))
+    rows = -(-len(backbones) // columns)  # rounded up
+    figure = Figure(figsize=(max(4.0, 2.6 * columns), 2.1 * rows + 1.2), layout="constrained")
+    figure.suptitle(title, fontsize=9, fontweight="bold")
+
+    axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
+    for ax, backbone in zip(axes, backbones, strict=False):
         ax.set_title(backbone, fontsize=8, parse_math=False)
         ax.set_xticks(range(len(blocks)), blocks)
         ax.grid(axis="y", linewidth=0.3)
@@ -211,18 +302,7 @@ def across_blocks(cells: Cells, title: str) -> Figure:
     for ax in axes[len(backbones) - columns : len(backbones)]:
         ax.set_xlabel("block")
         ax.tick_params(labelbottom=True)
-
-    figure.supylabel("aligned - unaligned, top-1 (points)", fontsize=8)
-    lines = [
-        Line2D([], [], color=LINE_COLOURS[i % len(LINE_COLOURS)], marker=POINTS[i % len(POINTS)])
-        for i in range(len(kinds))
-    ]
-    names = [
-        f"{eeg_encoder}, {alignment}" if several_alignments else eeg_encoder
-        for eeg_encoder, alignment in kinds
-    ]
-    figure.legend([*lines, *FILLS], [*names, *FILLS.values()], loc="outside lower center", ncols=3)
-    return figure
+    return figure, list(zip(axes, backbones, strict=False))
 
 
 def _difference(

@@ -17,7 +17,9 @@ import pandas as pd
 
 from pipeline.compare.comparison import count, limit_to_subjects, warning_sentences
 from pipeline.compare.differences import RunKey, paired_difference
+from pipeline.eeg_encoders.table import has_closed_form
 from pipeline.errors import InputError
+from pipeline.evaluate.baseline import BASELINE
 from pipeline.evaluate.evaluation import describe_interval, summarise_runs
 from pipeline.evaluate.similarities import Queries
 from pipeline.evaluate.statistics import (
@@ -35,6 +37,8 @@ from pipeline.study.results import Cell, Trial, TrialResult
 # Why a cell of whole runs carries no claim
 ONE_SEED = "one seed of models that subjects share"
 FEW_SUBJECTS = f"one seed of fewer than {MIN_SUBJECTS} subjects"
+
+FEW_SUBJECTS_WITHOUT_SEEDS = f"fewer than {MIN_SUBJECTS} subjects"
 
 CELL_COLUMNS = [field.name for field in fields(Cell)]
 RUN_COLUMNS = [*CELL_COLUMNS, "encoder", "fold", "seed"]
@@ -85,6 +89,7 @@ def summarise(
         in_cell = results_of_cell.get(cell, [])
         cells.append(_summarise_cell(cell, in_cell, rows, draw, parameters.top_k))
     _add_verdicts(cells)
+    _add_ridge(cells)
 
     # A pooled run has a row for each subject, and counts once.
     runs = table.drop_duplicates(RUN_COLUMNS)
@@ -95,6 +100,7 @@ def summarise(
         "chance_top1": 1 / n_way if n_way else None,
         "subjects": sorted(set(table["subject"])),
         "seeds": sorted(set(table["seed"])),
+        "without_seeds": sorted(filter(has_closed_form, set(table["eeg_encoder"]))),
         "n_resamples": parameters.resamples,
         "seed": seed,
         # How many cells have each verdict, and over how many p-values Holm's correction was made.
@@ -209,6 +215,7 @@ def _summarise_cell(
             draw(len({subject for _, _, subject in pairs})),
             functools.partial(weigh_top_k, top_k=top_k),
             left_out_in_turn=cell.protocol == "leave-one-subject-out",
+            without_seeds=has_closed_form(cell.eeg_encoder),
         )
         # It is not by chance which runs are missing: no claim, though there are figures.
         factors = [] if no_claim_because else paired.factors
@@ -226,6 +233,8 @@ def _summarise_cell(
     if not no_claim_because and not factors:
         models_are_shared = rows.groupby("fold")["subject"].nunique().max() > 1
         no_claim_because = ONE_SEED if models_are_shared else FEW_SUBJECTS
+        if has_closed_form(cell.eeg_encoder):
+            no_claim_because = FEW_SUBJECTS_WITHOUT_SEEDS
     return summary | {
         "difference": difference,
         "ci95_over": factors,
@@ -260,7 +269,9 @@ def _summarise_side(
         correct = mean_by_subject(subjects, [values["rank"] <= k for values in queries.values()])
         summary["ci95"][f"top{k}_acc"] = resamples.interval_of_mean(correct)
 
-    return summary | describe_interval(ok, ok["protocol"].iloc[0]) | numbers
+    first = ok.iloc[0]
+    without_seeds = has_closed_form(first["eeg_encoder"])
+    return summary | describe_interval(ok, first["protocol"], without_seeds) | numbers
 
 
 def _missing_runs(rows: pd.DataFrame) -> str:
@@ -293,6 +304,20 @@ def _add_verdicts(cells: list[dict[str, Any]]) -> None:
     for cell, p_holm in zip(tested, corrected, strict=True):
         sign = "better" if cell["difference"]["top1_acc"]["mean"] > 0 else "worse"
         cell |= {"p_holm": p_holm, "verdict": sign if p_holm <= ALPHA else "no difference shown"}
+
+
+def _add_ridge(cells: list[dict[str, Any]]) -> None:
+    """Give each cell of another EEG encoder top-1 of ridge beside it: all else as in the cell."""
+
+    def alike(cell: Mapping[str, Any]) -> tuple[str, ...]:
+        return tuple(cell[name] for name in CELL_COLUMNS if name != "eeg_encoder")
+
+    found = {alike(cell): cell for cell in cells if cell["eeg_encoder"] == BASELINE}
+    for cell in cells:
+        ridge = found.get(alike(cell))
+        cell["ridge"] = None
+        if ridge is not None and ridge is not cell:
+            cell["ridge"] = {encoder: ridge[encoder].get("top1_acc") for encoder in ENCODERS}
 
 
 def _answer(summary: dict[str, Any]) -> str:
@@ -366,7 +391,7 @@ def _join_reasons(reasons: list[str | None]) -> str:
     """Why cells carry no claim, each kind of reason once; a cell itself names its missing runs."""
     kinds = Counter(
         reason
-        if reason in (ONE_SEED, FEW_SUBJECTS)
+        if reason in (ONE_SEED, FEW_SUBJECTS, FEW_SUBJECTS_WITHOUT_SEEDS)
         else "runs that collapsed, failed or have no partner"
         for reason in reasons
         if reason

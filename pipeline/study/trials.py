@@ -20,6 +20,7 @@ import torch
 
 from pipeline.compute.devices import device_name, pick_device
 from pipeline.compute.workers import side_by_side
+from pipeline.eeg_encoders.table import has_closed_form
 from pipeline.errors import PREPARE_AGAIN, InputError
 from pipeline.evaluate.scoring import score_average
 from pipeline.evaluate.similarities import Queries
@@ -29,6 +30,7 @@ from pipeline.provenance import code_hash, fingerprint
 from pipeline.sections import Runs, Study, Train
 from pipeline.study.results import Cell, Trial, TrialResult
 from pipeline.train import finished
+from pipeline.train.closed_form import seeds_that_count, what_decides
 from pipeline.train.draws import check_control
 from pipeline.train.inputs import (
     HashedFile,
@@ -93,6 +95,9 @@ def plan_study(
         for block in study.blocks
         if alignment in kinds[backbone] and (block == "last" or not kinds[backbone][alignment])
         for eeg_encoder in study.eeg_encoders
+        # An encoder without seeds runs once, and learns no weights of blocks
+        if run.seed in seeds_that_count(eeg_encoder, seeds)
+        and not (block == "mix" and has_closed_form(eeg_encoder))
         for encoder in ("unaligned", "aligned")
     ]
 
@@ -204,7 +209,7 @@ def _make_job(
     code = code_with(recipe.eeg_encoder)
     # The seed is in `run`. How many there are, and the device, make no other trial. The hash of the
     # weights is in `files`.
-    settings = recipe.model_dump(exclude={"seeds", "device", "eeg_weights"})
+    settings = what_decides(recipe).model_dump(exclude={"seeds", "device", "eeg_weights"})
     key = fingerprint(code, files, embeddings.sha256, astuple(run), settings)
     return Job(trial, dict(eeg), embeddings, recipe, code, folder / f"{key}.h5")
 

@@ -23,6 +23,7 @@ from pipeline.compute.devices import device_name, pick_device
 from pipeline.files import cache_folder, check_folders, replacing
 from pipeline.provenance import fingerprint
 from pipeline.sections import Train
+from pipeline.train.closed_form import what_decides
 from pipeline.train.inputs import HashedFile, hash_eeg_weights
 from pipeline.train.model import ContrastiveModel, ModelSizes
 from pipeline.train.protocols import Run
@@ -48,7 +49,7 @@ def name_of(
         [eeg[subject].sha256 for subject in subjects],
         embeddings.sha256,
         [run.fold, run.seed, subjects],
-        recipe.model_dump(exclude={"seeds", "device", "eeg_weights"}),
+        what_decides(recipe).model_dump(exclude={"seeds", "device", "eeg_weights"}),
         hash_eeg_weights(recipe),
         device_name(pick_device(recipe.device)),
         torch.get_num_threads(),

@@ -17,7 +17,12 @@ from torch import Tensor, nn
 
 from pipeline.eeg_encoders.encoder import Dropout
 from pipeline.eeg_encoders.layers import layer_norm, linear, unit_vectors
-from pipeline.eeg_encoders.table import can_be_stacked, check_recipe, make_eeg_encoder
+from pipeline.eeg_encoders.table import (
+    can_be_stacked,
+    check_recipe,
+    has_closed_form,
+    make_eeg_encoder,
+)
 from pipeline.errors import TRAIN_AGAIN, InputError
 from pipeline.files import replacing, unreadable
 from pipeline.preprocess.normalisation import normalise
@@ -56,6 +61,19 @@ class LinearProjector(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         return linear(self, x)
+
+
+class Centring(nn.Module):
+    """(..., B, D) less the mean (D,) of training: where the prediction is a regression's."""
+
+    mean: Tensor
+
+    def __init__(self, embedding_size: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(embedding_size))
+
+    def forward(self, embeddings: Tensor) -> Tensor:
+        return embeddings - self.mean
 
 
 class BlockMix(nn.Module):
@@ -159,12 +177,19 @@ class ContrastiveModel(nn.Module):
     With an image projector P is `projection_size`. Without one the EEG is projected onto the
     embeddings, P = D, and with `normalise_embeddings` the EEG is centred too, as the paper does.
 
+    An EEG encoder with a closed form (`closed_form.py`) is followed by one Linear onto the
+    embeddings, which are around their mean of training. That is all: P = D.
+
     `recipe` is the section `train` of the parameters. InputError for an EEG encoder that is not
     known, or a window that the EEG does not have.
     """
 
     eeg_mean: Tensor
     eeg_sd: Tensor
+    eeg_projector: nn.Module
+    eeg_linear: nn.Module
+    block_mix: BlockMix | None
+    image_projector: nn.Module
 
     def __init__(self, sizes: ModelSizes, recipe: Train) -> None:
         super().__init__()
@@ -199,12 +224,16 @@ class ContrastiveModel(nn.Module):
             ch_names=sizes.ch_names,
             frozen=recipe.eeg_encoder_frozen,
         )
+        if has_closed_form(recipe.eeg_encoder):
+            self._add_linear_map(sizes.embedding_size)
+            return
+
         self.eeg_projector = Projector(self.eeg_encoder.output_size, hidden_size, dropout)
-        self.eeg_linear: nn.Module = nn.Identity()
+        self.eeg_linear = nn.Identity()
         if recipe.eeg_hidden_size != "none":
             self.eeg_linear = LinearProjector(hidden_size, projection_size)
         self.block_mix = BlockMix(len(sizes.blocks), sizes.embedding_size) if sizes.blocks else None
-        self.image_projector: nn.Module = nn.Identity()
+        self.image_projector = nn.Identity()
         if recipe.image_projector == "linear":
             self.image_projector = LinearProjector(sizes.embedding_size, projection_size)
         elif recipe.image_projector == "mlp":
@@ -218,6 +247,14 @@ class ContrastiveModel(nn.Module):
         )
         log_scale = torch.tensor(math.log(1 / temperature))
         self.log_scale = nn.Parameter(log_scale, requires_grad=is_learned)
+
+    def _add_linear_map(self, embedding_size: int) -> None:
+        """What follows an encoder with a closed form; `closed_form.fit` finds the weights."""
+        self.eeg_projector = LinearProjector(self.eeg_encoder.output_size, embedding_size)
+        self.eeg_linear = nn.Identity()
+        self.block_mix = None
+        self.image_projector = Centring(embedding_size)
+        self.log_scale = nn.Parameter(torch.tensor(0.0), requires_grad=False)
 
     def standardise(self, eeg: Tensor, rows: Tensor, to_normalise: bool = False) -> None:
         """Fit `eeg_mean` and `eeg_sd` to these rows (n,) of EEG (M, C, T).
@@ -253,21 +290,27 @@ class ContrastiveModel(nn.Module):
 
     def embed_eeg(self, eeg: Tensor) -> Tensor:
         """(B, C, T) -> unit vectors (B, P)."""
-        mean = self.eeg_mean.unsqueeze(-3)
-        standard = (self._preprocess(eeg) - mean) / self.eeg_sd.unsqueeze(-3)
-        augmented = self.channel_dropout(self.time_shift(standard))
+        augmented = self.channel_dropout(self.time_shift(self.standard_eeg(eeg)))
         projected = self.eeg_linear(self.eeg_projector(self.eeg_encoder(augmented)))
         if self.recipe.normalise_embeddings and self.recipe.image_projector == "none":
             projected = projected - projected.mean(-1, keepdim=True)
         return unit_vectors(projected)
 
+    def standard_eeg(self, eeg: Tensor) -> Tensor:
+        """EEG as the encoder sees it, but for what is random: (B, C, T) -> (B, C, window)."""
+        return (self._preprocess(eeg) - self.eeg_mean.unsqueeze(-3)) / self.eeg_sd.unsqueeze(-3)
+
     def embed_image(self, embeddings: Tensor) -> Tensor:
         """(B, D) or (B, K, D) -> unit vectors (B, P)."""
+        return unit_vectors(self.image_projector(self.features_of_images(embeddings)))
+
+    def features_of_images(self, embeddings: Tensor) -> Tensor:
+        """What the projector of images sees: (..., D) or (..., K, D) -> (..., D)."""
         if self.block_mix is not None:
             embeddings = self.block_mix(embeddings)
         if self.recipe.normalise_embeddings:
             embeddings = unit_vectors(embeddings - embeddings.mean(-1, keepdim=True))
-        return unit_vectors(self.image_projector(embeddings))
+        return embeddings
 
     def block_weights(self) -> dict[str, float]:
         """The weight of each block by its name; nothing where no blocks are mixed."""
@@ -301,6 +344,7 @@ class Notes(TypedDict):
     * `selected_epoch`: the epoch of its weights, counted from 1.
     * `eeg_weights`: the sha256 of each file that a pretrained EEG encoder started from.
     * `collapsed`: whether all EEG, or all images, had nearly the same embedding at the end.
+    * `penalty`, `held_out_r2`: of weights in closed form, as `closed_form.fit` tells.
     * `train`: the section of the parameters, once it is saved.
     * `block_weights`: once it is saved, the weight of each block; empty where none are mixed.
     """
@@ -316,6 +360,8 @@ class Notes(TypedDict):
     selected_epoch: int
     collapsed: bool
     eeg_weights: NotRequired[list[str]]
+    penalty: NotRequired[float]
+    held_out_r2: NotRequired[float]
     train: NotRequired[dict[str, Any]]
     block_weights: NotRequired[dict[str, float]]
 

@@ -18,13 +18,14 @@ from pipeline.compute.devices import be_deterministic, pick_device
 from pipeline.compute.machine import n_cores
 from pipeline.compute.unfinished import unfinished
 from pipeline.compute.workers import side_by_side
-from pipeline.eeg_encoders.table import EEG_ENCODERS
+from pipeline.eeg_encoders.table import EEG_ENCODERS, has_closed_form
 from pipeline.errors import InputError
 from pipeline.files import check_folders, replacing
 from pipeline.images.embeddings import Embeddings
 from pipeline.provenance import code_hash
 from pipeline.sections import Runs, Train
 from pipeline.train import finished
+from pipeline.train.closed_form import fit_all, seeds_that_count
 from pipeline.train.draws import check_control, derive_seeds, shuffle_images
 from pipeline.train.inputs import (
     HashedFile,
@@ -37,6 +38,7 @@ from pipeline.train.inputs import (
 )
 from pipeline.train.many import train_many
 from pipeline.train.model import Notes, save_model
+from pipeline.train.notes import note
 from pipeline.train.placement import how_many, make_groups, name_of_group, on_gpus
 from pipeline.train.protocols import Run, plan, seeds_of
 from pipeline.train.samples import LoadedEeg, Samples
@@ -65,7 +67,8 @@ def train_all(
     check_folders({out: 0})
     eeg = find_subjects(eeg_dir)
     cache = HashedFile.of(embeddings)
-    runs = plan(recipe.protocol, list(eeg), seeds_of(seed, recipe.seeds))
+    seeds = seeds_that_count(recipe.eeg_encoder, seeds_of(seed, recipe.seeds))
+    runs = plan(recipe.protocol, list(eeg), seeds)
 
     gpus = on_gpus(recipe, placement)
     n_workers = how_many(placement, runs, eeg, gpus)
@@ -227,7 +230,16 @@ def _train_new(
         return {run: _train_control(run, setup, states, step) for run in runs}
 
     partitions = [_partition(run, samples, test_samples, recipe) for run in runs]
-    return dict(zip(runs, train_many(setup, partitions, states, step), strict=True))
+    return dict(zip(runs, _train_or_fit(setup, partitions, states, step), strict=True))
+
+
+def _train_or_fit(
+    setup: Setup, partitions: Sequence[Partition], states: Path, step: Callable[[], None]
+) -> list[Trained | InputError]:
+    """A model for each partition; by its closed form, where the EEG encoder has one."""
+    if has_closed_form(setup.recipe.eeg_encoder):
+        return fit_all(setup, partitions, step)
+    return train_many(setup, partitions, states, step)
 
 
 def _train_control(
@@ -238,7 +250,7 @@ def _train_control(
     partition = _partition(run, samples, None, setup.recipe)
     states = states / run.name
     states.mkdir(exist_ok=True)
-    [result] = train_many(replace(setup, samples=samples), [partition], states, step)
+    [result] = _train_or_fit(replace(setup, samples=samples), [partition], states, step)
     return result
 
 
@@ -252,7 +264,7 @@ def _partition(
     if test_samples is not None:
         test_rows = np.flatnonzero(np.isin(test_samples.subject, run.tested_on))
         return Partition(seeds, rows, test_samples, test_rows)
-    if recipe.select_on == "last":
+    if recipe.select_on == "last" or has_closed_form(recipe.eeg_encoder):
         return Partition(seeds, rows)
 
     concepts = samples.things_concept[rows]
@@ -265,17 +277,4 @@ def _with_notes(
 ) -> tuple[Trained, Notes] | InputError:
     if isinstance(trained, InputError):
         return trained
-    notes = Notes(
-        fold=run.fold,
-        seed=run.seed,
-        trained_on=list(run.trained_on),
-        tested_on=list(run.tested_on),
-        protocol=recipe.protocol,
-        selected_on=recipe.select_on,
-        views=embeddings.views,
-        views_in_gallery=embeddings.views_in_gallery,
-        selected_epoch=trained.epoch,
-        collapsed=trained.collapsed,
-        eeg_weights=hash_eeg_weights(recipe),
-    )
-    return trained, notes
+    return trained, note(run, trained, embeddings, recipe)

@@ -61,6 +61,13 @@ def lowest_loss(similarity: Tensor) -> Tensor:
     sure of itself: at its own temperature the loss on other images rises long before the ranks get
     worse (arXiv 1706.04599), and would select an epoch that is too early.
 
+    """
+    return mean_loss(similarity, best_log_scale(similarity).exp())
+
+
+def best_log_scale(similarity: Tensor) -> Tensor:
+    """log(1 / temperature) at which the mean loss of galleries (..., G, N, N) is lowest: (...).
+
     The loss is convex in 1 / temperature, so that it is lowest where its slope changes sign: found
     by halving the range of log(1 / temperature), for all models at once and without waiting for
     the device.
@@ -75,7 +82,7 @@ def lowest_loss(similarity: Tensor) -> Tensor:
         falls = _expected_cosine(both_ways, middle.exp()) < matched
         lowest = middle.where(falls, lowest)
         highest = highest.where(falls, middle)
-    return mean_loss(similarity, ((lowest + highest) / 2).exp())
+    return (lowest + highest) / 2
 
 
 def mean_loss(similarity: Tensor, logit_scale: Tensor) -> Tensor:
