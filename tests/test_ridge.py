@@ -127,16 +127,28 @@ def test_noise_gets_a_large_penalty_and_explains_nothing():
     assert abs(result.r2) < 0.01
 
 
-def test_the_search_goes_downhill_from_the_middle_and_takes_each_penalty_once():
+@pytest.mark.parametrize(
+    ("lowest", "seen"),
+    [
+        (1, [3, 2, 1, 0]),
+        (3, [3, 2, 4]),
+        (5, [3, 2, 4, 5, 6]),
+        (0, [3, 2, 1, 0]),
+        (9, [3, 2, 4, 5, 6]),
+    ],
+)
+def test_the_search_goes_downhill_from_the_middle(lowest, seen):
     class Valley:
-        seen: list[float] = []
+        asked: list[float] = []
 
         def error(self, penalty: float) -> float:
-            self.seen.append(penalty)
-            return abs(penalty - 1)
+            self.asked.append(penalty)
+            return abs(penalty - lowest)
 
-    assert ridge._search(Valley(), [0, 1, 2, 3, 4, 5, 6]) == (1, 0)
-    assert sorted(Valley.seen) == [0, 1, 2, 3, 4]
+    valley = Valley()
+    valley.asked = []
+    found = ridge._search(valley, [0, 1, 2, 3, 4, 5, 6])
+    assert found == (min(lowest, 6), max(0, lowest - 6)) and valley.asked == seen
 
 
 def test_equations_that_do_not_fit_into_memory_are_refused_in_a_sentence(monkeypatch):
@@ -144,3 +156,10 @@ def test_equations_that_do_not_fit_into_memory_are_refused_in_a_sentence(monkeyp
     x, y, fold = draw(90, 20)
     with pytest.raises(InputError, match="ridge of 20 values a response and 90 responses needs"):
         fit(x, y, fold)
+
+
+@BOTH
+def test_eeg_that_does_not_vary_is_told(n, p):
+    x, y, fold = draw(n, p)
+    with pytest.raises(InputError, match="the training EEG is the same in all responses"):
+        fit(torch.zeros_like(x), y, fold)

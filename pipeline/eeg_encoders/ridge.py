@@ -21,8 +21,7 @@ from pipeline.eeg_encoders.encoder import LinearFit, ReadPairs
 from pipeline.eeg_encoders.flatten import Flatten
 from pipeline.errors import InputError
 
-# Penalties, as multiples of the mean eigenvalue of the EEG's covariance, times n. The search
-# starts at the middle one
+# Penalties, as multiples of the mean eigenvalue of the products of the centred features
 RATIOS = tuple(10.0**decade for decade in range(-2, 5))
 VALUES_AT_ONCE = 1 << 24  # values of EEG that are in memory as features
 COLUMNS_AT_ONCE = 512  # of the features' products, of which one half is computed
@@ -53,9 +52,8 @@ def fit_ridge(
     response, from 0. `probes` (m,) are responses of fold 0, for which the result has predictions
     by weights that did not see that fold.
 
-    The error is looked at downhill: from the middle of `ratios` to its neighbours, until both are
-    worse.
-    InputError where the equations do not fit into memory.
+    The error is looked at downhill: from the middle of `ratios` on until it rises.
+    InputError where the equations do not fit into memory, or the features do not vary.
     """
     first, _ = read(torch.zeros(1, dtype=torch.long))
     n_features = first.shape[1]
@@ -63,6 +61,11 @@ def fit_ridge(
     _check_memory(min(n_features, len(fold)), len(fold), first)
 
     system = (_ByFeatures if few_features else _ByResponses)(read, fold, n_features)
+    if not system.mean_eigenvalue > 0:
+        raise InputError(
+            "the training EEG is the same in all responses, and ridge finds nothing in it: look at "
+            "the recordings, and at train.eeg_window"
+        )
     penalty, error = _search(system, [ratio * system.mean_eigenvalue for ratio in ratios])
     weight, bias = system.solve(penalty)
     return LinearFit(
@@ -105,25 +108,27 @@ class _System(Protocol):
         """Weights (p, D) and bias (D,) of all responses."""
 
     def predict_held_out(self, probes: Tensor, penalty: float) -> Tensor:
-        """Predictions (m, D) of responses of fold 0, by weights of the other folds."""
+        """Predictions (m, D) of responses of fold 0, by weights of the other folds.
+
+        The error of this penalty is known.
+        """
 
 
 def _search(system: _System, penalties: list[float]) -> tuple[float, float]:
-    """The penalty with the least error, and that error."""
-    errors: dict[int, float] = {}
-
-    def error(i: int) -> float:
-        if i not in errors:
-            errors[i] = system.error(penalties[i])
-        return errors[i]
-
+    """The penalty with the least error, and that error: from the middle one on downhill."""
     best = len(penalties) // 2
-    while True:
-        near = [i for i in (best - 1, best, best + 1) if 0 <= i < len(penalties)]
-        lowest = min(near, key=lambda i: (error(i), i != best))
-        if lowest == best:
-            return penalties[best], errors[best]
-        best = lowest
+    error = system.error(penalties[best])
+    for step in (-1, 1):
+        first = best
+        while 0 <= best + step < len(penalties):
+            next_error = system.error(penalties[best + step])
+            if next_error >= error:
+                break
+            best += step
+            error = next_error
+        if best != first:  # the other way is uphill
+            break
+    return penalties[best], error
 
 
 def _solve(matrix: Tensor, right: Tensor, penalty: float) -> Tensor | None:
@@ -184,6 +189,7 @@ class _ByFeatures:
     def __init__(self, read: ReadPairs, fold: Tensor, n_features: int) -> None:
         self._read = read
         self._n_features = n_features
+        self._without_first: dict[float, tuple[Tensor, Tensor]] = {}  # by penalty
         self._folds = [self._sum(rows) for rows in _rows_by_fold(fold)]
         self._all = _Sums(*read(torch.zeros(1, dtype=torch.long)))
         for sums in self._folds:
@@ -208,11 +214,13 @@ class _ByFeatures:
 
     def error(self, penalty: float) -> float:
         total = 0.0
-        for sums in self._folds:
+        for k, sums in enumerate(self._folds):
             solution = self._solve(penalty, without=sums)
             if solution is None:
                 return torch.inf
             total += sums.squared_error(*solution)
+            if k == 0:
+                self._without_first[penalty] = solution
         return total
 
     def error_of_mean(self) -> float:
@@ -241,9 +249,7 @@ class _ByFeatures:
         return None if weight is None else (weight, (y - x @ weight) / n)
 
     def predict_held_out(self, probes: Tensor, penalty: float) -> Tensor:
-        solution = self._solve(penalty, without=self._folds[0])
-        assert solution is not None
-        weight, bias = solution
+        weight, bias = self._without_first[penalty]
         parts = _split(probes, self._n_features)
         return torch.cat([self._read(part)[0] @ weight + bias for part in parts])
 
