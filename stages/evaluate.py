@@ -6,6 +6,7 @@ from typing import Any
 
 from pipeline.datasets.table import DATASETS
 from pipeline.eeg_encoders import table as eeg_encoders
+from pipeline.evaluate.chance import describe_chance
 from pipeline.evaluate.evaluation import headline, summarise_block_weights, tabulate
 from pipeline.evaluate.scoring import score
 from pipeline.evaluate.similarities import Similarities, settings_of, write_similarities
@@ -88,12 +89,14 @@ def describe(p: Params, notes: Notes, cache: Embeddings) -> dict[str, Any]:
     made_with = {
         "dataset": p.dataset,
         "synthetic": DATASETS[p.dataset].synthetic,
+        "planted": DATASETS[p.dataset].planted.get(p.sample.truth, ""),
         "backbone": p.backbone,
         "encoder": p.encoder,
         "alignment": p.alignment if p.encoder == "aligned" else "none",
         "block": notes["train"]["block"],
         "protocol": notes["protocol"],
         "selected_on": notes["selected_on"],
+        "control": notes["train"]["control"],
         "views": cache.views,
         "views_in_gallery": cache.views_in_gallery,
     }
@@ -138,6 +141,7 @@ def print_summary(summary: dict[str, Any], top_k: Sequence[int]) -> None:
         for name in names
     ]
     gallery = f"{summary['n_way']}-way, {summary['n_subjects']} subjects"
+    print(describe_chance(summary))
     show(f"{summary['encoder']}, {gallery}; chance of top-1 {summary['chance_top1']:.3f}", rows)
 
 

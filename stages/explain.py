@@ -11,11 +11,15 @@ import numpy as np
 import pandas as pd
 import torch
 
+from pipeline.datasets.human import HumanSimilarity, read_human
 from pipeline.datasets.image_table import read_image_table
+from pipeline.errors import InputError
 from pipeline.evaluate.similarities import Similarities, read_similarities
 from pipeline.evaluate.statistics import Resamples, draw_resamples
 from pipeline.explain.calibration import ranks, tabulate_calibration
+from pipeline.explain.concepts import tabulate_concepts
 from pipeline.explain.galleries import count_ahead, tabulate_galleries
+from pipeline.explain.near_misses import PEOPLE, cosine_similarity, tabulate_near_misses
 from pipeline.explain.responses import explain_responses
 from pipeline.files import replacing
 from pipeline.images.embeddings import read_about, read_embeddings
@@ -40,11 +44,14 @@ def main(
     aligned: Path,
     model: Path,
     similarities: Path,
+    human: Path,
     explanation: Path,
     tables: list[Path],
 ) -> str:
-    """`embeddings` are those of the evaluation, beside those of both encoders, `unaligned` and
-    `aligned`; `tables` are CSV files, named after what they hold.
+    """`embeddings` are those of the evaluation, `unaligned` and `aligned` all that there are.
+
+    `human` is how alike people find the concepts; `tables` are CSV files, named after what they
+    hold.
     """
     p = read_params(params)
     scored = read_similarities(similarities)
@@ -58,18 +65,66 @@ def main(
     caches = {"unaligned": unaligned, "aligned": aligned}
     summaries, of_responses = look_at_responses(scored, eeg, caches, model, p)
 
-    frames = {"galleries": galleries, "calibration": calibration} | of_responses
+    people = read_human(human)
+    of_errors = look_at_errors(scored, people, caches, resamples, p.seed)
+
+    frames = {"galleries": galleries, "calibration": calibration}
+    frames |= of_responses | of_errors
     for path in tables:
         with replacing(path) as temporary:
             frames[path.stem].to_csv(temporary, index=False)
     facts = {name: scored.made_with[name] for name in FACTS}
-    write_json(explanation, facts | {"n_resamples": p.evaluate.resamples} | summaries)
+    facts |= {"n_resamples": p.evaluate.resamples, "human_similarity": describe_people(people)}
+    write_json(explanation, facts | summaries)
 
     print_frame("Among more images", galleries, ["gallery", "n_way", "top1_acc", "chance"])
     print_frame("Calibrated at test time", calibration, ["method", "top1_acc", "chance"])
+    print_frame("Wrong answers", of_errors["near_misses"], ["answers", "alike_by", "excess", "p"])
     for summary in summaries.values():
         print(summary["answer"] if "answer" in summary else summary["why"])
     return str(explanation)
+
+
+def look_at_errors(
+    scored: Similarities,
+    people: HumanSimilarity | str,
+    caches: Mapping[str, Path],
+    resamples: Resamples,
+    seed: int,
+) -> dict[str, pd.DataFrame]:
+    """What is retrieved in place of the image that was seen, overall and concept by concept."""
+    of_people = None if isinstance(people, str) else people.of(scored.things_concept.tolist())
+    spaces = {} if of_people is None else {PEOPLE: of_people}
+    spaces |= image_spaces(scored, caches)
+    return {
+        "near_misses": tabulate_near_misses(scored.valid_results, spaces, resamples, seed),
+        "concepts": tabulate_concepts(scored, of_people),
+    }
+
+
+def image_spaces(scored: Similarities, caches: Mapping[str, Path]) -> dict[str, np.ndarray]:
+    """The cosines (N, N) of the test images' embeddings, by the name of the cache.
+
+    They are of the block of the evaluation, or of the last one that it mixes. A cache that lacks
+    the block is left out, and the reason is printed.
+    """
+    spaces = {}
+    for name, path in caches.items():
+        try:
+            cache = read_embeddings(path, scored.made_with["block"])
+        except InputError as error:
+            print(f"near misses by the {name} embeddings are left out: {error}")
+            continue
+        values = cache.values[cache.rows(scored.image_ids)]
+        spaces[name] = cosine_similarity(values[:, -1] if values.ndim == 3 else values)
+    return spaces
+
+
+def describe_people(people: HumanSimilarity | str) -> dict[str, str | bool]:
+    """Whose similarity the near misses are by; `why` alone where there is none."""
+    if isinstance(people, str):
+        return {"why": people}
+    return {"source": people.source, "synthetic": people.synthetic}
 
 
 def larger_galleries(

@@ -17,6 +17,7 @@ from web_pages import CONTRAST, PAPER, TEXT, opened, words
 
 from pipeline.compare.comparison import compare
 from pipeline.compare.explained import explain_difference
+from pipeline.datasets.human import HumanSimilarity
 from pipeline.datasets.published import Published
 from pipeline.datasets.table import DATASETS, THINGS_EEG2
 from pipeline.evaluate.evaluation import tabulate
@@ -29,7 +30,9 @@ from pipeline.evaluate.similarities import (
 )
 from pipeline.evaluate.statistics import draw_resamples
 from pipeline.explain.calibration import ranks, tabulate_calibration
+from pipeline.explain.concepts import tabulate_concepts
 from pipeline.explain.galleries import count_ahead, tabulate_galleries
+from pipeline.explain.near_misses import PEOPLE, tabulate_near_misses
 from pipeline.explain.responses import explain_responses
 from pipeline.files import sha256
 from pipeline.images.embeddings import Embeddings
@@ -40,6 +43,7 @@ from pipeline.retrieval import score_queries
 from pipeline.sections import Evaluate
 from pipeline.train.model import ContrastiveModel, ModelSizes
 from stages import write_json
+from stages.explain import describe_people
 from stages.report import main
 
 if TYPE_CHECKING:
@@ -49,6 +53,7 @@ HOSTILE = "<script>throw Error('ran')</script>"
 ENCODERS = ("unaligned", "aligned")
 TABLES = ("per_subject", "top_k", "n_way", "repetitions", "time_course", "channels")
 TABLES += ("galleries", "calibration", "reliability", "rsa")  # of the stage explain
+TABLES += ("near_misses", "concepts")
 CHARTS = 9
 PARAMETERS = Evaluate(**read_params(Path("params.yaml")).evaluate.model_dump() | {"resamples": 200})
 
@@ -108,8 +113,10 @@ def evaluate(
     about = {
         "dataset": "sample",
         "synthetic": True,
+        "planted": "Planted here: something.",
         "backbone": "synclr_vitb16",
         "encoder": "aligned",
+        "control": "none",
     }
     about |= {
         "protocol": "pooled",
@@ -129,7 +136,7 @@ def evaluate(
     write_similarities(folder / "evaluation.h5", everything)
     for name, table in tables.items():
         table.to_csv(folder / f"{name}.csv", index=False)
-    explain([outcome.result for outcome in outcomes], folder)
+    explain(everything, folder)
     epoch = np.arange(1, 11)
     history = {
         "epoch": epoch,
@@ -145,8 +152,16 @@ def evaluate(
                 Image.new("RGB", (40, 30), "red").save(file, "JPEG")
 
 
-def explain(results: list[SubjectResult], folder: Path) -> None:
+def people_of(concepts: np.ndarray) -> HumanSimilarity:
+    """Random judgements of people, who are called by a hostile name too."""
+    values = np.random.default_rng(5).random((len(concepts), len(concepts)))
+    return HumanSimilarity(concepts, (values + values.T) / 2, f"simulated {HOSTILE}", True)
+
+
+def explain(scored: Similarities, folder: Path) -> None:
     """Write what the explain stage does; thirty random training images of ten concepts."""
+    results = scored.valid_results
+    people = people_of(scored.things_concept)
     subjects = [result.subject for result in results]
     resamples = draw_resamples(len(set(subjects)), len(results[0].eeg), 200, 42)
     concept = np.arange(30) % 10
@@ -159,11 +174,14 @@ def explain(results: list[SubjectResult], folder: Path) -> None:
         "calibration": tabulate_calibration(
             subjects, [ranks(result) for result in results], PARAMETERS.top_k, resamples
         ),
+        "near_misses": tabulate_near_misses(results, {PEOPLE: people.similarity}, resamples, 42),
+        "concepts": tabulate_concepts(scored, people.similarity),
     }
     summaries, of_responses = explain_random_responses(len(results[0].eeg))
     for name, table in (tables | of_responses).items():
         table.to_csv(folder / f"{name}.csv", index=False)
-    write_json(folder / "explanation.json", {"n_resamples": 200} | summaries)
+    facts = {"n_resamples": 200, "human_similarity": describe_people(people)}
+    write_json(folder / "explanation.json", facts | summaries)
 
 
 def explain_random_responses(
@@ -196,7 +214,8 @@ def evaluate_both(base: Path, **options: object) -> tuple[Path, dict]:
     for draw, (encoder, folder) in enumerate(folders.items()):
         evaluate(folder, encoder=encoder, draw=draw, **options)
     sides = [read_similarities(folder / "evaluation.h5") for folder in folders.values()]
-    comparison = compare(*sides, PARAMETERS, 0) | explain_difference(*sides, PARAMETERS, 0)
+    people = people_of(sides[0].things_concept)
+    comparison = compare(*sides, PARAMETERS, 0) | explain_difference(*sides, PARAMETERS, 0, people)
     comparison["sha256"] = [sha256(folder / "evaluation.h5") for folder in folders.values()]
     return folders["aligned"], json.loads(json.dumps(comparison))
 
@@ -330,15 +349,23 @@ def what_lies_behind(folder: Path, comparison: dict) -> dict[str, list[float]]:
         expected[table] = rows.to_numpy().ravel().tolist()
 
     expected["calibrated-pair"] = [
-        number
-        for row in comparison["calibrated"].values()
-        for number in (
-            *(row[key] for key in (*ENCODERS, "difference")),
-            *row["ci95"],
-            *row["ci95_these_models"],
-            row["p"],
-        )
+        number for row in comparison["calibrated"].values() for number in _numbers(row)
     ]
+
+    columns = ["retrieved", "chance", "excess", "excess_low", "excess_high", "p"]
+    near_misses = pd.read_csv(folder / "near_misses.csv")[columns].to_numpy()
+    expected["near-misses"] = near_misses[~np.isnan(near_misses)].tolist()
+    answers = comparison["near_misses"]["answers"].values()
+    expected["near-misses-pair"] = [number for row in answers for number in _numbers(row)]
+
+    # Of each concept: what is missing has no number in the page.
+    concepts = pd.read_csv(folder / "concepts.csv")
+    columns = ["top1_acc", "mean_rank", "taken_for_share", "people_percentile"]
+    baseline, other = (
+        np.array(comparison["per_image"][encoder]["top1_acc"]) for encoder in ENCODERS
+    )
+    rows = concepts[columns].assign(difference=other - baseline).to_numpy()
+    expected["concept-table"] = rows[~np.isnan(rows)].tolist()
     return expected | what_responses_tell(folder)
 
 
@@ -356,6 +383,12 @@ def what_responses_tell(folder: Path) -> dict[str, list[float]]:
     difference = rsa["difference"]
     geometry += [difference["mean"], *difference["ci95"], difference["p"], *rsa["noise_ceiling"]]
     return {"halves": halves, "geometry": geometry}
+
+
+def _numbers(row: dict) -> list[float]:
+    """Those of a paired difference, as the page has them."""
+    sides = [row[key] for key in (*ENCODERS, "difference")]
+    return [*sides, *row["ci95"], *row["ci95_these_models"], row["p"]]
 
 
 def test_the_charts_show_the_tables(full, browser):
@@ -513,7 +546,8 @@ def test_what_the_responses_do_not_tell_is_said(tmp_path, options, expected, cha
     summaries, tables = explain_random_responses(12, **options)
     for name, table in tables.items():
         table.to_csv(folder / f"{name}.csv", index=False)
-    write_json(folder / "explanation.json", summaries)
+    explanation = json.loads((folder / "explanation.json").read_text())
+    write_json(folder / "explanation.json", explanation | summaries)
 
     page = report_without_pictures(folder)
     assert expected in words(page)
@@ -533,6 +567,28 @@ def test_what_flatters_is_said_first(tmp_path):
     for said in ("No claim can be made", "Optimistic", "1 of 2 runs collapsed", "SD over subjects"):
         assert page.index(said) < page.index("Caveats")
     assert "SD over seeds" not in page
+
+
+@pytest.mark.parametrize(
+    ("p", "said", "is_red"),
+    [(0.3, "at chance, as it must be (p = 0.3,", False), (0.02, "where nothing can be", True)],
+)
+def test_a_control_that_finds_something_is_said_in_red_before_all_else(tmp_path, p, said, is_red):
+    folder = tmp_path / "run"
+    evaluate(folder, control="shuffled")
+    path = folder / "evaluation.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"p_above_chance": p}))
+    page = report_without_pictures(folder)
+    shown = words(page)
+    assert shown.index(said) < shown.index("the image that was seen is the nearest of")
+    assert ('<p class="alarm"' in page.read_text()) == is_red
+
+
+def test_what_was_planted_and_that_it_is_above_chance_is_said(tmp_path):
+    folder, comparison = evaluate_both(tmp_path, seeds=2)
+    page = words(report_without_pictures(folder, comparison))
+    assert "Top-1 is above chance: p = " in page
+    assert page.count("Planted here: something.") == 2  # in the answer, and in the warning
 
 
 @pytest.mark.long

@@ -48,6 +48,7 @@ FACTORS: dict[str, tuple[str, ...]] = {
     "EEG weights": ("settings.train.eeg_weights",),
     "frozen EEG encoder": ("settings.train.eeg_encoder_frozen",),
     "channels": ("settings.eeg of *.channels",),
+    "control": ("settings.train.control", "control"),
 }
 # With the name of the checkpoint, where an alignment has a checkpoint of its own: its hash, and how
 # its pictures are prepared. A file of one name must be the same file.
@@ -300,10 +301,21 @@ def _caveats(sides: Mapping[str, Similarities], factor: str) -> list[str]:
 
 
 def warning_sentences(facts: Mapping[str, Any]) -> str:
-    """The sentences that must stand beside any claim, from `selected_on` and `synthetic`."""
+    """The sentences that must stand beside any claim.
+
+    They follow from `selected_on` and `synthetic`, and from `planted` and `control` if these are
+    there.
+    """
     sentences = ""
+    if facts.get("control") == "shuffled":
+        sentences += (
+            " All runs were trained on shuffled images (train.control): a control, which can find "
+            "nothing."
+        )
     if facts["selected_on"] == "test":
         sentences += " The epochs were selected on the test set, which flatters both."
+    if facts.get("planted"):
+        sentences += f" {facts['planted']}"
     if facts["synthetic"]:
         sentences += (
             " The data are synthetic: this shows that the pipeline works and means nothing about "

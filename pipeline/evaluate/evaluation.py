@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from pipeline.evaluate.chance import p_above_chance
 from pipeline.evaluate.scoring import Scores, SharedAxes
 from pipeline.evaluate.similarities import Queries
 from pipeline.evaluate.statistics import (
@@ -37,7 +38,7 @@ def tabulate(
 ) -> tuple[dict[str, Any], dict[str, pd.DataFrame]]:
     """The summary with 95 % intervals, and the tables by the stem of their file's name.
 
-    `made_with` is copied into the summary; only its `protocol` is read here.
+    `made_with` is copied into the summary; its `protocol` and `selected_on` are read here.
     """
     n_images = len(axes.image_ids)
     metrics = [_metrics(score, parameters) for score in scores]
@@ -65,6 +66,11 @@ def tabulate(
     summary |= _intervals(valid, resamples, parameters)
     summary |= describe_interval(runs, made_with["protocol"])
     summary |= {"n_resamples": parameters.resamples}
+    # Where the test images selected the epoch, a permutation would not repeat what was done.
+    p = None
+    if made_with["selected_on"] != "test":
+        p = p_above_chance([score.result for score in valid], parameters.resamples, seed)
+    summary |= {"p_above_chance": p}
     summary |= {"n_way": n_images, "chance_top1": 1 / n_images, **made_with, "seed": seed}
     summary |= {"n_seeds": per_subject["seed"].nunique()}
     return summary, tables

@@ -11,6 +11,7 @@ import vl_convert
 
 from pipeline.compare.comparison import COSINE_EDGES, cosine_histograms
 from pipeline.datasets.published import Published
+from pipeline.evaluate.chance import describe_chance, is_alarming
 from pipeline.evaluate.similarities import Similarities
 from pipeline.report import charts
 from pipeline.report.style import COLOURS, QUIET, RIGHT, Picture
@@ -65,6 +66,7 @@ def write_report(
     the files that the page is made of.
     """
     subjects = tables["per_subject"]
+    concepts = _with_difference(tables["concepts"], comparison)
     drawn = _charts(evaluation, tables, curves, comparison)
     write_page(
         path,
@@ -76,6 +78,8 @@ def write_report(
         run=evaluation,
         comparison=comparison,
         chance=chance_levels(evaluation["n_way"]),
+        above_chance=describe_chance(evaluation),
+        is_alarming=is_alarming(evaluation),
         # `evaluate.top_k` decides which top-k there are.
         subject_columns={
             name: title for name, title in SUBJECT_COLUMNS.items() if name in subjects
@@ -85,6 +89,10 @@ def write_report(
         larger_galleries=records(tables["galleries"]),
         calibration=records(tables["calibration"]),
         reliability=records(_beside_run(tables["reliability"], tables["repetitions"])),
+        near_misses=records(tables["near_misses"]),
+        concepts=records(concepts),
+        with_people="people_percentile" in concepts,
+        with_difference="difference" in concepts,
         explanation=explanation,
         # top5_acc becomes 5.
         top_k=[
@@ -99,6 +107,20 @@ def write_report(
         # What draws the charts, 0.9 MB of JavaScript. The stub of vl-convert wants a snippet
         vega=vl_convert.javascript_bundle(vl_version=VEGA_LITE),  # type: ignore[call-arg]
     )
+
+
+def _with_difference(concepts: pd.DataFrame, comparison: dict[str, Any] | None) -> pd.DataFrame:
+    """The table of concepts; of a comparison, with the difference of top-1 of each."""
+    if comparison is None or "per_image" not in comparison:
+        return concepts
+
+    per_image = comparison["per_image"]
+    top1 = {
+        side: pd.Series(per_image[comparison[side]]["top1_acc"], per_image["image_ids"])
+        for side in ("baseline", "other")
+    }
+    difference = top1["other"] - top1["baseline"]
+    return concepts.assign(difference=concepts["image"].map(difference))
 
 
 def chance_levels(n_way: int) -> dict[str, float]:

@@ -29,6 +29,7 @@ from pipeline.provenance import code_hash, fingerprint
 from pipeline.sections import Runs, Study, Train
 from pipeline.study.results import Cell, Trial, TrialResult
 from pipeline.train import finished
+from pipeline.train.draws import check_control
 from pipeline.train.inputs import (
     HashedFile,
     averaged_test_eeg,
@@ -116,6 +117,7 @@ def run_study(
     encoder is trained once for all kinds of alignment.
     InputError where the subjects did not see the same test images.
     """
+    check_control(recipe)
     paths = sorted({cache_of(embeddings, trial) for trial in trials})
     caches = {path: HashedFile.of(path) for path in paths}
     folder = cache_folder().resolve() / "study"
