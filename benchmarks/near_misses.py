@@ -22,11 +22,10 @@ from tqdm import tqdm
 
 from benchmarks.calibration import evaluate_parameters
 from pipeline.compare.comparison import whole_pairs
-from pipeline.compare.differences import ALPHA
 from pipeline.compare.explained import compare_near_misses
 from pipeline.datasets.human import HumanSimilarity
 from pipeline.evaluate.similarities import Similarities, SubjectResult
-from pipeline.evaluate.statistics import draw_resamples
+from pipeline.evaluate.statistics import ALPHA, draw_resamples
 from pipeline.explain import near_misses
 from pipeline.explain.near_misses import ANSWERS, PEOPLE, cosine_similarity, tabulate_near_misses
 from pipeline.train.protocols import plan
