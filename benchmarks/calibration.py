@@ -33,8 +33,8 @@ from tqdm import tqdm
 
 from benchmarks.simulated import Data, embed, recipe, similarities, simulate
 from pipeline.compare.comparison import compare
-from pipeline.compare.differences import ALPHA
 from pipeline.evaluate.similarities import Similarities, SubjectResult
+from pipeline.evaluate.statistics import ALPHA
 from pipeline.params import read_params
 from pipeline.sections import Evaluate
 from pipeline.study.results import Cell, Trial, TrialResult

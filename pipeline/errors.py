@@ -19,6 +19,7 @@ FETCH_AGAIN = (
     "weights`, of the study `dvc repro --force study/dvc.yaml:weights`), or make it again if it "
     "is your own"
 )
+HUMAN_AGAIN = "fetch it again with `dvc repro --single-item --force human`"
 PREPARE_AGAIN = "make it again with `dvc repro --force preprocess`"
 # Without --single-item, DVC would also run all stages before this one.
 EMBED_AGAIN = (

@@ -13,7 +13,17 @@ from ruamel.yaml import YAML, YAMLError
 
 from pipeline.errors import InputError, suggestion
 from pipeline.files import unreadable
-from pipeline.sections import Download, Embed, Evaluate, Preprocess, Runs, Section, Study, Train
+from pipeline.sections import (
+    Download,
+    Embed,
+    Evaluate,
+    Preprocess,
+    Runs,
+    Sample,
+    Section,
+    Study,
+    Train,
+)
 
 
 class Params(Section):
@@ -23,6 +33,7 @@ class Params(Section):
     backbone: str
     subjects: Literal["all"] | Annotated[list[str], Field(min_length=1)]
     seed: Annotated[int, Field(ge=0)]
+    sample: Sample
     download: Download
     preprocess: Preprocess
     embed: Embed

@@ -106,6 +106,20 @@ def weigh_queries(
     }
 
 
+def weigh_top_k(
+    queries: dict[str, np.ndarray], counts: np.ndarray, top_k: list[int]
+) -> dict[str, np.ndarray]:
+    """Only the top-k accuracies of `weigh_queries`: all metrics of many runs take minutes."""
+    correct = queries["rank"] <= np.array(top_k)[:, None]  # (K, N)
+    accuracies = correct @ counts.T / counts.sum(1)  # (K, B)
+    return {f"top{k}_acc": accuracy for k, accuracy in zip(top_k, accuracies, strict=True)}
+
+
+def weigh_means(queries: dict[str, np.ndarray], counts: np.ndarray) -> dict[str, np.ndarray]:
+    """The means (B,) of any figures (N,) of the test images in B resamples: counts (B, N)."""
+    return {name: counts @ values / counts.sum(1) for name, values in queries.items()}
+
+
 def retrieval_metrics(similarity: Tensor, logit_scale: float, top_k: list[int]) -> dict[str, float]:
     """The metrics of one gallery, from cosine similarities (N, N) of EEG (rows) with images.
 

@@ -28,6 +28,10 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
+class Sample(Section):
+    truth: Literal["aligned", "unaligned", "nothing"]
+
+
 class Download(Section):
     own_copy: str
     accept_new_versions: bool
@@ -75,6 +79,7 @@ class ResolvedEmbed(Embed):
 
 
 class Train(Section):
+    control: Literal["none", "shuffled"]
     block: Literal["mix"] | BlockChoice
     views: str
     views_in_gallery: str

@@ -18,7 +18,9 @@ import typer
 from dvc.api import DVCFileSystem
 
 from pipeline.compare.comparison import compare
-from pipeline.errors import InputError, suggestion
+from pipeline.compare.explained import explain_difference
+from pipeline.datasets.human import read_human
+from pipeline.errors import HUMAN_AGAIN, InputError, suggestion
 from pipeline.evaluate.similarities import read_similarities
 from pipeline.files import sha256
 from pipeline.images.models.table import find_alignment
@@ -42,6 +44,7 @@ def main(
     ] = None,
     params: Path = Path("params.yaml"),
     comparison: Path = Path("metrics/comparison.json"),
+    human: Path = Path("data/fetched/human/similarity.h5"),
 ) -> str:
     p = read_params(params)
     _check_files(evaluations or [], seeds)
@@ -56,6 +59,8 @@ def main(
         ]
         first, second = (read_similarities(path) for path in files)
         result = compare(first, second, p.evaluate, p.seed)
+        people = read_human(human) if human.exists() else f"{human} is not there: {HUMAN_AGAIN}"
+        result |= explain_difference(first, second, p.evaluate, p.seed, people)
         # They tell later whether data/evaluation.h5 is one of the two.
         result["sha256"] = [sha256(path) for path in files]
 

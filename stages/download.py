@@ -1,5 +1,6 @@
 """Download the chosen dataset as published: the EEG of the subjects, the images, the metadata."""
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -31,6 +32,8 @@ def main(
 
     dataset = DATASETS[p.dataset]
     source = dataset.source
+    if dataset.planted and not isinstance(source, PublishedFiles):
+        source = partial(source, truth=p.sample.truth)
 
     # The user's own files are checked before hours of downloading.
     user_files = UserFiles(

@@ -6,7 +6,7 @@ from typing import Any
 
 from pipeline.datasets.table import DATASETS
 from pipeline.eeg_encoders import table as eeg_encoders
-from pipeline.errors import TRAIN_AGAIN, InputError
+from pipeline.evaluate.chance import describe_chance
 from pipeline.evaluate.evaluation import (
     headline,
     summarise_block_weights,
@@ -19,7 +19,7 @@ from pipeline.files import replacing
 from pipeline.images.embeddings import Embeddings, read_about, read_embeddings
 from pipeline.params import Params, read_params
 from pipeline.preprocess.recordings import read_split
-from pipeline.train.model import ContrastiveModel, Notes, load_model
+from pipeline.train.model import Notes, load_models
 from stages import run, show, write_json
 
 
@@ -90,28 +90,19 @@ def main(
     return str(details)
 
 
-def load_models(folder: Path) -> list[tuple[ContrastiveModel, Notes]]:
-    """Each trained model with its notes, by the names of their folders.
-
-    Raises InputError where there is none.
-    """
-    folders = sorted(path for path in folder.iterdir() if path.is_dir())
-    if not folders:
-        raise InputError(f"{folder}: holds no trained model; {TRAIN_AGAIN}")
-    return [load_model(path) for path in folders]
-
-
 def describe(p: Params, notes: Notes, cache: Embeddings) -> dict[str, Any]:
     """What an evaluation says of the data, the encoders and the training behind it."""
     made_with = {
         "dataset": p.dataset,
         "synthetic": DATASETS[p.dataset].synthetic,
+        "planted": DATASETS[p.dataset].planted.get(p.sample.truth, ""),
         "backbone": p.backbone,
         "encoder": p.encoder,
         "alignment": p.alignment if p.encoder == "aligned" else "none",
         "block": notes["train"]["block"],
         "protocol": notes["protocol"],
         "selected_on": notes["selected_on"],
+        "control": notes["train"]["control"],
         "views": cache.views,
         "views_in_gallery": cache.views_in_gallery,
     }
@@ -159,6 +150,7 @@ def print_summary(summary: dict[str, Any], top_k: Sequence[int]) -> None:
         for name in names
     ]
     gallery = f"{summary['n_way']}-way, {summary['n_subjects']} subjects"
+    print(describe_chance(summary))
     show(f"{summary['encoder']}, {gallery}; chance of top-1 {summary['chance_top1']:.3f}", rows)
 
 

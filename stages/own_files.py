@@ -21,11 +21,18 @@ from stages.outputs import find_foreign_files
 
 # A record for each use: another file of weights must not fetch the dataset again.
 DATA_FILES = (".zip", ".npy", ".fif", ".csv")
+HUMAN_FILES = (".txt", ".csv")
 WEIGHT_FILES = (".zip", ".npz", ".pth", ".pt", ".bin", ".safetensors")
 ANY_FILES = ("",)
 
 
-def main(params: Path, dataset_record: Path, weights_record: Path, eeg_weights_record: Path) -> str:
+def main(
+    params: Path,
+    dataset_record: Path,
+    human_record: Path,
+    weights_record: Path,
+    eeg_weights_record: Path,
+) -> str:
     p = read_params(params)
     # First of all: a stage after this one would delete them.
     refuse_to_delete(find_foreign_files(Path.cwd()))
@@ -40,6 +47,7 @@ def main(params: Path, dataset_record: Path, weights_record: Path, eeg_weights_r
         "weights_file": look(p.download.weights_file, ANY_FILES),
     }
     write_json(dataset_record, own_data)
+    write_json(human_record, {"own_copy": look(own_copy, HUMAN_FILES)})
     write_json(weights_record, own_weights)
     write_json(eeg_weights_record, {"eeg_weights": look(p.train.eeg_weights, ANY_FILES)})
     return ""

@@ -24,6 +24,7 @@ def main(
     similarities: Path,
     history: Path,
     evaluation: Path,
+    explanation: Path,
     comparison: Path,
     published_curve: Path,
     curves: Path,
@@ -32,7 +33,7 @@ def main(
     tables: list[Path],
     baseline: Annotated[Path | None, typer.Option(help="that of the baseline stage")] = None,
 ) -> str:
-    """`tables` are the CSV files of the evaluate stage, named after what is in them."""
+    """`tables` are CSV files of the stages evaluate and explain, named after what is in them."""
     p = read_params(params)
 
     # What the other stages have found
@@ -64,6 +65,7 @@ def main(
     write_report(
         page,
         evaluation=summary,
+        explanation=json.loads(explanation.read_text()),
         tables=frames,
         curves=learning,
         comparison=compared,
@@ -73,7 +75,10 @@ def main(
         published=dataset.published,
         may_share_images=dataset.may_share_images,
         shows_images=shows_images,
-        hashes={str(path): sha256(path) for path in (evaluation, similarities, history, *tables)},
+        hashes={
+            str(path): sha256(path)
+            for path in (evaluation, explanation, similarities, history, *tables)
+        },
     )
 
     files = [*(picture.path for picture in drawn), page]

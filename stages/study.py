@@ -90,6 +90,8 @@ def describe(p: Params, caches: Iterable[Path], recording: Path) -> dict[str, An
         "dataset": p.dataset,
         "synthetic": dataset.synthetic,
         "selected_on": p.train.select_on,
+        "control": p.train.control,
+        "planted": dataset.planted.get(p.sample.truth, ""),
         "caveats": [
             *dataset.caveats,
             *(caveat for name in p.study.eeg_encoders for caveat in caveats_of(name)),

@@ -16,7 +16,7 @@ import pytest
 import yaml
 from filelock import FileLock
 
-from pipeline.datasets.sample import make_raw
+from pipeline.datasets.sample import make_human, make_raw
 from pipeline.images.stand_ins.dreamsim import make_checkpoint
 from tests.osf_server import serve
 from tests.tiny import TINY
@@ -121,6 +121,8 @@ def make_first_run(base: Path, project: Project) -> None:
         published / "y63gw/image_metadata.npy",
         TINY,
     )
+    people = published / "bucket/ds004212/sourcedata/meg_paper"
+    make_human(people / "spose_embedding_66d_sorted.txt", people / "names_1854.csv", TINY)
     make_checkpoint("synclr_vitb16", published / "releases/v0.2.1-checkpoints", embed_dim=64)
     for name in CODE:
         source, target = ROOT / name, project.folder / name
@@ -133,11 +135,13 @@ def make_first_run(base: Path, project: Project) -> None:
     (project.folder / "metrics/comparison.json").write_text('{"sha256": []}')
 
     nodes = {"anp5v": published / "anp5v", "y63gw": published / "y63gw"}
-    with serve(nodes, published / "releases") as server:
+    with serve(nodes, published / "releases", bucket=published / "bucket") as server:
         project.set(
             dataset="things-eeg2",
             download__osf_api=server.api,
             download__dreamsim_releases=server.releases,
+            download__openneuro=server.bucket,
+            download__accept_new_versions=True,  # other concepts than the published ones
             train__epochs=3,
             train__batch_size=16,
             train__projection_size=16,

@@ -18,6 +18,8 @@ from pipeline.provenance import code_of
 from stages import baseline, evaluate, report, train
 from stages.code import main as write_records
 from tests.test_comparison import evaluation, first, pair, parameters, scored
+from tests.test_report import TABLES as ALL_TABLES
+from tests.test_report import explain
 from tests.tiny import make_embeddings, make_prepared
 
 TABLES = ("per_subject", "top_k", "n_way", "repetitions", "time_course", "channels")
@@ -61,16 +63,26 @@ def run_evaluation(data: Path, folder: Path, **changes: object) -> dict:
 
 
 def write_page(folder: Path) -> str:
+    """The page, with what the explain stage would tell of 16 random dimensions."""
+    scored_runs = read_similarities(folder / "evaluation.h5")
+    rng = np.random.default_rng(0)
+    random = [
+        replace(result, **{side: rng.standard_normal((6, 16)) for side in ("eeg", "images")})
+        for result in scored_runs.results
+    ]
+    explain(replace(scored_runs, results=random), folder)
+
     inputs = folder / "evaluation.h5", folder / "model/history.csv", folder / "details.json"
     outputs = folder / "learning_curves.csv", folder / "pictures", folder / "report.html"
     report.main(
         folder / "params.yaml",
         folder,
         *inputs,
+        folder / "explanation.json",
         folder / "comparison.json",
         Path("reference/learning_curve.csv"),
         *outputs,
-        [folder / f"{name}.csv" for name in TABLES],
+        [folder / f"{name}.csv" for name in ALL_TABLES],
         folder / "baseline.h5",
     )
     return outputs[2].read_text()

@@ -9,6 +9,7 @@ from scipy.stats import t
 
 import stages.compare
 from pipeline.compare.comparison import compare
+from pipeline.compare.explained import explain_difference
 from pipeline.errors import InputError
 from pipeline.evaluate.similarities import Similarities, SubjectResult
 from pipeline.params import read_params
@@ -192,6 +193,20 @@ def test_a_difference_by_hand():
         in result["answer"]
     )
     assert "synthetic" not in result["answer"]
+
+
+def test_what_lies_behind_is_asked_of_the_same_pairs():
+    unaligned, aligned = (
+        evaluation(encoder, runs)
+        for encoder, runs in zip(("unaligned", "aligned"), pair(6), strict=True)
+    )
+    comparison = compare(unaligned, aligned, parameters(), 0)
+    behind = explain_difference(aligned, unaligned, parameters(), 0, "nobody asked")
+    assert behind["calibrated"]["as trained"] == comparison["metrics"]["top1_acc"]
+
+    collapsed = [dataclasses.replace(result, collapsed=True) for result in aligned.results]
+    other = evaluation("aligned", collapsed)
+    assert explain_difference(unaligned, other, parameters(), 0, "nobody asked") == {}
 
 
 def test_the_parts_add_up():
@@ -490,6 +505,7 @@ RECIPE = {
     "block": "last",
     "views": "original",
     "views_in_gallery": "original",
+    "control": "none",
     "epochs": 100,
 }
 SETTINGS = {"train": RECIPE, "embeddings": EMBEDDED}
@@ -559,6 +575,11 @@ PAIRS = {
         "O1 Oz",
         "O1",
     ),
+    "control": (
+        side(14, with_settings(train={"control": "shuffled"}), control="shuffled"),
+        "none",
+        "shuffled",
+    ),
 }
 
 
@@ -574,6 +595,25 @@ def test_any_one_thing_can_be_compared(thing):
     assert reverse["metrics"]["top1_acc"]["difference"] == pytest.approx(-0.3)
     assert reverse["metrics"]["top1_acc"]["p"] == result["metrics"]["top1_acc"]["p"]
     assert f"with the {thing} {a} decoding is worse than with {b}: top-1" in reverse["answer"]
+
+
+def test_a_control_is_compared_with_nothing_but_a_control_or_that_very_run():
+    control = {"settings": with_settings(train={"control": "shuffled"}), "control": "shuffled"}
+    with pytest.raises(InputError, match="differ in encoder and control: compare one thing"):
+        compare(side(8), side(14, encoder="aligned", **control), parameters(), 0)
+    both = compare(side(8, **control), side(14, encoder="aligned", **control), parameters(), 0)
+    assert "trained on shuffled images (train.control): a control" in both["answer"]
+
+
+def test_what_was_planted_is_part_of_the_answer():
+    planted = {"planted": "Planted here: something.", "synthetic": True}
+    sides = (
+        side(n, encoder=encoder, **planted) for n, encoder in ((8, "unaligned"), (14, "aligned"))
+    )
+    answer = compare(*sides, parameters(), 0)["answer"]
+    assert "Planted here: something. The data are synthetic" in answer
+    with pytest.raises(InputError, match="differ in planted"):
+        compare(side(8, planted="a"), side(8, planted="b"), parameters(), 0)
 
 
 OF_ALIGNET = EMBEDDED | {"checkpoint": "b", "checkpoint_sha256": "2", "preprocessing": "y"}

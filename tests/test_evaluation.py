@@ -17,7 +17,7 @@ from pipeline.params import read_params
 from pipeline.sections import Evaluate
 
 N = 8
-POOLED = {"protocol": "pooled", "encoder": "aligned"}
+POOLED = {"protocol": "pooled", "selected_on": "validation", "encoder": "aligned"}
 NAMES = [
     "nice_loss",
     "rank",
@@ -191,10 +191,10 @@ def test_folds_that_share_training_subjects_are_told(protocol, not_over):
     folds = [
         outcome(name, 1, ranks, fold=name) for name, ranks in (("a", ALL_FIRST), ("b", ALL_SECOND))
     ]
-    summary = tabulate(folds, axes(), {"protocol": protocol}, parameters(), 0)[0]
+    summary = tabulate(folds, axes(), POOLED | {"protocol": protocol}, parameters(), 0)[0]
     assert summary["ci95_over"] == "subjects, each with models of its own, and test images"
     assert summary["ci95_not_over"] == not_over
-    one = tabulate(folds[:1], axes(), {"protocol": protocol}, parameters(), 0)[0]
+    one = tabulate(folds[:1], axes(), POOLED | {"protocol": protocol}, parameters(), 0)[0]
     assert one["ci95_not_over"] == "seeds, subjects and training images"
 
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from pipeline.errors import InputError
-from pipeline.images.health import check, measure
+from pipeline.images.health import agreement_with_people, check, measure
 
 RNG = np.random.default_rng(0)
 SOUND = RNG.standard_normal((200, 16)).astype(np.float32)
@@ -78,3 +78,17 @@ def test_a_recomputation_that_differs_is_told():
 
 def test_early_blocks_may_be_alike():
     check(broken(collapse), "x", tells_images_apart=False)
+
+
+def test_agreement_with_people_is_the_order_of_all_pairs():
+    pairs = np.triu_indices(200, 1)
+    unit = SOUND / np.linalg.norm(SOUND, axis=1, keepdims=True)
+    cosines = unit.astype(float) @ unit.T
+    assert agreement_with_people(SOUND, np.exp(3 * cosines)) == 1
+    assert agreement_with_people(7 * SOUND, -cosines) == -1  # the length of an embedding is nothing
+    other = RNG.standard_normal((200, 200))
+    assert abs(agreement_with_people(SOUND, other)) < 0.03
+    # Only pairs of different images, each once
+    people = np.zeros((200, 200))
+    people[pairs] = cosines[pairs]
+    assert agreement_with_people(SOUND, people) == 1

@@ -20,13 +20,15 @@ stages:
   own_files:
     cmd: >-
       python -m stages.own_files params.yaml
-      data/own_files/dataset.json data/own_files/weights.json data/own_files/eeg_weights.json
+      data/own_files/dataset.json data/own_files/human.json data/own_files/weights.json
+      data/own_files/eeg_weights.json
     always_changed: true
     deps:
     - params.yaml
     outs:
     - data/own_files/dataset.json
     - data/own_files/eeg_weights.json
+    - data/own_files/human.json
     - data/own_files/weights.json
   preprocess:
     cmd: python -m stages.make data/eeg
@@ -158,7 +160,27 @@ def test_a_corrected_file_is_seen_and_an_unchanged_one_is_not_read(tmp_path: Pat
     assert project.repro()
 
 
-RECORDS = {"own_copy": 0, "things_images": 0, "weights_file": 1, "eeg_weights": 2}
+def test_what_people_say_has_a_record_of_its_own(tmp_path: Path) -> None:
+    """A list of words that is added to the copies has nothing else fetched again."""
+    project = Project(tmp_path / "project")
+    brought = tmp_path / "brought"
+    brought.mkdir()
+    (brought / "sub-01.zip").write_text("EEG")
+    project.set("own_copy", brought)
+    paths = [tmp_path / f"{name}.json" for name in ("dataset", "human", "weights", "eeg_weights")]
+
+    def records() -> list[str]:
+        with contextlib.chdir(project.folder):
+            main(project.folder / "params.yaml", *paths)
+        return [path.read_text() for path in paths]
+
+    before = records()
+    (brought / "spose_embedding_66d_sorted.txt").write_text("1 2")
+    changed = [old != new for old, new in zip(before, records(), strict=True)]
+    assert changed == [False, True, False, False]
+
+
+RECORDS = {"own_copy": 0, "things_images": 0, "weights_file": 2, "eeg_weights": 3}
 
 
 @pytest.mark.parametrize("key", RECORDS)
@@ -169,7 +191,9 @@ def test_the_record_follows_the_file(tmp_path: Path, key: str) -> None:
     brought.parent.mkdir()
 
     def record() -> str:
-        paths = [tmp_path / f"{name}.json" for name in ("dataset", "weights", "eeg_weights")]
+        paths = [
+            tmp_path / f"{name}.json" for name in ("dataset", "human", "weights", "eeg_weights")
+        ]
         with contextlib.chdir(project.folder):
             main(project.folder / "params.yaml", *paths)
         return paths[RECORDS[key]].read_text()

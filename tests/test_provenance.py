@@ -26,7 +26,8 @@ from tests.tiny import make_embeddings, make_prepared, quick_recipe
 ROOT = Path(__file__).parents[1]
 CHOSEN = {"DATASETS": ["sample"], "EEG_ENCODERS": ["nice"], "IMAGE_MODELS": ["synclr_vitb16"]}
 OF_DATASET = {"download", "weights", "preprocess", "evaluate", "report", "study"}
-PROGRAMS = ["download", "weights", "preprocess", "embed", "train", "evaluate", "report", "study"]
+PROGRAMS = ["download", "weights", "preprocess", "embed", "train", "evaluate", "explain"]
+PROGRAMS += ["report", "study"]
 
 
 @pytest.fixture
@@ -162,7 +163,7 @@ def test_another_image_model_or_dataset_changes_nothing_of_those_that_are_there(
             "pipeline/eeg_encoders/nice.py",
             "n_filters: int = 40",
             "n_filters: int = 41",
-            {"train", "evaluate", "study"},
+            {"train", "evaluate", "explain", "study"},
         ),
         ("pipeline/train/measures.py", "N_PROBES = 256", "N_PROBES = 255", {"train", "study"}),
         ("pipeline/datasets/table.py", "synthetic=True", "synthetic=False", OF_DATASET),

@@ -2,6 +2,7 @@
 
     things/image_metadata.npy           of THINGS-EEG2 (OSF y63gw), CC BY 4.0
     things/item_names.tsv               the 1,854 concepts in THINGS' order (LukasMut/VICE, data/files)
+    things/file_names_THINGS.txt        the file names of THINGS, sorted by path (ViCCo-Group/dimension_encoding, data/66d)
     human/vice_things_1854x42.npy       VICE, people's similarity of them (LukasMut/VICE, embeddings/things), GPL-3.0
     nice/clip_feature_maps_test.npy     CLIP ViT-L/14's features of the 200 test images (eeyhsong/NICE-EEG, dnn_feature)
     glocal/<model>__<module>.npz        gLocal's transforms (LukasMut/gLocal)
@@ -14,11 +15,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from scipy.stats import spearmanr
 
+from pipeline.datasets.human import find_rows, triplet_similarity
+from pipeline.datasets.known_files import HUMAN_SIMILARITY
 from pipeline.datasets.things_eeg2 import read_metadata
+from pipeline.explain.near_misses import (
+    cosine_similarity,
+    measure_near_misses,
+    percentiles,
+    retrieved_instead,
+)
 from pipeline.files import sha256
 from pipeline.images.embeddings import read_embeddings, write_embeddings
+from pipeline.images.health import agreement_with_people
 from pipeline.images.models.glocal import read_transform, write_aligned
 from pipeline.images.models.table import IMAGE_MODELS
 
@@ -54,21 +63,41 @@ def pairs(similarity: np.ndarray) -> np.ndarray:
     return similarity[np.triu_indices(len(similarity), 1)]
 
 
-def cosines(values: np.ndarray) -> np.ndarray:
-    unit = values / np.linalg.norm(values, axis=1, keepdims=True)
-    return pairs(unit @ unit.T)
+def rows_of_vice(things_concepts: list[str]) -> np.ndarray:
+    """The rows of VICE of these concepts, which are called as in `00010_aircraft_carrier`.
 
-
-def similarity_to_people(things_concepts: list[str]) -> np.ndarray:
-    """VICE's similarity of each pair of concepts, which are called as in `00010_aircraft_carrier`.
-
-    Its rows are in THINGS' order: twenty are another concept's where names are sorted by Python.
+    They are in the order of THINGS' files. That is the order of the indices in the triplets that it was learned from,
+    and not that of THINGS' list of concepts: in that, 21 rows would be another concept's, such as chicken wire between
+    shrimps and croissants.
     """
-    lines = (FILES / "things/item_names.tsv").read_text().splitlines()[1:]
-    row_of = {line.split("\t")[-1]: row for row, line in enumerate(lines)}
-    rows = [row_of[concept.partition("_")[2]] for concept in things_concepts]
-    human = np.load(FILES / "human/vice_things_1854x42.npy")[rows]
-    return pairs(human @ human.T)
+    files = (FILES / "things/file_names_THINGS.txt").read_text().split()
+    concepts = list(dict.fromkeys(file.rpartition("_")[0] for file in files))
+    return np.array([concepts.index(concept.partition("_")[2]) for concept in things_concepts])
+
+
+def test_the_rows_of_spose_are_found_by_the_published_words(tmp_path: Path) -> None:
+    """The words of SPoSE's rows, to the last byte, and the concepts of THINGS-EEG2 among them."""
+    things = [
+        line.split("\t") for line in (FILES / "things/item_names.tsv").read_text().splitlines()[1:]
+    ]
+    words = [word for word, *_ in things]
+    file = tmp_path / "names_1854.csv"
+    file.write_bytes("\r\n".join(words).encode("utf-8-sig"))  # the last line has no end
+    known = HUMAN_SIMILARITY["names_1854.csv"]
+    assert (file.stat().st_size, sha256(file)) == (known.size, known.sha256)
+
+    images = read_metadata(FILES / "things/image_metadata.npy")
+    concepts = sorted({*images["train"]["things_concept"], *images["test"]["things_concept"]})
+    rows = find_rows(words, concepts, file)
+    ids = [row[-1] for row in things]
+    assert [ids[row] for row in rows] == [concept.partition("_")[2] for concept in concepts]
+
+    # The numbers in front of the names are another order.
+    numbers = np.array([int(concept.partition("_")[0]) - 1 for concept in concepts])
+    assert len(numbers) == 1854 and (numbers != rows).sum() == 20
+    test = images["test"]["things_concept"].tolist()
+    wrong = [c for c in test if int(c[:5]) - 1 != find_rows(words, [c], file)[0]]
+    assert wrong == ["00820_ice_cube", "00821_ice_pack", "01150_pepper1"]
 
 
 def test_gLocal_brings_real_features_nearer_to_people(tmp_path: Path) -> None:
@@ -78,8 +107,10 @@ def test_gLocal_brings_real_features_nearer_to_people(tmp_path: Path) -> None:
     about = {"backbone": "clip_vitl14", "tokens": "cls"}
     blocks = [("last", features, {"feature": "CLS token, projected"})]
     write_embeddings(tmp_path / "unaligned.h5", [*images["image_ids"]], blocks, about)
-    human = similarity_to_people([*images["things_concept"]])
-    assert len(human) == 19_900
+    vice = np.load(FILES / "human/vice_things_1854x42.npy").astype(float)
+    rows = rows_of_vice([*images["things_concept"]])
+    human = vice[rows] @ vice[rows].T
+    assert len(pairs(human)) == 19_900
 
     transform = FILES / f"glocal/{TRANSFORMS['clip_vitl14']}.npz"
     write_aligned(tmp_path / "unaligned.h5", transform, tmp_path / "aligned.h5")
@@ -92,10 +123,25 @@ def test_gLocal_brings_real_features_nearer_to_people(tmp_path: Path) -> None:
         of_another = read_transform(FILES / f"glocal/{TRANSFORMS[name]}.npz")
         embeddings[name] = of_another(features)
 
-    agreement = {
-        name: spearmanr(human, cosines(values)).statistic for name, values in embeddings.items()
-    }
+    agreement = {name: agreement_with_people(values, human) for name, values in embeddings.items()}
     print({name: round(float(value), 4) for name, value in agreement.items()})  # by pytest -rP
-    assert agreement.pop("unaligned") == pytest.approx(0.406, abs=5e-4)
-    assert agreement.pop("clip_vitl14") == pytest.approx(0.844, abs=1e-3)
+    # As the similarity of SPoSE is computed, and not its argument, the dot product
+    chosen = triplet_similarity(vice, rows)
+    probability = {
+        name: agreement_with_people(embeddings[name], chosen)
+        for name in ("unaligned", "clip_vitl14")
+    }
+    print(probability)
+    assert probability["unaligned"] == pytest.approx(0.394, abs=5e-4)
+    assert probability["clip_vitl14"] == pytest.approx(0.838, abs=5e-4)
+    # And before any EEG, the five images nearest to each are nearer for people
+    near = {}
+    for name in probability:
+        nearest = retrieved_instead(cosine_similarity(embeddings[name]))
+        near[name] = measure_near_misses(nearest, percentiles(chosen)).retrieved
+    print(near)
+    assert near["unaligned"] == pytest.approx(0.889, abs=5e-4)
+    assert near["clip_vitl14"] == pytest.approx(0.942, abs=5e-4)
+    assert agreement.pop("unaligned") == pytest.approx(0.407, abs=5e-4)
+    assert agreement.pop("clip_vitl14") == pytest.approx(0.847, abs=1e-3)
     assert max(agreement.values()) < 0.45  # those of other models

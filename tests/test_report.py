@@ -1,6 +1,7 @@
 """The page in a real browser: that its figures are those of the files, that it fetches nothing, and that it fits."""
 
 import json
+import re
 import shutil
 import zipfile
 from pathlib import Path
@@ -15,6 +16,8 @@ from PIL import Image
 from web_pages import CONTRAST, PAPER, TEXT, opened, words
 
 from pipeline.compare.comparison import compare
+from pipeline.compare.explained import explain_difference
+from pipeline.datasets.human import HumanSimilarity
 from pipeline.datasets.published import Published
 from pipeline.datasets.table import DATASETS, THINGS_EEG2
 from pipeline.evaluate.evaluation import tabulate
@@ -25,11 +28,22 @@ from pipeline.evaluate.similarities import (
     read_similarities,
     write_similarities,
 )
+from pipeline.evaluate.statistics import draw_resamples
+from pipeline.explain.calibration import ranks, tabulate_calibration
+from pipeline.explain.concepts import tabulate_concepts
+from pipeline.explain.galleries import count_ahead, tabulate_galleries
+from pipeline.explain.near_misses import PEOPLE, tabulate_near_misses
+from pipeline.explain.responses import explain_responses
 from pipeline.files import sha256
+from pipeline.images.embeddings import Embeddings
 from pipeline.params import read_params
+from pipeline.preprocess.recordings import Recording
 from pipeline.report.page import chance_levels, learning_curves, write_report
 from pipeline.retrieval import score_queries
 from pipeline.sections import Evaluate
+from pipeline.train.model import ContrastiveModel, ModelSizes
+from stages import write_json
+from stages.explain import describe_people
 from stages.report import main
 
 if TYPE_CHECKING:
@@ -38,7 +52,9 @@ if TYPE_CHECKING:
 HOSTILE = "<script>throw Error('ran')</script>"
 ENCODERS = ("unaligned", "aligned")
 TABLES = ("per_subject", "top_k", "n_way", "repetitions", "time_course", "channels")
-CHARTS = 6
+TABLES += ("galleries", "calibration", "reliability", "rsa")  # of the stage explain
+TABLES += ("near_misses", "concepts")
+CHARTS = 9
 PARAMETERS = Evaluate(**read_params(Path("params.yaml")).evaluate.model_dump() | {"resamples": 200})
 
 
@@ -97,8 +113,10 @@ def evaluate(
     about = {
         "dataset": "sample",
         "synthetic": True,
+        "planted": "Planted here: something.",
         "backbone": "synclr_vitb16",
         "encoder": "aligned",
+        "control": "none",
     }
     about |= {
         "protocol": "pooled",
@@ -118,6 +136,7 @@ def evaluate(
     write_similarities(folder / "evaluation.h5", everything)
     for name, table in tables.items():
         table.to_csv(folder / f"{name}.csv", index=False)
+    explain(everything, folder)
     epoch = np.arange(1, 11)
     history = {
         "epoch": epoch,
@@ -133,6 +152,58 @@ def evaluate(
                 Image.new("RGB", (40, 30), "red").save(file, "JPEG")
 
 
+def people_of(concepts: np.ndarray) -> HumanSimilarity:
+    """Random judgements of people, who are called by a hostile name too."""
+    values = np.random.default_rng(5).random((len(concepts), len(concepts)))
+    return HumanSimilarity(concepts, (values + values.T) / 2, f"simulated {HOSTILE}", True)
+
+
+def explain(scored: Similarities, folder: Path) -> None:
+    """Write what the explain stage does; thirty random training images of ten concepts."""
+    results = scored.valid_results
+    people = people_of(scored.things_concept)
+    subjects = [result.subject for result in results]
+    resamples = draw_resamples(len(set(subjects)), len(results[0].eeg), 200, 42)
+    concept = np.arange(30) % 10
+    training = _unit(np.random.default_rng(1).standard_normal((30, 16)))
+    ahead = [count_ahead(result, training, concept) for result in results]
+    tables = {
+        "galleries": tabulate_galleries(
+            subjects, ahead, np.bincount(concept), [20], PARAMETERS.top_k, resamples
+        ),
+        "calibration": tabulate_calibration(
+            subjects, [ranks(result) for result in results], PARAMETERS.top_k, resamples
+        ),
+        "near_misses": tabulate_near_misses(results, {PEOPLE: people.similarity}, resamples, 42),
+        "concepts": tabulate_concepts(scored, people.similarity),
+    }
+    summaries, of_responses = explain_random_responses(len(results[0].eeg))
+    for name, table in (tables | of_responses).items():
+        table.to_csv(folder / f"{name}.csv", index=False)
+    facts = {"n_resamples": 200, "human_similarity": describe_people(people)}
+    write_json(folder / "explanation.json", facts | summaries)
+
+
+def explain_random_responses(
+    n_images: int, n_repetitions: int = 4, encoders: tuple[str, ...] = ENCODERS
+) -> tuple[dict, dict[str, pd.DataFrame]]:
+    """Reliability and geometry of what two subjects see in noise, with an untrained model."""
+    rng = np.random.default_rng(2)
+    ids = np.array([f"{i}" for i in range(n_images)], dtype=object)
+    axes = ("O1", "Oz"), None, np.arange(-10, 70) / 100, 100.0, ()
+    recordings = [
+        Recording(
+            subject, *axes, rng.standard_normal((n_images, n_repetitions, 2, 80)), ids, ids, ids
+        )
+        for subject in ("sub-01", "sub-02")
+    ]
+    recipe = read_params(Path("params.yaml")).train
+    model = ContrastiveModel(ModelSizes(2, 80, 100.0, 6), recipe).eval()
+    notes = {"fold": "pooled", "seed": 42, "tested_on": ["sub-01", "sub-02"]}
+    caches = {name: Embeddings(rng.standard_normal((n_images, 6)), ids) for name in encoders}
+    return explain_responses(recordings, [(model, notes)], caches, PARAMETERS, 42)
+
+
 def _unit(values: np.ndarray) -> np.ndarray:
     return values / np.linalg.norm(values, axis=-1, keepdims=True)
 
@@ -142,9 +213,9 @@ def evaluate_both(base: Path, **options: object) -> tuple[Path, dict]:
     folders = {encoder: base / encoder for encoder in ENCODERS}
     for draw, (encoder, folder) in enumerate(folders.items()):
         evaluate(folder, encoder=encoder, draw=draw, **options)
-    comparison = compare(
-        *(read_similarities(folder / "evaluation.h5") for folder in folders.values()), PARAMETERS, 0
-    )
+    sides = [read_similarities(folder / "evaluation.h5") for folder in folders.values()]
+    people = people_of(sides[0].things_concept)
+    comparison = compare(*sides, PARAMETERS, 0) | explain_difference(*sides, PARAMETERS, 0, people)
     comparison["sha256"] = [sha256(folder / "evaluation.h5") for folder in folders.values()]
     return folders["aligned"], json.loads(json.dumps(comparison))
 
@@ -161,6 +232,7 @@ def report(folder: Path, comparison: dict | None = None, embed_images: bool = Fa
         "evaluation.h5",
         "history.csv",
         "evaluation.json",
+        "explanation.json",
         "comparison.json",
     )
     outputs = [folder / name for name in ("learning_curves.csv", "pictures", "report.html")]
@@ -180,6 +252,7 @@ def report_without_pictures(
     write_report(
         folder / "report.html",
         evaluation=evaluation,
+        explanation=json.loads((folder / "explanation.json").read_text()),
         tables=tables,
         curves=curves,
         comparison=comparison,
@@ -246,6 +319,11 @@ def test_the_figures_are_those_of_the_files(full, browser):
             for name, values in rows.items():
                 assert shown[name][: len(values)] == [(value, f"{value:.3f}") for value in values]
         assert page.inner_text("#answer") == comparison["answer"]
+        for table, rows in what_lies_behind(folder, comparison).items():
+            cells = page.eval_on_selector_all(
+                f"#{table} tbody data", "cells => cells.map(cell => +cell.value)"
+            )
+            assert cells == rows
         top1 = page.eval_on_selector_all(
             "#runs [data-key=top1_acc] data", "cells => cells.map(cell => +cell.value)"
         )
@@ -257,6 +335,60 @@ def test_the_figures_are_those_of_the_files(full, browser):
             [row[encoder]["top1_acc"] for encoder in ENCODERS] for row in comparison["per_subject"]
         ]
         assert pairs == [value for one, other in by_hand for value in (one, other, other - one)]
+
+
+def what_lies_behind(folder: Path, comparison: dict) -> dict[str, list[float]]:
+    """The numbers of each table of the explain stage, row by row."""
+    expected = {}
+    for table, stem, last in (
+        ("larger-galleries", "galleries", ["chance"]),
+        ("calibrated", "calibration", []),
+    ):
+        columns = [f"top{k}_acc{end}" for k in PARAMETERS.top_k for end in ("", "_low", "_high")]
+        rows = pd.read_csv(folder / f"{stem}.csv")[columns + last]
+        expected[table] = rows.to_numpy().ravel().tolist()
+
+    expected["calibrated-pair"] = [
+        number for row in comparison["calibrated"].values() for number in _numbers(row)
+    ]
+
+    columns = ["retrieved", "chance", "excess", "excess_low", "excess_high", "p"]
+    near_misses = pd.read_csv(folder / "near_misses.csv")[columns].to_numpy()
+    expected["near-misses"] = near_misses[~np.isnan(near_misses)].tolist()
+    answers = comparison["near_misses"]["answers"].values()
+    expected["near-misses-pair"] = [number for row in answers for number in _numbers(row)]
+
+    # Of each concept: what is missing has no number in the page.
+    concepts = pd.read_csv(folder / "concepts.csv")
+    columns = ["top1_acc", "mean_rank", "taken_for_share", "people_percentile"]
+    baseline, other = (
+        np.array(comparison["per_image"][encoder]["top1_acc"]) for encoder in ENCODERS
+    )
+    rows = concepts[columns].assign(difference=other - baseline).to_numpy()
+    expected["concept-table"] = rows[~np.isnan(rows)].tolist()
+    return expected | what_responses_tell(folder)
+
+
+def what_responses_tell(folder: Path) -> dict[str, list[float]]:
+    """The numbers of the tables on the EEG without an image to retrieve."""
+    run = pd.read_csv(folder / "repetitions.csv").set_index("n_repetitions")["top1_acc"]
+    halves = []
+    for row in pd.read_csv(folder / "reliability.csv").to_dict("records"):
+        ends = ("", "_low", "_high", "_sd_over_subjects")
+        halves += [row[f"top1_acc{end}"] for end in ends]
+        halves += [run[row["n_repetitions"]], row["chance"]]
+
+    rsa = json.loads((folder / "explanation.json").read_text())["rsa"]
+    geometry = [number for name in ENCODERS for number in (rsa[name]["mean"], *rsa[name]["ci95"])]
+    difference = rsa["difference"]
+    geometry += [difference["mean"], *difference["ci95"], difference["p"], *rsa["noise_ceiling"]]
+    return {"halves": halves, "geometry": geometry}
+
+
+def _numbers(row: dict) -> list[float]:
+    """Those of a paired difference, as the page has them."""
+    sides = [row[key] for key in (*ENCODERS, "difference")]
+    return [*sides, *row["ci95"], *row["ci95_these_models"], row["p"]]
 
 
 def test_the_charts_show_the_tables(full, browser):
@@ -273,7 +405,8 @@ def test_the_charts_show_the_tables(full, browser):
         assert len(bars) == 3 * 2 and HOSTILE in bars[0]
         told = page.eval_on_selector_all(".chart [role=graphics-document]", LABELS)
         assert len(told) == CHARTS and all(
-            "top-1" in label or "loss" in label or "accuracy" in label for label in told
+            any(word in label for word in ("top-1", "loss", "accuracy", "correlation"))
+            for label in told
         )
         for image in page.query_selector_all("img"):
             assert (
@@ -392,6 +525,36 @@ def test_without_a_comparison_it_says_what_this_run_can_say(tmp_path):
     assert "Aligned against unaligned" not in page
 
 
+@pytest.mark.parametrize(
+    ("options", "expected", "charts"),
+    [
+        (
+            {"n_repetitions": 1},
+            "Not measured: each test image was shown once: there are no two halves to compare.",
+            set(),
+        ),
+        (
+            {"encoders": ("unaligned",)},
+            "There is one image encoder alone: nothing to compare.",
+            {"reliability", "rsa"},
+        ),
+    ],
+)
+def test_what_the_responses_do_not_tell_is_said(tmp_path, options, expected, charts):
+    folder = tmp_path / "run"
+    evaluate(folder)
+    summaries, tables = explain_random_responses(12, **options)
+    for name, table in tables.items():
+        table.to_csv(folder / f"{name}.csv", index=False)
+    explanation = json.loads((folder / "explanation.json").read_text())
+    write_json(folder / "explanation.json", explanation | summaries)
+
+    page = report_without_pictures(folder)
+    assert expected in words(page)
+    specs = json.loads(re.search(r'id="specs">(.*?)</script>', page.read_text()).group(1))
+    assert {"reliability", "rsa", "rsa_difference"} & set(specs) == charts
+
+
 def test_all_collapsed_is_no_result(tmp_path):
     evaluate(tmp_path / "collapsed", seeds=2, collapsed=(42, 43))
     page = words(report_without_pictures(tmp_path / "collapsed"))
@@ -404,6 +567,28 @@ def test_what_flatters_is_said_first(tmp_path):
     for said in ("No claim can be made", "Optimistic", "1 of 2 runs collapsed", "SD over subjects"):
         assert page.index(said) < page.index("Caveats")
     assert "SD over seeds" not in page
+
+
+@pytest.mark.parametrize(
+    ("p", "said", "is_red"),
+    [(0.3, "at chance, as it must be (p = 0.3,", False), (0.02, "where nothing can be", True)],
+)
+def test_a_control_that_finds_something_is_said_in_red_before_all_else(tmp_path, p, said, is_red):
+    folder = tmp_path / "run"
+    evaluate(folder, control="shuffled")
+    path = folder / "evaluation.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"p_above_chance": p}))
+    page = report_without_pictures(folder)
+    shown = words(page)
+    assert shown.index(said) < shown.index("the image that was seen is the nearest of")
+    assert ('<p class="alarm"' in page.read_text()) == is_red
+
+
+def test_what_was_planted_and_that_it_is_above_chance_is_said(tmp_path):
+    folder, comparison = evaluate_both(tmp_path, seeds=2)
+    page = words(report_without_pictures(folder, comparison))
+    assert "Top-1 is above chance: p = " in page
+    assert page.count("Planted here: something.") == 2  # in the answer, and in the warning
 
 
 @pytest.mark.long

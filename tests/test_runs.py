@@ -94,6 +94,37 @@ def test_the_test_split_decides_nothing(data, tmp_path, protocol, select_on):
     assert weights(tmp_path / "a") == weights(tmp_path / "b")
 
 
+@pytest.mark.parametrize("protocol", ["pooled", "within-subject"])
+def test_a_control_learns_other_pairs_in_each_run_and_says_so(data, tmp_path, protocol):
+    """Each seed and each fold has an order of its own; without the control the weights are others."""
+    recipe = quick_recipe(protocol=protocol, seeds=2)
+    control = recipe.model_copy(update={"control": "shuffled"})
+    eeg, embeddings = data / "eeg", data / "embeddings.h5"
+    train_all(eeg, embeddings, tmp_path / "real", recipe, 1, HERE)
+    notes = train_all(eeg, embeddings, tmp_path / "control", control, 1, HERE)
+    assert {
+        of_run["train"]["control"] for _, of_run in map(load_model, runs_of(tmp_path / "control"))
+    } == {"shuffled"}
+    assert len(notes) == len(weights(tmp_path / "real"))
+    real, shuffled = (weights(tmp_path / name) for name in ("real", "control"))
+    assert all(real[name] != shuffled[name] for name in real)
+    assert len(set(shuffled.values())) == len(shuffled)
+    forget_trainings()
+    train_all(eeg, embeddings, tmp_path / "again", control, 1, HERE)
+    assert weights(tmp_path / "again") == shuffled
+
+
+def runs_of(out: Path) -> list[Path]:
+    return sorted(path for path in out.iterdir() if path.is_dir())
+
+
+def test_true_pairs_do_not_select_the_epoch_of_a_control(data, tmp_path):
+    recipe = quick_recipe(control="shuffled", select_on="test")
+    message = "train.control is shuffled and train.select_on is test: .* set train.select_on to"
+    with pytest.raises(InputError, match=message):
+        train_all(data / "eeg", data / "embeddings.h5", tmp_path / "a", recipe, 1, HERE)
+
+
 def test_selection_on_the_test_split_says_so_and_depends_on_it(data, tmp_path):
     parameters = quick_recipe(select_on="test")
     other = changed(data, tmp_path / "eeg", SUBJECTS, "test")

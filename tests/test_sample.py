@@ -1,3 +1,5 @@
+import dataclasses
+import functools
 import io
 import subprocess
 import sys
@@ -9,11 +11,15 @@ import pytest
 from PIL import Image
 
 from pipeline.datasets import sample
+from pipeline.datasets.sample_contents import CONTENTS
+from pipeline.datasets.table import DATASETS, SAMPLE
 from pipeline.errors import InputError
+from stages import download
 
 TINY = sample.Size(
     train_concepts=6, images_per_concept=2, test_concepts=3, train_repetitions=2, test_repetitions=3
 )
+N_CONTENTS = sample.N_FEATURES + sample.N_COMPONENTS
 
 
 def make(directory: Path, subjects: list[str] | str = "all") -> Path:
@@ -105,7 +111,7 @@ def test_eeg_archive_is_as_published(raw: Path, subject: str) -> None:
 
 
 def test_responses_follow_the_stimulus_and_differ_between_images() -> None:
-    features = np.random.default_rng(0).standard_normal((4, 60))
+    features = 0.03 * np.random.default_rng(0).standard_normal((4, N_CONTENTS))
     kernel = sample.draw_kernel(np.random.default_rng(1))
     eeg = sample.simulate_eeg(features, kernel, 400, np.random.default_rng(2))
     noise = eeg.std(axis=1, keepdims=True).mean() / 20  # of a mean over 400 repetitions
@@ -118,7 +124,7 @@ def test_responses_follow_the_stimulus_and_differ_between_images() -> None:
 
 def test_noise_is_pink() -> None:
     eeg = sample.simulate_eeg(
-        np.zeros((20, 60)), np.zeros((60, 17, 100)), 20, np.random.default_rng(0)
+        np.zeros((20, N_CONTENTS)), np.zeros((N_CONTENTS, 17, 100)), 20, np.random.default_rng(0)
     )
     power = (np.abs(np.fft.rfft(eeg)) ** 2).mean(axis=(0, 1, 2))
     slope = np.polyfit(np.log(np.arange(1, 50)), np.log(power[1:50]), 1)[0]
@@ -156,3 +162,96 @@ def test_an_unknown_subject_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="not 'sub-1'; is it sub-01[?]$"):
         make(tmp_path, ["sub-1"])
     assert contents(tmp_path) == {}
+
+
+def test_fewer_images_are_some_of_those_of_the_sample(raw: Path, tmp_path: Path) -> None:
+    fewer = sample.Size(2, 1, 2, 1, 1)
+    sample.make_raw([], tmp_path / "eeg", tmp_path / "images", tmp_path / "metadata", fewer)
+    for folder, rows in (("training_images", [0, 2]), ("test_images", [0, 1])):
+        few, more = (zipfile.ZipFile(base / "images" / f"{folder}.zip") for base in (tmp_path, raw))
+        with few, more:
+            pictures = [more.read(name) for name in more.namelist()]
+            assert [few.read(name) for name in few.namelist()] == [pictures[row] for row in rows]
+
+
+def responses(truth: str) -> dict[str, np.ndarray]:
+    """Noise-free responses of a subject to what the embeddings hold alone, by split: (N, C x T)."""
+    kernel = sample.draw_kernel(np.random.default_rng(1))
+    contents = {
+        split: sample.eeg_contents(np.zeros((n, 60)), truth, split, sample.Size())
+        for split, n in (("train", 400), ("test", 50))
+    }
+    return {
+        split: np.tensordot(values, kernel, 1).reshape(len(values), -1)
+        for split, values in contents.items()
+    }
+
+
+def held_by(embeddings: str) -> dict[str, np.ndarray]:
+    """The words of `sample_contents` as numbers, by split: (N, components)."""
+    return {
+        split: np.array([[ord(letter) for letter in word] for word in words.split()])
+        - float(ord("m"))
+        for split, words in CONTENTS[embeddings].items()
+    }
+
+
+@pytest.mark.parametrize("truth", ["aligned", "unaligned", "nothing"])
+def test_the_eeg_holds_what_the_truth_says(truth: str) -> None:
+    """By least squares from the EEG to what either embeddings hold; top-1 of 50, noise added."""
+    eeg = responses(truth)
+    rng = np.random.default_rng(0)
+    noisy = {
+        split: np.c_[values + 0.2 * rng.standard_normal(values.shape), np.ones(len(values))]
+        for split, values in eeg.items()
+    }
+    top1 = {}
+    for embeddings in ("aligned", "unaligned"):
+        targets = held_by(embeddings)
+        gram = noisy["train"] @ noisy["train"].T + 10 * np.eye(400)
+        answers = noisy["test"] @ noisy["train"].T @ np.linalg.solve(gram, targets["train"])
+        cosine = np.linalg.norm(answers, axis=1)[:, None] * np.linalg.norm(targets["test"], axis=1)
+        similarity = answers @ targets["test"].T / cosine
+        top1[embeddings] = (similarity.argmax(1) == np.arange(50)).mean()
+
+    if truth == "nothing":
+        assert (eeg["test"] == eeg["train"][0]).all() and max(top1.values()) < 0.12
+    else:
+        other = {"aligned": "unaligned", "unaligned": "aligned"}[truth]
+        assert top1[truth] > top1[other] + 0.3 > 0.32
+
+
+def test_the_truth_changes_the_eeg_and_no_picture(raw: Path, tmp_path: Path) -> None:
+    for truth in ("unaligned", "nothing"):
+        folder = tmp_path / truth
+        paths = (folder / "eeg", folder / "images", folder / "image_metadata.npy")
+        sample.make_raw("all", *paths, TINY, truth)
+        changed, default = contents(folder), contents(raw)
+        assert changed.keys() == default.keys()
+        differing = {name for name, data in changed.items() if default[name] != data}
+        assert differing == {f"eeg/{subject}.zip" for subject in sample.SUBJECTS}
+
+
+def test_each_truth_says_what_was_planted() -> None:
+    assert SAMPLE.planted.keys() == {"aligned", "unaligned", "nothing"}
+    for truth, sentence in SAMPLE.planted.items():
+        assert f"sample.truth: {truth}" in sentence and sentence.endswith(".")
+
+
+def test_the_download_stage_makes_the_truth_that_params_yaml_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny = dataclasses.replace(SAMPLE, source=functools.partial(sample.make_raw, size=TINY))
+    monkeypatch.setitem(DATASETS, "sample", tiny)
+    params = tmp_path / "params.yaml"
+    shipped = Path("params.yaml").read_text()
+    assert "\n  truth: aligned\n" in shipped
+    params.write_text(shipped.replace("\n  truth: aligned\n", "\n  truth: nothing\n"))
+
+    names = ("eeg", "images", "metadata", "images.csv")
+    download.main(params, *(tmp_path / "stage" / name for name in names))
+    expected = tmp_path / "expected"
+    paths = (expected / "eeg", expected / "images", expected / "metadata")
+    sample.make_raw("all", *paths, TINY, "nothing")
+    made = contents(tmp_path / "stage")
+    assert {name: made[name] for name in contents(expected)} == contents(expected)

@@ -19,6 +19,7 @@ def test_a_rerun_costs_only_what_changed(project):
     assert ran(project.run("dvc", "exp", "run", "-S", "encoder=aligned")) == [
         "train",
         "evaluate",
+        "explain",
         "report",
     ]
     assert project.metrics()["encoder"] == "aligned"
@@ -54,7 +55,7 @@ def test_an_edit_costs_only_what_computes_with_it(project):
         assert ran(project.run("dvc", "repro")) == []
 
         nice.write_text(nice.read_text().replace("n_filters: int = 40", "n_filters: int = 41"))
-        assert ran(project.run("dvc", "repro")) == ["train", "evaluate", "report"]
+        assert ran(project.run("dvc", "repro")) == ["train", "evaluate", "explain", "report"]
     finally:
         for path, text in shipped.items():
             path.write_text(text)
@@ -68,6 +69,7 @@ def test_another_block_costs_only_the_training(project):
     assert ran(project.run("dvc", "exp", "run", "-S", "train.block=6")) == [
         "train",
         "evaluate",
+        "explain",
         "report",
     ]
     after = project.metrics()

@@ -11,11 +11,18 @@ import torch
 from scipy.optimize import minimize_scalar
 
 from pipeline.errors import InputError
+from pipeline.evaluate.chance import p_above_chance
+from pipeline.evaluate.similarities import SubjectResult
 from pipeline.params import read_params
 from pipeline.preprocess.normalisation import normalise
 from pipeline.retrieval import symmetric_cross_entropy
 from pipeline.sections import Train
-from pipeline.train.draws import derive_seeds, draw_repetitions, group_repetitions
+from pipeline.train.draws import (
+    derive_seeds,
+    draw_repetitions,
+    group_repetitions,
+    shuffle_images,
+)
 from pipeline.train.many import train
 from pipeline.train.model import ContrastiveModel, ModelSizes
 from pipeline.train.optim import make_optimizer
@@ -182,6 +189,25 @@ def test_it_learns_what_was_planted_and_the_seed_decides_everything(recipe):
     assert same_weights(first, again) and not same_weights(first, other)
 
 
+def test_a_control_finds_nothing_where_the_same_training_finds_what_was_planted(recipe):
+    """Trained on 30 concepts, tested on the images of 10 others: with shuffled images it is at chance."""
+    parameters = recipe.model_copy(update={"epochs": 20, "batch_size": 64, "learning_rate": 0.003})
+    samples, embeddings = planted()
+    mask = held_out(samples.things_concept, 0.25, 0)
+    rows = np.flatnonzero(mask & (samples.subject == "sub-00"))
+    images = embeddings[samples.image_row[rows]]
+
+    p = {}
+    for control, pairs in (("none", samples), ("shuffled", shuffle_images(samples, 1))):
+        setup = Setup(pairs, embeddings, parameters, CPU)
+        trained = train(setup, Partition(derive_seeds(0, "pooled"), np.flatnonzero(~mask)))
+        sides = project(trained.model, samples.eeg[rows], images)
+        similarity = (sides[0] @ sides[1].T).numpy()
+        answers = SubjectResult("pooled", 0, "sub-00", 20, False, 1.0, *sides, similarity)
+        p[control] = p_above_chance([answers], 999, 0)
+    assert p["none"] == 0.001 and p["shuffled"] > 0.05
+
+
 def test_the_epoch_with_the_lowest_loss_is_kept(recipe):
     parameters = recipe.model_copy(update={"epochs": 8, "batch_size": 32, "learning_rate": 0.01})
     data = planted(noise=3.0)
@@ -246,7 +272,7 @@ def test_the_weights_of_blocks_have_a_rate_of_their_own_and_no_decay(recipe):
 
 
 def test_what_a_seed_decides_is_decided_apart(recipe):
-    """Another run or fold shares none of the six seeds; and each of those that count alone gives other weights."""
+    """Another run or fold shares none of the seven seeds; and each of those that count alone gives other weights."""
     drawn = [
         derive_seeds(seed, fold)
         for seed in (1, 2)
@@ -266,7 +292,7 @@ def test_what_a_seed_decides_is_decided_apart(recipe):
             first, train(Setup(samples, embeddings, parameters, CPU), Partition(changed, rows))
         )
     unused = dataclasses.replace(
-        seeds, concepts=5, repetitions=5, views=5
+        seeds, concepts=5, repetitions=5, views=5, control=5
     )  # by `train` of this recipe
     assert same_weights(
         first, train(Setup(samples, embeddings, parameters, CPU), Partition(unused, rows))
@@ -465,6 +491,31 @@ def repeated(samples: Samples, n: int, dtype: torch.dtype = torch.float32) -> Sa
     taken = samples.take(rows)
     noise = torch.randn(taken.eeg.shape, generator=torch.Generator().manual_seed(7))
     return dataclasses.replace(taken, eeg=(taken.eeg + noise).to(dtype))
+
+
+def test_the_control_moves_images_within_a_subject_and_none_keeps_its_own():
+    samples = repeated(planted()[0], 3)
+    subject = np.where(np.arange(len(samples.eeg)) % 3 < 2, samples.subject, "")  # some rows unread
+    samples = dataclasses.replace(samples, subject=subject)
+    shuffled = shuffle_images(samples, 1)
+    before, after = (of.image_row.numpy() for of in (samples, shuffled))
+    is_read = subject != ""
+    assert shuffled.eeg is samples.eeg
+    assert (before != after)[is_read].all() and (before == after)[~is_read].all()
+    for name in set(subject) - {""}:
+        rows = np.flatnonzero(subject == name)
+        moves = set(zip(before[rows].tolist(), after[rows].tolist(), strict=True))
+        assert len(moves) == len(set(before[rows]))  # the repetitions of an image stay together
+        assert {new for _, new in moves} == set(before[rows])
+    concept_of = dict(zip(before, samples.things_concept, strict=True))
+    assert all(shuffled.things_concept[is_read] == [concept_of[row] for row in after[is_read]])
+    assert (shuffle_images(samples, 1).image_row == shuffled.image_row).all()
+    assert (shuffle_images(samples, 2).image_row != shuffled.image_row).any()
+
+
+def test_the_seeds_of_a_run_are_those_of_before_there_were_controls():
+    words = np.random.SeedSequence([42, *b"pooled"]).generate_state(6).tolist()
+    assert list(dataclasses.astuple(derive_seeds(42, "pooled")))[:6] == words
 
 
 def test_repetitions_are_grouped_by_subject_and_image():

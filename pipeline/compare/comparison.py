@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.compare.differences import ALPHA, MIN_SUBJECTS, RunKey, paired_difference
+from pipeline.compare.differences import RunKey, paired_difference
 from pipeline.errors import InputError
 from pipeline.evaluate.similarities import Queries, Similarities, SubjectResult
-from pipeline.evaluate.statistics import draw_resamples, mean_by_subject
+from pipeline.evaluate.statistics import ALPHA, MIN_SUBJECTS, draw_resamples, mean_by_subject
 from pipeline.retrieval import weigh_queries
 from pipeline.sections import Evaluate
 
@@ -50,6 +50,7 @@ FACTORS: dict[str, tuple[str, ...]] = {
     "EEG weights": ("settings.train.eeg_weights",),
     "frozen EEG encoder": ("settings.train.eeg_encoder_frozen",),
     "channels": ("settings.eeg of *.channels",),
+    "control": ("settings.train.control", "control"),
 }
 # With the name of the checkpoint, where an alignment has a checkpoint of its own: its hash, and how
 # its pictures are prepared. A file of one name must be the same file.
@@ -75,11 +76,7 @@ def compare(
     anything else.
     """
     baseline, other = _with_the_same_seeds(baseline, other)
-    factor, labels = _find_factor(_facts(baseline), _facts(other))
-    sides = dict(zip(labels, (baseline, other), strict=True))
-    if factor == "encoder":
-        # Reversed, "unaligned" comes first and is the baseline, whatever the order of the files.
-        sides = {label: sides[label] for label in sorted(labels, reverse=True)}
+    factor, sides = order_sides(baseline, other)
 
     # What differs by the factor holds for one side only.
     dropped = ("settings", "caveat", *FACTORS[factor])
@@ -106,9 +103,9 @@ def compare(
         },
     }
 
-    pairs = _whole_pairs(sides)
+    pairs = whole_pairs(sides)
     # Both sides lack a pair or none does, so that one of them can be asked.
-    if pairs[labels[0]]:
+    if pairs[comparison["baseline"]]:
         without_seeds = len(comparison["without_seeds"]) == len(sides)
         comparison |= _differences(pairs, other, parameters, seed, without_seeds)
         histograms = {
@@ -146,11 +143,26 @@ def repeat_for_seeds(without_seeds: Similarities, other: Similarities) -> Simila
     return replace(without_seeds, results=results)
 
 
+def order_sides(baseline: Similarities, other: Similarities) -> tuple[str, dict[str, Similarities]]:
+    """The factor in which two evaluations differ, and both by their labels, the baseline first.
+
+    Both have the same runs: that of a model without seeds stands for each seed of the other side.
+    InputError as in `compare`.
+    """
+    baseline, other = _with_the_same_seeds(baseline, other)
+    factor, labels = _find_factor(_facts(baseline), _facts(other))
+    sides = dict(zip(labels, (baseline, other), strict=True))
+    if factor == "encoder":
+        # Reversed, "unaligned" comes first and is the baseline, whatever the order of the files.
+        sides = {label: sides[label] for label in sorted(labels, reverse=True)}
+    return factor, sides
+
+
 def _runs(results: Iterable[SubjectResult]) -> list[str]:
     return sorted({result.run for result in results})
 
 
-def _whole_pairs(sides: Mapping[str, Similarities]) -> dict[str, dict[RunKey, SubjectResult]]:
+def whole_pairs(sides: Mapping[str, Similarities]) -> dict[str, dict[RunKey, SubjectResult]]:
     """The results of each side in order of their key, without pairs with a collapsed run."""
     results = {
         label: {(result.fold, result.seed, result.subject): result for result in side.results}
@@ -324,10 +336,21 @@ def _caveats(sides: Mapping[str, Similarities], factor: str) -> list[str]:
 
 
 def warning_sentences(facts: Mapping[str, Any]) -> str:
-    """The sentences that must stand beside any claim, from `selected_on` and `synthetic`."""
+    """The sentences that must stand beside any claim.
+
+    They follow from `selected_on` and `synthetic`, and from `planted` and `control` if these are
+    there.
+    """
     sentences = ""
+    if facts.get("control") == "shuffled":
+        sentences += (
+            " All runs were trained on shuffled images (train.control): a control, which can find "
+            "nothing."
+        )
     if facts["selected_on"] == "test":
         sentences += " The epochs were selected on the test set, which flatters both."
+    if facts.get("planted"):
+        sentences += f" {facts['planted']}"
     if facts["synthetic"]:
         sentences += (
             " The data are synthetic: this shows that the pipeline works and means nothing about "

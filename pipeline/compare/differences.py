@@ -19,15 +19,13 @@ import pandas as pd
 
 from pipeline.evaluate.similarities import Queries
 from pipeline.evaluate.statistics import (
+    MIN_SUBJECTS,
     Resamples,
     Variance,
     mean_by_subject,
     t_test,
     variance_of_mean,
 )
-
-ALPHA = 0.05  # a difference with a p of at most this is claimed
-MIN_SUBJECTS = 6  # with fewer, the result is not generalised to other subjects
 
 RunKey = tuple[str, int, str]  # fold, seed and subject of one model on one subject's test EEG
 

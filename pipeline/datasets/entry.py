@@ -5,7 +5,7 @@ Axes: N conditions (images), R repetitions, C channels, T samples.
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,7 @@ import pandas as pd
 
 from pipeline.datasets.image_table import Split
 from pipeline.datasets.published import Published
-from pipeline.datasets.sources import Make, PublishedFiles
+from pipeline.datasets.sources import HumanFiles, Make, MakeHumanFiles, PublishedFiles
 from pipeline.errors import InputError
 from pipeline.sections import Preprocess
 
@@ -110,6 +110,10 @@ class Dataset:
     * `caveats`: sentences for every report.
     * `may_share_images`: whether a page that holds the images may be passed on.
     * `synthetic`: whether all of it was made by this library.
+    * `planted`: for each value of `sample.truth`, a sentence for every answer that says what the
+      EEG was made of. Empty for data that were recorded.
+    * `human`: where the files of how alike people find its concepts come from, or the function
+      that makes them: `human(embedding, words)`. None where nobody has published any.
     * `published`: published figures on it, in the order in which reports show them.
     """
 
@@ -124,6 +128,8 @@ class Dataset:
     caveats: tuple[str, ...] = ()
     may_share_images: bool = False
     synthetic: bool = False
+    planted: Mapping[str, str] = field(default_factory=dict)
+    human: HumanFiles | MakeHumanFiles | None = None
     published: tuple[Published, ...] = ()
 
 

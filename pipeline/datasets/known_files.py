@@ -75,4 +75,14 @@ _THINGS_MEG_TRIALS = _read("""
 sample_attributes_P1.csv 3386624 f41e8a2f123a5f82fa7ece3c81cf6630bd76ada7414c968a61d70b91c3021d08
 """)
 
+# In the same repository, so of the same commit
+HUMAN_SIMILARITY = {
+    "names_1854.csv": KnownFile(
+        16998, "be71e2106cae40ed93bdd82a4d87699b69845937ae54f4190400c0190e3154c4"
+    ),
+    "spose_embedding_66d_sorted.txt": KnownFile(
+        3303874, "6a485922fe22c10b2eb920140198488451d44ac6de0c6be5e8ee8eec8a2007cc"
+    ),
+}
+
 THINGS_MEG = {**_THINGS_MEG_EPOCHS, **_THINGS_MEG_TRIALS}

@@ -5,6 +5,10 @@ everything runs without the network. Its results say nothing about brains.
 Layout: that of THINGS-EEG2, Gifford et al. 2022, doi 10.1016/j.neuroimage.2022.119754
 (osf.io/3jk45).
 
+What the EEG is made of is known, so that the answers of the pipeline can be checked: colours and
+edges of the pictures, which all image models see alike, and what their aligned or their unaligned
+embeddings hold (`sample_contents`); or nothing of the pictures (`sample.truth`).
+
 Every number comes from one fixed seed. The arithmetic is float64, and what is written is rounded
 far more coarsely, so that the bytes do not depend on the number of threads or the vector width of
 a machine.
@@ -20,6 +24,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from pipeline.datasets.sample_contents import CONTENTS
 from pipeline.errors import InputError, suggestion
 from pipeline.files import replacing
 
@@ -28,10 +33,37 @@ CH_NAMES = ["Pz", "P3", "P7", "O1", "Oz", "O2", "P4", "P8", "P1", "P5"]  # in th
 CH_NAMES += ["PO7", "PO3", "POz", "PO4", "PO8", "P6", "P2"]
 TIMES = np.arange(-20, 80) / 100  # s, stimulus onset at 0
 
+Truth = Literal["aligned", "unaligned", "nothing"]
+_OF_EMBEDDINGS = (
+    "the EEG was made of colours, edges and what the {truth} embeddings of synclr_vitb16 hold, so "
+    "that its aligned embeddings should decode {verdict}"
+)
+# For each truth a sentence that stands in every answer
+PLANTED: dict[str, str] = {
+    truth: f"Planted in this sample (sample.truth: {truth}): {sentence}."
+    for truth, sentence in (
+        ("aligned", _OF_EMBEDDINGS.format(truth="aligned", verdict="better")),
+        ("unaligned", _OF_EMBEDDINGS.format(truth="unaligned", verdict="worse")),
+        (
+            "nothing",
+            "the EEG holds nothing of the pictures, so that both encoders should be at chance",
+        ),
+    )
+}
+
+N_FEATURES = 60  # colours and edges of a picture
+N_COMPONENTS = 20  # numbers a picture in `sample_contents`
+# Strength of the response to one feature, in standard deviations of the noise
+OF_FEATURES = 0.023
+OF_COMPONENTS = 0.016
+
 
 @dataclass(frozen=True)
 class Size:
-    """The counts of a dataset; those of the sample unless a test wants fewer."""
+    """The counts of a dataset; those of the sample unless a test wants fewer.
+
+    Fewer images are some of those of the sample, the same ones to the last byte.
+    """
 
     train_concepts: int = 100
     images_per_concept: int = 4
@@ -46,12 +78,13 @@ def make_raw(
     images_dir: Path,
     metadata: Path,
     size: Size | None = None,
+    truth: Truth = "aligned",
 ) -> None:
     """Write the EEG, the images and the metadata as published.
 
     These are `eeg_dir`/sub-XX.zip, training_images.zip and test_images.zip in `images_dir`, and the
-    saved dictionary `metadata`. A subject's archive does not depend on which other subjects are
-    written. Raises InputError for an unknown subject.
+    saved dictionary `metadata`. `truth` says what the EEG is made of. A subject's archive does not
+    depend on which other subjects are written. Raises InputError for an unknown subject.
     """
     chosen = SUBJECTS if subjects == "all" else subjects
     for subject in chosen:
@@ -63,27 +96,26 @@ def make_raw(
 
     size = size or Size()
     catalogue = _catalogue(size)
-    train_latents, test_latents = _latents(size)
-    train_features = _write_pictures(
-        images_dir / "training_images.zip", catalogue, "train", train_latents
-    )
-    test_features = _write_pictures(images_dir / "test_images.zip", catalogue, "test", test_latents)
+    train_features = _write_pictures(images_dir / "training_images.zip", catalogue, "train", size)
+    test_features = _write_pictures(images_dir / "test_images.zip", catalogue, "test", size)
     with replacing(metadata) as part:
         part.write_bytes(_npy(catalogue))
 
     # One scale for both splits, so that a picture has the same response in either.
     mean = train_features.mean(0)
     std = train_features.std(0)
+    train_contents = eeg_contents((train_features - mean) / std, truth, "train", size)
+    test_contents = eeg_contents((test_features - mean) / std, truth, "test", size)
     for subject in chosen:
         # The draws of this subject: its part of the kernel, then its noise.
         rng = _rng("eeg", SUBJECTS.index(subject))
         kernel = draw_kernel(rng)
         with replacing(eeg_dir / f"{subject}.zip") as part, ZipFile(part, "w") as archive:
-            for split, features, n_repetitions in (
-                ("training", train_features, size.train_repetitions),
-                ("test", test_features, size.test_repetitions),
+            for split, contents, n_repetitions in (
+                ("training", train_contents, size.train_repetitions),
+                ("test", test_contents, size.test_repetitions),
             ):
-                eeg = simulate_eeg((features - mean) / std, kernel, n_repetitions, rng)
+                eeg = simulate_eeg(contents, kernel, n_repetitions, rng)
                 data = {"preprocessed_eeg_data": eeg, "ch_names": list(CH_NAMES), "times": TIMES}
                 name = f"{subject}/preprocessed_eeg_{split}.npy"
                 archive.writestr(_member(name), _npy(data), ZIP_DEFLATED, compresslevel=1)
@@ -144,38 +176,53 @@ def _catalogue(size: Size) -> dict[str, list[str]]:
     return catalogue
 
 
-def _latents(size: Size) -> tuple[np.ndarray, np.ndarray]:
-    """What is in the training and the test pictures, (N, 20) each, in 0..1.
+def _of_size(values: np.ndarray, split: str, size: Size) -> np.ndarray:
+    """The rows of the images of `size`, of one row for each image of the sample."""
+    n_concepts = size.train_concepts if split == "train" else size.test_concepts
+    n_images = size.images_per_concept if split == "train" else 1
+
+    by_concept = values.reshape(-1, _images_per_concept(split), values.shape[-1])
+    return by_concept[:n_concepts, :n_images].reshape(-1, values.shape[-1])
+
+
+def _images_per_concept(split: str) -> int:
+    return Size().images_per_concept if split == "train" else 1
+
+
+def _latents(split: str) -> np.ndarray:
+    """What is in the pictures of the sample, (N, 20) in 0..1.
 
     A concept is a random point, and its images lie near that point.
     """
-    splits = []
-    for split, n_concepts, n_images in (
-        ("train", size.train_concepts, size.images_per_concept),
-        ("test", size.test_concepts, 1),
-    ):
-        rng = _rng(f"latents of {split}")
-        # Concepts are spread over 0..1, and the images of a concept only 0.06 around it.
-        near = rng.random((n_concepts, 1, 20)) + 0.06 * rng.standard_normal(
-            (n_concepts, n_images, 20)
-        )
-        # Reflect at 0 and 1, so that all values lie between them.
-        splits.append(1 - np.abs(1 - np.abs(near.reshape(-1, 20))))
-    return splits[0], splits[1]
+    n_concepts = Size().train_concepts if split == "train" else Size().test_concepts
+    rng = _rng(f"latents of {split}")
+    # Concepts are spread over 0..1, and the images of a concept only 0.06 around it.
+    near = rng.random((n_concepts, 1, 20)) + 0.06 * rng.standard_normal(
+        (n_concepts, _images_per_concept(split), 20)
+    )
+    # Reflect at 0 and 1, so that all values lie between them.
+    return 1 - np.abs(1 - np.abs(near.reshape(-1, 20)))
 
 
 def _write_pictures(
-    path: Path, catalogue: dict[str, list[str]], split: str, latents: np.ndarray
+    path: Path, catalogue: dict[str, list[str]], split: str, size: Size
 ) -> np.ndarray:
-    """Write the JPEG archive. Return the features that the EEG responds to, (N, F) float64."""
-    rng = _rng(f"sizes of {split}")
+    """Write the JPEG archive. Return colours and edges of each picture, (N, F) float64."""
+    all_latents = _latents(split)
+    all_shapes = _rng(f"sizes of {split}").integers(480, 521, size=(len(all_latents), 2))
+    latents = _of_size(all_latents, split, size)
+    shapes = _of_size(all_shapes, split, size).tolist()
+
     features = []
     names = zip(catalogue[f"{split}_img_concepts"], catalogue[f"{split}_img_files"], strict=True)
     with replacing(path) as part, ZipFile(part, "w") as archive:
-        for (concept, file), latent in zip(
-            tqdm(names, f"{split} pictures", len(latents), disable=None), latents, strict=True
+        for (concept, file), latent, shape in zip(
+            tqdm(names, f"{split} pictures", len(latents), disable=None),
+            latents,
+            shapes,
+            strict=True,
         ):
-            picture = _draw(latent, *rng.integers(480, 521, size=2).tolist())
+            picture = _draw(latent, *shape)
             features.append(_features(picture))
 
             jpeg = io.BytesIO()
@@ -263,29 +310,46 @@ def _features(picture: Image.Image) -> np.ndarray:
     return np.concatenate([colours, edges])
 
 
+def eeg_contents(features: np.ndarray, truth: Truth, split: str, size: Size) -> np.ndarray:
+    """What the EEG responds to: standardised features (N, 60) of pictures -> (N, F).
+
+    `split` and `size` say which pictures these are. If the EEG holds nothing of the pictures, all
+    rows are the same.
+    """
+    if truth == "nothing":
+        return np.full((len(features), N_FEATURES + N_COMPONENTS), OF_FEATURES)
+
+    # A letter is a number: m is 0, and one letter on is a quarter of a standard deviation.
+    words = CONTENTS[truth][split].split()
+    components = np.array([[ord(letter) - ord("m") for letter in word] for word in words]) / 4
+    held = _of_size(components, split, size)
+    return np.concatenate([OF_FEATURES * features, OF_COMPONENTS * held], axis=1)
+
+
 def draw_kernel(rng: np.random.Generator) -> np.ndarray:
-    """The response to each feature, (60, 17, 100): features, channels, times.
+    """The response to each of the F contents, (F, 17, 100): by channels and times.
 
     Two bumps after 80 ms, mixed into the channels. The mixing is in part the subject's own, drawn
     with `rng`.
     """
     shared = _rng("kernel")
-    peaks = shared.uniform(0.11, 0.5, size=(2, 60, 1))  # s
+    n = N_FEATURES + N_COMPONENTS
+    peaks = shared.uniform(0.11, 0.5, size=(2, n, 1))  # s
     rise = np.clip((TIMES - 0.08) / (peaks - 0.08), 0, None)
     # A bump rises from 80 ms on and falls after its peak.
-    bumps = (rise * np.exp(1 - rise)) ** 2  # (2, 60, 100), 1 at the peak
-    mixing = shared.standard_normal((2, 60, 17)) + 0.4 * rng.standard_normal((2, 60, 17))
+    bumps = (rise * np.exp(1 - rise)) ** 2  # (2, F, 100), 1 at the peak
+    mixing = shared.standard_normal((2, n, 17)) + 0.4 * rng.standard_normal((2, n, 17))
     return np.einsum("bft,bfc->fct", bumps, mixing)
 
 
 def simulate_eeg(
-    features: np.ndarray, kernel: np.ndarray, n_repetitions: int, rng: np.random.Generator
+    contents: np.ndarray, kernel: np.ndarray, n_repetitions: int, rng: np.random.Generator
 ) -> np.ndarray:
-    """Responses to standardised features (N, F) plus 1/f noise: (N, R, C, T) float64.
+    """Responses to contents (N, F) plus 1/f noise of unit variance: (N, R, C, T) float64.
 
     The strength of the noise differs between repetitions.
     """
-    responses = 0.03 * np.tensordot(features, kernel, 1)  # (N, C, T)
+    responses = np.tensordot(contents, kernel, 1)  # (N, C, T)
     shape = (n_repetitions, *kernel.shape[1:])  # (R, C, T)
 
     frequency = np.fft.rfftfreq(shape[-1])
@@ -293,9 +357,39 @@ def simulate_eeg(
     # A filter that turns white noise of unit variance into 1/f noise of unit variance.
     pink = frequency**-0.5 / np.sqrt(2 * (1 / frequency).sum() / shape[-1])
 
-    eeg = np.empty((len(features), *shape))
+    eeg = np.empty((len(contents), *shape))
     for condition, response in enumerate(responses):
         noise = np.fft.irfft(pink * np.fft.rfft(rng.standard_normal(shape)), shape[-1])
         eeg[condition] = response + noise * np.exp(0.4 * rng.standard_normal((n_repetitions, 1, 1)))
     # Rounded coarsely, as the header says: other machines sum in another order.
     return np.rint(eeg * 4096) / 4096
+
+
+# People
+
+
+def make_human(embedding: Path, words: Path, size: Size | None = None) -> None:
+    """Write simulated judgements of people on the concepts, in the layout of SPoSE.
+
+    People are made to find two concepts alike if what is in their pictures is alike: each of the 20
+    latents of a concept gives two dimensions, one for much and one for little of it.
+    """
+    size = size or Size()
+    catalogue = _catalogue(size)
+    by_name: dict[str, np.ndarray] = {}
+    for split, n_concepts in (("train", size.train_concepts), ("test", size.test_concepts)):
+        # The first draw of `_latents`: the point that the images of a concept lie near.
+        points = _rng(f"latents of {split}").random((n_concepts, 20))
+        names = dict.fromkeys(catalogue[f"{split}_img_concepts_THINGS"])
+        by_name |= dict(zip(names, points, strict=True))
+
+    # In the order of THINGS, whose names begin with their number here.
+    points = np.stack([by_name[name] for name in sorted(by_name)])
+    dimensions = 1.2 * np.hstack([points, 1 - points])
+    with replacing(embedding) as part:
+        np.savetxt(part, dimensions, fmt="%.4f")
+
+    # The word of 00001_pattern_0000 is `pattern 0000`.
+    lines = [name.partition("_")[2].replace("_", " ") + "\n" for name in sorted(by_name)]
+    with replacing(words) as part:
+        part.write_text("".join(lines))

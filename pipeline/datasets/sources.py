@@ -79,9 +79,31 @@ class PublishedFiles:
     known_files: KnownFiles = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class HumanFiles:
+    """Published files of how alike people find the concepts, see `pipeline.datasets.human`.
+
+    * `folder`: the folder of OpenNeuro's bucket that they are in.
+    * `embedding`, `words`: the names of both files.
+    * `known_files`: their sizes and sha256, by name.
+    * `about`: what they are, in words, for reports.
+    """
+
+    folder: str
+    embedding: str
+    words: str
+    known_files: KnownFiles
+    about: str
+
+
+# A function that makes such files on this machine. Its arguments are the paths of the embedding and
+# of the words.
+MakeHumanFiles = Callable[[Path, Path], None]
+
 # A function that makes the files of a dataset on this machine. Its arguments are the subjects, the
-# folder for EEG, the folder for images and the path of the metadata.
-Make = Callable[[Subjects, Path, Path, Path], None]
+# folder for EEG, the folder for images and the path of the metadata. Where the entry of the dataset
+# says what can be planted, `truth` is one more.
+Make = Callable[..., None]
 
 # The EEG as the authors preprocessed it, and the images: two nodes of the project osf.io/3jk45.
 THINGS_EEG2 = PublishedFiles(
@@ -112,4 +134,13 @@ THINGS_MEG = PublishedFiles(
     metadata_file="sample_attributes_P1.csv",
     subjects=("P1", "P2", "P3", "P4"),
     known_files=known_files.THINGS_MEG,
+)
+
+# What people say of the concepts of THINGS (CC0). All the published datasets here show these.
+THINGS_SIMILARITY = HumanFiles(
+    folder="ds004212/sourcedata/meg_paper",
+    embedding="spose_embedding_66d_sorted.txt",
+    words="names_1854.csv",
+    known_files=known_files.HUMAN_SIMILARITY,
+    about="SPoSE, 66 dimensions (doi 10.7554/eLife.82580)",
 )

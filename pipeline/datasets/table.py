@@ -17,12 +17,19 @@ THINGS_EEG2 = Dataset(
         "The release was whitened with a covariance of training and test EEG together: everybody "
         "who uses it shares that leak.",
     ),
+    human=sources.THINGS_SIMILARITY,
     published=ON_THINGS_EEG2,
 )
 
 # The synthetic sample has the published layout, so that the readers above read it too.
 SAMPLE = replace(
-    THINGS_EEG2, source=sample.make_raw, caveats=(), may_share_images=True, synthetic=True
+    THINGS_EEG2,
+    source=sample.make_raw,
+    caveats=(),
+    may_share_images=True,
+    synthetic=True,
+    planted=sample.PLANTED,
+    human=sample.make_human,
 )
 
 # The raw recordings: channels, rate, window and noise normalisation are free. The same images.
@@ -43,6 +50,7 @@ THINGS_MEG = Dataset(
     memory_needed=things_meg.memory_needed,
     units=things_meg.UNITS,
     caveats=things_meg.CAVEATS,
+    human=sources.THINGS_SIMILARITY,
 )
 
 DATASETS: dict[str, Dataset] = {

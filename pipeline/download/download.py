@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
-from pipeline.datasets.known_files import KnownFiles
+from pipeline.datasets.known_files import KnownFile, KnownFiles
 from pipeline.datasets.sources import (
     Bucket,
     Figshare,
@@ -121,11 +121,13 @@ def fetch_file(
     patience: Patience = PATIENCE,
     published_path: str = "",
     user_files: UserFiles | None = None,
+    known_file: KnownFile | None = None,
 ) -> None:
     """Put the file at `url` into `directory` as `name`. Raises InputError.
 
     `sha256` may be the first digits of the hash. `published_path` is the path of the file where it
-    is published: a copy of the user is found by that path, too.
+    is published: a copy of the user is found by that path, too. A `known_file` stands in place of
+    a hash where its publisher names none, and may have been replaced there.
     """
     user_files = user_files or UserFiles()
     copies = user_files.copies
@@ -136,7 +138,8 @@ def fetch_file(
     if copies and paths:
         copy = choose_copy(paths, None)
         # Nobody publishes its size, so the copy's own is taken: the hash decides, if there is one.
-        remote = Remote(name, url, copy.stat().st_size, key, sha256)
+        size_of_copy = copy.stat().st_size
+        remote = Remote(name, url, size_of_copy, key, sha256, known_file=known_file)
         take_copies({target: (copy, remote)}, copies)
         return
 
@@ -144,7 +147,7 @@ def fetch_file(
     if size is None:
         _refuse_to_overlook(user_files, lambda unused: unused.find(name, published_path))
         size = remote_size(url, patience)
-    fetch({target: Remote(name, url, size, key, sha256)}, patience)
+    fetch({target: Remote(name, url, size, key, sha256, known_file=known_file)}, patience)
 
 
 def _choose(

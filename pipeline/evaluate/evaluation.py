@@ -14,10 +14,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from pipeline.evaluate.chance import p_above_chance
 from pipeline.evaluate.scoring import Scores, SharedAxes
 from pipeline.evaluate.similarities import Queries
 from pipeline.evaluate.statistics import (
     Resamples,
+    curve,
     draw_resamples,
     gallery_accuracy,
     mean_by_subject,
@@ -36,7 +38,8 @@ def tabulate(
 ) -> tuple[dict[str, Any], dict[str, pd.DataFrame]]:
     """The summary with 95 % intervals, and the tables by the stem of their file's name.
 
-    `made_with` is copied into the summary; its `protocol` and `closed_form` are read here.
+    `made_with` is copied into the summary; its `protocol`, `selected_on` and `closed_form` are read
+    here.
     """
     n_images = len(axes.image_ids)
     metrics = [_metrics(score, parameters) for score in scores]
@@ -65,6 +68,11 @@ def tabulate(
     without_seeds = made_with.get("closed_form", False)
     summary |= describe_interval(runs, made_with["protocol"], without_seeds)
     summary |= {"n_resamples": parameters.resamples}
+    # Where the test images selected the epoch, a permutation would not repeat what was done.
+    p = None
+    if made_with["selected_on"] != "test":
+        p = p_above_chance([score.result for score in valid], parameters.resamples, seed)
+    summary |= {"p_above_chance": p}
     summary |= {"n_way": n_images, "chance_top1": 1 / n_images, **made_with, "seed": seed}
     summary |= {"n_seeds": per_subject["seed"].nunique()}
     return summary, tables
@@ -218,8 +226,9 @@ def _top_k(scores: list[Scores], resamples: Resamples) -> pd.DataFrame:
     """One row for each k from 1 to N."""
     k = np.arange(1, resamples.images.shape[1] + 1)
     correct = [score.full["rank"] <= k[:, None] for score in scores]  # (N ranks k, N images) each
-    curve = _curve("top_k_acc", scores, resamples, correct)
-    return pd.concat([pd.DataFrame({"k": k}), curve, pd.DataFrame({"chance": k / len(k)})], axis=1)
+    accuracy = curve("top_k_acc", _subjects(scores), correct, resamples)
+    chance = pd.DataFrame({"chance": k / len(k)})
+    return pd.concat([pd.DataFrame({"k": k}), accuracy, chance], axis=1)
 
 
 def _n_way(scores: list[Scores], resamples: Resamples, parameters: Evaluate) -> pd.DataFrame:
@@ -238,7 +247,7 @@ def _n_way(scores: list[Scores], resamples: Resamples, parameters: Evaluate) -> 
         )
 
     curves = [
-        _curve(f"top{k}_acc", scores, resamples, [accuracy(score, k) for score in scores])
+        curve(f"top{k}_acc", _subjects(scores), [accuracy(score, k) for score in scores], resamples)
         for k in parameters.top_k
     ]
     chance = pd.DataFrame({"chance": 1 / np.array(sizes)})
@@ -264,7 +273,7 @@ def _repetitions(
         accuracies = np.stack(
             [[(rank <= k).mean(0) for rank in of_size] for of_size in ranks.values()], axis=1
         )  # (R, V, N)
-        columns.append(_curve(f"top{k}_acc", scores, resamples, list(accuracies)))
+        columns.append(curve(f"top{k}_acc", _subjects(scores), list(accuracies), resamples))
 
         spread = [_sd_over_draws(scores, of_size, k) for of_size in ranks.values()]
         columns.append(pd.DataFrame({f"top{k}_acc_sd_over_draws": spread}))
@@ -284,7 +293,12 @@ def _time_course(
     """One row for each window, by the time of its centre (s)."""
     centres = pd.DataFrame({"time": [axes.times[window].mean() for window in axes.windows]})
     curves = [
-        _curve(f"top{k}_acc", scores, resamples, [score.windows["rank"] <= k for score in scores])
+        curve(
+            f"top{k}_acc",
+            _subjects(scores),
+            [score.windows["rank"] <= k for score in scores],
+            resamples,
+        )
         for k in parameters.top_k
     ]
     return pd.concat([centres, *curves], axis=1).assign(chance=1 / len(axes.image_ids))
@@ -304,7 +318,7 @@ def _channels(scores: list[Scores], resamples: Resamples, axes: SharedAxes) -> p
     curves = []
     for name, measure in measures.items():
         losses = [measure(score.full) - measure(score.channels) for score in scores]  # (C, N) each
-        curves.append(_curve(name, scores, resamples, losses))
+        curves.append(curve(name, _subjects(scores), losses, resamples))
 
     channels = pd.DataFrame({"ch_name": axes.ch_names})
     if axes.sensor_positions is not None:
@@ -313,31 +327,10 @@ def _channels(scores: list[Scores], resamples: Resamples, axes: SharedAxes) -> p
     return pd.concat([channels, *curves], axis=1)
 
 
-def _curve(
-    name: str, scores: list[Scores], resamples: Resamples, values: list[np.ndarray]
-) -> pd.DataFrame:
-    """One row for each of V points: mean, 95 % interval and standard deviation over subjects.
-
-    `values` has an array (V, N) for each run and subject.
-    """
-    by_subject = _by_subject(scores, values)  # (S, V, N)
-    # The same resamples at every point of the curve.
-    ends = np.array(
-        [resamples.interval_of_mean(by_subject[:, point]) for point in range(by_subject.shape[1])]
-    )  # (V, 2)
-
-    means = by_subject.mean(2)  # (S, V)
-    spread = means.std(0, ddof=1) if len(means) > 1 else np.full(means.shape[1], np.nan)
-    return pd.DataFrame(
-        {
-            name: means.mean(0),
-            f"{name}_low": ends[:, 0],
-            f"{name}_high": ends[:, 1],
-            f"{name}_sd_over_subjects": spread,
-        }
-    )
-
-
 def _by_subject(scores: list[Scores], values: list[np.ndarray]) -> np.ndarray:
     """The mean over the runs of each subject, (S, ...)."""
-    return mean_by_subject([score.result.subject for score in scores], values)
+    return mean_by_subject(_subjects(scores), values)
+
+
+def _subjects(scores: list[Scores]) -> list[str]:
+    return [score.result.subject for score in scores]

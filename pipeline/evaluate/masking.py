@@ -36,11 +36,23 @@ def average_some(eeg: np.ndarray, n: int, draws: int, rng: np.random.Generator) 
 
     From EEG (N, R, C, T) to (draws, N, C, T), of the same dtype.
     """
+    return average_groups(eeg, n, 1, draws, rng)[0]
+
+
+def average_groups(
+    eeg: np.ndarray, n: int, n_groups: int, draws: int, rng: np.random.Generator
+) -> np.ndarray:
+    """The same of several groups of `n` repetitions, which share none: (groups, draws, N, C, T).
+
+    The first group is what `average_some` draws.
+    """
     n_images, n_repetitions, *shape = eeg.shape
 
-    # Each draw and image has its own random order of the repetitions: the first n are averaged.
+    # Each draw and image has its own random order of the repetitions: the first n are averaged,
+    # for the next group the next n.
     order = rng.permuted(np.tile(np.arange(n_repetitions), (n_images, draws, 1)), axis=2)
-    weights = (order < n).astype(eeg.dtype) / n  # (N, draws, R)
+    group = np.arange(n_groups)[:, None, None, None]
+    weights = (order // n == group).astype(eeg.dtype) / n  # (groups, N, draws, R)
 
-    averaged = weights @ eeg.reshape(n_images, n_repetitions, -1)  # (N, draws, C * T)
-    return averaged.swapaxes(0, 1).reshape(draws, n_images, *shape)
+    averaged = weights @ eeg.reshape(n_images, n_repetitions, -1)  # (groups, N, draws, C * T)
+    return averaged.swapaxes(1, 2).reshape(n_groups, draws, n_images, *shape)

@@ -69,8 +69,8 @@ def score(
     scores: list[Scores] = []
     axes = None
     for recording in recordings:
-        axes = axes or _shared_axes(recording, parameters)
-        eeg = _in_shared_order(recording, axes)
+        axes = axes or shared_axes(recording, parameters)
+        eeg = in_shared_order(recording, axes)
         # Joined by image id: no file's order of rows counts.
         values = embeddings.values[embeddings.rows(axes.image_ids)]
 
@@ -95,7 +95,7 @@ def score(
     return scores, axes
 
 
-def _shared_axes(recording: Recording, parameters: Evaluate) -> SharedAxes:
+def shared_axes(recording: Recording, parameters: Evaluate) -> SharedAxes:
     """The axes of the first subject.
 
     Raises InputError if the parameters ask for more than this recording has.
@@ -133,7 +133,7 @@ def _shared_axes(recording: Recording, parameters: Evaluate) -> SharedAxes:
     )
 
 
-def _in_shared_order(recording: Recording, axes: SharedAxes) -> np.ndarray:
+def in_shared_order(recording: Recording, axes: SharedAxes) -> np.ndarray:
     """The EEG (N, R, C, T) with the images in the order of the first subject.
 
     Raises InputError if the recording does not fit the first subject's.
@@ -260,7 +260,7 @@ def _score_variants(
     for variant in variants:
         eeg = torch.from_numpy(variant).float()
         for i, (model, _) in enumerate(models):
-            similarity = _similarity(project_eeg(model, eeg), images[i])
+            similarity = cosines(project_eeg(model, eeg), images[i])
             by_model[i].append(score_queries(similarity, results[i].logit_scale))
 
     return [_stack(queries) for queries in by_model]
@@ -287,12 +287,12 @@ def score_average(
         logit_scale=model.logit_scale.item(),
         images=image_side.numpy(),
         eeg=eeg_side.numpy(),
-        similarity=_similarity(eeg_side, image_side).numpy(),
+        similarity=cosines(eeg_side, image_side).numpy(),
     )
 
 
-def _similarity(eeg_side: Tensor, image_side: Tensor) -> Tensor:
-    """Cosine similarities (N, N), float32, of unit vectors (N, P).
+def cosines(eeg_side: Tensor, image_side: Tensor) -> Tensor:
+    """Cosine similarities (N, M), float32, of unit vectors (N, P) and (M, P).
 
     They are computed in float64 and then rounded, so that equal images tie exactly, whatever the
     order of the sums.

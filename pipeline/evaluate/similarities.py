@@ -77,6 +77,11 @@ class Similarities:
     results: list[SubjectResult]
     made_with: dict[str, Any]
 
+    @property
+    def valid_results(self) -> list[SubjectResult]:
+        """Those of runs that did not collapse; all if all collapsed. The metrics do the same."""
+        return [result for result in self.results if not result.collapsed] or self.results
+
 
 def write_similarities(path: Path, similarities: Similarities) -> None:
     """Write the file; the same content gives the same bytes."""

@@ -7,9 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 from scipy.stats import hypergeom, t
 
 LEVEL = 0.95  # of every confidence interval
+ALPHA = 0.05  # a difference with a p of at most this is claimed
+MIN_SUBJECTS = 6  # with fewer, the result is not generalised to other subjects
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,32 @@ def mean_by_subject(subjects: Sequence[str], values: Sequence[np.ndarray]) -> np
         by_subject.setdefault(subject, []).append(value)
 
     return np.stack([np.mean(by_subject[subject], axis=0) for subject in sorted(by_subject)])
+
+
+def curve(
+    name: str, subjects: Sequence[str], values: Sequence[np.ndarray], resamples: Resamples
+) -> pd.DataFrame:
+    """One row for each of V points: mean, 95 % interval and standard deviation over subjects.
+
+    `values` has an array (V, N) for each run and subject, whose name is in `subjects`. The columns
+    are `name`, and `name` with _low, _high and _sd_over_subjects.
+    """
+    by_subject = mean_by_subject(subjects, values)  # (S, V, N)
+    # The same resamples at every point of the curve.
+    ends = np.array(
+        [resamples.interval_of_mean(by_subject[:, point]) for point in range(by_subject.shape[1])]
+    )  # (V, 2)
+
+    means = by_subject.mean(2)  # (S, V)
+    spread = means.std(0, ddof=1) if len(means) > 1 else np.full(means.shape[1], np.nan)
+    return pd.DataFrame(
+        {
+            name: means.mean(0),
+            f"{name}_low": ends[:, 0],
+            f"{name}_high": ends[:, 1],
+            f"{name}_sd_over_subjects": spread,
+        }
+    )
 
 
 def gallery_accuracy(rank: np.ndarray, n_images: int, n_way: int, k: int) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Is an embedding cache sound? Measured before it is written, and only a sound one is."""
 
 import numpy as np
+from scipy.stats import spearmanr
 
 from pipeline.errors import InputError
 
@@ -74,6 +75,17 @@ def check(health: Health, name: str, tells_images_apart: bool) -> None:
             f"cosine {health['reference_cosine_centred']:.4f}, expected at least {AGREEMENT}); set "
             "embed.precision to float32, or, if it is that, embed.device to cpu"
         )
+
+
+def agreement_with_people(embeddings: np.ndarray, similarity: np.ndarray) -> float:
+    """Whether the images that are alike for a model are alike for people: Spearman over all pairs.
+
+    `embeddings` (N, D) are compared by cosine, `similarity` (N, N) is people's of the concepts.
+    """
+    values = embeddings.astype(np.float64)
+    unit = values / np.linalg.norm(values, axis=1, keepdims=True)
+    pairs = np.triu_indices(len(unit), 1)
+    return round(float(spearmanr((unit @ unit.T)[pairs], similarity[pairs]).statistic), 5)
 
 
 def _cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:

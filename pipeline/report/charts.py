@@ -155,6 +155,59 @@ def curve(
     )
 
 
+def lines(
+    table: pd.DataFrame,
+    x: str,
+    y: str,
+    heading: str,
+    x_title: str,
+    y_title: str,
+    colours: dict[str, str],
+    log: bool = False,
+) -> Chart:
+    """Several lines along `x`, each with its band, and one dashed line, `chance`.
+
+    The table has a row a point, with the columns line (its name, a key of `colours`), `x`, `y`,
+    `<y>_low`, `<y>_high` and chance. A line without values of `y` is a band alone.
+    """
+    names = [name for name in colours if name in set(table["line"])]
+    across = _quantitative(x, x_title)
+    if log:
+        across |= {
+            "scale": {"type": "log", "nice": False},
+            "axis": {"values": [v for v in ROUND if v <= table[x].max()]},
+        }
+    encoding = {
+        "x": across,
+        "color": {
+            "field": "line",
+            "type": "nominal",
+            "scale": {"domain": names, "range": [colours[name] for name in names]},
+            "legend": {"symbolType": "stroke"},
+        },
+    }
+
+    line = {"type": "line", "point": True, "tooltip": True, "clip": True}
+    dash = {"field": "line", "type": "nominal", "scale": {"domain": names}}
+    band = {"y": _quantitative(f"{y}_low", y_title), "y2": {"field": f"{y}_high"}}
+    layers = [
+        {
+            "mark": line,
+            "encoding": {"y": _quantitative(y, y_title), "strokeDash": dash},
+            "params": ZOOM,
+        },
+        {"mark": {"type": "area", "opacity": 0.2, "clip": True}, "encoding": band},
+        # All rows have the same chance: one line across.
+        {
+            "mark": {"type": "rule", **DASHED},
+            "encoding": {"x": None, "color": None, "y": {"datum": float(table["chance"].iloc[0])}},
+        },
+    ]
+    return _chart(
+        heading, f"{y_title} against {x_title}: {', '.join(names)}", table, layers, encoding
+    )
+
+
 def learning(curves: pd.DataFrame, y: str, heading: str, y_title: str) -> Chart:
     """Curves of training, with columns epoch, curve (its name) and `y`.
 

@@ -11,13 +11,19 @@ import vl_convert
 
 from pipeline.compare.comparison import COSINE_EDGES, cosine_histograms
 from pipeline.datasets.published import Published
+from pipeline.evaluate.chance import describe_chance, is_alarming
 from pipeline.evaluate.similarities import Similarities
 from pipeline.report import charts
-from pipeline.report.pictures import valid_results
-from pipeline.report.style import Picture
+from pipeline.report.style import COLOURS, QUIET, RIGHT, Picture
 from pipeline.report.template import records, write_page
 
 VEGA_LITE = "6.4"  # the same major version as `charts.SCHEMA`
+Charts = dict[str, charts.Chart]  # by the id in the page
+EEG_HALVES = "EEG: half finds half"
+ENCODER_HALVES = "trained encoder: half finds half"
+NOISE_CEILING = "noise ceiling"
+DIFFERENCE = "aligned − unaligned"
+RESPONSES = ("reliability", "rsa", "rsa_difference")  # charts that stand beside their tables
 SUBJECT_COLUMNS = {
     "subject": "subject",
     "seed": "seed",
@@ -40,6 +46,7 @@ def write_report(
     path: Path,
     *,
     evaluation: dict[str, Any],
+    explanation: dict[str, Any],
     tables: dict[str, pd.DataFrame],
     curves: pd.DataFrame,
     comparison: dict[str, Any] | None,
@@ -53,13 +60,15 @@ def write_report(
 ) -> None:
     """Write the page.
 
-    `evaluation` is details.json, `tables` the CSV files of the evaluate stage by their stem,
-    `curves` what `learning_curves` returns, `comparison` that of the two encoders where there is
-    one of this evaluation, `beside` what `set_beside_baseline` returns, `settings` what decided the
+    `evaluation` is details.json, `explanation` explanation.json, `tables` the CSV files of the
+    stages evaluate and explain by their stem, `curves` what `learning_curves` returns, `comparison`
+    that of the two encoders where there is one of this evaluation, `beside` what
+    `set_beside_baseline` returns, `settings` what decided the
     figures, `published` and `may_share_images` those of the dataset's entry, `hashes` the sha256 of
     the files that the page is made of.
     """
     subjects = tables["per_subject"]
+    concepts = _with_difference(tables["concepts"], comparison)
     drawn = _charts(evaluation, tables, curves, comparison, beside or {})
     write_page(
         path,
@@ -73,17 +82,28 @@ def write_report(
         beside=beside,
         eeg_encoder=settings.get("train", {}).get("eeg_encoder", "this run"),
         chance=chance_levels(evaluation["n_way"]),
+        above_chance=describe_chance(evaluation),
+        is_alarming=is_alarming(evaluation),
         # `evaluate.top_k` decides which top-k there are.
         subject_columns={
             name: title for name, title in SUBJECT_COLUMNS.items() if name in subjects
         },
         subjects=records(subjects),
         galleries=records(tables["n_way"]),
+        larger_galleries=records(tables["galleries"]),
+        calibration=records(tables["calibration"]),
+        reliability=records(_beside_run(tables["reliability"], tables["repetitions"])),
+        near_misses=records(tables["near_misses"]),
+        concepts=records(concepts),
+        with_people="people_percentile" in concepts,
+        with_difference="difference" in concepts,
+        explanation=explanation,
         # top5_acc becomes 5.
         top_k=[
             name[3:-4] for name in map(str, tables["n_way"]) if re.fullmatch(r"top\d+_acc", name)
         ],
         charts=drawn,
+        among_curves=[id for id in drawn if id not in ("subjects", *RESPONSES)],
         specs={id: chart.spec for id, chart in drawn.items()},
         published=published,
         may_share_images=may_share_images,
@@ -91,6 +111,20 @@ def write_report(
         # What draws the charts, 0.9 MB of JavaScript. The stub of vl-convert wants a snippet
         vega=vl_convert.javascript_bundle(vl_version=VEGA_LITE),  # type: ignore[call-arg]
     )
+
+
+def _with_difference(concepts: pd.DataFrame, comparison: dict[str, Any] | None) -> pd.DataFrame:
+    """The table of concepts; of a comparison, with the difference of top-1 of each."""
+    if comparison is None or "per_image" not in comparison:
+        return concepts
+
+    per_image = comparison["per_image"]
+    top1 = {
+        side: pd.Series(per_image[comparison[side]]["top1_acc"], per_image["image_ids"])
+        for side in ("baseline", "other")
+    }
+    difference = top1["other"] - top1["baseline"]
+    return concepts.assign(difference=concepts["image"].map(difference))
 
 
 def chance_levels(n_way: int) -> dict[str, float]:
@@ -139,7 +173,7 @@ def cosines(
 ) -> dict[str, Any]:
     """What `cosine_distributions` draws: both sides of a comparison, or else this run."""
     if comparison is None or "metrics" not in comparison:
-        histograms = cosine_histograms(valid_results(similarities))
+        histograms = cosine_histograms(similarities.valid_results)
         means = {name: evaluation[name] for name in ("matched_cosine", "mismatched_cosine")}
         return {"edges": COSINE_EDGES, evaluation["encoder"]: histograms | means}
 
@@ -160,7 +194,7 @@ def _charts(
     curves: pd.DataFrame,
     comparison: dict[str, Any] | None,
     beside: dict[str, Any],
-) -> dict[str, charts.Chart]:
+) -> Charts:
     encoder, top1 = run["encoder"], "top-1 accuracy"
     subjects = _top1_of_subjects(run, tables["per_subject"], comparison)
     if "per_subject" in beside:
@@ -201,7 +235,78 @@ def _charts(
         ),
     ):
         drawn[name] = charts.curve(tables[name], x, y, heading, x_title, y_title, encoder, log)
+    return drawn | _charts_of_responses(run, tables)
+
+
+def _beside_run(reliability: pd.DataFrame, repetitions: pd.DataFrame) -> pd.DataFrame:
+    """The reliability with the top-1 of the run from as many repetitions, as `run_top1_acc`."""
+    run = repetitions.set_index("n_repetitions")["top1_acc"]
+    return reliability.assign(run_top1_acc=reliability["n_repetitions"].map(run))
+
+
+def _charts_of_responses(run: dict[str, Any], tables: dict[str, pd.DataFrame]) -> Charts:
+    """The charts of the EEG without an image to retrieve, where it has repetitions."""
+    drawn = {}
+    of_run = f"{run['encoder']}: finds the image"
+    colours = {EEG_HALVES: QUIET, ENCODER_HALVES: RIGHT, of_run: COLOURS[run["encoder"]]}
+    reliability = tables["reliability"]
+    if len(reliability):
+        names = {"EEG": EEG_HALVES, "encoder": ENCODER_HALVES}
+        halves = reliability[reliability["subjects"] == "within"]
+        table = pd.concat(
+            [
+                halves.assign(line=halves["space"].map(names)),
+                tables["repetitions"].assign(line=of_run),
+            ]
+        )
+        columns = ["line", "n_repetitions", "top1_acc", "top1_acc_low", "top1_acc_high", "chance"]
+        drawn["reliability"] = charts.lines(
+            table[columns],
+            "n_repetitions",
+            "top1_acc",
+            "Half of the repetitions finds the other half",
+            "repetitions averaged, on each side that is EEG",
+            "top-1 accuracy",
+            colours,
+            log=True,
+        )
+
+    rsa = tables["rsa"]
+    if len(rsa):
+        drawn["rsa"] = charts.lines(
+            _geometry_lines(rsa),
+            "time",
+            "spearman",
+            "Geometry over time",
+            "centre of the window after onset (s)",
+            "Spearman's correlation",
+            {NOISE_CEILING: QUIET} | COLOURS,
+        )
+    if "difference" in rsa:
+        drawn["rsa_difference"] = charts.lines(
+            rsa.assign(line=DIFFERENCE),
+            "time",
+            "difference",
+            "Which encoder's geometry is nearer",
+            "centre of the window after onset (s)",
+            "difference of the correlations",
+            {DIFFERENCE: RIGHT},
+        )
     return drawn
+
+
+def _geometry_lines(rsa: pd.DataFrame) -> pd.DataFrame:
+    """A row a point of each line, from a row a window with a column a line."""
+    parts = []
+    for name in (NOISE_CEILING, *COLOURS):
+        column = name.replace(" ", "_")
+        if f"{column}_low" in rsa and rsa[f"{column}_low"].notna().any():
+            part = rsa[["time", "chance"]].assign(line=name)
+            for end in ("", "_low", "_high"):
+                # The noise ceiling is a band without a line.
+                part[f"spearman{end}"] = rsa.get(f"{column}{end}")
+            parts.append(part)
+    return pd.concat(parts)
 
 
 def _top1_of_subjects(

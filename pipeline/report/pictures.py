@@ -75,7 +75,7 @@ def draw_pictures(
     what `cosine_distributions` takes. `thumbnails` are the N test images, or None where they may
     not be shown.
     """
-    results = valid_results(similarities)
+    results = similarities.valid_results
     typical = _typical(results)
     # The same images in the same order for all: a mean of matrices (N, N).
     mean_similarity = np.mean([result.similarity for result in results], axis=0)
@@ -131,12 +131,6 @@ def draw_pictures(
         Picture(folder / f"{name}.png", heading, description.format(**names))
         for name, (heading, description) in TEXTS.items()
     ]
-
-
-def valid_results(similarities: Similarities) -> list[SubjectResult]:
-    """The results of runs that did not collapse; all if all collapsed. The metrics do the same."""
-    valid = [result for result in similarities.results if not result.collapsed]
-    return valid or similarities.results
 
 
 def read_thumbnails(images_dir: Path, image_ids: Sequence[str]) -> list[Image.Image]:

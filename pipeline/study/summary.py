@@ -16,14 +16,21 @@ import numpy as np
 import pandas as pd
 
 from pipeline.compare.comparison import count, limit_to_subjects, warning_sentences
-from pipeline.compare.differences import ALPHA, MIN_SUBJECTS, RunKey, paired_difference
+from pipeline.compare.differences import RunKey, paired_difference
 from pipeline.eeg_encoders.table import has_closed_form
 from pipeline.errors import InputError
 from pipeline.evaluate.baseline import BASELINE
 from pipeline.evaluate.evaluation import describe_interval, summarise_runs
 from pipeline.evaluate.similarities import Queries
-from pipeline.evaluate.statistics import Resamples, draw_resamples, holm, mean_by_subject
-from pipeline.retrieval import weigh_queries
+from pipeline.evaluate.statistics import (
+    ALPHA,
+    MIN_SUBJECTS,
+    Resamples,
+    draw_resamples,
+    holm,
+    mean_by_subject,
+)
+from pipeline.retrieval import weigh_queries, weigh_top_k
 from pipeline.sections import Evaluate
 from pipeline.study.results import Cell, Trial, TrialResult
 
@@ -206,7 +213,7 @@ def _summarise_cell(
         paired = paired_difference(
             {encoder: {key: sides[encoder][key] for key in pairs} for encoder in ENCODERS},
             draw(len({subject for _, _, subject in pairs})),
-            functools.partial(_weigh_top_k, top_k=top_k),
+            functools.partial(weigh_top_k, top_k=top_k),
             left_out_in_turn=cell.protocol == "leave-one-subject-out",
             without_seeds=has_closed_form(cell.eeg_encoder),
         )
@@ -265,13 +272,6 @@ def _summarise_side(
     first = ok.iloc[0]
     without_seeds = has_closed_form(first["eeg_encoder"])
     return summary | describe_interval(ok, first["protocol"], without_seeds) | numbers
-
-
-def _weigh_top_k(queries: Queries, counts: np.ndarray, top_k: list[int]) -> dict[str, np.ndarray]:
-    """Only the top-k accuracies of `weigh_queries`: all metrics of many cells take minutes."""
-    correct = queries["rank"] <= np.array(top_k)[:, None]  # (K, N)
-    accuracies = correct @ counts.T / counts.sum(1)  # (K, B)
-    return {f"top{k}_acc": accuracy for k, accuracy in zip(top_k, accuracies, strict=True)}
 
 
 def _missing_runs(rows: pd.DataFrame) -> str:

@@ -31,6 +31,7 @@ from pipeline.sections import Runs, Study, Train
 from pipeline.study.results import Cell, Trial, TrialResult
 from pipeline.train import finished
 from pipeline.train.closed_form import seeds_that_count, what_decides
+from pipeline.train.draws import check_control
 from pipeline.train.inputs import (
     HashedFile,
     averaged_test_eeg,
@@ -121,6 +122,7 @@ def run_study(
     encoder is trained once for all kinds of alignment.
     InputError where the subjects did not see the same test images.
     """
+    check_control(recipe)
     paths = sorted({cache_of(embeddings, trial) for trial in trials})
     caches = {path: HashedFile.of(path) for path in paths}
     folder = cache_folder().resolve() / "study"

@@ -1,6 +1,6 @@
 """What chance decides in a training, each thing by a seed of its own."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import InputError
+from pipeline.sections import Train
 from pipeline.train.samples import Samples
 
 
@@ -22,12 +23,51 @@ class RunSeeds:
     dropout: int  # Dropout, time shifts and channel dropout
     repetitions: int  # which repetitions of an image are averaged
     views: int  # which view of its image each sample has in an epoch
+    control: int  # which image takes the place of which, with `control: shuffled`
 
 
 def derive_seeds(seed: int, fold: str) -> RunSeeds:
     """The seeds of one run. Another seed or another fold of the protocol gives independent ones."""
     sequence = np.random.SeedSequence([seed, *fold.encode()])
-    return RunSeeds(*sequence.generate_state(6).tolist())
+    return RunSeeds(*sequence.generate_state(7).tolist())
+
+
+def check_control(recipe: Train) -> None:
+    """Raises InputError where true pairs would select the epoch of a control."""
+    if recipe.control == "shuffled" and recipe.select_on == "test":
+        raise InputError(
+            "train.control is shuffled and train.select_on is test: the epoch would be selected by "
+            "true pairs of EEG and image, and a control must not know any; set train.select_on to "
+            "validation or last"
+        )
+
+
+def shuffle_images(samples: Samples, seed: int) -> Samples:
+    """The control: each image of a subject takes the place of another one, and none keeps its own.
+
+    All repetitions of an image move together, and its concept goes along. The images of a subject
+    stand in a random order, and each is replaced by the next one of that order. The EEG is the same
+    tensor. Rows without a subject stay as they are.
+    """
+    rng = np.random.default_rng(seed)
+    image_row = samples.image_row.numpy()
+    new_image_row = image_row.copy()
+    new_concept = samples.things_concept.copy()
+
+    for subject in sorted(set(samples.subject) - {""}):
+        rows = np.flatnonzero(samples.subject == subject)
+        images, first, image_of_row = np.unique(
+            image_row[rows], return_index=True, return_inverse=True
+        )
+        order = rng.permutation(len(images))
+        replacement = np.empty_like(order)
+        replacement[order] = np.roll(order, -1)
+
+        new_image_row[rows] = images[replacement][image_of_row]
+        concepts = samples.things_concept[rows][first]
+        new_concept[rows] = concepts[replacement][image_of_row]
+
+    return replace(samples, image_row=torch.from_numpy(new_image_row), things_concept=new_concept)
 
 
 def group_repetitions(samples: Samples, rows: np.ndarray, n: int | Literal["any"]) -> np.ndarray:

@@ -406,3 +406,14 @@ def load_model(folder: Path) -> tuple[ContrastiveModel, Notes]:
             f"{folder}: holds no trained model ({error}); {TRAIN_AGAIN}"
         ) from error
     return model.eval(), notes
+
+
+def load_models(folder: Path) -> list[tuple[ContrastiveModel, Notes]]:
+    """Each trained model with its notes, by the names of their folders.
+
+    Raises InputError where there is none.
+    """
+    folders = sorted(path for path in folder.iterdir() if path.is_dir())
+    if not folders:
+        raise InputError(f"{folder}: holds no trained model; {TRAIN_AGAIN}")
+    return [load_model(path) for path in folders]

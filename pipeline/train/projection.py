@@ -19,7 +19,7 @@ def project(model: ContrastiveModel, eeg: Tensor, embeddings: Tensor) -> tuple[T
     type of the model, float32. The result has no gradient.
     """
     model.eval()
-    return project_eeg(model, eeg), model.embed_image(embeddings)
+    return project_eeg(model, eeg), project_images(model, embeddings)
 
 
 @torch.inference_mode()
@@ -28,3 +28,9 @@ def project_eeg(model: ContrastiveModel, eeg: Tensor) -> Tensor:
     parts = eeg.split(max(1, MOST_VALUES // math.prod(eeg.shape[1:])))
     dtype = model.log_scale.dtype
     return torch.cat([model.embed_eeg(part.to(dtype)) for part in parts])
+
+
+@torch.inference_mode()
+def project_images(model: ContrastiveModel, embeddings: Tensor) -> Tensor:
+    """The image half of `project`; expects a model in evaluation mode."""
+    return model.embed_image(embeddings)

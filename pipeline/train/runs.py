@@ -5,6 +5,7 @@ test split can be used.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from pipeline.provenance import code_hash
 from pipeline.sections import Runs, Train
 from pipeline.train import finished
 from pipeline.train.closed_form import fit_all, seeds_that_count
-from pipeline.train.draws import derive_seeds
+from pipeline.train.draws import check_control, derive_seeds, shuffle_images
 from pipeline.train.inputs import (
     HashedFile,
     averaged_test_eeg,
@@ -62,6 +63,7 @@ def train_all(
     are in the cache folder, under a hash of data, parameters and code, until all runs are done.
     InputError where the inputs cannot be used, or a run failed.
     """
+    check_control(recipe)
     check_folders({out: 0})
     eeg = find_subjects(eeg_dir)
     cache = HashedFile.of(embeddings)
@@ -224,10 +226,32 @@ def _train_new(
     targets = None if embeddings.targets is None else torch.from_numpy(embeddings.targets)
     values = torch.from_numpy(embeddings.values)
     setup = Setup(samples, values, recipe, device, targets, embeddings.blocks)
+    if recipe.control == "shuffled":
+        return {run: _train_control(run, setup, states, step) for run in runs}
+
     partitions = [_partition(run, samples, test_samples, recipe) for run in runs]
-    if has_closed_form(recipe.eeg_encoder):
-        return dict(zip(runs, fit_all(setup, partitions, step), strict=True))
-    return dict(zip(runs, train_many(setup, partitions, states, step), strict=True))
+    return dict(zip(runs, _fit_or_train(setup, partitions, states, step), strict=True))
+
+
+def _fit_or_train(
+    setup: Setup, partitions: Sequence[Partition], states: Path, step: Callable[[], None]
+) -> list[Trained | InputError]:
+    """A model for each partition, in closed form where there is one; or why there is none."""
+    if has_closed_form(setup.recipe.eeg_encoder):
+        return fit_all(setup, partitions, step)
+    return train_many(setup, partitions, states, step)
+
+
+def _train_control(
+    run: Run, setup: Setup, states: Path, step: Callable[[], None]
+) -> Trained | InputError:
+    """Train a run on shuffled images, alone: each run has an order of its own."""
+    samples = shuffle_images(setup.samples, derive_seeds(run.seed, run.fold).control)
+    partition = _partition(run, samples, None, setup.recipe)
+    states = states / run.name
+    states.mkdir(exist_ok=True)
+    [result] = _fit_or_train(replace(setup, samples=samples), [partition], states, step)
+    return result
 
 
 def _partition(

@@ -1,0 +1,1 @@
+"""What lies behind the score of an evaluation, from files that are there; nothing is trained."""

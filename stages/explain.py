@@ -1,0 +1,217 @@
+"""What lies behind the score: figures of the evaluation, its models and its EEG; none is trained.
+
+They stand beside the numbers that people compare, never among them.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from pipeline.datasets.human import HumanSimilarity, read_human
+from pipeline.datasets.image_table import read_image_table
+from pipeline.errors import InputError
+from pipeline.evaluate.similarities import Similarities, read_similarities
+from pipeline.evaluate.statistics import Resamples, draw_resamples
+from pipeline.explain.calibration import ranks, tabulate_calibration
+from pipeline.explain.concepts import tabulate_concepts
+from pipeline.explain.galleries import count_ahead, tabulate_galleries
+from pipeline.explain.near_misses import PEOPLE, cosine_similarity, tabulate_near_misses
+from pipeline.explain.responses import explain_responses
+from pipeline.files import replacing
+from pipeline.images.embeddings import read_about, read_embeddings
+from pipeline.params import Params, read_params
+from pipeline.preprocess.recordings import read_split
+from pipeline.sections import Evaluate
+from pipeline.train.model import load_models
+from pipeline.train.projection import project_images
+from pipeline.train.protocols import name_run
+from stages import run, show, write_json
+
+# What a result says of itself, copied into the file of figures
+FACTS = ("dataset", "synthetic", "backbone", "encoder", "alignment", "block", "protocol")
+
+
+def main(
+    params: Path,
+    image_table: Path,
+    eeg: Path,
+    embeddings: Path,
+    unaligned: Path,
+    aligned: Path,
+    model: Path,
+    similarities: Path,
+    human: Path,
+    explanation: Path,
+    tables: list[Path],
+) -> str:
+    """`embeddings` are those of the evaluation, `unaligned` and `aligned` all that there are.
+
+    `human` is how alike people find the concepts; `tables` are CSV files, named after what they
+    hold.
+    """
+    p = read_params(params)
+    scored = read_similarities(similarities)
+    n_subjects = len({result.subject for result in scored.valid_results})
+    n_images = len(scored.image_ids)
+    resamples = draw_resamples(n_subjects, n_images, p.evaluate.resamples, p.seed)
+
+    galleries = larger_galleries(scored, image_table, embeddings, model, p.evaluate, resamples)
+    calibration = calibrate_at_test_time(scored, p.evaluate, resamples)
+
+    caches = {"unaligned": unaligned, "aligned": aligned}
+    summaries, of_responses = look_at_responses(scored, eeg, caches, model, p)
+
+    people = read_human(human)
+    of_errors = look_at_errors(scored, people, caches, resamples, p.seed)
+
+    frames = {"galleries": galleries, "calibration": calibration}
+    frames |= of_responses | of_errors
+    for path in tables:
+        with replacing(path) as temporary:
+            frames[path.stem].to_csv(temporary, index=False)
+    facts = {name: scored.made_with[name] for name in FACTS}
+    facts |= {"n_resamples": p.evaluate.resamples, "human_similarity": describe_people(people)}
+    write_json(explanation, facts | summaries)
+
+    print_frame("Among more images", galleries, ["gallery", "n_way", "top1_acc", "chance"])
+    print_frame("Calibrated at test time", calibration, ["method", "top1_acc", "chance"])
+    print_frame("Wrong answers", of_errors["near_misses"], ["answers", "alike_by", "excess", "p"])
+    for summary in summaries.values():
+        print(summary["answer"] if "answer" in summary else summary["why"])
+    return str(explanation)
+
+
+def look_at_errors(
+    scored: Similarities,
+    people: HumanSimilarity | str,
+    caches: Mapping[str, Path],
+    resamples: Resamples,
+    seed: int,
+) -> dict[str, pd.DataFrame]:
+    """What is retrieved in place of the image that was seen, overall and concept by concept."""
+    of_people = None if isinstance(people, str) else people.of(scored.things_concept.tolist())
+    spaces = {} if of_people is None else {PEOPLE: of_people}
+    spaces |= image_spaces(scored, caches)
+    return {
+        "near_misses": tabulate_near_misses(scored.valid_results, spaces, resamples, seed),
+        "concepts": tabulate_concepts(scored, of_people),
+    }
+
+
+def image_spaces(scored: Similarities, caches: Mapping[str, Path]) -> dict[str, np.ndarray]:
+    """The cosines (N, N) of the test images' embeddings, by the name of the cache.
+
+    They are of the block of the evaluation, or of the last one that it mixes. A cache that lacks
+    the block is left out, and the reason is printed.
+    """
+    spaces = {}
+    for name, path in caches.items():
+        try:
+            cache = read_embeddings(path, scored.made_with["block"])
+        except InputError as error:
+            print(f"near misses by the {name} embeddings are left out: {error}")
+            continue
+        values = cache.values[cache.rows(scored.image_ids)]
+        spaces[name] = cosine_similarity(values[:, -1] if values.ndim == 3 else values)
+    return spaces
+
+
+def describe_people(people: HumanSimilarity | str) -> dict[str, str | bool]:
+    """Whose similarity the near misses are by; `why` alone where there is none."""
+    if isinstance(people, str):
+        return {"why": people}
+    return {"source": people.source, "synthetic": people.synthetic}
+
+
+def larger_galleries(
+    scored: Similarities,
+    image_table: Path,
+    embeddings: Path,
+    model: Path,
+    parameters: Evaluate,
+    resamples: Resamples,
+) -> pd.DataFrame:
+    """How often the image is found among the training images too; a row a gallery."""
+    models = {
+        name_run(notes["fold"], notes["seed"]): loaded for loaded, notes in load_models(model)
+    }
+    trained = next(iter(models.values())).recipe
+    cache = read_embeddings(embeddings, trained.block, trained.views, trained.views_in_gallery)
+
+    training = read_image_table(image_table)["train"]
+    values = torch.from_numpy(cache.values[cache.rows(training["image_ids"].to_numpy())])
+    concept, concepts = pd.factorize(training["things_concept"])
+
+    results = scored.valid_results
+    # Each model projects the training images once, for all its subjects.
+    projected = {
+        name: project_images(models[name], values).numpy() for name in {r.run for r in results}
+    }
+    ahead = [count_ahead(result, projected[result.run], concept) for result in results]
+    return tabulate_galleries(
+        [result.subject for result in results],
+        ahead,
+        np.bincount(concept, minlength=len(concepts)),
+        parameters.n_way,
+        parameters.top_k,
+        resamples,
+    )
+
+
+def calibrate_at_test_time(
+    scored: Similarities, parameters: Evaluate, resamples: Resamples
+) -> pd.DataFrame:
+    """How often the image is found where all test responses are seen at once; a row a method."""
+    results = scored.valid_results
+    return tabulate_calibration(
+        [result.subject for result in results],
+        [ranks(result) for result in results],
+        parameters.top_k,
+        resamples,
+    )
+
+
+def look_at_responses(
+    scored: Similarities, eeg: Path, caches: Mapping[str, Path], model: Path, p: Params
+) -> tuple[dict[str, Any], dict[str, pd.DataFrame]]:
+    """What the test EEG tells without a retrieved image: summaries and tables by name."""
+    valid = {result.run for result in scored.valid_results}
+    models = [
+        (loaded, notes)
+        for loaded, notes in load_models(model)
+        if name_run(notes["fold"], notes["seed"]) in valid
+    ]
+    block = models[0][0].recipe.block
+    encoders = {
+        name: read_embeddings(path, block)
+        for name, path in caches.items()
+        if has_block(path, block)
+    }
+
+    subjects = sorted({result.subject for result in scored.valid_results})
+    # A generator: the EEG of one subject at a time is in memory.
+    recordings = (read_split(eeg / f"{name}.h5", "test", average=False) for name in subjects)
+    return explain_responses(recordings, models, encoders, p.evaluate, p.seed)
+
+
+def has_block(cache: Path, block: int | str) -> bool:
+    """Whether a cache has the block that was trained on: an aligned one may lack it, or all."""
+    about, attributes = read_about(cache)
+    blocks = [name for name in attributes if "/" not in name]
+    if "why" in about:
+        return False
+    return len(blocks) > 1 if block == "mix" else str(block) in blocks
+
+
+def print_frame(title: str, frame: pd.DataFrame, columns: list[str]) -> None:
+    """Print these columns as a table."""
+    rows = frame[columns].itertuples(index=False)
+    show(title, [dict(zip(columns, row, strict=True)) for row in rows])
+
+
+if __name__ == "__main__":
+    run(main)
