@@ -58,7 +58,7 @@ def test_a_colleague_trains_without_images_or_weights(project, tmp_path):
     output = colleague.run(
         "dvc", "exp", "run", "--pull", "--allow-missing", "-S", "encoder=aligned", "-S", "seed=1"
     )
-    assert ran(output) == ["train", "evaluate", "explain", "report"]
+    assert ran(output) == ["train", "baseline", "evaluate", "explain", "report"]
     inputs = [path for path in colleague.folder.glob("data/fetched/**/*") if path.is_file()]
     # The names of the images alone, and what people say of their concepts
     assert {path.name for path in inputs if path.parent.name != "human"} == {"images.csv"}

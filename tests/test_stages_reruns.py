@@ -18,6 +18,7 @@ def test_a_rerun_costs_only_what_changed(project):
     before = project.metrics()
     assert ran(project.run("dvc", "exp", "run", "-S", "encoder=aligned")) == [
         "train",
+        "baseline",
         "evaluate",
         "explain",
         "report",
@@ -68,6 +69,7 @@ def test_another_block_costs_only_the_training(project):
     before = project.metrics()
     assert ran(project.run("dvc", "exp", "run", "-S", "train.block=6")) == [
         "train",
+        "baseline",
         "evaluate",
         "explain",
         "report",
@@ -91,6 +93,18 @@ def test_another_alignment_leaves_the_unaligned_cache(project):
     project.set(alignment="glocal")
     try:
         assert ran(project.run("dvc", "repro", "--dry", "embed")) == ["embed@aligned"]
+    finally:
+        params.write_bytes(shipped)
+
+
+def test_another_number_of_epochs_leaves_the_baseline(project):
+    params = project.folder / "params.yaml"
+    shipped = params.read_bytes()
+    try:
+        project.set(train__epochs=2, train__seeds=3, train__eeg_encoder="nice-recipe")
+        assert ran(project.run("dvc", "repro", "--dry", "baseline")) == []
+        project.set(train__remove_dc=True)
+        assert ran(project.run("dvc", "repro", "--dry", "baseline")) == ["baseline"]
     finally:
         params.write_bytes(shipped)
 
