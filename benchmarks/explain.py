@@ -2,7 +2,7 @@
 
     python -m benchmarks.explain                # 10 subjects x 200 images x 80 repetitions, 17 x 100, five seeds
     python -m benchmarks.explain large          # the same at 63 x 250, one seed
-    python -m benchmarks.explain calibration [N]  # N simulations of each kind, or 400
+    python -m benchmarks.explain calibration [N [SUBJECTS ...]]  # N simulations of each kind, or 400
 
 EEG and embeddings are noise and the models are untrained, which costs the same.
 
@@ -121,9 +121,9 @@ def draw(
     return np.stack(eeg), encoders
 
 
-def calibration(n_simulations: int) -> None:
+def calibration(n_simulations: int, numbers_of_subjects: list[int]) -> None:
     """Print how often a difference is claimed, for each number of subjects and kind of response."""
-    for n_subjects in (1, 2, 6, 10):
+    for n_subjects in numbers_of_subjects:
         # Fewer than six subjects speak for themselves, and may not differ in what is asked.
         kinds = [("none", 0.0, 0.0, 0.0), ("weak", 0.1, 0.0, 0.0), ("strong", 0.3, 0.0, 0.0)]
         if n_subjects >= 6:
@@ -150,9 +150,10 @@ def calibration(n_simulations: int) -> None:
 
 
 def main() -> None:
-    what, *rest = [*sys.argv[1:], ""]
+    what = " ".join(sys.argv[1:2])
     if what == "calibration":
-        calibration(int(rest[0] or 400))
+        n_simulations, *numbers_of_subjects = [*map(int, sys.argv[2:])] or [400]
+        calibration(n_simulations, numbers_of_subjects or [1, 2, 6, 10])
     else:
         responses(what)
 

@@ -21,12 +21,10 @@ from scipy.stats import binomtest
 from tqdm import tqdm
 
 from benchmarks.calibration import evaluate_parameters
-from pipeline.compare.comparison import whole_pairs
-from pipeline.compare.differences import ALPHA
 from pipeline.compare.explained import compare_near_misses
 from pipeline.datasets.human import HumanSimilarity
 from pipeline.evaluate.similarities import Similarities, SubjectResult
-from pipeline.evaluate.statistics import draw_resamples
+from pipeline.evaluate.statistics import ALPHA, draw_resamples
 from pipeline.explain import near_misses
 from pipeline.explain.near_misses import ANSWERS, PEOPLE, cosine_similarity, tabulate_near_misses
 from pipeline.train.protocols import plan
@@ -89,8 +87,8 @@ def paired(number: int, protocol: str, n_seeds: int, models: list[Model]) -> lis
         for name, results in zip(("unaligned", "aligned"), sides, strict=True)
     ]
     human = HumanSimilarity(ids, people, "simulated", True)
-    pairs = whole_pairs(dict(zip(("unaligned", "aligned"), evaluations, strict=True)))
-    found = compare_near_misses(pairs, evaluations[1], evaluate_parameters(), number, human)
+    both = dict(zip(("unaligned", "aligned"), evaluations, strict=True))
+    found = compare_near_misses(both, evaluate_parameters(), number, human)
     points = top1(sides[1]) - top1(sides[0])
     rows = found["answers"]
     return [(rows[kind]["difference"], rows[kind]["p"], points) for kind in ANSWERS]

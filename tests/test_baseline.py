@@ -11,11 +11,12 @@ import yaml
 
 from pipeline.compare.baseline import set_beside_baseline
 from pipeline.compare.comparison import compare
+from pipeline.datasets.human import write_no_human
 from pipeline.evaluate.baseline import BASELINE
 from pipeline.evaluate.similarities import Similarities, read_similarities
 from pipeline.params import read_params
 from pipeline.provenance import code_of
-from stages import baseline, evaluate, report, train
+from stages import baseline, evaluate, explain, report, train
 from stages.code import main as write_records
 from tests.test_comparison import evaluation, first, pair, parameters, scored
 from tests.test_report import TABLES as ALL_TABLES
@@ -23,6 +24,7 @@ from tests.test_report import explain
 from tests.tiny import make_embeddings, make_prepared
 
 TABLES = ("per_subject", "top_k", "n_way", "repetitions", "time_course", "channels")
+EXPLAINED = ("galleries", "calibration", "reliability", "rsa", "near_misses", "concepts")
 
 
 @pytest.fixture(scope="module")
@@ -59,20 +61,21 @@ def run_evaluation(data: Path, folder: Path, **changes: object) -> dict:
     train.main(*inputs)
     outputs = folder / "details.json", folder / "evaluation.h5"
     evaluate.main(*inputs, *outputs, [folder / f"{name}.csv" for name in TABLES])
+    explain_evaluation(data, folder)
     return json.loads(outputs[0].read_text())
 
 
-def write_page(folder: Path) -> str:
-    """The page, with what the explain stage would tell of 16 random dimensions."""
-    scored_runs = read_similarities(folder / "evaluation.h5")
-    rng = np.random.default_rng(0)
-    random = [
-        replace(result, **{side: rng.standard_normal((6, 16)) for side in ("eeg", "images")})
-        for result in scored_runs.results
-    ]
-    explain(replace(scored_runs, results=random), folder)
+def explain_evaluation(data: Path, folder: Path) -> None:
+    write_no_human(folder / "human.h5", "nobody was asked")
+    embeddings = [data / "embeddings.h5"] * 3  # of the evaluation, unaligned and aligned
+    files = [folder / name for name in ("model", "evaluation.h5", "human.h5", "explanation.json")]
+    inputs = folder / "params.yaml", data / "images.csv", data / "eeg"
+    explain.main(*inputs, *embeddings, *files, [folder / f"{name}.csv" for name in EXPLAINED])
 
-    inputs = folder / "evaluation.h5", folder / "model/history.csv", folder / "details.json"
+
+def write_page(folder: Path) -> str:
+    names = "evaluation.h5", "model/history.csv", "details.json", "explanation.json"
+    inputs = [folder / name for name in names]
     outputs = folder / "learning_curves.csv", folder / "pictures", folder / "report.html"
     report.main(
         folder / "params.yaml",
@@ -82,7 +85,7 @@ def write_page(folder: Path) -> str:
         folder / "comparison.json",
         Path("reference/learning_curve.csv"),
         *outputs,
-        [folder / f"{name}.csv" for name in ALL_TABLES],
+        [folder / f"{name}.csv" for name in TABLES + EXPLAINED],
         folder / "baseline.h5",
     )
     return outputs[2].read_text()

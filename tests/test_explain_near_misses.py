@@ -7,7 +7,6 @@ import pandas as pd
 import pytest
 from scipy.stats import binomtest
 
-from pipeline.compare.comparison import whole_pairs
 from pipeline.compare.explained import compare_near_misses
 from pipeline.datasets.human import HumanSimilarity
 from pipeline.evaluate.similarities import Similarities, SubjectResult
@@ -211,8 +210,7 @@ def compared(share: float, human: HumanSimilarity | str) -> dict:
         "unaligned": evaluation(side(people, 0.0, 1), "unaligned"),
         "aligned": evaluation(side(people, share, 2), "aligned"),
     }
-    pairs = whole_pairs(sides)
-    return compare_near_misses(pairs, sides["aligned"], PARAMETERS, 0, human)
+    return compare_near_misses(sides, PARAMETERS, 0, human)
 
 
 def test_a_side_whose_errors_follow_people_is_nearer_to_them() -> None:

@@ -174,6 +174,19 @@ def test_the_variance_over_images_is_the_one_that_other_images_would_show(kind):
     assert 0.95 < ratio < {"images": 1.05, "pairs": 1.4}[kind]
 
 
+def test_a_bootstrap_over_images_would_give_the_noise_of_pairs_three_times_its_variance():
+    """Pairs of an image with itself left out: why there is none."""
+    n_images, rng = 40, np.random.default_rng(0)
+    first, second = np.triu_indices(n_images, 1)
+    variances = []
+    for _ in range(60):
+        counts = rng.multinomial(n_images, np.full(n_images, 1 / n_images), size=300)
+        weights = counts[:, first] * counts[:, second]
+        means = weights @ rng.standard_normal(len(first)) / weights.sum(1)
+        variances.append(means.var(ddof=1))
+    assert np.mean(variances) * len(first) == pytest.approx(3, abs=0.25)
+
+
 def test_few_images_give_no_interval():
     eeg = np.random.default_rng(0).standard_normal((2, 6))
     compared = compare_geometries(eeg, {"aligned": np.arange(6.0)}, 4)

@@ -73,6 +73,8 @@ def _reason(run: Similarities, baseline: Similarities) -> str:
     """Why a run has no baseline to stand beside, in words; "" if it has."""
     if run.made_with.get("closed_form"):
         return f"this run is {BASELINE} itself"
+    if run.made_with.get("control") == "shuffled":
+        return "this run is a control, trained on shuffled images, and ridge is not"
     if not baseline.results:
         return str(baseline.made_with["left_out"])
     if all(result.collapsed for result in run.results):

@@ -75,8 +75,8 @@ def compare(
     Raises InputError if the two evaluations differ in nothing, in more than one of FACTORS, or in
     anything else.
     """
-    baseline, other = _with_the_same_seeds(baseline, other)
     factor, sides = order_sides(baseline, other)
+    _, other = sides.values()
 
     # What differs by the factor holds for one side only.
     dropped = ("settings", "caveat", *FACTORS[factor])
@@ -106,8 +106,7 @@ def compare(
     pairs = whole_pairs(sides)
     # Both sides lack a pair or none does, so that one of them can be asked.
     if pairs[comparison["baseline"]]:
-        without_seeds = len(comparison["without_seeds"]) == len(sides)
-        comparison |= _differences(pairs, other, parameters, seed, without_seeds)
+        comparison |= _differences(pairs, other, parameters, seed, without_seeds(sides))
         histograms = {
             label: cosine_histograms(list(results.values())) for label, results in pairs.items()
         }
@@ -118,6 +117,26 @@ def compare(
     sentences = " ".join([sentence, *comparison["caveats"]]) + warning_sentences(comparison)
     answer = {"answer": sentences, "verdict": verdict}
     return answer | comparison | {"settings": made_with["settings"]}
+
+
+def order_sides(baseline: Similarities, other: Similarities) -> tuple[str, dict[str, Similarities]]:
+    """The factor in which two evaluations differ, and both by their labels, the baseline first.
+
+    The run of a model without seeds is there for each seed of the other side. InputError as in
+    `compare`.
+    """
+    baseline, other = _with_the_same_seeds(baseline, other)
+    factor, labels = _find_factor(_facts(baseline), _facts(other))
+    sides = dict(zip(labels, (baseline, other), strict=True))
+    if factor == "encoder":
+        # Reversed, "unaligned" comes first and is the baseline, whatever the order of the files.
+        sides = {label: sides[label] for label in sorted(labels, reverse=True)}
+    return factor, sides
+
+
+def without_seeds(sides: Mapping[str, Similarities]) -> bool:
+    """Whether neither side has seeds that could vary."""
+    return all(side.made_with.get("closed_form") for side in sides.values())
 
 
 def _with_the_same_seeds(
@@ -141,21 +160,6 @@ def repeat_for_seeds(without_seeds: Similarities, other: Similarities) -> Simila
         if fold == result.fold
     ]
     return replace(without_seeds, results=results)
-
-
-def order_sides(baseline: Similarities, other: Similarities) -> tuple[str, dict[str, Similarities]]:
-    """The factor in which two evaluations differ, and both by their labels, the baseline first.
-
-    Both have the same runs: that of a model without seeds stands for each seed of the other side.
-    InputError as in `compare`.
-    """
-    baseline, other = _with_the_same_seeds(baseline, other)
-    factor, labels = _find_factor(_facts(baseline), _facts(other))
-    sides = dict(zip(labels, (baseline, other), strict=True))
-    if factor == "encoder":
-        # Reversed, "unaligned" comes first and is the baseline, whatever the order of the files.
-        sides = {label: sides[label] for label in sorted(labels, reverse=True)}
-    return factor, sides
 
 
 def _runs(results: Iterable[SubjectResult]) -> list[str]:

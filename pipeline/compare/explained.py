@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from pipeline.compare.comparison import order_sides, whole_pairs
-from pipeline.compare.differences import RunKey, paired_difference
+from pipeline.compare.comparison import order_sides, whole_pairs, without_seeds
+from pipeline.compare.differences import RunKey, WeighQueries, paired_difference
 from pipeline.datasets.human import HumanSimilarity
 from pipeline.errors import InputError
-from pipeline.evaluate.similarities import Similarities, SubjectResult
+from pipeline.evaluate.similarities import Queries, Similarities
 from pipeline.evaluate.statistics import draw_resamples
 from pipeline.explain.calibration import METHODS, ranks
 from pipeline.explain.near_misses import (
@@ -24,7 +24,7 @@ from pipeline.explain.near_misses import (
 from pipeline.retrieval import weigh_means, weigh_top_k
 from pipeline.sections import Evaluate
 
-Pairs = Mapping[str, Mapping[RunKey, SubjectResult]]
+Sides = Mapping[str, Similarities]
 
 
 def explain_difference(
@@ -40,25 +40,21 @@ def explain_difference(
     `human` is people's similarity of the test concepts, or why there is none.
     """
     _, sides = order_sides(baseline, other)
-    pairs = whole_pairs(sides)
-    if not all(pairs.values()):
+    if not all(whole_pairs(sides).values()):
         return {}
     return {
-        "calibrated": _calibrated(pairs, other, parameters, seed),
-        "near_misses": compare_near_misses(pairs, other, parameters, seed, human),
+        "calibrated": compare_calibrated(sides, parameters, seed),
+        "near_misses": compare_near_misses(sides, parameters, seed, human),
     }
 
 
-def _calibrated(
-    pairs: Pairs, other: Similarities, parameters: Evaluate, seed: int
-) -> dict[str, dict[str, Any]]:
+def compare_calibrated(sides: Sides, parameters: Evaluate, seed: int) -> dict[str, dict[str, Any]]:
     """Top-1 of both sides and its paired difference, calibrated at test time, by method."""
     ranks_of_side = {
         label: {key: ranks(result) for key, result in results.items()}
-        for label, results in pairs.items()
+        for label, results in whole_pairs(sides).items()
     }
-    subjects = {subject for results in pairs.values() for _, _, subject in results}
-    resamples = draw_resamples(len(subjects), len(other.image_ids), parameters.resamples, seed)
+    weigh = partial(weigh_top_k, top_k=[1])
 
     differences = {}
     for method in METHODS:
@@ -66,18 +62,12 @@ def _calibrated(
             label: {key: {"rank": by_method[method]} for key, by_method in of_runs.items()}
             for label, of_runs in ranks_of_side.items()
         }
-        paired = paired_difference(
-            queries,
-            resamples,
-            partial(weigh_top_k, top_k=[1]),
-            left_out_in_turn=other.made_with["protocol"] == "leave-one-subject-out",
-        )
-        differences[method] = paired.metrics["top1_acc"]
+        differences[method] = _pair(sides, queries, weigh, parameters, seed)["top1_acc"]
     return differences
 
 
 def compare_near_misses(
-    pairs: Pairs, other: Similarities, parameters: Evaluate, seed: int, human: HumanSimilarity | str
+    sides: Sides, parameters: Evaluate, seed: int, human: HumanSimilarity | str
 ) -> dict[str, Any]:
     """By how much what is retrieved instead is like what was seen, for people, above chance.
 
@@ -86,22 +76,23 @@ def compare_near_misses(
     """
     if isinstance(human, str):
         return {"why": human}
+    first = next(iter(sides.values()))
     try:
-        alike = percentiles(human.of(other.things_concept.tolist()))
+        alike = percentiles(human.of(first.things_concept.tolist()))
     except InputError as error:
         # A comparison of files that were kept: the workspace may have moved on to other data.
         return {"why": str(error)}
 
     weights = {
         label: {key: weigh_answers(result.similarity) for key, result in results.items()}
-        for label, results in pairs.items()
+        for label, results in whole_pairs(sides).items()
     }
     differences = {}
     for answers in ANSWERS:
         # A run without wrong answers has no near misses, and its partner then has none to compare.
         keys = [
             key
-            for key in next(iter(pairs.values()))
+            for key in next(iter(weights.values()))
             if all(of_runs[key][answers].any() for of_runs in weights.values())
         ]
         if not keys:
@@ -114,12 +105,25 @@ def compare_near_misses(
             }
             for label, of_runs in weights.items()
         }
-        n_subjects = len({subject for _, _, subject in keys})
-        paired = paired_difference(
-            queries,
-            draw_resamples(n_subjects, len(other.image_ids), parameters.resamples, seed),
-            weigh_means,
-            left_out_in_turn=other.made_with["protocol"] == "leave-one-subject-out",
-        )
-        differences[answers] = paired.metrics["excess"]
+        differences[answers] = _pair(sides, queries, weigh_means, parameters, seed)["excess"]
     return {"source": human.source, "synthetic": human.synthetic, "answers": differences}
+
+
+def _pair(
+    sides: Sides,
+    queries: Mapping[str, Mapping[RunKey, Queries]],
+    weigh: WeighQueries,
+    parameters: Evaluate,
+    seed: int,
+) -> dict[str, dict[str, Any]]:
+    """The paired difference of each metric, by the rules of a comparison of these sides."""
+    first = next(iter(sides.values()))
+    subjects = {subject for of_runs in queries.values() for _, _, subject in of_runs}
+    paired = paired_difference(
+        queries,
+        draw_resamples(len(subjects), len(first.image_ids), parameters.resamples, seed),
+        weigh,
+        left_out_in_turn=first.made_with["protocol"] == "leave-one-subject-out",
+        without_seeds=without_seeds(sides),
+    )
+    return paired.metrics

@@ -52,7 +52,8 @@ class Baseline:
 
 def baseline_recipe(**choices: Any) -> Train:
     """The section `train` of a baseline: these keys, and a fixed value for all that it ignores."""
-    return Train.model_validate({"eeg_encoder": BASELINE, "control": "none"} | UNUSED | choices)
+    fixed = {"eeg_encoder": BASELINE, "control": "none"}
+    return Train.model_validate(fixed | UNUSED | choices)
 
 
 def fit_baseline(

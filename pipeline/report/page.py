@@ -63,9 +63,9 @@ def write_report(
     `evaluation` is details.json, `explanation` explanation.json, `tables` the CSV files of the
     stages evaluate and explain by their stem, `curves` what `learning_curves` returns, `comparison`
     that of the two encoders where there is one of this evaluation, `beside` what
-    `set_beside_baseline` returns, `settings` what decided the
-    figures, `published` and `may_share_images` those of the dataset's entry, `hashes` the sha256 of
-    the files that the page is made of.
+    `set_beside_baseline` returns, `settings` what decided the figures, `published` and
+    `may_share_images` those of the dataset's entry, `hashes` the sha256 of the files that the page
+    is made of.
     """
     subjects = tables["per_subject"]
     concepts = _with_difference(tables["concepts"], comparison)

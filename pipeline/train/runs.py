@@ -230,13 +230,13 @@ def _train_new(
         return {run: _train_control(run, setup, states, step) for run in runs}
 
     partitions = [_partition(run, samples, test_samples, recipe) for run in runs]
-    return dict(zip(runs, _fit_or_train(setup, partitions, states, step), strict=True))
+    return dict(zip(runs, _train_or_fit(setup, partitions, states, step), strict=True))
 
 
-def _fit_or_train(
+def _train_or_fit(
     setup: Setup, partitions: Sequence[Partition], states: Path, step: Callable[[], None]
 ) -> list[Trained | InputError]:
-    """A model for each partition, in closed form where there is one; or why there is none."""
+    """A model for each partition; by its closed form, where the EEG encoder has one."""
     if has_closed_form(setup.recipe.eeg_encoder):
         return fit_all(setup, partitions, step)
     return train_many(setup, partitions, states, step)
@@ -250,7 +250,7 @@ def _train_control(
     partition = _partition(run, samples, None, setup.recipe)
     states = states / run.name
     states.mkdir(exist_ok=True)
-    [result] = _fit_or_train(replace(setup, samples=samples), [partition], states, step)
+    [result] = _train_or_fit(replace(setup, samples=samples), [partition], states, step)
     return result
 
 
