@@ -19,8 +19,6 @@ from pipeline.provenance import code_of
 from stages import baseline, evaluate, explain, report, train
 from stages.code import main as write_records
 from tests.test_comparison import evaluation, first, pair, parameters, scored
-from tests.test_report import TABLES as ALL_TABLES
-from tests.test_report import explain
 from tests.tiny import make_embeddings, make_prepared
 
 TABLES = ("per_subject", "top_k", "n_way", "repetitions", "time_course", "channels")
@@ -81,7 +79,6 @@ def write_page(folder: Path) -> str:
         folder / "params.yaml",
         folder,
         *inputs,
-        folder / "explanation.json",
         folder / "comparison.json",
         Path("reference/learning_curve.csv"),
         *outputs,

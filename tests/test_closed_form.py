@@ -37,7 +37,6 @@ USED = {
     "views_in_gallery",
     "protocol",
     "eeg_encoder",
-    "control",
     "standardise_eeg",
     "eeg_window",
     "smoothing",
