@@ -25,7 +25,9 @@ from pipeline.errors import InputError
 RATIOS = tuple(10.0**decade for decade in range(-2, 5))
 VALUES_AT_ONCE = 1 << 24  # values of EEG that are in memory as features
 COLUMNS_AT_ONCE = 512  # of the features' products, of which one half is computed
-MATRICES = 6  # of all equations that are in memory at once: three folds, their sum, two to solve
+# Matrices of all equations that are in memory at once
+BY_FEATURES = 6  # three folds, their sum, and two to solve it
+BY_RESPONSES = 3  # the products, and two to solve them
 
 
 class Ridge(Flatten):
@@ -58,7 +60,7 @@ def fit_ridge(
     first, _ = read(torch.zeros(1, dtype=torch.long))
     n_features = first.shape[1]
     few_features = n_features < len(fold)
-    _check_memory(min(n_features, len(fold)), len(fold), first)
+    _check_memory(few_features, len(fold), first)
 
     system = (_ByFeatures if few_features else _ByResponses)(read, fold, n_features)
     if not system.mean_eigenvalue > 0:
@@ -77,9 +79,10 @@ def fit_ridge(
     )
 
 
-def _check_memory(n_equations: int, n_responses: int, x: Tensor) -> None:
-    """InputError where the system of equations, of the type of x, does not fit into memory."""
-    needed = MATRICES * n_equations**2 * x.element_size()
+def _check_memory(few_features: bool, n_responses: int, x: Tensor) -> None:
+    """InputError where the equations for features x (b, p) do not fit into memory."""
+    numbers = BY_FEATURES * x.shape[1] ** 2 if few_features else BY_RESPONSES * n_responses**2
+    needed = numbers * x.element_size()
     free = torch.cuda.mem_get_info(x.device)[0] if x.is_cuda else free_memory()
     if needed > free:
         raise InputError(
