@@ -45,7 +45,8 @@ def variance_components(
         of_all_subjects = 0 in factors and 1 not in factors
         if models_are_shared or not of_all_subjects:
             name = SEPARATOR.join(FACTORS[axis] for axis in factors)
-            components[name] = component
+            # An estimate may be negative, and a variance is not.
+            components[name] = None if component is None else max(0.0, component)
     return components
 
 
@@ -69,7 +70,7 @@ def _crossed_component(differences: np.ndarray, factors: tuple[int, ...]) -> flo
         if set(factors) <= set(around)
     )
     n_alike = differences.size / np.prod([differences.shape[axis] for axis in factors])
-    return max(0.0, float(own / n_alike))
+    return float(own / n_alike)
 
 
 def _nested_component(differences: np.ndarray, factors: tuple[int, ...]) -> float:
@@ -85,7 +86,7 @@ def _nested_component(differences: np.ndarray, factors: tuple[int, ...]) -> floa
     if 1 in factors and n_seeds > 1:
         # The mean over few seeds still holds some of them.
         component -= _nested_component(differences, (0, *factors)) / n_seeds
-    return max(0.0, component)
+    return component
 
 
 def _subsets(axes: Sequence[int]) -> list[tuple[int, ...]]:
