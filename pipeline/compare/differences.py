@@ -3,8 +3,11 @@
 Besides the factor of the comparison, three things vary: seeds, subjects and test images. Interval
 and p are over all of them that the runs can tell about. A model that is trained on several
 subjects moves all of them together, so subjects cannot stand for seeds: with one seed there is no
-claim. Where each subject has models of its own, the spread over subjects includes the seeds. How
-often a claim that rests on this is wrong: benchmarks/calibration.py.
+claim. Where each subject has models of its own, the spread over subjects includes the seeds.
+
+What subjects and images both hold, the noise of single answers, is counted once. Of models that
+subjects share, the seeds of both sides are pairs. How often a claim that rests on this is wrong,
+and what else was tried: benchmarks/calibration.py and docs/results.md.
 
 Axes: R runs and subjects tested, B resamples, S subjects, N test images.
 """
