@@ -2,9 +2,9 @@
 
     python -m benchmarks.calibration [PROTOCOL ...] [FOLDER]    # an hour a protocol on a free core; with a number
                                                                 # before the folder: of so many datasets only
-    python -m benchmarks.calibration effects                    # without training: 10 minutes
+    python -m benchmarks.calibration effects                    # without training: 4 minutes
     python -m benchmarks.calibration curves FOLDER              # on the logs of real trainings: a minute
-    python -m benchmarks.calibration study                      # of whole grids: 20 minutes
+    python -m benchmarks.calibration study                      # of whole grids: 3 minutes
 
 Each dataset (benchmarks/simulated.py) is drawn anew: subjects, images and noise. On it are trained, by params.yaml with
 fewer epochs, ten seeds with the embeddings of one image model, five with those of an equal one, whose noise is its own,
@@ -21,7 +21,7 @@ a minute. Beside our test stands the former one, with the same data.
 `effects` draws which images each run retrieves first, see `draw_effects`: thousands of comparisons, so that the share
 of false claims is known within half a point; beside what was found stands the power that pipeline.compare.power
 predicts. `curves` compares real trainings of one model, so that nothing is there to be found, and adds a difference.
-`study` asks the same of whole grids (`pipeline.study.summary.summarise`), see `draw_study`.
+`study` asks the same of whole grids, as `pipeline.study.summary.summarise` does, see `draw_study`.
 
 Comparisons of one dataset share runs. So beside the binomial interval of the share of claims (Clopper-Pearson, as if
 all were independent) stands its standard error from the spread over the datasets, which are independent.
@@ -29,6 +29,7 @@ all were independent) stands its standard error from the spread over the dataset
 
 import os
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -48,14 +49,13 @@ from pipeline.errors import InputError
 from pipeline.evaluate.similarities import SubjectResult
 from pipeline.evaluate.statistics import (
     Variance,
+    holm,
     t_test,
     variance_of_mean,
     variance_over_seeds,
 )
-from pipeline.params import read_params
-from pipeline.sections import Evaluate
 from pipeline.study.results import Cell, Trial, TrialResult
-from pipeline.study.summary import ENCODERS, summarise
+from pipeline.study.summary import ENCODERS
 from pipeline.train.draws import derive_seeds
 from pipeline.train.loop import train_together
 from pipeline.train.protocols import plan
@@ -75,7 +75,8 @@ class ImageModel:
     n_seeds: int
 
 
-MODELS = {"first": ImageModel(0, 4.5, 10), "second": ImageModel(1, 4.5, 5)}
+WORSE = 4.5  # noise of the embeddings
+MODELS = {"first": ImageModel(0, WORSE, 10), "second": ImageModel(1, WORSE, 5)}
 BETTER = {"+5": ImageModel(3, 4.0, 5), "+10": ImageModel(4, 3.5, 5)}
 KINDS = {"first": "same", "second": "equal"} | {name: name for name in BETTER}
 
@@ -235,23 +236,21 @@ def p_of(differences: np.ndarray, parts: list[Variance]) -> float:
     return 1.0 if np.isnan(p) else p
 
 
-def evaluate_parameters() -> Evaluate:
-    return Evaluate(
-        **read_params(Path("params.yaml")).evaluate.model_dump() | {"resamples": 300, "top_k": [1]}
-    )
-
-
 Claim = tuple[str, int, str, float, bool]  # model, seeds, verdict, points, the former test
 
 
 def compare_dataset(
-    protocol: str, number: int, of_model: dict[str, list[list[SubjectResult]]], each: int
+    protocol: str,
+    number: int,
+    of_model: dict[str, list[list[SubjectResult]]],
+    each: int,
+    seeds: Sequence[int] = SEEDS,
 ) -> list[Claim]:
     """Comparisons of one dataset, `each` with a model and a number of seeds."""
     torch.set_num_threads(1)
     rng, found = np.random.default_rng(number), []
     first = of_model["first"]
-    for k in SEEDS:
+    for k in seeds:
         for model, with_it in of_model.items():
             for _ in range(each):
                 drawn = rng.permutation(len(with_it))
@@ -534,12 +533,30 @@ def draw_study(protocol: str, n_seeds: int, gain: float, number: int) -> list[Tr
 def judge_study(
     protocol: str, n_seeds: int, gain: float, number: int
 ) -> tuple[list[str], list[float], list[float]]:
-    """The verdict of each cell, its p before the correction, and its difference in points."""
-    facts = {"synthetic": True, "selected_on": "validation", "caveats": []}
-    answers = draw_study(protocol, n_seeds, gain, number)
-    cells = summarise(answers, [], facts, evaluate_parameters(), number)[0]["cells"]
-    points = [100 * cell["difference"]["top1_acc"]["mean"] for cell in cells]
-    return [cell["verdict"] for cell in cells], [cell["p"] for cell in cells], points
+    """The verdict of each cell, its p before Holm's correction, and its difference in points.
+
+    As in `pipeline.study.summary.summarise`, with p by `our_p`.
+    """
+    right_of: dict[tuple[str, str], dict[tuple[int, str], np.ndarray]] = {}
+    for result in draw_study(protocol, n_seeds, gain, number):
+        runs_of_side = right_of.setdefault((result.trial.cell.backbone, result.trial.encoder), {})
+        runs_of_side[result.trial.run.seed, result.subject] = result.queries["rank"] == 1
+
+    p, points = [], []
+    for i in range(N_CELLS):
+        sides = [right_of[f"model-{i}", encoder] for encoder in ENCODERS]
+        first, second = (
+            np.array([side[key] for key in sorted(side)]).reshape(n_seeds, N_SUBJECTS, -1)
+            for side in sides
+        )
+        p.append(our_p(protocol, first, second))
+        points.append(100 * float(second.mean() - first.mean()))
+
+    verdicts = [
+        "no difference shown" if corrected > ALPHA else "better" if difference > 0 else "worse"
+        for corrected, difference in zip(holm(np.array(p)), points, strict=True)
+    ]
+    return verdicts, p, points
 
 
 def calibrate_study(pool: ProcessPoolExecutor) -> None:
