@@ -10,7 +10,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:  # what has to be told comes before what is installed
-.PHONY: help checkout setup repro compare results cache study test coverage check docs bench fuzz
+.PHONY: help checkout setup repro compare power results cache study test coverage check docs bench fuzz
 
 help:  ## what there is to make
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,6 +38,9 @@ repro: setup  ## run the pipeline (what changed of it) and print the metrics
 compare: setup  ## both encoders: the difference, and how sure it is; make compare SEEDS=5 [BASELINE=key=value OTHER=key=value]
 	python -m stages.compare $(if $(SEEDS),--seeds $(SEEDS)) $(if $(BASELINE),--baseline '$(BASELINE)') $(if $(OTHER),--other '$(OTHER)')
 	@echo '`$(if $(SEEDS),dvc exp run -S train.seeds=$(SEEDS),dvc repro)` puts it into metrics/report.html'
+
+power: setup  ## how many seeds and subjects a difference takes, from the last comparison
+	@python -m stages.power
 
 results: setup  ## print the last comparison
 	@python -m stages.results

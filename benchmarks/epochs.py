@@ -290,7 +290,9 @@ def score_seeds(scene: Scene, models: Sequence[Trained]) -> list[list[SubjectRes
 def show_claims(protocol: str, arm: str, compared: Sequence[list[tuple]]) -> None:
     k = DESIGNS[protocol].seeds_compared
     print(f"\n{protocol}, {arm}, {len(compared)} datasets")
-    print("         seeds  points      claims  share    95 % binomial     se")
+    print(
+        "         seeds  points      claims  share    95 % binomial     se             former test"
+    )
     for model, kind in (("first", "same"), ("second", "equal")):
         show(kind, k, [[row for row in rows if row[0] == model] for rows in compared])
 

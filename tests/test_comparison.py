@@ -233,6 +233,54 @@ def test_the_parts_add_up():
     json.dumps(result)
 
 
+def drawn_runs(fold: str, gain: float, rng: np.random.Generator) -> list[SubjectResult]:
+    """Right answers of 8 subjects and 3 seeds, some images easier and some subjects better."""
+    chance = np.linspace(0.2, 0.7, N) + np.linspace(-0.1, 0.1, 8)[:, None] + gain  # (S, N)
+    return [
+        scored(f"sub-{i}", rng.random(N) < chance[i], seed, fold=fold.format(i))
+        for seed in (1, 2, 3)
+        for i in range(8)
+    ]
+
+
+def test_the_claim_is_that_of_the_mean_squares():
+    """The parts by hand: subjects, images, what both hold once, and seeds, pairs of them half as much again."""
+    rng = np.random.default_rng(4)
+    sides = [drawn_runs("pooled", gain, rng) for gain in (0.0, 0.2)]
+    result = compared(*sides)
+    ranks = [[run.queries()["rank"] for run in side] for side in sides]
+    first, second = (np.array(side).reshape(3, 8, N) == 1 for side in ranks)
+    differences = second.astype(float) - first
+
+    of_pairs = differences.mean(0)
+    rest = of_pairs - of_pairs.mean(1)[:, None] - of_pairs.mean(0) + of_pairs.mean()
+    subjects = of_pairs.mean(1).var(ddof=1) / 8
+    images = of_pairs.mean(0).var(ddof=1) / N
+    noise = (rest**2).sum() / (7 * (N - 1)) / (8 * N)
+    seeds = differences.mean((1, 2)).var(ddof=1) / 3
+    seeds += sum(side.mean((1, 2)).var(ddof=1) / 3 for side in (first, second))
+    total = max(subjects + images - noise + seeds / 2, subjects, images, seeds / 2)
+
+    top1 = result["metrics"]["top1_acc"]
+    # Degrees of freedom between those of the seeds and those of all: the error is what is asked.
+    half = np.ptp(top1["ci95"]) / 2
+    assert 1.9 * total**0.5 < half < 2.8 * total**0.5
+    assert result["variances"]["subjects x test images"] == pytest.approx(
+        noise * 8 * N - result["variances"]["seeds x subjects x test images"] / 3, abs=1e-9
+    )
+    by_seed = [side.mean((1, 2)) for side in (first, second)]
+    assert result["seed_correlation"] == pytest.approx(np.corrcoef(*by_seed)[0, 1])
+
+
+def test_models_of_one_subject_each_have_no_seeds_in_common():
+    rng = np.random.default_rng(5)
+    result = compared(*(drawn_runs("only-{}", gain, rng) for gain in (0.0, 0.2)))
+    assert "seeds" not in result["variances"]
+    assert result["variances"]["seeds x subjects x test images"] > 0.1
+    alone = compared(*pair(8, seeds=(1,)))
+    assert alone["variances"]["seeds"] is None and alone["seed_correlation"] is None
+
+
 def test_the_other_way_round_changes_the_sign_only():
     there, back = compared(*pair(10)), compared(*pair(10)[::-1])
     assert back["metrics"]["top1_acc"]["difference"] == pytest.approx(

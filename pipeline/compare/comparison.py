@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.compare.differences import RunKey, paired_difference
+from pipeline.compare.variances import correlation_over_seeds, variance_components
 from pipeline.errors import InputError
 from pipeline.evaluate.similarities import Queries, Similarities, SubjectResult
 from pipeline.evaluate.statistics import ALPHA, MIN_SUBJECTS, draw_resamples, mean_by_subject
@@ -296,9 +297,34 @@ def _differences(
     return {
         "metrics": paired.metrics,
         "ci95_over": paired.factors,
+        **_variances(queries),
         "n_resamples": parameters.resamples,
         "per_subject": per_subject,
         "per_image": per_image,
+    }
+
+
+def _variances(queries: Mapping[str, Mapping[RunKey, Queries]]) -> dict[str, Any]:
+    """What seeds, subjects and images add to the variance of one difference of top-1.
+
+    Nothing where a subject lacks a seed.
+    """
+    correct: list[np.ndarray] = []  # of each side (R, S, N)
+    for side in queries.values():
+        runs = sorted((seed, subject, fold) for fold, seed, subject in side)
+        n_seeds = len({seed for seed, _, _ in runs})
+        n_subjects = len({subject for _, subject, _ in runs})
+        if len(runs) != n_seeds * n_subjects:
+            return {}
+        ranks = np.stack([side[fold, seed, subject]["rank"] for seed, subject, fold in runs])
+        correct.append((ranks == 1).reshape(n_seeds, n_subjects, -1).astype(float))
+
+    baseline, other = correct
+    n_folds = len({fold for fold, _, _ in next(iter(queries.values()))})
+    by_seed = [side.mean((1, 2)) for side in correct]
+    return {
+        "variances": variance_components(other - baseline, models_are_shared=n_folds == 1),
+        "seed_correlation": correlation_over_seeds(*by_seed),
     }
 
 

@@ -4,8 +4,11 @@ Besides the factor of the comparison, three things vary: seeds, subjects and tes
 and p are over all of them that the runs can tell about. A model that is trained on several
 subjects moves all of them together, so subjects cannot stand for seeds: with one seed there is no
 claim. Where each subject has models of its own, the spread over subjects includes the seeds. Models
-without seeds (ridge) need no second run. How often a claim that rests on this is wrong:
-benchmarks/calibration.py and benchmarks/ridge.py.
+without seeds (ridge) need no second run.
+
+What subjects and images both hold, the noise of single answers, is counted once. Of models that
+subjects share, the seeds of both sides are pairs. How often a claim that rests on this is wrong,
+and what else was tried: benchmarks/calibration.py, benchmarks/ridge.py and docs/results.md.
 
 Axes: R runs and subjects tested, B resamples, S subjects, N test images.
 """
@@ -23,8 +26,10 @@ from pipeline.evaluate.statistics import (
     Resamples,
     Variance,
     mean_by_subject,
+    noise_counted_twice,
     t_test,
     variance_of_mean,
+    variance_over_seeds,
 )
 
 RunKey = tuple[str, int, str]  # fold, seed and subject of one model on one subject's test EEG
@@ -91,11 +96,11 @@ def paired_difference(
             "test images": [Variance(float(in_resamples.mean(0).var(ddof=1)), once.size - 1)],
             # Paired: the spread of the differences, not that of both sides.
             "subjects": [variance_of_mean(difference.to_numpy(), left_out_in_turn)],
-            "seeds": [
-                part for table in points.values() for part in _seed_variances(runs, table[name])
-            ],
+            "seeds": _seed_variances(runs, points[baseline][name], points[other][name]),
         }
         parts = [part for factor in factors for part in variances[factor]]
+        if {"subjects", "test images"} <= set(factors):
+            parts.append(noise_counted_twice(in_resamples))
         interval, p = t_test(float(difference.mean()), parts)
 
         compared[name] = {side: float(values.mean()) for side, values in means.items()}
@@ -145,16 +150,18 @@ def factors_of_interval(runs: pd.DataFrame, without_seeds: bool = False) -> list
     return ["seeds", "test images"] if several_seeds else []
 
 
-def _seed_variances(runs: pd.DataFrame, values: pd.Series) -> list[Variance]:
-    """What the seeds of each fold add to the variance of one side's mean over all subjects.
+def _seed_variances(runs: pd.DataFrame, first: pd.Series, second: pd.Series) -> list[Variance]:
+    """What the seeds of each fold add to the variance of the mean difference over all subjects.
 
-    `values` (R,) are the values of one metric on that side.
+    `first` and `second` (R,) are the values of one metric on either side.
     """
     parts = []
     for _, fold in runs.groupby("fold"):
         # The fold's part of the mean over subjects; its variance counts by the square of that.
         weight = fold["subject"].nunique() / runs["subject"].nunique()
-        by_seed = values[fold.index].groupby(fold["seed"]).mean().to_numpy()
-        variance = variance_of_mean(by_seed)
+        by_seed = [
+            side[fold.index].groupby(fold["seed"]).mean().to_numpy() for side in (first, second)
+        ]
+        variance = variance_over_seeds(*by_seed)
         parts.append(Variance(weight**2 * variance.value, variance.df))
     return parts
