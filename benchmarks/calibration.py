@@ -54,6 +54,8 @@ from pipeline.evaluate.statistics import (
     variance_of_mean,
     variance_over_seeds,
 )
+from pipeline.params import read_params
+from pipeline.sections import Evaluate
 from pipeline.study.results import Cell, Trial, TrialResult
 from pipeline.study.summary import ENCODERS
 from pipeline.train.draws import derive_seeds
@@ -234,6 +236,12 @@ def factors_apart(protocol: str, differences: np.ndarray) -> list[Variance]:
 def p_of(differences: np.ndarray, parts: list[Variance]) -> float:
     p = t_test(float(differences.mean()), parts)[1]
     return 1.0 if np.isnan(p) else p
+
+
+def evaluate_parameters() -> Evaluate:
+    return Evaluate(
+        **read_params(Path("params.yaml")).evaluate.model_dump() | {"resamples": 300, "top_k": [1]}
+    )
 
 
 Claim = tuple[str, int, str, float, bool]  # model, seeds, verdict, points, the former test
