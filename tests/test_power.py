@@ -230,6 +230,7 @@ def test_one_seed_cannot_tell_what_seeds_bring(tmp_path, capsys):
     ("changes", "message"),
     [
         ({"subjects": ["sub-01"]}, "has one subject, which tells nothing about others"),
+        ({"seeds": [1], "without_seeds": ["a", "b"]}, "neither side of the comparison has seeds"),
         ({"protocol": None, "variances": 3}, "holds no comparison .*run `make compare SEEDS=3`"),
     ],
 )

@@ -62,6 +62,11 @@ def design_of(comparison: Mapping[str, Any]) -> Design:
             "the comparison has one subject, which tells nothing about others: compare with two "
             "subjects or more"
         )
+    if protocol == "pooled" and n_seeds < 2 and len(comparison.get("without_seeds", [])) == 2:
+        raise InputError(
+            "neither side of the comparison has seeds, and plans for pooled models are over seeds: "
+            "compare within-subject, or models that are trained"
+        )
     if protocol == "pooled" and n_seeds < 2:
         raise InputError(
             "the comparison has one seed, which cannot tell how much seeds vary, and without that "
