@@ -37,6 +37,7 @@ USED = {
     "views_in_gallery",
     "protocol",
     "eeg_encoder",
+    "control",
     "standardise_eeg",
     "eeg_window",
     "smoothing",
