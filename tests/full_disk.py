@@ -25,10 +25,10 @@ import h5py
 import yaml
 
 import stages
-from pipeline.datasets.sample import make_raw
+from pipeline.datasets.sample import make_human, make_raw
 from pipeline.datasets.table import DATASETS, SAMPLE
 from pipeline.images.stand_ins.dreamsim import make_checkpoint
-from tests.tiny import TINY, make_embeddings, make_prepared
+from tests.tiny import EXPLAINED, TINY, explain_evaluation, make_embeddings, make_prepared
 
 BACKBONE = "synclr_vitb16"
 TABLES = ["per_subject", "top_k", "n_way", "repetitions", "time_course", "channels"]
@@ -72,10 +72,19 @@ STAGES = {
         4,
         "data/comparison.json",
     ),
+    "explain": Stage(
+        f"{{base}}/params.yaml {{base}}/images.csv {{base}}/eeg {EMBEDDINGS} {EMBEDDINGS} {EMBEDDINGS} {{base}}/model "
+        "{base}/evaluation.h5 {base}/human/similarity.h5 data/explanation.json "
+        + " ".join(f"data/{name}.csv" for name in EXPLAINED),
+        4,
+        "data/galleries.csv",
+    ),
     "report": Stage(
         "{base}/params.yaml {base}/images {base}/evaluation.h5 {base}/model/history.csv {base}/evaluation.json "
-        "{base}/no-comparison.json reference/learning_curve.csv data/learning_curves.csv data/pictures "
-        "data/report.html " + " ".join(f"{{base}}/{name}.csv" for name in TABLES),
+        "{base}/explanation.json {base}/no-comparison.json reference/learning_curve.csv data/learning_curves.csv "
+        "data/pictures data/report.html "
+        + " ".join(f"{{base}}/{name}.csv" for name in (*TABLES, *EXPLAINED))
+        + " --baseline {base}/baseline.h5",
         100,
         "data/pictures",
     ),
@@ -154,7 +163,9 @@ def leftovers(*folders: Path) -> list[Path]:
 
 def make_input(base: Path) -> None:
     """What the stages read: the input of each is what the one before it wrote."""
-    DATASETS["sample"] = replace(SAMPLE, source=partial(make_raw, size=TINY))
+    DATASETS["sample"] = replace(
+        SAMPLE, source=partial(make_raw, size=TINY), human=partial(make_human, size=TINY)
+    )
     image_ids = make_prepared(base)
     make_checkpoint(BACKBONE, base / "weights", embed_dim=64)
     for place, name in enumerate(("unaligned", "dreamsim")):
@@ -176,6 +187,10 @@ def make_input(base: Path) -> None:
         run(base, name, base / "cache-of-input", fails=False)
         for path in (base / "data").iterdir():
             shutil.move(path, base / path.name)
+    caches = [
+        base / f"embeddings/{BACKBONE}/{name}.h5" for name in ("unaligned", "unaligned", "dreamsim")
+    ]
+    explain_evaluation(base, base / "images.csv", base / "eeg", caches, base / "model")
     other = shutil.copy(base / "evaluation.h5", base / "other.h5")
     with h5py.File(other, "r+") as file:
         file.attrs["encoder"] = "another"

@@ -20,7 +20,7 @@ from pipeline.train.model import Projector
 
 OWN = ("nice-recipe", "nice", "atm-s")
 NOT_PRETRAINED = [name for name in EEG_ENCODERS if not is_pretrained(name)]
-WITH_WEIGHTS = [name for name in NOT_PRETRAINED if name != "flatten"]
+WITH_WEIGHTS = [name for name in NOT_PRETRAINED if name not in ("flatten", "ridge")]
 SHAPES = st.tuples(
     st.integers(8, 40), st.integers(1, 4), st.integers(75, 100)
 )  # batch (chunks are of 16), C, T

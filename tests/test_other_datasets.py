@@ -17,6 +17,7 @@ from stages import download, embed, evaluate, preprocess, report, train, weights
 from tests.meg_files import make_meg
 from tests.osf_server import Server, serve
 from tests.raw_eeg import make_raw_subject
+from tests.tiny import explain_evaluation
 
 TINY = Size(
     train_concepts=12,
@@ -111,13 +112,16 @@ def run(folder: Path, values: dict[str, Any]) -> dict[str, Any]:
     found, scored = folder / "evaluation.json", folder / "evaluation.h5"
     tables = [folder / f"{name}.csv" for name in TABLES]
     evaluate.main(params, eeg, cache, model, found, scored, tables)
+    tables += explain_evaluation(folder, raw / "images.csv", eeg, [cache] * 3, model)
     curve = Path("reference/learning_curve.csv"), folder / "learning_curves.csv"
     shown = folder / "pictures", folder / "report.html"
     report.main(
-        *(params, raw / "images", scored, model / "history.csv", found, folder / "comparison.json"),
+        *(params, raw / "images", scored, model / "history.csv", found),
+        *(folder / "explanation.json", folder / "comparison.json"),
         *curve,
         *shown,
         tables,
+        folder / "baseline.h5",
     )
     return json.loads(found.read_text())
 

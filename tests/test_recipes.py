@@ -26,6 +26,7 @@ from pipeline.images.models.table import IMAGE_MODELS, ImageModel
 from pipeline.images.models.vit import ImageEncoder, ViT
 from stages import download, embed, evaluate, health, preprocess, report, train, weights
 from tests.test_recipes_dataset import TINY
+from tests.tiny import explain_evaluation
 
 # The recipe of an image model that timm knows and nobody has aligned, 14 lines of code: its weights in safetensors.
 # --8<-- [start:image-model]
@@ -137,14 +138,22 @@ def test_all_stages_take_entries_from_outside(
     for alignment, cache in zip(("none", "dreamsim"), caches.values(), strict=True):
         inputs = images, table, tmp_path / "weights", caches["unaligned"]
         embed.main(params, "tiny-vit", alignment, *inputs, cache)
-    health.main(*caches.values(), metrics / "embeddings.json")
     train.main(params, eeg, caches["unaligned"], model)
     found = metrics / "evaluation.json", tmp_path / "evaluation.h5"
     evaluate.main(params, eeg, caches["unaligned"], model, *found, tables)
+    tables += explain_evaluation(
+        tmp_path, table, eeg, [caches["unaligned"], *caches.values()], model
+    )
+    people = tmp_path / "human/similarity.h5"
+    health.main(table, people, *caches.values(), metrics / "embeddings.json")
     curves, page = metrics / "learning_curves.csv", metrics / "report.html"
     published = Path("reference/learning_curve.csv")
     rest = metrics / "comparison.json", published, curves, metrics / "pictures", page, tables
-    report.main(params, images, found[1], model / "history.csv", found[0], *rest)
+    behind = tmp_path / "explanation.json"
+    report.main(
+        *(params, images, found[1], model / "history.csv", found[0], behind, *rest),
+        tmp_path / "baseline.h5",
+    )
 
     summary = json.loads(found[0].read_text())
     assert (summary["dataset"], summary["backbone"], summary["n_way"]) == ("tiny", "tiny-vit", 6)

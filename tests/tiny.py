@@ -1,6 +1,7 @@
 """Prepared EEG of two subjects and random embeddings of the images they saw: small enough to train in a second."""
 
 import shutil
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from unittest.mock import patch
@@ -16,6 +17,7 @@ from pipeline.params import read_params
 from pipeline.preprocess import preparation
 from pipeline.sections import Train
 from pipeline.train import finished
+from stages import baseline, explain, human
 
 TINY = Size(
     train_concepts=12,
@@ -70,6 +72,30 @@ def make_embeddings(path: Path, image_ids: np.ndarray, seed: int) -> None:
 def quick_recipe(**changes: object) -> Train:
     quick = {"epochs": 3, "batch_size": 12, "projection_size": 16, "validation_concepts": 0.25}
     return Train(**read_params(Path("params.yaml")).train.model_dump() | quick | changes)
+
+
+EXPLAINED = ("galleries", "calibration", "reliability", "rsa", "near_misses", "concepts")
+
+
+def explain_evaluation(
+    folder: Path, image_table: Path, eeg: Path, caches: Sequence[Path], model: Path
+) -> list[Path]:
+    """Write what the stages human, baseline and explain do; returns the tables.
+
+    `folder` has params.yaml and evaluation.h5. `caches` are that of the evaluation, and both
+    encoders'.
+    """
+    params = folder / "params.yaml"
+    human.main(params, image_table, folder / "human")
+    of_baseline = [folder / f"baseline.{suffix}" for suffix in ("h5", "json", "csv")]
+    baseline.main(params, eeg, caches[0], *of_baseline)
+
+    tables = [folder / f"{name}.csv" for name in EXPLAINED]
+    explain.main(
+        *(params, image_table, eeg, *caches, model, folder / "evaluation.h5"),
+        *(folder / "human/similarity.h5", folder / "explanation.json", tables),
+    )
+    return tables
 
 
 def forget_trainings() -> None:
