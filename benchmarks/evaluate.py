@@ -1,4 +1,4 @@
-"""Time and memory of evaluate and report at full size: 10 subjects x 200 images x 80 repetitions, 17 x 100, 768-d.
+"""Time and memory of evaluate, explain and report at full size: 10 subjects x 200 images x 80 repetitions, 17 x 100, 768-d.
 
     python -m benchmarks.evaluate          # needs 1.1 GB of disk in the temporary folder
     python -m benchmarks.evaluate large    # the paper's data, 63 x 250 in float16: 5.1 GB
@@ -20,11 +20,15 @@ from pathlib import Path
 import h5py
 import mne
 import numpy as np
+import pandas as pd
 import torch
 from PIL import Image
 
 from benchmarks import write_latest
+from pipeline.datasets.human import HumanSimilarity, write_human
+from pipeline.datasets.image_table import write_image_table
 from pipeline.datasets.sample import CH_NAMES
+from pipeline.evaluate.similarities import Similarities, write_similarities
 from pipeline.images.embeddings import write_embeddings
 from pipeline.params import read_params
 from pipeline.train.model import ContrastiveModel, ModelSizes, save_model
@@ -35,6 +39,8 @@ REFERENCE = Path(
 ).absolute()  # joined to a folder, an absolute path stays what it is
 SHAPES = {"": (200, 80, 17, 100), "large": (200, 80, 63, 250)}
 TABLES = ("per_subject", "top_k", "n_way", "repetitions", "time_course", "channels")
+EXPLAINED = ("galleries", "calibration", "reliability", "rsa", "near_misses", "concepts")
+N_CONCEPTS, IMAGES_PER_CONCEPT = 1654, 10  # of training
 
 
 def make_inputs(folder: Path, size: str) -> None:
@@ -53,8 +59,7 @@ def make_inputs(folder: Path, size: str) -> None:
                 eeg[image] = rng.standard_normal(shape[1:], np.float32)
             for name in ("image_ids", "concept", "things_concept"):
                 file[f"test/{name}"] = ids
-    embeddings = rng.standard_normal((shape[0], 768), np.float32)
-    write_embeddings(folder / "embeddings.h5", list(ids), [("last", embeddings, {})], {})
+    make_images(folder, ids, rng)
     torch.manual_seed(0)
     sizes = ModelSizes(shape[2], shape[3], sfreq, 768, start=0 if size else -0.2)
     model = ContrastiveModel(sizes, read_params(Path("params.yaml")).train)
@@ -81,6 +86,33 @@ def make_inputs(folder: Path, size: str) -> None:
                 Image.fromarray(rng.integers(0, 256, (500, 500, 3), np.uint8)).save(file, "JPEG")
 
 
+def make_images(folder: Path, test_ids: np.ndarray, rng: np.random.Generator) -> None:
+    """The image table, the cache of all images, what people say of the test concepts, and no baseline."""
+    train = pd.DataFrame(
+        [
+            {"image_ids": f"training_images/{c:05}/{i}.jpg", "concept": f"{c:05}"}
+            for c in range(N_CONCEPTS)
+            for i in range(IMAGES_PER_CONCEPT)
+        ]
+    )
+    test = pd.DataFrame({"image_ids": test_ids, "concept": test_ids})
+    images = {
+        split: table.assign(things_concept=table["concept"])
+        for split, table in (("train", train), ("test", test))
+    }
+    write_image_table(folder / "images.csv", images)
+
+    ids = [*train["image_ids"], *test_ids]
+    embeddings = rng.standard_normal((len(ids), 768), np.float32)
+    write_embeddings(folder / "embeddings.h5", ids, [("last", embeddings, {})], {})
+
+    alike = np.corrcoef(rng.standard_normal((len(test_ids), 66)))
+    write_human(folder / "human.h5", HumanSimilarity(test_ids, alike, "simulated", True))
+    nothing = np.array([], dtype=object)
+    about = {"left_out": "not measured here", "settings": {}}
+    write_similarities(folder / "baseline.h5", Similarities(nothing, nothing, nothing, [], about))
+
+
 def main() -> None:
     size = " ".join(sys.argv[1:])
     with tempfile.TemporaryDirectory() as name:
@@ -88,31 +120,39 @@ def main() -> None:
         make_inputs(folder, size)
         tables = [f"{table}.csv" for table in TABLES]
         evaluated = ["eeg", "embeddings.h5", "model", "evaluation.json", "evaluation.h5", *tables]
+        behind = [f"{table}.csv" for table in EXPLAINED]
+        explained = ["images.csv", "eeg", *["embeddings.h5"] * 3, "model", "evaluation.h5"]
+        explained += ["human.h5", "explanation.json", *behind]
         reported = [
             "images",
             "evaluation.h5",
             "model/history.csv",
             "evaluation.json",
+            "explanation.json",
             "comparison.json",
         ]
-        reported += [REFERENCE, "learning_curves.csv", "pictures", "report.html", *tables]
+        reported += [REFERENCE, "learning_curves.csv", "pictures", "report.html", *tables, *behind]
         start = time.perf_counter()
-        for stage, paths in (("evaluate", evaluated), ("report", reported)):
+        stages = {"evaluate": evaluated, "explain": explained, "report": reported}
+        for stage, paths in stages.items():
             command = [
                 sys.executable,
                 "-m",
                 f"stages.{stage}",
                 "params.yaml",
                 *(str(folder / path) for path in paths),
+                *(["--baseline", str(folder / "baseline.h5")] if stage == "report" else []),
             ]
+            started = time.perf_counter()
             subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+            print(f"{stage}: {time.perf_counter() - started:.1f} s", flush=True)
         seconds = time.perf_counter() - start
         usage = resource.getrusage(resource.RUSAGE_CHILDREN)
         n_way = json.loads((folder / "evaluation.json").read_text())["n_way"]
     peak = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6
     cpu = usage.ru_utime + usage.ru_stime
     of = f"10 subjects x {n_way} images x 80 repetitions, {SHAPES[size][2]} x {SHAPES[size][3]}"
-    print(f"evaluate and report, {of}: {seconds:.1f} s ({cpu:.1f} s of CPU), {peak:.0f} MB peak")
+    print(f"all three, {of}: {seconds:.1f} s ({cpu:.1f} s of CPU), {peak:.0f} MB peak")
     key = f"evaluate_{size or 'full_size'}"
     write_latest({f"{key}_s": round(seconds, 1), f"{key}_peak_rss_mb": round(peak)})
 
