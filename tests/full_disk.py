@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 
 import h5py
@@ -190,7 +191,11 @@ def make_input(base: Path) -> None:
     caches = [
         base / f"embeddings/{BACKBONE}/{name}.h5" for name in ("unaligned", "unaligned", "dreamsim")
     ]
-    explain_evaluation(base, base / "images.csv", base / "eeg", caches, base / "model")
+    # In a process of its own: one whose threads have computed must not fork, as `run` does
+    inputs = base, base / "images.csv", base / "eeg", caches, base / "model"
+    process = get_context("fork").Process(target=explain_evaluation, args=inputs)
+    process.start()
+    process.join()
     other = shutil.copy(base / "evaluation.h5", base / "other.h5")
     with h5py.File(other, "r+") as file:
         file.attrs["encoder"] = "another"
