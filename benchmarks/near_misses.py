@@ -26,7 +26,8 @@ from pipeline.datasets.human import HumanSimilarity
 from pipeline.evaluate.similarities import Similarities, SubjectResult
 from pipeline.evaluate.statistics import ALPHA, draw_resamples
 from pipeline.explain import near_misses
-from pipeline.explain.near_misses import ANSWERS, PEOPLE, cosine_similarity, tabulate_near_misses
+from pipeline.explain.near_misses import ANSWERS, PEOPLE, tabulate_near_misses
+from pipeline.explain.rsa import cosine_similarity
 from pipeline.train.protocols import plan
 
 N_IMAGES, N_SUBJECTS, N_DIMS = 100, 8, 10

@@ -13,16 +13,17 @@ import torch
 
 from pipeline.datasets.human import HumanSimilarity, read_human
 from pipeline.datasets.image_table import read_image_table
-from pipeline.errors import InputError
+from pipeline.evaluate.scoring import Models
 from pipeline.evaluate.similarities import Similarities, read_similarities
 from pipeline.evaluate.statistics import Resamples, draw_resamples
 from pipeline.explain.calibration import ranks, tabulate_calibration
 from pipeline.explain.concepts import tabulate_concepts
 from pipeline.explain.galleries import count_ahead, tabulate_galleries
-from pipeline.explain.near_misses import PEOPLE, cosine_similarity, tabulate_near_misses
+from pipeline.explain.near_misses import PEOPLE, tabulate_near_misses
 from pipeline.explain.responses import explain_responses
+from pipeline.explain.rsa import cosine_similarity
 from pipeline.files import replacing
-from pipeline.images.embeddings import read_about, read_embeddings
+from pipeline.images.embeddings import Embeddings, read_about, read_embeddings
 from pipeline.params import Params, read_params
 from pipeline.preprocess.recordings import read_split
 from pipeline.sections import Evaluate
@@ -59,14 +60,26 @@ def main(
     n_images = len(scored.image_ids)
     resamples = draw_resamples(n_subjects, n_images, p.evaluate.resamples, p.seed)
 
-    galleries = larger_galleries(scored, image_table, embeddings, model, p.evaluate, resamples)
-    calibration = calibrate_at_test_time(scored, p.evaluate, resamples)
-
+    valid = {result.run for result in scored.valid_results}
+    models = [
+        (loaded, notes)
+        for loaded, notes in load_models(model)
+        if name_run(notes["fold"], notes["seed"]) in valid
+    ]
+    trained = models[0][0].recipe
     caches = {"unaligned": unaligned, "aligned": aligned}
-    summaries, of_responses = look_at_responses(scored, eeg, caches, model, p)
+    encoders = {
+        name: read_embeddings(path, trained.block)
+        for name, path in caches.items()
+        if has_block(path, trained.block)
+    }
+
+    galleries = larger_galleries(scored, image_table, embeddings, models, p.evaluate, resamples)
+    calibration = calibrate_at_test_time(scored, p.evaluate, resamples)
+    summaries, of_responses = look_at_responses(scored, eeg, encoders, models, p)
 
     people = read_human(human)
-    of_errors = look_at_errors(scored, people, caches, resamples, p.seed)
+    of_errors = look_at_errors(scored, people, encoders, resamples, p.seed)
 
     frames = {"galleries": galleries, "calibration": calibration}
     frames |= of_responses | of_errors
@@ -88,36 +101,19 @@ def main(
 def look_at_errors(
     scored: Similarities,
     people: HumanSimilarity | str,
-    caches: Mapping[str, Path],
+    encoders: Mapping[str, Embeddings],
     resamples: Resamples,
     seed: int,
 ) -> dict[str, pd.DataFrame]:
     """What is retrieved in place of the image that was seen, overall and concept by concept."""
     of_people = None if isinstance(people, str) else people.of(scored.things_concept.tolist())
     spaces = {} if of_people is None else {PEOPLE: of_people}
-    spaces |= image_spaces(scored, caches)
+    for name, cache in encoders.items():
+        spaces[name] = cosine_similarity(cache.values[cache.rows(scored.image_ids)])
     return {
         "near_misses": tabulate_near_misses(scored.valid_results, spaces, resamples, seed),
         "concepts": tabulate_concepts(scored, of_people),
     }
-
-
-def image_spaces(scored: Similarities, caches: Mapping[str, Path]) -> dict[str, np.ndarray]:
-    """The cosines (N, N) of the test images' embeddings, by the name of the cache.
-
-    They are of the block of the evaluation, or of the last one that it mixes. A cache that lacks
-    the block is left out, and the reason is printed.
-    """
-    spaces = {}
-    for name, path in caches.items():
-        try:
-            cache = read_embeddings(path, scored.made_with["block"])
-        except InputError as error:
-            print(f"near misses by the {name} embeddings are left out: {error}")
-            continue
-        values = cache.values[cache.rows(scored.image_ids)]
-        spaces[name] = cosine_similarity(values[:, -1] if values.ndim == 3 else values)
-    return spaces
 
 
 def describe_people(people: HumanSimilarity | str) -> dict[str, str | bool]:
@@ -131,15 +127,13 @@ def larger_galleries(
     scored: Similarities,
     image_table: Path,
     embeddings: Path,
-    model: Path,
+    models: Models,
     parameters: Evaluate,
     resamples: Resamples,
 ) -> pd.DataFrame:
     """How often the image is found among the training images too; a row a gallery."""
-    models = {
-        name_run(notes["fold"], notes["seed"]): loaded for loaded, notes in load_models(model)
-    }
-    trained = next(iter(models.values())).recipe
+    by_run = {name_run(notes["fold"], notes["seed"]): loaded for loaded, notes in models}
+    trained = models[0][0].recipe
     cache = read_embeddings(embeddings, trained.block, trained.views, trained.views_in_gallery)
 
     training = read_image_table(image_table)["train"]
@@ -148,9 +142,7 @@ def larger_galleries(
 
     results = scored.valid_results
     # Each model projects the training images once, for all its subjects.
-    projected = {
-        name: project_images(models[name], values).numpy() for name in {r.run for r in results}
-    }
+    projected = {name: project_images(loaded, values).numpy() for name, loaded in by_run.items()}
     ahead = [count_ahead(result, projected[result.run], concept) for result in results]
     return tabulate_galleries(
         [result.subject for result in results],
@@ -176,22 +168,9 @@ def calibrate_at_test_time(
 
 
 def look_at_responses(
-    scored: Similarities, eeg: Path, caches: Mapping[str, Path], model: Path, p: Params
+    scored: Similarities, eeg: Path, encoders: Mapping[str, Embeddings], models: Models, p: Params
 ) -> tuple[dict[str, Any], dict[str, pd.DataFrame]]:
     """What the test EEG tells without a retrieved image: summaries and tables by name."""
-    valid = {result.run for result in scored.valid_results}
-    models = [
-        (loaded, notes)
-        for loaded, notes in load_models(model)
-        if name_run(notes["fold"], notes["seed"]) in valid
-    ]
-    block = models[0][0].recipe.block
-    encoders = {
-        name: read_embeddings(path, block)
-        for name, path in caches.items()
-        if has_block(path, block)
-    }
-
     subjects = sorted({result.subject for result in scored.valid_results})
     # A generator: the EEG of one subject at a time is in memory.
     recordings = (read_split(eeg / f"{name}.h5", "test", average=False) for name in subjects)

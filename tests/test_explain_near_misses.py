@@ -17,7 +17,6 @@ from pipeline.explain.near_misses import (
     ANSWERS,
     FIRST_FIVE,
     FIRST_WRONG,
-    cosine_similarity,
     measure_near_misses,
     percentiles,
     permutation_p,
@@ -25,6 +24,7 @@ from pipeline.explain.near_misses import (
     retrieved_instead,
     tabulate_near_misses,
 )
+from pipeline.explain.rsa import cosine_similarity
 from pipeline.params import read_params
 
 N = 60

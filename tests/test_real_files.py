@@ -20,11 +20,11 @@ from pipeline.datasets.human import find_rows, triplet_similarity
 from pipeline.datasets.known_files import HUMAN_SIMILARITY
 from pipeline.datasets.things_eeg2 import read_metadata
 from pipeline.explain.near_misses import (
-    cosine_similarity,
     measure_near_misses,
     percentiles,
     retrieved_instead,
 )
+from pipeline.explain.rsa import cosine_similarity
 from pipeline.files import sha256
 from pipeline.images.embeddings import read_embeddings, write_embeddings
 from pipeline.images.health import agreement_with_people

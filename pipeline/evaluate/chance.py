@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from pipeline.evaluate.similarities import SubjectResult
+from pipeline.evaluate.statistics import ALPHA
 
-ALPHA = 0.05  # a p of at most this is above chance
 ROUNDING = 1e-9  # of a sum of shares
 
 

@@ -74,13 +74,6 @@ def percentiles(similarity: np.ndarray) -> np.ndarray:
     return shares
 
 
-def cosine_similarity(embeddings: np.ndarray) -> np.ndarray:
-    """Cosines (N, N) of embeddings (N, D), float64."""
-    values = embeddings.astype(np.float64)
-    unit = values / np.linalg.norm(values, axis=1, keepdims=True)
-    return unit @ unit.T
-
-
 def retrieved_instead(similarity: np.ndarray, n: int = N_RETRIEVED) -> np.ndarray:
     """The share of each image in the first `n` that were not seen: weights (N, N), rows of sum 1.
 

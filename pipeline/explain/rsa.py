@@ -85,12 +85,16 @@ def noise_whitener(eeg: np.ndarray) -> np.ndarray:
     return (directions * scale).astype(eeg.dtype)
 
 
+def cosine_similarity(embeddings: np.ndarray) -> np.ndarray:
+    """Cosines (N, N) of embeddings (N, D), float64; of several blocks (N, K, D) their mean."""
+    blocks = embeddings.astype(np.float64).reshape(len(embeddings), -1, embeddings.shape[-1])
+    unit = blocks / np.linalg.norm(blocks, axis=-1, keepdims=True)
+    return np.einsum("ikd,jkd->ij", unit, unit) / blocks.shape[1]
+
+
 def embedding_distances(values: np.ndarray) -> np.ndarray:
     """1 - cosine of all pairs: embeddings (N, D) -> (M,) float64; of a mix (N, K, D) the mean."""
-    blocks = values.astype(np.float64).reshape(len(values), -1, values.shape[-1])
-    unit = blocks / np.linalg.norm(blocks, axis=-1, keepdims=True)
-    cosines = np.einsum("ikd,jkd->ij", unit, unit) / blocks.shape[1]
-    return 1 - cosines[np.triu_indices(len(values), 1)]
+    return 1 - cosine_similarity(values)[np.triu_indices(len(values), 1)]
 
 
 def compare_geometries(
