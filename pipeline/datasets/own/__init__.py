@@ -1,0 +1,1 @@
+"""Recordings and pictures of the user's own: `dataset: own`."""
