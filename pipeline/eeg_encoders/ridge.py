@@ -181,9 +181,24 @@ class _Sums:
 
     def squared_error(self, weight: Tensor, bias: Tensor) -> float:
         """The sum of |y - x weight - bias|^2, without a look at any response."""
-        of_products = _dot(weight, self.xx @ weight) - 2 * _dot(weight, self.xy)
-        of_bias = 2 * _dot(bias, self.x @ weight - self.y) + self.n * _dot(bias, bias)
-        return self.yy + of_products + of_bias
+        of_weight = self._squared_predictions(weight) - 2 * _dot(weight, self.xy)
+        of_both = 2 * _dot(bias, self.x @ weight)
+        return self.squared_error_of(bias) + of_weight + of_both
+
+    def squared_error_of(self, constant: Tensor) -> float:
+        """The sum of |y - constant|^2."""
+        return self.yy - 2 * _dot(constant, self.y) + self.n * _dot(constant, constant)
+
+    def _squared_predictions(self, weight: Tensor) -> float:
+        """The sum of |x weight|^2."""
+        total = 0.0
+        for first in range(0, len(self.xx), COLUMNS_AT_ONCE):
+            columns = slice(first, first + COLUMNS_AT_ONCE)
+            right = slice(first + COLUMNS_AT_ONCE, None)
+            total += _dot(weight[columns], self.xx[columns, columns] @ weight[columns])
+            # The products left of the diagonal are those right of it
+            total += 2 * _dot(weight[columns], self.xx[columns, right] @ weight[right])
+        return total
 
 
 class _ByFeatures:
@@ -230,7 +245,7 @@ class _ByFeatures:
         total = 0.0
         for sums in self._folds:
             mean = (self._all.y - sums.y) / (self._all.n - sums.n)
-            total += sums.squared_error(torch.zeros_like(sums.xy), mean)
+            total += sums.squared_error_of(mean)
         return total
 
     def solve(self, penalty: float) -> tuple[Tensor, Tensor]:
