@@ -24,7 +24,7 @@ from pipeline.errors import InputError
 # Penalties, as multiples of the mean eigenvalue of the products of the centred features
 RATIOS = tuple(10.0**decade for decade in range(-2, 5))
 VALUES_AT_ONCE = 1 << 24  # values of EEG that are in memory as features
-COLUMNS_AT_ONCE = 512  # of the features' products, of which one half is computed
+COLUMNS_AT_ONCE = 256  # of the features' products, of which one half is computed
 # Matrices of all equations that are in memory at once
 BY_FEATURES = 6  # three folds, their sum, and two to solve it
 BY_RESPONSES = 3  # the products, and two to solve them
