@@ -287,8 +287,8 @@ class _ByResponses:
         for i, rows in enumerate(self._parts):
             x = read(rows)[0]
             for columns in self._parts[i:]:
-                other = x if columns is rows else read(columns)[0]
-                block = x @ other.T
+                x_of_columns = x if columns is rows else read(columns)[0]
+                block = x @ x_of_columns.T
                 self._xx[rows[:, None], columns] = block
                 self._xx[columns[:, None], rows] = block.T
 
@@ -343,13 +343,13 @@ class _ByResponses:
         dual = _solve(xx, y - y.mean(0), penalty)
         return None if dual is None else dual - dual.mean(0)
 
-    def _predict(self, rows: Tensor, known: Tensor, penalty: float) -> Tensor | None:
-        """Predictions for some responses, by weights of the `known` ones."""
-        dual = self._solve(known, penalty)
+    def _predict(self, rows: Tensor, training: Tensor, penalty: float) -> Tensor | None:
+        """Predictions for some responses, by weights of the `training` ones."""
+        dual = self._solve(training, penalty)
         if dual is None:
             return None
-        mean = self._xx[known[:, None], known].mean(0)
-        return (self._xx[rows[:, None], known] - mean) @ dual + self._y[known].mean(0)
+        mean = self._xx[training[:, None], training].mean(0)
+        return (self._xx[rows[:, None], training] - mean) @ dual + self._y[training].mean(0)
 
 
 def _rows_by_fold(fold: Tensor) -> list[Tensor]:

@@ -102,7 +102,7 @@ def _summarise_cells(
     results: Sequence[TrialResult],
     table: pd.DataFrame,
     draw: Callable[[int], Resamples],
-    top_k: Sequence[int],
+    top_k: list[int],
 ) -> list[dict[str, Any]]:
     """All cells with their verdicts, in the order of the table."""
     results_of_cell: dict[Cell, list[TrialResult]] = {}
