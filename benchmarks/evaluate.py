@@ -1,11 +1,10 @@
 """Time and memory of evaluate, explain and report at full size: 10 subjects x 200 images x 80 repetitions, 17 x 100, 768-d.
 
-    python -m benchmarks.evaluate          # needs 1.1 GB of disk in the temporary folder
-    python -m benchmarks.evaluate large    # the paper's data, 63 x 250 in float16: 5.1 GB
+    python -m benchmarks.evaluate          # five seeds; needs 1.1 GB of disk in the temporary folder
+    python -m benchmarks.evaluate large    # the paper's data, 63 x 250 in float16, one seed: 5.1 GB
 
-EEG, images and embeddings are
-noise and the model is untrained, which costs the same; the parameters are those of params.yaml. The stages run as
-commands.
+EEG, images and embeddings are noise and the models are untrained, which costs the same; the parameters are those of
+params.yaml. The stages run as commands.
 """
 
 import json
@@ -38,6 +37,7 @@ REFERENCE = Path(
     "reference/learning_curve.csv"
 ).absolute()  # joined to a folder, an absolute path stays what it is
 SHAPES = {"": (200, 80, 17, 100), "large": (200, 80, 63, 250)}
+SEEDS = {"": range(42, 47), "large": range(42, 43)}
 TABLES = ("per_subject", "top_k", "n_way", "repetitions", "time_course", "channels")
 EXPLAINED = ("galleries", "calibration", "reliability", "rsa", "near_misses", "concepts")
 N_CONCEPTS, IMAGES_PER_CONCEPT = 1654, 10  # of training
@@ -60,21 +60,9 @@ def make_inputs(folder: Path, size: str) -> None:
             for name in ("image_ids", "concept", "things_concept"):
                 file[f"test/{name}"] = ids
     make_images(folder, ids, rng)
-    torch.manual_seed(0)
     sizes = ModelSizes(shape[2], shape[3], sfreq, 768, start=0 if size else -0.2)
-    model = ContrastiveModel(sizes, read_params(Path("params.yaml")).train)
-    notes = {
-        "fold": "pooled",
-        "seed": 42,
-        "tested_on": SUBJECTS,
-        "selected_epoch": 1,
-        "collapsed": False,
-    }
-    save_model(
-        model,
-        folder / "model/pooled-seed-42",
-        notes | {"protocol": "pooled", "selected_on": "validation"},
-    )
+    for seed in SEEDS[size]:
+        make_model(folder / f"model/pooled-seed-{seed}", sizes, seed)
     (folder / "model/history.csv").write_text(
         "epoch,train_loss\n" + "".join(f"{n},{5 / n}\n" for n in range(1, 101))
     )
@@ -84,6 +72,20 @@ def make_inputs(folder: Path, size: str) -> None:
         for image_id in ids:
             with archive.open(image_id, "w") as file:
                 Image.fromarray(rng.integers(0, 256, (500, 500, 3), np.uint8)).save(file, "JPEG")
+
+
+def make_model(folder: Path, sizes: ModelSizes, seed: int) -> None:
+    torch.manual_seed(seed)
+    notes = {
+        "fold": "pooled",
+        "seed": seed,
+        "protocol": "pooled",
+        "tested_on": SUBJECTS,
+        "selected_on": "validation",
+        "selected_epoch": 1,
+        "collapsed": False,
+    }
+    save_model(ContrastiveModel(sizes, read_params(Path("params.yaml")).train), folder, notes)
 
 
 def make_images(folder: Path, test_ids: np.ndarray, rng: np.random.Generator) -> None:
@@ -151,7 +153,7 @@ def main() -> None:
         n_way = json.loads((folder / "evaluation.json").read_text())["n_way"]
     peak = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6
     cpu = usage.ru_utime + usage.ru_stime
-    of = f"10 subjects x {n_way} images x 80 repetitions, {SHAPES[size][2]} x {SHAPES[size][3]}"
+    of = f"10 subjects x {n_way} images x 80 repetitions, {SHAPES[size][2]} x {SHAPES[size][3]}, {len(SEEDS[size])} seeds"
     print(f"all three, {of}: {seconds:.1f} s ({cpu:.1f} s of CPU), {peak:.0f} MB peak")
     key = f"evaluate_{size or 'full_size'}"
     write_latest({f"{key}_s": round(seconds, 1), f"{key}_peak_rss_mb": round(peak)})

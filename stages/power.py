@@ -65,8 +65,8 @@ def _row(design: Design, n_seeds: int) -> dict[str, str]:
         )
         ends = needed if least == most else f"{needed} ({least} to {most})"
         row[f"{points} points"] = ends
-    found = 100 * least_difference(planned)
-    return row | {f"found with {count(design.n_subjects, 'subject')}": f"{found:.1f} points"}
+    points_found = 100 * least_difference(planned)
+    return row | {f"found with {count(design.n_subjects, 'subject')}": f"{points_found:.1f} points"}
 
 
 def _in_words(n_subjects: int | None) -> str:

@@ -7,6 +7,7 @@ what it says is done, and the stage must go on to its end.
 """
 
 import ctypes
+import faulthandler
 import importlib
 import os
 import resource
@@ -24,6 +25,7 @@ from pathlib import Path
 
 import h5py
 import yaml
+from tqdm import tqdm
 
 import stages
 from pipeline.datasets.sample import make_human, make_raw
@@ -32,6 +34,7 @@ from pipeline.images.stand_ins.dreamsim import make_checkpoint
 from tests.tiny import EXPLAINED, TINY, explain_evaluation, make_embeddings, make_prepared
 
 BACKBONE = "synclr_vitb16"
+LIMIT = 120  # seconds of a stage, which takes one or two: then it hangs
 TABLES = ["per_subject", "top_k", "n_way", "repetitions", "time_course", "channels"]
 
 
@@ -113,7 +116,8 @@ def run(
 ) -> str:
     """Its sentence, or all that it prints; checks that there is no traceback, and how it ends.
 
-    It runs in a copy of this process, which spares it the libraries' imports; `change` is called there before.
+    It runs in a copy of this process, which spares it the libraries' imports; `change` is called there before. A copy
+    that hangs ends after `LIMIT` seconds, and its output says where it was.
     """
     arguments = STAGES[name].arguments.format(base=base).split()
     arguments = [f"{base}/{each}" if each.startswith("data/") else each for each in arguments]
@@ -122,6 +126,7 @@ def run(
         if not child:
             os.dup2(output.fileno(), 1)
             os.dup2(output.fileno(), 2)
+            faulthandler.dump_traceback_later(LIMIT, exit=True, file=2)
             os.environ["ALIGNED_EEG_CACHE"] = str(cache)
             sys.argv[1:] = arguments
             try:
@@ -195,7 +200,8 @@ def make_input(base: Path) -> None:
     inputs = base, base / "images.csv", base / "eeg", caches, base / "model"
     process = get_context("fork").Process(target=explain_evaluation, args=inputs)
     process.start()
-    process.join()
+    process.join(LIMIT)
+    assert process.exitcode == 0, f"the input of explain and report: {process.exitcode}"
     other = shutil.copy(base / "evaluation.h5", base / "other.h5")
     with h5py.File(other, "r+") as file:
         file.attrs["encoder"] = "another"
@@ -341,6 +347,7 @@ FAULTS = [
 def main(names: list[str]) -> None:
     if os.geteuid() != 0:
         sys.exit("only root may mount disks: nothing was tried")
+    tqdm.monitor_interval = 0  # no thread of the progress bars: it may hold a lock while we fork
     with tempfile.TemporaryDirectory() as folder:
         base = Path(folder)
         base.chmod(0o755)

@@ -33,10 +33,14 @@ def set_beside_baseline(
     if reason:
         return {"left_out": reason}
 
-    whole = [result for result in run.results if not result.collapsed]
+    not_collapsed = [result for result in run.results if not result.collapsed]
+    results_of = {
+        "baseline": repeat_for_seeds(baseline, run).results,
+        "run": not_collapsed,
+    }
     sides = {
         side: {(result.fold, result.seed, result.subject): result.queries() for result in results}
-        for side, results in (("baseline", repeat_for_seeds(baseline, run).results), ("run", whole))
+        for side, results in results_of.items()
     }
     keys = sorted(sides["run"])
     subjects = {subject for _, _, subject in keys}
@@ -48,7 +52,7 @@ def set_beside_baseline(
     )
 
     no_claim_because = ""
-    if len(whole) < len(run.results):
+    if len(not_collapsed) < len(run.results):
         no_claim_because = "some runs collapsed, and it is not by chance which"
     elif not paired.factors:
         no_claim_because = "one seed does not tell what another would change"

@@ -78,7 +78,7 @@ def compare_near_misses(
         return {"why": human}
     first = next(iter(sides.values()))
     try:
-        alike = percentiles(human.of(first.things_concept.tolist()))
+        likeness = percentiles(human.of(first.things_concept.tolist()))
     except InputError as error:
         # A comparison of files that were kept: the workspace may have moved on to other data.
         return {"why": str(error)}
@@ -100,7 +100,7 @@ def compare_near_misses(
 
         queries = {
             label: {
-                key: {"excess": measure_near_misses(of_runs[key][answers], alike).queries}
+                key: {"excess": measure_near_misses(of_runs[key][answers], likeness).queries}
                 for key in keys
             }
             for label, of_runs in weights.items()

@@ -64,13 +64,13 @@ def _crossed_component(differences: np.ndarray, factors: tuple[int, ...]) -> flo
     leave its own, times the number of values with the same levels of these factors.
     """
     several = [axis for axis in range(3) if differences.shape[axis] > 1]
-    own = sum(
+    squares = sum(
         (-1) ** (len(around) - len(factors)) * _mean_square(differences, around)
         for around in _subsets(several)
         if set(factors) <= set(around)
     )
     n_alike = differences.size / np.prod([differences.shape[axis] for axis in factors])
-    return float(own / n_alike)
+    return float(squares / n_alike)
 
 
 def _nested_component(differences: np.ndarray, factors: tuple[int, ...]) -> float:
@@ -96,11 +96,11 @@ def _subsets(axes: Sequence[int]) -> list[tuple[int, ...]]:
 
 def _mean_square(values: np.ndarray, axes: tuple[int, ...]) -> float:
     """The mean square of the interaction of these axes; of one axis, that between its levels."""
-    others = tuple(axis for axis in range(values.ndim) if axis not in axes)
-    effect = values.mean(others, keepdims=True)
+    averaged = tuple(axis for axis in range(values.ndim) if axis not in axes)
+    effect = values.mean(averaged, keepdims=True)
     for axis in axes:
         effect = effect - effect.mean(axis, keepdims=True)
 
     df = np.prod([values.shape[axis] - 1 for axis in axes])
-    n_alike = np.prod([values.shape[axis] for axis in others])
+    n_alike = np.prod([values.shape[axis] for axis in averaged])
     return float(n_alike * np.square(effect).sum() / df)

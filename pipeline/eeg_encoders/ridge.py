@@ -24,7 +24,7 @@ from pipeline.errors import InputError
 # Penalties, as multiples of the mean eigenvalue of the products of the centred features
 RATIOS = tuple(10.0**decade for decade in range(-2, 5))
 VALUES_AT_ONCE = 1 << 24  # values of EEG that are in memory as features
-COLUMNS_AT_ONCE = 512  # of the features' products, of which one half is computed
+COLUMNS_AT_ONCE = 256  # of the features' products, of which one half is computed
 # Matrices of all equations that are in memory at once
 BY_FEATURES = 6  # three folds, their sum, and two to solve it
 BY_RESPONSES = 3  # the products, and two to solve them
@@ -181,9 +181,24 @@ class _Sums:
 
     def squared_error(self, weight: Tensor, bias: Tensor) -> float:
         """The sum of |y - x weight - bias|^2, without a look at any response."""
-        of_products = _dot(weight, self.xx @ weight) - 2 * _dot(weight, self.xy)
-        of_bias = 2 * _dot(bias, self.x @ weight - self.y) + self.n * _dot(bias, bias)
-        return self.yy + of_products + of_bias
+        of_weight = self._squared_predictions(weight) - 2 * _dot(weight, self.xy)
+        of_both = 2 * _dot(bias, self.x @ weight)
+        return self.squared_error_of(bias) + of_weight + of_both
+
+    def squared_error_of(self, constant: Tensor) -> float:
+        """The sum of |y - constant|^2."""
+        return self.yy - 2 * _dot(constant, self.y) + self.n * _dot(constant, constant)
+
+    def _squared_predictions(self, weight: Tensor) -> float:
+        """The sum of |x weight|^2."""
+        total = 0.0
+        for first in range(0, len(self.xx), COLUMNS_AT_ONCE):
+            columns = slice(first, first + COLUMNS_AT_ONCE)
+            right = slice(first + COLUMNS_AT_ONCE, None)
+            total += _dot(weight[columns], self.xx[columns, columns] @ weight[columns])
+            # The products left of the diagonal are those right of it
+            total += 2 * _dot(weight[columns], self.xx[columns, right] @ weight[right])
+        return total
 
 
 class _ByFeatures:
@@ -230,7 +245,7 @@ class _ByFeatures:
         total = 0.0
         for sums in self._folds:
             mean = (self._all.y - sums.y) / (self._all.n - sums.n)
-            total += sums.squared_error(torch.zeros_like(sums.xy), mean)
+            total += sums.squared_error_of(mean)
         return total
 
     def solve(self, penalty: float) -> tuple[Tensor, Tensor]:
@@ -272,8 +287,8 @@ class _ByResponses:
         for i, rows in enumerate(self._parts):
             x = read(rows)[0]
             for columns in self._parts[i:]:
-                other = x if columns is rows else read(columns)[0]
-                block = x @ other.T
+                x_of_columns = x if columns is rows else read(columns)[0]
+                block = x @ x_of_columns.T
                 self._xx[rows[:, None], columns] = block
                 self._xx[columns[:, None], rows] = block.T
 
@@ -328,13 +343,13 @@ class _ByResponses:
         dual = _solve(xx, y - y.mean(0), penalty)
         return None if dual is None else dual - dual.mean(0)
 
-    def _predict(self, rows: Tensor, known: Tensor, penalty: float) -> Tensor | None:
-        """Predictions for some responses, by weights of the `known` ones."""
-        dual = self._solve(known, penalty)
+    def _predict(self, rows: Tensor, training: Tensor, penalty: float) -> Tensor | None:
+        """Predictions for some responses, by weights of the `training` ones."""
+        dual = self._solve(training, penalty)
         if dual is None:
             return None
-        mean = self._xx[known[:, None], known].mean(0)
-        return (self._xx[rows[:, None], known] - mean) @ dual + self._y[known].mean(0)
+        mean = self._xx[training[:, None], training].mean(0)
+        return (self._xx[rows[:, None], training] - mean) @ dual + self._y[training].mean(0)
 
 
 def _rows_by_fold(fold: Tensor) -> list[Tensor]:

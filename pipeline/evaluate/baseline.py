@@ -73,11 +73,11 @@ def fit_baseline(
     for run in plan(recipe.protocol, list(eeg), [seed]):
         trained = _fit(run, eeg, embeddings, recipe)
         notes = note(run, trained, embeddings, recipe)
-        found = {name: notes[name] for name in ("penalty", "held_out_r2")}
+        of_fit = {name: notes[name] for name in ("penalty", "held_out_r2")}
         for subject in run.tested_on:
             average = _test_eeg(eeg[subject], image_ids)
             results.append(score_average(trained.model, notes, subject, average, values))
-            fits.append({"fold": run.fold, "subject": subject, **found})
+            fits.append({"fold": run.fold, "subject": subject, **of_fit})
     return Baseline(
         image_ids, first.concept_in_split, first.things_concept, results, pd.DataFrame(fits)
     )

@@ -65,12 +65,14 @@ def whiten(vectors: np.ndarray, shrinkage: float) -> np.ndarray:
     """
     n, n_dims = vectors.shape
     centred = vectors - vectors.mean(0)
-    covariance = centred.T @ centred / max(1, n - 1)
-    target = np.trace(covariance) / n_dims * np.eye(n_dims)
 
-    variances, directions = np.linalg.eigh((1 - shrinkage) * covariance + shrinkage * target)
+    # By the directions in which vectors lie: with fewer vectors than dimensions they are few.
+    left, singular, directions = np.linalg.svd(centred, full_matrices=False)
+    variances = singular**2 / max(1, n - 1)
+    variances = (1 - shrinkage) * variances + shrinkage * variances.sum() / n_dims
     scale = np.maximum(variances, LEAST_VARIANCE) ** -0.5
-    whitened = centred @ (directions * scale) @ directions.T
+    whitened = (left * (singular * scale)) @ directions
+
     lengths = np.linalg.norm(whitened, axis=1, keepdims=True)
     return whitened / np.maximum(lengths, np.finfo(float).tiny)
 

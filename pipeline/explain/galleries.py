@@ -78,16 +78,16 @@ def tabulate_galleries(
     names, n_way = zip(*galleries, strict=True)
     table = pd.DataFrame({"gallery": names, "n_way": n_way})
 
+    one_each = [within_one_each(counts, images_of_concept, top_k) for counts in ahead]
     curves = []
-    for k in top_k:
+    for place, k in enumerate(top_k):
         values = []
-        for counts in ahead:
+        for counts, of_one_each in zip(ahead, one_each, strict=True):
             by_size = [within_random(counts, n_training, n - n_test, k) for n in random_sizes]
-            one_each = within_one_each(counts, images_of_concept, k)
             rows = [
                 within_random(counts, n_training, 0, k),
                 *by_size,
-                one_each,
+                of_one_each[place],
                 within_random(counts, n_training, n_training, k),
             ]
             values.append(np.stack(rows))
@@ -105,22 +105,24 @@ def within_random(ahead: Ahead, n_training: int, n_drawn: int, k: int) -> np.nda
     return hypergeom.cdf(room, n_training, ahead.training.sum(1), n_drawn)
 
 
-def within_one_each(ahead: Ahead, images_of_concept: np.ndarray, k: int) -> np.ndarray:
-    """The same where one image of each training concept is drawn: (N,) float64.
+def within_one_each(
+    ahead: Ahead, images_of_concept: np.ndarray, top_k: Sequence[int]
+) -> np.ndarray:
+    """The same for each k where one image of each training concept is drawn: (K, N) float64.
 
     How many of C independent draws are ahead has a Poisson binomial distribution, computed by
     adding one concept after the other.
     """
     share_ahead = ahead.training / images_of_concept  # (N, C)
 
-    # probability[:, j]: exactly j of the concepts so far are ahead, for j < k
-    probability = np.zeros((len(share_ahead), k))
+    # probability[:, j]: exactly j of the concepts so far are ahead, for j below the largest k
+    probability = np.zeros((len(share_ahead), max(top_k)))
     probability[:, 0] = 1
     for share in share_ahead.T[:, :, None]:
         one_more = np.pad(probability[:, :-1], ((0, 0), (1, 0)))
         probability = probability * (1 - share) + one_more * share
 
-    at_most = probability.cumsum(1)  # (N, k)
-    room = k - 1 - ahead.test
-    within = at_most[np.arange(len(room)), np.maximum(room, 0)]
+    at_most = probability.cumsum(1)  # (N, the largest k)
+    room = np.array(top_k)[:, None] - 1 - ahead.test  # (K, N)
+    within = at_most[np.arange(len(at_most)), np.maximum(room, 0)]
     return np.where(room < 0, 0, within)

@@ -107,51 +107,51 @@ def weigh_answers(similarity: np.ndarray) -> dict[str, np.ndarray]:
     return {FIRST_FIVE: retrieved_instead(similarity), FIRST_WRONG: retrieved_first(similarity)}
 
 
-def measure_near_misses(weights: np.ndarray, alike: np.ndarray) -> NearMisses:
+def measure_near_misses(weights: np.ndarray, likeness: np.ndarray) -> NearMisses:
     """How like the concepts that were seen the retrieved ones are.
 
-    `weights` (N, N) are those of `retrieved_instead` or `retrieved_first`, `alike` (N, N) of
+    `weights` (N, N) are those of `retrieved_instead` or `retrieved_first`, `likeness` (N, N) of
     `percentiles`.
     """
     total = weights.sum()
     if total == 0:
-        return NearMisses(np.nan, np.nan, np.full(len(alike), np.nan))
+        return NearMisses(np.nan, np.nan, np.full(len(likeness), np.nan))
 
-    excess = _excess(alike)
+    excess = _excess(likeness)
     mean = (weights * excess).sum() / total
-    retrieved = (weights * alike).sum() / total
+    retrieved = (weights * likeness).sum() / total
 
     # What an image adds: as the one that was seen, and as one that is retrieved for others.
     deviations = weights * (excess - mean)
     added = deviations.sum(1) + deviations.sum(0)
-    queries = mean + len(alike) * added / total
+    queries = mean + len(likeness) * added / total
     return NearMisses(float(retrieved), float(retrieved - mean), queries)
 
 
-def _excess(alike: np.ndarray) -> np.ndarray:
+def _excess(likeness: np.ndarray) -> np.ndarray:
     """How much more like concept i concept j is than it is like the other concepts, (N, N)."""
-    n_others = len(alike) - 1
-    mean_of_column = (alike.sum(0) - alike.diagonal()) / n_others
-    return alike - mean_of_column
+    n_others = len(likeness) - 1
+    mean_of_column = (likeness.sum(0) - likeness.diagonal()) / n_others
+    return likeness - mean_of_column
 
 
-def permutation_p(weights: Sequence[np.ndarray], alike: np.ndarray, seed: int) -> float:
+def permutation_p(weights: Sequence[np.ndarray], likeness: np.ndarray, seed: int) -> float:
     """The two-sided p of an excess that does not depend on which concept is which.
 
     `weights` has an array (N, N) a subject, each of sum 1. The subjects and runs are fixed: p says
     that chance alone would seldom match these answers to this space.
     """
     mean_weights = np.mean(weights, axis=0)
-    excess = _excess(alike)
-    observed = abs((mean_weights * excess).sum())
+    excess = _excess(likeness)
+    observed = abs(np.vdot(mean_weights, excess))
 
     rng = np.random.default_rng([seed, 2])
     n_as_large = 0
     for _ in range(N_PERMUTATIONS):
-        order = rng.permutation(len(alike))
-        permuted = excess[order][:, order]
+        order = rng.permutation(len(likeness))
+        permuted = excess[order].take(order, axis=1)  # as [:, order], seven times as fast
         # 1e-12: the observed order itself must count as large, whatever the order of the sum.
-        n_as_large += abs((mean_weights * permuted).sum()) >= observed - 1e-12
+        n_as_large += abs(np.vdot(mean_weights, permuted)) >= observed - 1e-12
     return (n_as_large + 1) / (N_PERMUTATIONS + 1)
 
 
@@ -168,7 +168,7 @@ def tabulate_near_misses(
     interval over subjects and test images (`excess_low`, `excess_high`), and `p`. All are means
     over the runs of a subject, then over subjects; a run without wrong answers is left out.
     """
-    alike_by_space = {name: percentiles(similarity) for name, similarity in spaces.items()}
+    likeness_by_space = {name: percentiles(similarity) for name, similarity in spaces.items()}
     answers_of_runs = [weigh_answers(result.similarity) for result in results]
 
     rows = []
@@ -179,14 +179,14 @@ def tabulate_near_misses(
             # Without a wrong answer nothing was retrieved first that could be a near miss.
             if by_kind[answers].any()
         ]
-        for space, alike in alike_by_space.items():
+        for space, likeness in likeness_by_space.items():
             row = {"answers": answers, "alike_by": space}
-            rows.append(row | _summarise(runs, alike, resamples, seed))
+            rows.append(row | _summarise(runs, likeness, resamples, seed))
     return pd.DataFrame(rows)
 
 
 def _summarise(
-    runs: Sequence[tuple[str, np.ndarray]], alike: np.ndarray, resamples: Resamples, seed: int
+    runs: Sequence[tuple[str, np.ndarray]], likeness: np.ndarray, resamples: Resamples, seed: int
 ) -> dict[str, float]:
     """The means over the runs of a subject, then over subjects, of (subject, weights)."""
     names = ("retrieved", "chance", "excess", "excess_low", "excess_high", "p")
@@ -195,13 +195,13 @@ def _summarise(
     if len(set(subjects)) < resamples.subjects.shape[1]:
         return dict.fromkeys(names, np.nan)
 
-    measured = [measure_near_misses(weights, alike) for _, weights in runs]
+    measured = [measure_near_misses(weights, likeness) for _, weights in runs]
     retrieved = mean_by_subject(subjects, [np.array(misses.retrieved) for misses in measured])
     chance = mean_by_subject(subjects, [np.array(misses.chance) for misses in measured])
 
     queries = mean_by_subject(subjects, [misses.queries for misses in measured])  # (S, N)
     low, high = resamples.interval_of_mean(queries)
     shares = mean_by_subject(subjects, [weights / weights.sum() for _, weights in runs])
-    p = permutation_p(list(shares), alike, seed)
+    p = permutation_p(list(shares), likeness, seed)
     values = (retrieved.mean(), chance.mean(), queries.mean(), low, high, p)
     return dict(zip(names, map(float, values), strict=True))

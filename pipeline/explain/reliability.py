@@ -78,8 +78,8 @@ def measure_halves(
     on other subjects, and its first half is what `evaluate` draws for that number of repetitions.
     With several models for the subject, the splits are shared out among them.
     """
-    own = [(model, notes) for model, notes in models if subject in notes["tested_on"]]
-    found: dict[str, list[np.ndarray]] = {space: [] for space in SPACES}
+    of_subject = [(model, notes) for model, notes in models if subject in notes["tested_on"]]
+    shares: dict[str, list[np.ndarray]] = {space: [] for space in SPACES}
     for n in sizes:
         rng = np.random.default_rng([seed, n, *subject.encode()])
         halves = average_groups(eeg, n, 2, draws, rng)  # (2, draws, N, C, T)
@@ -87,28 +87,28 @@ def measure_halves(
             halves = normalise(halves)
 
         splits = halves.swapaxes(0, 1)
-        found["EEG"].append(
-            np.mean([find(as_vectors(first), as_vectors(second)) for first, second in splits], 0)
-        )
+        in_eeg = [find(as_vectors(first), as_vectors(second)) for first, second in splits]
+        shares["EEG"].append(np.mean(in_eeg, 0))
+
         by_model = []
-        for i, (model, _) in enumerate(own):
-            mine = splits[i :: len(own)] if i < draws else splits[[i % draws]]
-            pairs = [[project_eeg(model, to_tensor(half)) for half in split] for split in mine]
+        for i, (model, _) in enumerate(of_subject):
+            of_model = splits[i :: len(of_subject)] if i < draws else splits[[i % draws]]
+            pairs = [[project_eeg(model, to_tensor(half)) for half in split] for split in of_model]
             by_model.append(np.mean([find(first, second) for first, second in pairs], 0))
-        found["encoder"].append(np.mean(by_model, 0))
+        shares["encoder"].append(np.mean(by_model, 0))
 
     # The last size is half of all repetitions.
     half = halves[0, 0]
     first_of_fold = {notes["fold"]: model for model, notes in reversed(models)}
     return SubjectHalves(
         subject=subject,
-        within={space: np.stack(values) for space, values in found.items()},
+        within={space: np.stack(by_size) for space, by_size in shares.items()},
         half=as_vectors(half).numpy(),
         projected={
             fold: project_eeg(model, to_tensor(half)).numpy()
             for fold, model in first_of_fold.items()
         },
-        asks_by=own[0][1]["fold"],
+        asks_by=of_subject[0][1]["fold"],
     )
 
 
@@ -157,8 +157,8 @@ def tabulate_reliability(
 
         if len(subjects) > 1:
             row = {"space": space, "subjects": ACROSS, "n_repetitions": sizes[-1]}
-            found = across_subjects(subjects, space)
-            tables.append(pd.DataFrame([row | _estimate_pairs(found, resamples)]))
+            is_right = across_subjects(subjects, space)
+            tables.append(pd.DataFrame([row | _estimate_pairs(is_right, resamples)]))
 
     n_images = resamples.images.shape[1]
     return pd.concat(tables, ignore_index=True).assign(chance=1 / n_images)
@@ -188,27 +188,27 @@ def across_subjects(subjects: Sequence[SubjectHalves], space: str) -> np.ndarray
     The diagonal, a half with itself, is NaN.
     """
     n_images = len(subjects[0].half)
-    found = np.full((len(subjects), len(subjects), n_images), np.nan)
+    is_right = np.full((len(subjects), len(subjects), n_images), np.nan)
     for i, asking in enumerate(subjects):
-        for j, other in enumerate(subjects):
+        for j, answering in enumerate(subjects):
             if i != j:
                 sides = [
                     half.half if space == "EEG" else half.projected[asking.asks_by]
-                    for half in (asking, other)
+                    for half in (asking, answering)
                 ]
                 similarity = cosines(*map(torch.from_numpy, sides))
-                found[i, j] = (rank_of_match(similarity) == 1).numpy()
-    return found
+                is_right[i, j] = (rank_of_match(similarity) == 1).numpy()
+    return is_right
 
 
-def _estimate_pairs(found: np.ndarray, resamples: Resamples) -> dict[str, float]:
+def _estimate_pairs(is_right: np.ndarray, resamples: Resamples) -> dict[str, float]:
     """The mean over ordered pairs of subjects (S, S, N), interval and spread over who asks.
 
     In a resample each pair counts as often as both subjects together; a subject that is drawn
     twice makes no pair with itself.
     """
-    by_pair = np.nan_to_num(found)
-    n_subjects, _, n_images = found.shape
+    by_pair = np.nan_to_num(is_right)
+    n_subjects, _, n_images = by_pair.shape
     images = resamples.images / n_images  # (B, N)
     in_resamples = np.einsum("ijn,bn->bij", by_pair, images, optimize=True)
 

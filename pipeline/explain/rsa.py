@@ -194,8 +194,8 @@ def tabulate_rsa(
         compared = compare_geometries(eeg[:, window], encoders, n_images)
         rows.append({"time": centre} | _row(compared))
 
-    whole = compare_geometries(eeg[:, -1], encoders, n_images)
-    summary = whole | {"n_images": n_images, "n_subjects": len(eeg), "n_pairs": eeg.shape[-1]}
+    after_onset = compare_geometries(eeg[:, -1], encoders, n_images)
+    summary = after_onset | {"n_images": n_images, "n_subjects": len(eeg), "n_pairs": eeg.shape[-1]}
     return {"answer": _answer(summary)} | summary, pd.DataFrame(rows)
 
 
@@ -225,9 +225,9 @@ def _answer(summary: Mapping[str, Any]) -> str:
     claim = "no difference between the encoders is shown in how like the EEG their geometry is"
     # The comparison is false for NaN, where nothing can be claimed.
     if difference["p"] <= ALPHA:
-        nearer, other = ("aligned", "unaligned")[:: 1 if difference["mean"] > 0 else -1]
+        nearer, farther = ("aligned", "unaligned")[:: 1 if difference["mean"] > 0 else -1]
         claim = (
-            f"the geometry of the {nearer} encoder is more like the EEG's than the {other} one's"
+            f"the geometry of the {nearer} encoder is more like the EEG's than the {farther} one's"
         )
     if "subjects" not in summary["over"]:
         n = summary["n_subjects"]

@@ -67,8 +67,6 @@ def write_report(
     `may_share_images` those of the dataset's entry, `hashes` the sha256 of the files that the page
     is made of.
     """
-    subjects = tables["per_subject"]
-    concepts = _with_difference(tables["concepts"], comparison)
     drawn = _charts(evaluation, tables, curves, comparison, beside or {})
     write_page(
         path,
@@ -84,24 +82,8 @@ def write_report(
         chance=chance_levels(evaluation["n_way"]),
         above_chance=describe_chance(evaluation),
         is_alarming=is_alarming(evaluation),
-        # `evaluate.top_k` decides which top-k there are.
-        subject_columns={
-            name: title for name, title in SUBJECT_COLUMNS.items() if name in subjects
-        },
-        subjects=records(subjects),
-        galleries=records(tables["n_way"]),
-        larger_galleries=records(tables["galleries"]),
-        calibration=records(tables["calibration"]),
-        reliability=records(_beside_run(tables["reliability"], tables["repetitions"])),
-        near_misses=records(tables["near_misses"]),
-        concepts=records(concepts),
-        with_people="people_percentile" in concepts,
-        with_difference="difference" in concepts,
         explanation=explanation,
-        # top5_acc becomes 5.
-        top_k=[
-            name[3:-4] for name in map(str, tables["n_way"]) if re.fullmatch(r"top\d+_acc", name)
-        ],
+        **_rows_of_tables(tables, comparison),
         charts=drawn,
         among_curves=[id for id in drawn if id not in ("subjects", *RESPONSES)],
         specs={id: chart.spec for id, chart in drawn.items()},
@@ -111,6 +93,32 @@ def write_report(
         # What draws the charts, 0.9 MB of JavaScript. The stub of vl-convert wants a snippet
         vega=vl_convert.javascript_bundle(vl_version=VEGA_LITE),  # type: ignore[call-arg]
     )
+
+
+def _rows_of_tables(
+    tables: dict[str, pd.DataFrame], comparison: dict[str, Any] | None
+) -> dict[str, Any]:
+    """The rows of the page's tables, and which columns they have."""
+    subjects = tables["per_subject"]
+    concepts = _with_difference(tables["concepts"], comparison)
+    metrics = map(str, tables["n_way"])
+    return {
+        "subjects": records(subjects),
+        # `evaluate.top_k` decides which top-k there are.
+        "subject_columns": {
+            name: title for name, title in SUBJECT_COLUMNS.items() if name in subjects
+        },
+        # top5_acc becomes 5.
+        "top_k": [name[3:-4] for name in metrics if re.fullmatch(r"top\d+_acc", name)],
+        "galleries": records(tables["n_way"]),
+        "larger_galleries": records(tables["galleries"]),
+        "calibration": records(tables["calibration"]),
+        "reliability": records(_beside_run(tables["reliability"], tables["repetitions"])),
+        "near_misses": records(tables["near_misses"]),
+        "concepts": records(concepts),
+        "with_people": "people_percentile" in concepts,
+        "with_difference": "difference" in concepts,
+    }
 
 
 def _with_difference(concepts: pd.DataFrame, comparison: dict[str, Any] | None) -> pd.DataFrame:

@@ -56,11 +56,8 @@ TEXTS = {  # of each picture the heading, of a protocol, and the description
         "whose output the EEG encoder learns; a panel a backbone, a line an EEG encoder. " + FILLED,
     ),
 }
-# For the legend: the points that are claimed or not, each with its text
-FILLS = {
-    Line2D([], [], linestyle="", marker="o", color=QUIET, markerfacecolor=fill, markersize=5): name
-    for fill, name in ((QUIET, "claimed, after Holm's correction"), ("white", "not claimed"))
-}
+# What the colour inside a point says
+FILLS = {"claimed, after Holm's correction": QUIET, "not claimed": "white"}
 
 
 def draw_study_pictures(
@@ -127,26 +124,10 @@ def all_cells(cells: Cells, subjects: pd.DataFrame, chance: float, title: str) -
 
     for row, cell in enumerate(cells):
         for encoder, offset in OFFSET.items():
-            if "top1_acc" not in cell[encoder]:  # no whole run of this encoder
-                continue
-            # `cell.get(name, encoder)`: a cell has all of these keys but "encoder".
-            dots = 100 * means.loc[tuple(cell.get(name, encoder) for name in of_cell)].to_numpy()
-            about: dict[str, Any] = {"marker": MARKERS[encoder], "color": COLOURS[encoder]}
-            y = row - offset
-            left.scatter(dots, np.full(len(dots), y), 7, alpha=0.5, linewidth=0, **about)
-            left.scatter(
-                100 * cell[encoder]["top1_acc"],
-                y,
-                26,
-                edgecolor="black",
-                linewidth=0.6,
-                zorder=3,
-                **about,
-            )
-
-            of_ridge = (cell.get("ridge") or {}).get(encoder)
-            if of_ridge is not None:
-                left.plot(100 * of_ridge, y, "|", color="black", markersize=9, zorder=2)
+            if "top1_acc" in cell[encoder]:  # there is a whole run of this encoder
+                # `cell.get(name, encoder)`: a cell has all of these keys but "encoder".
+                of_encoder = means.loc[tuple(cell.get(name, encoder) for name in of_cell)]
+                _top1(left, cell, encoder, of_encoder.to_numpy(), row - offset)
 
         if cell["difference"]:
             _difference(right, cell, row, "black", "o", horizontal=True)
@@ -177,9 +158,24 @@ def all_cells(cells: Cells, subjects: pd.DataFrame, chance: float, title: str) -
         Line2D([], [], linestyle="", marker=MARKERS[name], color=COLOURS[name]) for name in OFFSET
     ]
     line = Line2D([], [], linestyle="--", color=QUIET)
-    names = [*OFFSET, f"chance, {100 * chance:.1f} %", *FILLS.values()]
-    figure.legend([*encoders, line, *FILLS], names, loc="outside lower center", ncols=3)
+    names = [*OFFSET, f"chance, {100 * chance:.1f} %", *FILLS]
+    handles = [*encoders, line, *_filled_points()]
+    figure.legend(handles, names, loc="outside lower center", ncols=3)
     return figure
+
+
+def _top1(ax: Axes, cell: dict[str, Any], encoder: str, of_subjects: np.ndarray, y: float) -> None:
+    """Top-1 of each subject (S,) as small points, of all as a large one, and of ridge."""
+    about: dict[str, Any] = {"marker": MARKERS[encoder], "color": COLOURS[encoder]}
+    x = 100 * of_subjects
+    ax.scatter(x, np.full(len(x), y), 7, alpha=0.5, linewidth=0, **about)
+
+    mean = 100 * cell[encoder]["top1_acc"]
+    ax.scatter(mean, y, 26, edgecolor="black", linewidth=0.6, zorder=3, **about)
+
+    of_ridge = (cell.get("ridge") or {}).get(encoder)
+    if of_ridge is not None:
+        ax.plot(100 * of_ridge, y, "|", color="black", markersize=9, zorder=2)
 
 
 def across_blocks(cells: Cells, title: str) -> Figure:
@@ -210,8 +206,8 @@ def across_blocks(cells: Cells, title: str) -> Figure:
         Line2D([], [], color=LINE_COLOURS[i % len(LINE_COLOURS)], marker=POINTS[i % len(POINTS)])
         for i in range(len(kinds))
     ]
-    names = _names_of(kinds)
-    figure.legend([*lines, *FILLS], [*names, *FILLS.values()], loc="outside lower center", ncols=3)
+    handles = [*lines, *_filled_points()]
+    figure.legend(handles, [*_names_of(kinds), *FILLS], loc="outside lower center", ncols=3)
     return figure
 
 
@@ -225,9 +221,9 @@ def by_depth(cells: Cells, chance: float, title: str) -> Figure:
     figure, panels = _panels(cells, blocks, title)
     for ax, backbone in panels:
         for i, (eeg_encoder, alignment) in enumerate(kinds):
-            whole = _cells_of(cells, backbone, eeg_encoder, alignment)
+            line_cells = _cells_of(cells, backbone, eeg_encoder, alignment)
             for k, encoder in enumerate(OFFSET):
-                scored = [cell for cell in whole if "top1_acc" in cell[encoder]]
+                scored = [cell for cell in line_cells if "top1_acc" in cell[encoder]]
                 shift = 0.08 * (2 * i + k - len(kinds) + 0.5)  # intervals side by side
                 x = [blocks.index(cell["block"]) + shift for cell in scored]
                 y = np.array([100 * cell[encoder]["top1_acc"] for cell in scored])
@@ -251,6 +247,12 @@ def by_depth(cells: Cells, chance: float, title: str) -> Figure:
     names = [*OFFSET, f"chance, {100 * chance:.1f} %", *_names_of(kinds)]
     figure.legend([*lines, line, *points], names, loc="outside lower center", ncols=3)
     return figure
+
+
+def _filled_points() -> list[Line2D]:
+    """For the legend: a point for each of `FILLS`."""
+    about: dict[str, Any] = {"linestyle": "", "marker": "o", "color": QUIET, "markersize": 5}
+    return [Line2D([], [], markerfacecolor=colour, **about) for colour in FILLS.values()]
 
 
 def _blocks(cells: Cells) -> list[str]:

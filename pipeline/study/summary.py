@@ -78,23 +78,7 @@ def summarise(
     def draw(n_subjects: int) -> Resamples:
         return draw_resamples(n_subjects, n_way or 0, parameters.resamples, seed)
 
-    results_of_cell: dict[Cell, list[TrialResult]] = {}
-    for result in results:
-        results_of_cell.setdefault(result.trial.cell, []).append(result)
-
-    cells = []
-    # sort=False: the order of `_sort_key` stays, with blocks as numbers.
-    for key, rows in table.groupby(CELL_COLUMNS, sort=False):
-        cell = Cell(*map(str, key))
-        in_cell = results_of_cell.get(cell, [])
-        cells.append(_summarise_cell(cell, in_cell, rows, draw, parameters.top_k))
-    _add_verdicts(cells)
-    _add_ridge(cells)
-
-    # A pooled run has a row for each subject, and counts once.
-    runs = table.drop_duplicates(RUN_COLUMNS)
-    collapsed = runs[runs["status"] == "collapsed"]
-    failed = runs[runs["status"] == "failed"]
+    cells = _summarise_cells(results, table, draw, parameters.top_k)
     summary = dict(facts) | {
         "n_way": n_way,
         "chance_top1": 1 / n_way if n_way else None,
@@ -108,16 +92,50 @@ def summarise(
             verdict: sum(cell["verdict"] == verdict for cell in cells) for verdict in VERDICTS
         },
         "n_corrected": sum(cell["p"] is not None for cell in cells),
-        # Runs with a fault take the claim from their cells, so that all of them are listed.
+        **_count_runs(table),
+        "cells": cells,
+    }
+    return {"answer": _answer(summary) + warning_sentences(summary)} | summary, table
+
+
+def _summarise_cells(
+    results: Sequence[TrialResult],
+    table: pd.DataFrame,
+    draw: Callable[[int], Resamples],
+    top_k: list[int],
+) -> list[dict[str, Any]]:
+    """All cells with their verdicts, in the order of the table."""
+    results_of_cell: dict[Cell, list[TrialResult]] = {}
+    for result in results:
+        results_of_cell.setdefault(result.trial.cell, []).append(result)
+
+    cells = []
+    # sort=False: the order of `_sort_key` stays, with blocks as numbers.
+    for key, rows in table.groupby(CELL_COLUMNS, sort=False):
+        cell = Cell(*map(str, key))
+        in_cell = results_of_cell.get(cell, [])
+        cells.append(_summarise_cell(cell, in_cell, rows, draw, top_k))
+
+    _add_verdicts(cells)
+    _add_ridge(cells)
+    return cells
+
+
+def _count_runs(table: pd.DataFrame) -> dict[str, Any]:
+    """How many runs there are of each status, and those with a fault."""
+    # A pooled run has a row for each subject, and counts once.
+    runs = table.drop_duplicates(RUN_COLUMNS)
+    collapsed = runs[runs["status"] == "collapsed"]
+    failed = runs[runs["status"] == "failed"]
+    return {
         "n_runs": len(runs),
         "n_ok": int((runs["status"] == "ok").sum()),
         "n_collapsed": len(collapsed),
         "n_failed": len(failed),
+        # Runs with a fault take the claim from their cells, so that all of them are listed.
         "collapsed": collapsed[RUN_COLUMNS].to_dict("records"),
         "failed": failed[[*RUN_COLUMNS, "reason"]].to_dict("records"),
-        "cells": cells,
     }
-    return {"answer": _answer(summary) + warning_sentences(summary)} | summary, table
 
 
 def _sort_key(trial: Trial, subject: str) -> tuple[Any, ...]:
@@ -309,12 +327,13 @@ def _add_verdicts(cells: list[dict[str, Any]]) -> None:
 def _add_ridge(cells: list[dict[str, Any]]) -> None:
     """Give each cell of another EEG encoder top-1 of ridge beside it: all else as in the cell."""
 
-    def alike(cell: Mapping[str, Any]) -> tuple[str, ...]:
+    def but_for_eeg_encoder(cell: Mapping[str, Any]) -> tuple[str, ...]:
         return tuple(cell[name] for name in CELL_COLUMNS if name != "eeg_encoder")
 
-    found = {alike(cell): cell for cell in cells if cell["eeg_encoder"] == BASELINE}
+    of_ridge = [cell for cell in cells if cell["eeg_encoder"] == BASELINE]
+    ridge_cells = {but_for_eeg_encoder(cell): cell for cell in of_ridge}
     for cell in cells:
-        ridge = found.get(alike(cell))
+        ridge = ridge_cells.get(but_for_eeg_encoder(cell))
         cell["ridge"] = None
         if ridge is not None and ridge is not cell:
             cell["ridge"] = {encoder: ridge[encoder].get("top1_acc") for encoder in ENCODERS}
