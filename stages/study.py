@@ -9,7 +9,7 @@ from pipeline.eeg_encoders.table import caveats_of
 from pipeline.errors import InputError
 from pipeline.files import replacing, sha256
 from pipeline.images.embeddings import read_about
-from pipeline.images.models.table import OfCache, find_model
+from pipeline.images.models.table import find_model, has_last_block_alone
 from pipeline.params import Params, read_params
 from pipeline.preprocess.recordings import read_caveats
 from pipeline.report.study_page import write_study_page
@@ -74,11 +74,11 @@ def main(
 
 
 def kinds_of(backbones: Sequence[str]) -> dict[str, dict[str, bool]]:
-    """The kinds of alignment of each backbone, and whether each is computed from its cache."""
+    """The kinds of alignment of each backbone, and whether each has the block `last` alone."""
     kinds = {}
     for backbone in backbones:
         loads = find_model(backbone).aligned
-        kinds[backbone] = {kind: isinstance(load, OfCache) for kind, load in loads.items()}
+        kinds[backbone] = {kind: has_last_block_alone(load) for kind, load in loads.items()}
     return kinds
 
 

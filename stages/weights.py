@@ -11,8 +11,10 @@ from pipeline.download.copies import open_copies
 from pipeline.download.download import UserFiles, fetch_file
 from pipeline.errors import InputError
 from pipeline.files import replacing
-from pipeline.images.models.table import find_model
+from pipeline.images.models.table import FeaturesFile, find_model
 from pipeline.params import read_params
+from pipeline.sections import Download
+from pipeline.untrusted.features import features_files
 from stages import run, show
 
 
@@ -37,8 +39,11 @@ def main(
         "open_clip": p.download.open_clip,
     }
 
+    # No weights at all: the features of the pictures are there already.
+    if isinstance(model.unaligned, FeaturesFile):
+        copy_features(p.download, weights)
     # Synthetic pictures need no real model, and the sample must run without a network.
-    if DATASETS[p.dataset].synthetic:
+    elif DATASETS[p.dataset].synthetic and model.stand_in:
         model.stand_in(weights)
     elif model.published:
         for file in model.published:
@@ -67,10 +72,28 @@ def main(
             "of them (safetensors, or saved by torch)"
         )
 
-    files = sorted(weights.iterdir())
+    files = sorted(path for path in weights.rglob("*") if path.is_file())
     rows = [{"file": str(path), "MB": path.stat().st_size / 1e6} for path in files]
     show(f"{backbone}: weights", rows)
     return ", ".join(map(str, files))
+
+
+def copy_features(download: Download, weights: Path) -> None:
+    """Copy the user's files of features, each encoder's into a folder of its own.
+
+    That of the aligned encoder may be missing. Raises InputError where a file is none of features.
+    """
+    files = {"unaligned": features_files(download.features_file, "download.features_file")}
+    if download.features_file_aligned != "none":
+        key = "download.features_file_aligned"
+        files["aligned"] = features_files(download.features_file_aligned, key)
+
+    for folder in ("unaligned", "aligned"):
+        # A file of another name would stay beside the new one.
+        shutil.rmtree(weights / folder, ignore_errors=True)
+        for path in files.get(folder, []):
+            with replacing(weights / folder / path.name) as copy:
+                shutil.copyfile(path, copy)
 
 
 if __name__ == "__main__":
