@@ -13,7 +13,6 @@ from pipeline.errors import InputError
 from pipeline.files import replacing
 from pipeline.images.models.table import FeaturesFile, find_model
 from pipeline.params import read_params
-from pipeline.sections import Download
 from pipeline.untrusted.features import features_files
 from stages import run, show
 
@@ -41,7 +40,7 @@ def main(
 
     # No weights at all: the features of the pictures are there already.
     if isinstance(model.unaligned, FeaturesFile):
-        copy_features(p.download, weights)
+        copy_features(p.download.features_file, p.download.features_file_aligned, weights)
     # Synthetic pictures need no real model, and the sample must run without a network.
     elif DATASETS[p.dataset].synthetic and model.stand_in:
         model.stand_in(weights)
@@ -78,15 +77,14 @@ def main(
     return ", ".join(map(str, files))
 
 
-def copy_features(download: Download, weights: Path) -> None:
+def copy_features(unaligned: str, aligned: str, weights: Path) -> None:
     """Copy the user's files of features, each encoder's into a folder of its own.
 
-    That of the aligned encoder may be missing. Raises InputError where a file is none of features.
+    `aligned` may be none. Raises InputError where a parameter names no file of features.
     """
-    files = {"unaligned": features_files(download.features_file, "download.features_file")}
-    if download.features_file_aligned != "none":
-        key = "download.features_file_aligned"
-        files["aligned"] = features_files(download.features_file_aligned, key)
+    files = {"unaligned": features_files(unaligned, "download.features_file")}
+    if aligned != "none":
+        files["aligned"] = features_files(aligned, "download.features_file_aligned")
 
     for folder in ("unaligned", "aligned"):
         # A file of another name would stay beside the new one.

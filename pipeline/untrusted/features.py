@@ -58,7 +58,8 @@ def features_files(value: str, key: str) -> list[Path]:
     """
     path = Path(value).expanduser()
     if value == "none" or not path.is_absolute() or not path.is_file():
-        reason = "" if value == "none" or path.is_absolute() else ", which is no full path"
+        reason = ", which is no file" if path.is_absolute() else ", which is no full path"
+        reason = "" if value == "none" else reason
         raise InputError(
             f"{key} is {value}{reason}: set it to the full path of your file of features, a row a "
             f"picture ({', '.join(ENDINGS)})"
