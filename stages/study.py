@@ -11,7 +11,7 @@ from pipeline.files import replacing, sha256
 from pipeline.images.embeddings import read_about
 from pipeline.images.models.table import find_model, has_last_block_alone
 from pipeline.params import Params, read_params
-from pipeline.preprocess.recordings import read_caveats
+from pipeline.preprocess.recordings import read_caveats, read_modality
 from pipeline.report.study_page import write_study_page
 from pipeline.report.study_pictures import draw_study_pictures
 from pipeline.study.summary import summarise
@@ -86,7 +86,9 @@ def describe(p: Params, caches: Iterable[Path], recording: Path) -> dict[str, An
     """What a summary says of the data behind it; all subjects have the caveats of `recording`."""
     dataset = DATASETS[p.dataset]
     caveats_of_images = {read_about(cache)[0].get("caveat") for cache in caches}
-    return {
+    modality = read_modality(recording)
+    facts: dict[str, Any] = {} if modality == "EEG" else {"modality": modality}
+    return facts | {
         "dataset": p.dataset,
         "synthetic": dataset.synthetic,
         "selected_on": p.train.select_on,

@@ -26,6 +26,7 @@ from stages import embed, study_embed, weights
 from stages.names import check_names, check_study
 from stages.own_files import look_at_features
 from stages.study import kinds_of
+from tests.clone import Project, project_after_its_first_run, ran
 from tests.tiny import make_few_images
 
 D = 6
@@ -498,3 +499,76 @@ def test_a_look_sees_a_corrected_file_and_corrected_names(tmp_path: Path) -> Non
     assert changed == [False, True]
     file.write_text("mended")
     assert look_at_features(str(file))[0] != first[0]
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory, quick_programs: str) -> Project:
+    return project_after_its_first_run(tmp_path_factory, quick_programs)
+
+
+@pytest.mark.long
+def test_through_dvc_from_two_files_to_a_comparison(project: Project, tmp_path: Path) -> None:
+    """A corrected file runs again what depends on it, and an untouched one nothing."""
+    names = read_image_ids(project.folder / "data/fetched/images.csv")
+    values = np.random.default_rng(0).standard_normal((len(names), 32))
+    for folder in ("clip", "dreamsim"):
+        (tmp_path / folder).mkdir()
+    unaligned = write_npy_with_titles(tmp_path / "clip", names, values)
+    aligned = write_npz(tmp_path / "dreamsim", names, values[:, ::-1])
+    project.set(
+        backbone="features",
+        alignment="features",
+        download__features_file=str(unaligned),
+        download__features_file_aligned=str(aligned),
+        embed__blocks=["last"],
+    )
+
+    behind = ["embed@unaligned", "embed@aligned", "train", "baseline", "evaluate", "report"]
+    output = project.run("dvc", "repro")
+    assert {"weights", *behind} <= {*ran(output)}
+    assert not {"download", "human", "preprocess"} & {*ran(output)}
+    page = (project.folder / "metrics/report.html").read_text()
+    about = read_about(project.folder / "data/embeddings/unaligned.h5")[0]
+    assert about["features_file"].startswith("clip.npy (sha256 ") and about["features_file"] in page
+    assert ran(project.run("dvc", "repro")) == []
+
+    # The names alone are corrected: so two pictures change places.
+    names[:2] = names[1::-1]
+    write_npy_with_titles(tmp_path / "clip", names, values)
+    output = project.run("dvc", "repro")
+    assert {"weights", "embed@unaligned", "train"} <= {*ran(output)}
+    assert "download" not in ran(output)
+    cache = read_embeddings(project.folder / "data/embeddings/unaligned.h5", "last")
+    assert cache.image_ids[0] == names[1]
+    np.testing.assert_array_equal(cache.values[0], values[1].astype("f4"))
+
+    # A touched file has another time and the same content: a look, and nothing behind it.
+    unaligned.touch()
+    assert ran(project.run("dvc", "repro")) == ["weights"]
+
+    output = project.run("python3", "-m", "stages.compare")
+    result = json.loads((project.folder / "metrics/comparison.json").read_text())
+    assert (result["differs_in"], result["baseline"]) == ("encoder", "unaligned")
+    assert any(
+        text.startswith("Of unaligned: The embeddings are features from clip.npy")
+        for text in result["caveats"]
+    )
+    assert "Of aligned: The embeddings are features from clip.npz" in " ".join(output.split())
+
+    # Two files of one encoder differ in the file alone.
+    sides = [f"download.features_file={path}" for path in (unaligned, aligned)]
+    project.run("python3", "-m", "stages.compare", "--baseline", sides[0], "--other", sides[1])
+    result = json.loads((project.folder / "metrics/comparison.json").read_text())
+    assert result["differs_in"] == "features" and result["other"].startswith("clip.npz (sha256")
+
+    # And a file stands beside an image model of this project.
+    sides = ["backbone=synclr_vitb16", "backbone=features"]
+    project.run("python3", "-m", "stages.compare", "--baseline", sides[0], "--other", sides[1])
+    result = json.loads((project.folder / "metrics/comparison.json").read_text())
+    assert (result["differs_in"], result["other"]) == ("backbone", "features")
+
+    values[4] = np.nan
+    write_npz(tmp_path / "dreamsim", names, values)
+    refused = project.run("dvc", "repro", fails=True)
+    assert "error: clip.npz (download.features_file_aligned): the features of 1 of" in refused
+    assert "Traceback" not in refused

@@ -423,6 +423,8 @@ def _verdict(comparison: dict[str, Any]) -> tuple[str, str]:
         f"{count(len(comparison['subjects']), 'subject')}, "
         f"{_seeds_in_words(comparison)}"
     )
+    if "modality" in comparison:  # absent of EEG
+        design = f"{comparison['modality']}, {design}"
 
     # Without factors there is no claim, and the interval that is left is over test images alone.
     low, high = (100 * end for end in top1["ci95" if factors else "ci95_these_models"])
