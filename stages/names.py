@@ -26,7 +26,7 @@ from pipeline.images.models.table import (
 from pipeline.images.views import check_views
 from pipeline.params import Params
 from pipeline.sections import Train
-from pipeline.untrusted.features import features_files
+from pipeline.untrusted.features import check_setting
 
 
 def check_names(p: Params) -> None:
@@ -60,18 +60,19 @@ def check_image_model(backbone: str, encoder: str, alignment: str) -> None:
 
 
 def _check_features(p: Params) -> None:
-    """Raises InputError where the image model is a file of features that is missing, or lacks what
-    is asked of it.
+    """Raises InputError where a file of features is to be the image model, and none is named.
+
+    Also where it is asked for other blocks or views than it has.
     """
     model = find_model(p.backbone)
     if not isinstance(model.unaligned, FeaturesFile):
         return
 
     check_embed(p.embed)
-    features_files(p.download.features_file, "params.yaml: download.features_file")
+    check_setting(p.download.features_file, "params.yaml: download.features_file")
     if p.encoder == "aligned":
         key = "params.yaml: download.features_file_aligned"
-        features_files(p.download.features_file_aligned, key)
+        check_setting(p.download.features_file_aligned, key)
 
 
 def check_study(p: Params) -> None:

@@ -22,11 +22,13 @@ from pipeline.images.embedder import read_image_ids
 from pipeline.images.embeddings import read_about, read_embeddings, read_health, write_embeddings
 from pipeline.images.features import match_names
 from pipeline.params import read_params
+from pipeline.untrusted.features import read_features
 from stages import embed, study_embed, weights
 from stages.names import check_names, check_study
 from stages.own_files import look_at_features
 from stages.study import kinds_of
 from tests.clone import Project, project_after_its_first_run, ran
+from tests.test_docs import run_code
 from tests.tiny import make_few_images
 
 D = 6
@@ -409,7 +411,6 @@ def test_a_wrong_list_of_names_is_told(own: Own, ids: list[str], features: np.nd
     [
         ("none", "features_file is none: set it to the full path of your file of features, a row"),
         ("clip.npz", "features_file is clip.npz, which is no full path: set it"),
-        ("/nowhere/clip.npz", "features_file is /nowhere/clip.npz, which is no file: set it"),
         (
             __file__,
             "features_file is .*: expected a file that ends in .npz, .h5, .hdf5, .npy, .safetensors; write",
@@ -424,6 +425,16 @@ def test_a_parameter_that_names_no_file_is_told(own: Own, value: str, message: s
     ):
         with pytest.raises(InputError, match=f"download.{message}"):
             check()
+
+
+def test_a_file_that_is_not_there_is_told_before_anything_is_copied(own: Own) -> None:
+    params = own.set(download__features_file="/nowhere/clip.npz")
+    check_names(read_params(params))  # which looks at no disk
+    with pytest.raises(
+        InputError, match="features_file is /nowhere/clip.npz: there is no such file; see how it is"
+    ):
+        weights.main(params, "features", own.folder / "weights")
+    assert not (own.folder / "weights").exists()
 
 
 def test_a_second_file_is_the_aligned_encoder(
@@ -499,6 +510,17 @@ def test_a_look_sees_a_corrected_file_and_corrected_names(tmp_path: Path) -> Non
     assert changed == [False, True]
     file.write_text("mended")
     assert look_at_features(str(file))[0] != first[0]
+
+
+def test_the_code_of_the_page_writes_such_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = str(Path("docs/image-models.md").absolute())
+    monkeypatch.chdir(tmp_path)
+    names = run_code(page)
+    found = read_features(tmp_path / "clip.npz", "clip.npz")
+    assert found.names == names["names"]
+    np.testing.assert_array_equal(found.values, names["features"])
 
 
 @pytest.fixture(scope="module")

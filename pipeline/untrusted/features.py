@@ -50,16 +50,15 @@ class Features:
     values: np.ndarray
 
 
-def features_files(value: str, key: str) -> list[Path]:
-    """The file that a parameter names, and the CSV file beside it if there is one that belongs.
+def check_setting(value: str, key: str) -> Path:
+    """The path that a parameter names; `key` is the parameter, for messages.
 
-    `key` is the parameter, for messages. Raises InputError where the value is no full path of a
-    file of a known kind, or a CSV file is missing.
+    Raises InputError where it is no full path of a kind of file that is read here. Whether there is
+    such a file is not looked at.
     """
     path = Path(value).expanduser()
-    if value == "none" or not path.is_absolute() or not path.is_file():
-        reason = ", which is no file" if path.is_absolute() else ", which is no full path"
-        reason = "" if value == "none" else reason
+    if value == "none" or not path.is_absolute():
+        reason = "" if value == "none" else ", which is no full path"
         raise InputError(
             f"{key} is {value}{reason}: set it to the full path of your file of features, a row a "
             f"picture ({', '.join(ENDINGS)})"
@@ -68,16 +67,27 @@ def features_files(value: str, key: str) -> list[Path]:
         raise InputError(
             f"{key} is {value}: expected a file that ends in {', '.join(ENDINGS)}; {HOW_TO_WRITE}"
         )
+    return path
 
+
+def features_files(value: str, key: str) -> list[Path]:
+    """The file that a parameter names, and the CSV file beside it if its names are in one.
+
+    Raises InputError as `check_setting`, and where one of them is missing.
+    """
+    path = check_setting(value, key)
+    if not path.is_file():
+        raise InputError(f"{key} is {value}: there is no such file; see how it is spelt")
     if path.suffix.lower() not in WITH_CSV:
         return [path]
-    csv = path.with_suffix(".csv")
-    if csv.is_file():
-        return [path, csv]
+
+    names = path.with_suffix(".csv")
+    if names.is_file():
+        return [path, names]
     if path.suffix.lower() == ".npy":
         raise InputError(
-            f"{key} is {value}: its pictures have no names; put them into {csv}, one a line in the "
-            "order of the rows"
+            f"{key} is {value}: its pictures have no names; put them into {names}, one a line in "
+            "the order of the rows"
         )
     return [path]
 
