@@ -78,8 +78,9 @@ def look(setting: str, endings: Sequence[str]) -> str:
 
 def look_at_features(setting: str) -> list[str]:
     """The same of a file of features, and of the CSV file beside it that may hold its names."""
-    names = str(Path(setting).with_suffix(".csv")) if setting != "none" else "none"
-    return [look(setting, ANY_FILES), look(names, ANY_FILES)]
+    path = Path(setting)
+    names = path.parent / f"{path.stem}.csv"
+    return [look(setting, ANY_FILES), "none" if setting == "none" else look(str(names), ANY_FILES)]
 
 
 def refuse_to_delete(foreign: Sequence[tuple[Path, Path]]) -> None:

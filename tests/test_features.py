@@ -32,6 +32,7 @@ from tests.test_docs import run_code
 from tests.tiny import make_few_images
 
 D = 6
+EMBED = read_params(Path("params.yaml")).embed
 
 
 @pytest.fixture(scope="module")
@@ -69,14 +70,15 @@ class Own:
         path.write_text(yaml.safe_dump(values))
         return path
 
-    def embed(self, file: Path, kind: str = "none", **changes: Any) -> Path:
+    def embed(self, file: Path, kind: str = "none", aligned: str = "none", **changes: Any) -> Path:
         """The cache of the unaligned encoder, or of the aligned one where `kind` is features."""
-        params = self.set(download__features_file=str(file), **changes)
-        made, target = self.folder / "weights", self.folder / f"{kind}.h5"
-        weights.main(params, "features", made)
-        inputs = self.pictures / "images", self.pictures / "images.csv", made
-        embed.main(params, "features", kind, *inputs, self.folder / "none.h5", target)
-        return target
+        weights.copy_features(str(file), aligned, self.folder / "weights")
+        images, table = self.pictures / "images", self.pictures / "images.csv"
+        paths = embed.Paths(
+            images, table, self.folder / "weights", Path(), self.folder / f"{kind}.h5"
+        )
+        embed.embed(EMBED.model_copy(update=changes), "features", kind, paths)
+        return paths.target
 
 
 @pytest.fixture
@@ -189,8 +191,11 @@ def test_every_floating_type_is_taken(
     np.testing.assert_array_equal(read_embeddings(cache, "last").values, values.astype("f4"))
 
 
-def test_bfloat16_is_taken(own: Own, ids: list[str], features: np.ndarray) -> None:
-    values = torch.from_numpy(features).bfloat16()
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float8_e4m3fn])
+def test_types_that_numpy_has_not_are_taken(
+    own: Own, ids: list[str], features: np.ndarray, dtype: torch.dtype
+) -> None:
+    values = torch.from_numpy(features).to(dtype)
     file = own.folder / "clip.safetensors"
     safetensors.torch.save_file({"x": values}, file, {"names": json.dumps(ids)})
     cache = own.embed(file)
@@ -455,8 +460,8 @@ def test_a_second_file_is_the_aligned_encoder(
         check_names(read_params(own.set(download__features_file=str(file), **changes)))
 
     changes["download__features_file_aligned"] = str(aligned)
-    cache = own.embed(file, "features", **changes)
-    check_names(read_params(own.folder / "params.yaml"))
+    check_names(read_params(own.set(download__features_file=str(file), **changes)))
+    cache = own.embed(file, "features", str(aligned))
     np.testing.assert_array_equal(read_embeddings(cache, "last").values, features[:, ::2])
     about = read_about(cache)[0]
     assert (about["encoder"], about["alignment"]) == ("aligned", "features")
@@ -470,27 +475,28 @@ def test_a_second_file_is_the_aligned_encoder(
 
 def test_other_blocks_and_views_are_refused(own: Own, ids: list[str], features: np.ndarray) -> None:
     file = write_npz(own.folder, ids, features)
-    for changes, message in (
-        ({"embed__blocks": [6, "last"]}, "embed.blocks is .6, 'last'.: .* set it to .last., and"),
-        ({"embed__views": ["original", "blur-8"]}, "embed.views is .* set it to .original., or"),
+    for key, value, message in (
+        ("blocks", [6, "last"], "embed.blocks is .6, 'last'.: .* set it to .last., and"),
+        ("views", ["original", "blur-8"], "embed.views is .* set it to .original., or"),
     ):
         with pytest.raises(InputError, match=message):
-            own.embed(file, **changes)
+            own.embed(file, **{key: value})
+        params = own.set(download__features_file=str(file), **{f"embed__{key}": value})
         with pytest.raises(InputError, match=message):
-            check_names(read_params(own.folder / "params.yaml"))
+            check_names(read_params(params))
 
 
 def test_the_study_takes_them_in_its_cells_of_the_last_block(
     own: Own, ids: list[str], features: np.ndarray
 ) -> None:
-    file = write_npz(own.folder, ids, features)
-    study = {"study__backbones": ["features", "synclr_vitb16"], "study__blocks": [6, "last"]}
-    alignments = ["features", "dreamsim"]
-    own.embed(file, study__alignments=alignments, **study)
-    params = own.folder / "params.yaml"
+    changes = {"study__backbones": ["features", "synclr_vitb16"], "study__blocks": [6, "last"]}
+    changes["study__alignments"] = ["features", "dreamsim"]
+    changes["download__features_file"] = str(write_npz(own.folder, ids, features))
+    params = own.set(**changes)
     check_study(read_params(params))
     assert kinds_of(["features"]) == {"features": {"features": True}}
 
+    weights.main(params, "features", own.folder / "weights")
     inputs = own.pictures / "images", own.pictures / "images.csv", own.folder / "weights"
     target = own.folder / "study.h5"
     study_embed.main(params, "features", "none", *inputs, target, target)

@@ -175,20 +175,26 @@ def _read_hdf5(path: Path, label: str) -> tuple[list[str], np.ndarray]:
         with h5py.File(path, "r") as file:
             if "why" in file.attrs:
                 raise InputError(f"{label}: is an empty embedding cache: {file.attrs['why']}")
-            datasets: dict[str, h5py.Dataset] = {}
-            file.visititems(
-                lambda name, node: (
-                    datasets.update({name: node}) if isinstance(node, h5py.Dataset) else None
-                )
-            )
-            return _pick(datasets, label)
+            return _pick(_datasets_in(file), label)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"{label}: is not a whole HDF5 file ({error}); {HOW_TO_WRITE}") from error
 
 
+def _datasets_in(file: h5py.File) -> dict[str, h5py.Dataset]:
+    """All datasets by their names, those in groups too; links to other files are not followed."""
+    datasets: dict[str, h5py.Dataset] = {}
+
+    def collect(name: str, node: h5py.Group | h5py.Dataset) -> None:
+        if isinstance(node, h5py.Dataset):
+            datasets[name] = node
+
+    file.visititems(collect)
+    return datasets
+
+
 def _read_safetensors(path: Path, label: str) -> tuple[list[str], np.ndarray]:
     try:
-        # By torch: numpy has no bfloat16.
+        # By torch: numpy has no bfloat16 and no float8.
         with safetensors.safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: _as_array(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
@@ -203,7 +209,8 @@ def _read_safetensors(path: Path, label: str) -> tuple[list[str], np.ndarray]:
 
 
 def _as_array(tensor: torch.Tensor) -> np.ndarray:
-    return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
+    known = tensor.dtype in (torch.float16, torch.float32, torch.float64)
+    return (tensor.float() if tensor.is_floating_point() and not known else tensor).numpy()
 
 
 def _names_in(metadata: Mapping[str, str], label: str) -> list[str]:
