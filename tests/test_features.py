@@ -17,7 +17,9 @@ import safetensors.torch
 import torch
 import yaml
 
+from pipeline.compare.comparison import compare
 from pipeline.errors import InputError
+from pipeline.evaluate.similarities import Similarities, SubjectResult
 from pipeline.images.embedder import read_image_ids
 from pipeline.images.embeddings import read_about, read_embeddings, read_health, write_embeddings
 from pipeline.images.features import match_names
@@ -28,10 +30,12 @@ from stages.names import check_names, check_study
 from stages.own_files import look_at_features
 from stages.study import kinds_of
 from tests.clone import Project, project_after_its_first_run, ran
+from tests.test_comparison import evaluation, pair, parameters
 from tests.test_docs import run_code
 from tests.tiny import make_few_images
 
 D = 6
+ENCODERS = ["unaligned", "aligned"]
 EMBED = read_params(Path("params.yaml")).embed
 
 
@@ -527,6 +531,71 @@ def test_the_code_of_the_page_writes_such_a_file(
     found = read_features(tmp_path / "clip.npz", "clip.npz")
     assert found.names == names["names"]
     np.testing.assert_array_equal(found.values, names["features"])
+
+
+def side(encoder: str, runs: list[SubjectResult], backbone: str, **embeddings: str) -> Similarities:
+    """An evaluation on embeddings with these attributes."""
+    about = {"backbone": backbone, "caveat": str(embeddings)}
+    settings = {"train": {"epochs": 3}, "embeddings": {"backbone": backbone, **embeddings}}
+    return evaluation(encoder, runs, settings=settings, **about)
+
+
+OF_CLIP = {"features_file": "clip.npz (sha256 12)", "features_sha256": "12ab"}
+OF_DINO = {"features_file": "clip.npz (sha256 34)", "features_sha256": "34cd"}
+OF_SYNCLR = {"checkpoint": "a.zip", "checkpoint_sha256": "ef", "tokens": "cls", "batch_size": "32"}
+
+
+@pytest.mark.parametrize(
+    ("encoders", "backbones", "attributes", "factor", "labels"),
+    [
+        (ENCODERS, ["features"] * 2, [OF_CLIP, OF_DINO], "encoder", ENCODERS),
+        (
+            ["unaligned"] * 2,
+            ["features"] * 2,
+            [OF_CLIP, OF_DINO],
+            "features",
+            ["clip.npz (sha256 12)", "clip.npz (sha256 34)"],
+        ),
+        (
+            ["unaligned"] * 2,
+            ["synclr_vitb16", "features"],
+            [OF_SYNCLR, OF_CLIP],
+            "backbone",
+            ["synclr_vitb16", "features"],
+        ),
+    ],
+)
+def test_files_are_compared(
+    encoders: list[str],
+    backbones: list[str],
+    attributes: list[dict[str, str]],
+    factor: str,
+    labels: list[str],
+) -> None:
+    """Two of one name too, as two encoders, as two files, and beside a model of this project."""
+    sides = [
+        side(encoder, runs, backbone, **about)
+        for encoder, runs, backbone, about in zip(
+            encoders, pair(10), backbones, attributes, strict=True
+        )
+    ]
+    result = compare(*sides, parameters(), 0)
+    assert (result["differs_in"], [result["baseline"], result["other"]]) == (factor, labels)
+    assert len(result["caveats"]) == 2
+
+    sides[1].made_with["settings"]["train"]["epochs"] = 4
+    with pytest.raises(InputError, match="differ in settings.train.epochs .* too"):
+        compare(*sides, parameters(), 0)
+
+
+def test_an_image_model_embedded_in_two_ways_is_no_file_of_features() -> None:
+    unaligned, _ = pair(10)
+    sides = [
+        side("unaligned", unaligned, name, tokens=tokens)
+        for name, tokens in (("synclr_vitb16", "cls"), ("dino_vitb16", "mean"))
+    ]
+    with pytest.raises(InputError, match="differ in settings.embeddings.tokens .* too"):
+        compare(*sides, parameters(), 0)
 
 
 @pytest.fixture(scope="module")
