@@ -225,6 +225,19 @@ def test_names_are_matched(ids: list[str], name_of: Callable[[str], str]) -> Non
     assert match_names(names, ids, "").tolist() == [*range(len(ids))][::-1]
 
 
+def test_a_name_in_another_folder_is_told(
+    own: Own, ids: list[str], features: np.ndarray, capsys: pytest.CaptureFixture
+) -> None:
+    own.embed(write_npz(own.folder, [NAMED["the last two parts"](name) for name in ids], features))
+    assert "another folder" not in capsys.readouterr().out
+    own.embed(write_npz(own.folder, [f"flat/{name.split('/')[-1]}" for name in ids], features))
+    output = capsys.readouterr().out
+    assert (
+        f"{len(ids)} names are in another folder than their image, such as flat/pattern" in output
+    )
+    assert f"for {ids[0]}: matched by the file's name alone" in output
+
+
 def test_the_more_of_a_name_the_better() -> None:
     """Two pictures of one name in two folders, and of two kinds in one."""
     ids = ["own/cat/1.jpg", "own/dog/1.jpg", "own/dog/1.png", "own/café/x.jpg"]

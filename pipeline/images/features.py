@@ -62,6 +62,7 @@ def write_cache(
     n_more = len(features.names) - len(image_ids)
     passed_over = f"; {n_more} more rows are not needed" if n_more else ""
     print(f"{label}: a row for each of the {len(image_ids)} images{passed_over}")
+    _tell_other_folders([features.names[row] for row in rows], image_ids, label)
 
 
 def check_embed(parameters: Embed) -> None:
@@ -130,10 +131,13 @@ def _find_rows(image_id: str, tables: dict[int, dict[str, list[int]]]) -> list[i
 
 def _last_parts(name: str, depth: int) -> str:
     """The last parts of a path, as they are compared."""
-    # Windows writes backslashes, and macOS an accent as a character of its own.
-    parts = PurePosixPath(unicodedata.normalize("NFC", name.strip().replace("\\", "/"))).parts
-    path = PurePosixPath(*parts[-depth:])
+    path = PurePosixPath(*_parts(name)[-depth:])
     return str(path.with_suffix(path.suffix.lower())) if path.suffix else str(path)
+
+
+def _parts(name: str) -> tuple[str, ...]:
+    # Windows writes backslashes, and macOS an accent as a character of its own.
+    return PurePosixPath(unicodedata.normalize("NFC", name.strip().replace("\\", "/"))).parts
 
 
 def _check_each_once(
@@ -148,6 +152,20 @@ def _check_each_once(
             f"{label}: {(uses > 1).sum()} names fit several images, the first is {names[row]} in "
             f"row {row} (from 0), which fits {image_ids[first]} and {image_ids[second]}: write the "
             "names as in the column image_ids of data/fetched/images.csv"
+        )
+
+
+def _tell_other_folders(names: Sequence[str], image_ids: Sequence[str], label: str) -> None:
+    """Print how many names have the file's name of their image, and another folder."""
+    others = [
+        i
+        for i, name in enumerate(names)
+        if len(_parts(name)) > 1 and _parts(name)[-2:-1] != _parts(image_ids[i])[-2:-1]
+    ]
+    if others:
+        print(
+            f"{label}: {len(others)} names are in another folder than their image, such as "
+            f"{names[others[0]]} for {image_ids[others[0]]}: matched by the file's name alone"
         )
 
 
