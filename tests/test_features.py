@@ -184,6 +184,7 @@ def test_the_cache_has_the_row_of_each_image(
     )
     assert about["features_file"] == f"{file.name} (sha256 {about['features_sha256'][:12]})"
     assert about["features_file"] in about["caveat"]
+    assert ("features_names_sha256" in about) == file.with_suffix(".csv").exists()
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float64", ">f4"])
@@ -554,6 +555,7 @@ def side(encoder: str, runs: list[SubjectResult], backbone: str, **embeddings: s
 
 
 OF_CLIP = {"features_file": "clip.npz (sha256 12)", "features_sha256": "12ab"}
+OF_CLIP["features_names_sha256"] = "56ef"  # of a CSV file
 OF_DINO = {"features_file": "clip.npz (sha256 34)", "features_sha256": "34cd"}
 OF_SYNCLR = {"checkpoint": "a.zip", "checkpoint_sha256": "ef", "tokens": "cls", "batch_size": "32"}
 

@@ -21,8 +21,11 @@ from pipeline.evaluate.statistics import ALPHA, MIN_SUBJECTS, draw_resamples, me
 from pipeline.retrieval import weigh_queries
 from pipeline.sections import Evaluate
 
-# Of features that were computed elsewhere: the name and the hash of their file
-FEATURES = ("settings.embeddings.features_file", "settings.embeddings.features_sha256")
+# Of features that were computed elsewhere: the name and the hash of their file, and the hash of the
+# CSV file with their names if there is one
+FEATURES = tuple(
+    f"settings.embeddings.features_{fact}" for fact in ("file", "sha256", "names_sha256")
+)
 # The factors of a comparison, and for each the facts of an evaluation that may differ with it
 # (patterns of fnmatch). The values of the first fact name the two sides.
 FACTORS: dict[str, tuple[str, ...]] = {

@@ -56,6 +56,10 @@ def write_cache(
         "caveat": caveat,
         "only": "a file of features holds one block",
     }
+    # A CSV file of names decides as much as the file of features.
+    names_file = file.with_suffix(".csv")
+    if names_file.is_file():
+        attributes["features_names_sha256"] = sha256(names_file)
     block = ("last", values, {"feature": "a row of the file of features"} | measures)
     write_embeddings(target, image_ids, [block], attributes)
 
