@@ -46,6 +46,8 @@ class Download(Section):
     open_clip: str
     dino: str
     weights_file: str
+    features_file: str
+    features_file_aligned: str
 
 
 class Preprocess(Section):

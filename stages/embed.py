@@ -7,9 +7,17 @@ from pipeline.compute.devices import pick_device
 from pipeline.errors import EMBED_AGAIN, InputError
 from pipeline.images.embedder import embed_images
 from pipeline.images.embeddings import read_about, read_health, write_no_embeddings
-from pipeline.images.models.table import OfCache, OwnCheckpoint, find_alignment, find_model
+from pipeline.images.features import check_embed, write_cache
+from pipeline.images.models.table import (
+    FeaturesFile,
+    OfCache,
+    OwnCheckpoint,
+    find_alignment,
+    find_model,
+)
 from pipeline.params import read_params
 from pipeline.sections import Embed
+from pipeline.untrusted.features import ENDINGS
 from stages import run, show
 
 
@@ -45,6 +53,7 @@ def embed(parameters: Embed, backbone: str, alignment: str, paths: Paths) -> str
     """
     model = find_model(backbone)
     encoder = "unaligned" if alignment == "none" else "aligned"
+    notes = {"backbone": backbone, "encoder": encoder, "alignment": alignment}
     try:
         load = model.unaligned if alignment == "none" else find_alignment(backbone, alignment)
     except InputError as error:
@@ -57,9 +66,11 @@ def embed(parameters: Embed, backbone: str, alignment: str, paths: Paths) -> str
     if isinstance(load, OfCache):
         _check_backbone(paths.unaligned, backbone)
         load.write(paths.unaligned, paths.weights, paths.target)
+    elif isinstance(load, FeaturesFile):
+        check_embed(parameters)
+        take_features(load, paths, notes)
     else:
         file = model.file
-        notes = {"backbone": backbone, "encoder": encoder, "alignment": alignment}
         if isinstance(load, OwnCheckpoint):
             file = load.file
             notes["caveat"] = load.caveat
@@ -80,6 +91,23 @@ def embed(parameters: Embed, backbone: str, alignment: str, paths: Paths) -> str
     if rows:
         show(f"{backbone}, {encoder}", rows)
     return str(paths.target)
+
+
+def take_features(load: FeaturesFile, paths: Paths, notes: dict[str, str]) -> None:
+    """Write the cache from the user's file of features; an empty one where he named none."""
+    folder = paths.weights / load.folder
+    files = [path for path in folder.glob("*") if path.suffix.lower() in ENDINGS]
+    if files:
+        write_cache(files[0], load.key, paths.image_table, paths.target, notes)
+        return
+
+    # Only that of the aligned encoder may be missing: who decodes the unaligned one needs no other.
+    reason = (
+        f"{load.key} is none: set it to the full path of the features of the same images by the "
+        "aligned model"
+    )
+    print(reason)
+    write_no_embeddings(paths.target, reason)
 
 
 def _check_backbone(cache: Path, backbone: str) -> None:

@@ -18,7 +18,7 @@ from pipeline.evaluate.similarities import Similarities, settings_of, write_simi
 from pipeline.files import replacing
 from pipeline.images.embeddings import Embeddings, read_about, read_embeddings
 from pipeline.params import Params, read_params
-from pipeline.preprocess.recordings import read_split
+from pipeline.preprocess.recordings import read_modality, read_split
 from pipeline.train.model import Notes, load_models
 from stages import run, show, write_json
 
@@ -46,6 +46,7 @@ def main(
     # Every subject that some model is tested on, read one after the other
     subjects = sorted({name for _, notes in models for name in notes["tested_on"]})
     files = [eeg / f"{subject}.h5" for subject in subjects]
+    made_with |= name_modality(files[0])
     # A generator: the EEG of one subject at a time is in memory.
     recordings = (read_split(path, "test", average=False) for path in files)
     scores, axes = score(recordings, models, cache, p.evaluate, p.seed)
@@ -114,6 +115,12 @@ def describe(p: Params, notes: Notes, cache: Embeddings) -> dict[str, Any]:
     if eeg_encoders.has_closed_form(notes["train"]["eeg_encoder"]):
         made_with["closed_form"] = True
     return made_with
+
+
+def name_modality(recording: Path) -> dict[str, str]:
+    """What was recorded, where it is not EEG; all subjects have the channels of this one."""
+    modality = read_modality(recording)
+    return {} if modality == "EEG" else {"modality": modality}
 
 
 def caveats_of(embeddings: Path) -> list[str]:

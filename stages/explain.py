@@ -87,6 +87,8 @@ def main(
         with replacing(path) as temporary:
             frames[path.stem].to_csv(temporary, index=False)
     facts = {name: scored.made_with[name] for name in FACTS}
+    if "modality" in scored.made_with:  # absent of EEG
+        facts["modality"] = scored.made_with["modality"]
     facts |= {"n_resamples": p.evaluate.resamples, "human_similarity": describe_people(people)}
     write_json(explanation, facts | summaries)
 
@@ -174,7 +176,8 @@ def look_at_responses(
     subjects = sorted({result.subject for result in scored.valid_results})
     # A generator: the EEG of one subject at a time is in memory.
     recordings = (read_split(eeg / f"{name}.h5", "test", average=False) for name in subjects)
-    return explain_responses(recordings, models, encoders, p.evaluate, p.seed)
+    modality = scored.made_with.get("modality", "EEG")
+    return explain_responses(recordings, models, encoders, p.evaluate, p.seed, modality)
 
 
 def has_block(cache: Path, block: int | str) -> bool:

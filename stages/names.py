@@ -15,10 +15,18 @@ from pipeline.eeg_encoders.table import (
     weight_files,
 )
 from pipeline.errors import InputError, suggestion
-from pipeline.images.models.table import OfCache, find_alignment, find_model, kinds_of_alignment
+from pipeline.images.features import check_embed
+from pipeline.images.models.table import (
+    FeaturesFile,
+    find_alignment,
+    find_model,
+    has_last_block_alone,
+    kinds_of_alignment,
+)
 from pipeline.images.views import check_views
 from pipeline.params import Params
 from pipeline.sections import Train
+from pipeline.untrusted.features import check_setting
 
 
 def check_names(p: Params) -> None:
@@ -34,6 +42,7 @@ def check_names(p: Params) -> None:
 
     check_views(p.embed.views)
     check_image_model(p.backbone, p.encoder, p.alignment)
+    _check_features(p)
 
 
 def check_image_model(backbone: str, encoder: str, alignment: str) -> None:
@@ -48,6 +57,22 @@ def check_image_model(backbone: str, encoder: str, alignment: str) -> None:
             find_alignment(backbone, alignment)
     except InputError as error:
         raise InputError(f"params.yaml: {error}") from error
+
+
+def _check_features(p: Params) -> None:
+    """Raises InputError where a file of features is to be the image model, and none is named.
+
+    Also where it is asked for other blocks or views than it has.
+    """
+    model = find_model(p.backbone)
+    if not isinstance(model.unaligned, FeaturesFile):
+        return
+
+    check_embed(p.embed)
+    check_setting(p.download.features_file, "params.yaml: download.features_file")
+    if p.encoder == "aligned":
+        key = "params.yaml: download.features_file_aligned"
+        check_setting(p.download.features_file_aligned, key)
 
 
 def check_study(p: Params) -> None:
@@ -111,7 +136,7 @@ def _check_aligned_blocks(p: Params, backbone: str) -> None:
         if kind in p.study.alignments:
             loads.append(load)
 
-    only_last = bool(loads) and all(isinstance(load, OfCache) for load in loads)
+    only_last = bool(loads) and all(map(has_last_block_alone, loads))
     if only_last and "last" not in p.study.blocks:
         raise InputError(
             f"params.yaml: study.blocks lacks last, and of {backbone} only the block last is "

@@ -45,6 +45,8 @@ def main(
     own_weights = {
         "own_copy": look(own_copy, WEIGHT_FILES),
         "weights_file": look(p.download.weights_file, ANY_FILES),
+        "features_file": look_at_features(p.download.features_file),
+        "features_file_aligned": look_at_features(p.download.features_file_aligned),
     }
     write_json(dataset_record, own_data)
     write_json(human_record, {"own_copy": look(own_copy, HUMAN_FILES)})
@@ -72,6 +74,13 @@ def look(setting: str, endings: Sequence[str]) -> str:
             status = file.stat()
             facts.append((str(file.relative_to(path)), status.st_size, status.st_mtime_ns))
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+
+def look_at_features(setting: str) -> list[str]:
+    """The same of a file of features, and of the CSV file beside it that may hold its names."""
+    path = Path(setting)
+    names = path.parent / f"{path.stem}.csv"
+    return [look(setting, ANY_FILES), "none" if setting == "none" else look(str(names), ANY_FILES)]
 
 
 def refuse_to_delete(foreign: Sequence[tuple[Path, Path]]) -> None:

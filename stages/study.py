@@ -9,9 +9,9 @@ from pipeline.eeg_encoders.table import caveats_of
 from pipeline.errors import InputError
 from pipeline.files import replacing, sha256
 from pipeline.images.embeddings import read_about
-from pipeline.images.models.table import OfCache, find_model
+from pipeline.images.models.table import find_model, has_last_block_alone
 from pipeline.params import Params, read_params
-from pipeline.preprocess.recordings import read_caveats
+from pipeline.preprocess.recordings import read_caveats, read_modality
 from pipeline.report.study_page import write_study_page
 from pipeline.report.study_pictures import draw_study_pictures
 from pipeline.study.summary import summarise
@@ -74,11 +74,11 @@ def main(
 
 
 def kinds_of(backbones: Sequence[str]) -> dict[str, dict[str, bool]]:
-    """The kinds of alignment of each backbone, and whether each is computed from its cache."""
+    """The kinds of alignment of each backbone, and whether each has the block `last` alone."""
     kinds = {}
     for backbone in backbones:
         loads = find_model(backbone).aligned
-        kinds[backbone] = {kind: isinstance(load, OfCache) for kind, load in loads.items()}
+        kinds[backbone] = {kind: has_last_block_alone(load) for kind, load in loads.items()}
     return kinds
 
 
@@ -86,7 +86,9 @@ def describe(p: Params, caches: Iterable[Path], recording: Path) -> dict[str, An
     """What a summary says of the data behind it; all subjects have the caveats of `recording`."""
     dataset = DATASETS[p.dataset]
     caveats_of_images = {read_about(cache)[0].get("caveat") for cache in caches}
-    return {
+    modality = read_modality(recording)
+    facts: dict[str, Any] = {} if modality == "EEG" else {"modality": modality}
+    return facts | {
         "dataset": p.dataset,
         "synthetic": dataset.synthetic,
         "selected_on": p.train.select_on,

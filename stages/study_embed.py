@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from pipeline.errors import InputError
+from pipeline.images.models.table import FeaturesFile, find_model
 from pipeline.params import read_params
 from stages import run
 from stages.embed import Paths, embed
@@ -27,6 +28,10 @@ def main(
         raise InputError(
             f"{params}: study.blocks is mix alone: name the blocks that it mixes beside it"
         )
+    # A file of features has no other block; its cells are those of the block last.
+    if isinstance(find_model(backbone).unaligned, FeaturesFile):
+        blocks = ["last"]
+
     # All else as in the pipeline, so that both share the embeddings in the cache folder.
     parameters = p.embed.model_copy(update={"blocks": blocks})
 

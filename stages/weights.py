@@ -11,8 +11,9 @@ from pipeline.download.copies import open_copies
 from pipeline.download.download import UserFiles, fetch_file
 from pipeline.errors import InputError
 from pipeline.files import replacing
-from pipeline.images.models.table import find_model
+from pipeline.images.models.table import FeaturesFile, find_model
 from pipeline.params import read_params
+from pipeline.untrusted.features import features_files
 from stages import run, show
 
 
@@ -37,8 +38,11 @@ def main(
         "open_clip": p.download.open_clip,
     }
 
+    # No weights at all: the features of the pictures are there already.
+    if isinstance(model.unaligned, FeaturesFile):
+        copy_features(p.download.features_file, p.download.features_file_aligned, weights)
     # Synthetic pictures need no real model, and the sample must run without a network.
-    if DATASETS[p.dataset].synthetic:
+    elif DATASETS[p.dataset].synthetic and model.stand_in:
         model.stand_in(weights)
     elif model.published:
         for file in model.published:
@@ -67,10 +71,27 @@ def main(
             "of them (safetensors, or saved by torch)"
         )
 
-    files = sorted(weights.iterdir())
+    files = sorted(path for path in weights.rglob("*") if path.is_file())
     rows = [{"file": str(path), "MB": path.stat().st_size / 1e6} for path in files]
     show(f"{backbone}: weights", rows)
     return ", ".join(map(str, files))
+
+
+def copy_features(unaligned: str, aligned: str, weights: Path) -> None:
+    """Copy the user's files of features, each encoder's into a folder of its own.
+
+    `aligned` may be none. Raises InputError where a parameter names no file of features.
+    """
+    files = {"unaligned": features_files(unaligned, "download.features_file")}
+    if aligned != "none":
+        files["aligned"] = features_files(aligned, "download.features_file_aligned")
+
+    for folder in ("unaligned", "aligned"):
+        # A file of another name would stay beside the new one.
+        shutil.rmtree(weights / folder, ignore_errors=True)
+        for path in files.get(folder, []):
+            with replacing(weights / folder / path.name) as copy:
+                shutil.copyfile(path, copy)
 
 
 if __name__ == "__main__":

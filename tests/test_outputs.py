@@ -181,6 +181,7 @@ def test_what_people_say_has_a_record_of_its_own(tmp_path: Path) -> None:
 
 
 RECORDS = {"own_copy": 0, "things_images": 0, "weights_file": 2, "eeg_weights": 3}
+RECORDS |= {"features_file": 2, "features_file_aligned": 2}
 
 
 @pytest.mark.parametrize("key", RECORDS)
@@ -199,7 +200,7 @@ def test_the_record_follows_the_file(tmp_path: Path, key: str) -> None:
         return paths[RECORDS[key]].read_text()
 
     without = record()
-    project.set(key, brought if key == "weights_file" else brought.parent)
+    project.set(key, brought if key.startswith(("weights", "features")) else brought.parent)
     brought.write_text("first")
     first = record()
     assert first == record() != without

@@ -177,7 +177,8 @@ def explain(scored: Similarities, folder: Path) -> None:
         "near_misses": tabulate_near_misses(results, {PEOPLE: people.similarity}, resamples, 42),
         "concepts": tabulate_concepts(scored, people.similarity),
     }
-    summaries, of_responses = explain_random_responses(len(results[0].eeg))
+    modality = scored.made_with.get("modality", "EEG")
+    summaries, of_responses = explain_random_responses(len(results[0].eeg), modality=modality)
     for name, table in (tables | of_responses).items():
         table.to_csv(folder / f"{name}.csv", index=False)
     facts = {"n_resamples": 200, "human_similarity": describe_people(people)}
@@ -185,7 +186,10 @@ def explain(scored: Similarities, folder: Path) -> None:
 
 
 def explain_random_responses(
-    n_images: int, n_repetitions: int = 4, encoders: tuple[str, ...] = ENCODERS
+    n_images: int,
+    n_repetitions: int = 4,
+    encoders: tuple[str, ...] = ENCODERS,
+    modality: str = "EEG",
 ) -> tuple[dict, dict[str, pd.DataFrame]]:
     """Reliability and geometry of what two subjects see in noise, with an untrained model."""
     rng = np.random.default_rng(2)
@@ -201,7 +205,7 @@ def explain_random_responses(
     model = ContrastiveModel(ModelSizes(2, 80, 100.0, 6), recipe).eval()
     notes = {"fold": "pooled", "seed": 42, "tested_on": ["sub-01", "sub-02"]}
     caches = {name: Embeddings(rng.standard_normal((n_images, 6)), ids) for name in encoders}
-    return explain_responses(recordings, [(model, notes)], caches, PARAMETERS, 42)
+    return explain_responses(recordings, [(model, notes)], caches, PARAMETERS, 42, modality)
 
 
 def _unit(values: np.ndarray) -> np.ndarray:
@@ -496,6 +500,15 @@ def test_views_are_named_where_they_are_not_the_original(tmp_path):
     assert "EEG learned from draw of original, blur-8" in words(
         report_without_pictures(tmp_path / "y")
     )
+
+
+def test_meg_is_called_meg(tmp_path):
+    evaluate(tmp_path / "x", modality="MEG", planted="")
+    page = words(report_without_pictures(tmp_path / "x"))
+    for caveat in json.loads((tmp_path / "x/evaluation.json").read_text())["caveats"]:
+        page = page.replace(caveat, "")
+    assert "decoding images from MEG" in page and "What the MEG itself can tell" in page
+    assert "EEG" not in page
 
 
 @pytest.mark.long

@@ -21,10 +21,15 @@ from pipeline.evaluate.statistics import ALPHA, MIN_SUBJECTS, draw_resamples, me
 from pipeline.retrieval import weigh_queries
 from pipeline.sections import Evaluate
 
+# Of features that were computed elsewhere: the name and the hash of their file, and the hash of the
+# CSV file with their names if there is one
+FEATURES = tuple(
+    f"settings.embeddings.features_{fact}" for fact in ("file", "sha256", "names_sha256")
+)
 # The factors of a comparison, and for each the facts of an evaluation that may differ with it
 # (patterns of fnmatch). The values of the first fact name the two sides.
 FACTORS: dict[str, tuple[str, ...]] = {
-    "encoder": ("encoder", "alignment", "caveat", "settings.embeddings.checkpoint"),
+    "encoder": ("encoder", "alignment", "caveat", "settings.embeddings.checkpoint", *FEATURES),
     "alignment": ("alignment", "caveat", "settings.embeddings.checkpoint"),
     "backbone": (
         "backbone",
@@ -32,7 +37,9 @@ FACTORS: dict[str, tuple[str, ...]] = {
         "settings.embeddings.backbone",
         "settings.embeddings.checkpoint*",
         "settings.embeddings.preprocessing",
+        *FEATURES,
     ),
+    "features": (*FEATURES, "caveat"),
     "block": ("block", "mixed_blocks", "settings.train.block"),
     "mixed blocks": ("mixed_blocks",),
     "views": (
@@ -56,6 +63,10 @@ FACTORS: dict[str, tuple[str, ...]] = {
 # With the name of the checkpoint, where an alignment has a checkpoint of its own: its hash, and how
 # its pictures are prepared. A file of one name must be the same file.
 OF_OWN_CHECKPOINT = ("settings.embeddings.checkpoint_sha256", "settings.embeddings.preprocessing")
+# Where one side alone embeds the pictures here: how it does that
+OF_ONE_SIDE = tuple(
+    f"settings.embeddings.{setting}" for setting in ("tokens", "precision", "batch_size")
+)
 ONE_SEED = (
     "Another seed alone moves top-1 by some 2 points in simulations, more with other recipes "
     "(docs/protocols.md, Seeds): `make compare SEEDS=5` trains five."
@@ -230,6 +241,8 @@ def _find_factor(first: dict[str, Any], second: dict[str, Any]) -> tuple[str, tu
     patterns = FACTORS[factor]
     if "settings.embeddings.checkpoint" in differing:
         patterns += OF_OWN_CHECKPOINT
+    if factor == "backbone" and FEATURES[0] in differing:
+        patterns += OF_ONE_SIDE
     for name in differing:
         if not any(fnmatch.fnmatch(name, pattern) for pattern in patterns):
             raise InputError(
@@ -413,6 +426,8 @@ def _verdict(comparison: dict[str, Any]) -> tuple[str, str]:
         f"{count(len(comparison['subjects']), 'subject')}, "
         f"{_seeds_in_words(comparison)}"
     )
+    if "modality" in comparison:  # absent of EEG
+        design = f"{comparison['modality']}, {design}"
 
     # Without factors there is no claim, and the interval that is left is over test images alone.
     low, high = (100 * end for end in top1["ci95" if factors else "ci95_these_models"])

@@ -164,7 +164,7 @@ def tabulate_reliability(
     return pd.concat(tables, ignore_index=True).assign(chance=1 / n_images)
 
 
-def summarise_reliability(table: pd.DataFrame) -> dict[str, Any]:
+def summarise_reliability(table: pd.DataFrame, modality: str = "EEG") -> dict[str, Any]:
     """The rows of half of all repetitions, by space and whose halves, and what they say."""
     n = int(table["n_repetitions"].max())
     summary: dict[str, Any] = {"n_repetitions": n}
@@ -176,8 +176,8 @@ def summarise_reliability(table: pd.DataFrame) -> dict[str, Any]:
     shares = [f"{100 * summary[space][WITHIN]['top1_acc']:.1f} %" for space in SPACES]
     answer = (
         f"Half of the repetitions ({n}) finds the image in the other half in {shares[0]} of the "
-        f"cases by the EEG itself, and in {shares[1]} by what the trained encoder makes of it; "
-        f"guessing gives {100 * table['chance'].iloc[0]:.1f} %."
+        f"cases by the {modality} itself, and in {shares[1]} by what the trained encoder makes "
+        f"of it; guessing gives {100 * table['chance'].iloc[0]:.1f} %."
     )
     return {"answer": answer} | summary
 

@@ -35,12 +35,14 @@ def explain_responses(
     encoders: Mapping[str, Embeddings],
     parameters: Evaluate,
     seed: int,
+    modality: str = "EEG",
 ) -> tuple[dict[str, Any], dict[str, pd.DataFrame]]:
     """The summaries and tables by name, `reliability` and `rsa`.
 
     `recordings` are the subjects with models that count (`models`), their EEG (N, R, C, T).
-    `encoders` are the caches `unaligned` and `aligned`, as far as they exist. With one repetition
-    the tables are empty, and each summary has `why` alone.
+    `encoders` are the caches `unaligned` and `aligned`, as far as they exist. `modality` is what
+    the sentences call the responses. With one repetition the tables are empty, and each summary has
+    `why` alone.
 
     Raises InputError if the recordings do not fit together, as `score` does.
     """
@@ -79,9 +81,9 @@ def explain_responses(
         for name, cache in encoders.items()
     }
     centres = [float(axes.times[window].mean()) for window in axes.windows]
-    rsa, over_time = tabulate_rsa(geometries, distances, centres, n_images)
+    rsa, over_time = tabulate_rsa(geometries, distances, centres, n_images, modality)
 
-    summaries = {"reliability": summarise_reliability(reliability), "rsa": rsa}
+    summaries = {"reliability": summarise_reliability(reliability, modality), "rsa": rsa}
     return summaries, {"reliability": reliability, "rsa": over_time}
 
 

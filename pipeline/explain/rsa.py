@@ -180,13 +180,15 @@ def tabulate_rsa(
     encoders: Mapping[str, np.ndarray],
     centres: Sequence[float],
     n_images: int,
+    modality: str = "EEG",
 ) -> tuple[dict[str, Any], pd.DataFrame]:
     """The summary, of the whole response after onset, and a table with a row a window.
 
     `geometries` has for each subject the distances (W + 1, M) of `crossnobis`: of W windows, whose
     `centres` are in s, and last of all samples after onset. `encoders` has those of each image
     encoder (M,). The question was decided beforehand: the difference between the encoders over the
-    whole response after onset. Nothing else has a p.
+    whole response after onset. Nothing else has a p. `modality` is what the sentence calls the
+    responses.
     """
     eeg = np.stack(geometries)  # (S, W + 1, M)
     rows = []
@@ -196,7 +198,7 @@ def tabulate_rsa(
 
     after_onset = compare_geometries(eeg[:, -1], encoders, n_images)
     summary = after_onset | {"n_images": n_images, "n_subjects": len(eeg), "n_pairs": eeg.shape[-1]}
-    return {"answer": _answer(summary)} | summary, pd.DataFrame(rows)
+    return {"answer": _answer(summary, modality)} | summary, pd.DataFrame(rows)
 
 
 def _row(compared: Mapping[str, Any]) -> dict[str, float]:
@@ -210,7 +212,7 @@ def _row(compared: Mapping[str, Any]) -> dict[str, float]:
     return row | {"chance": 0.0}
 
 
-def _answer(summary: Mapping[str, Any]) -> str:
+def _answer(summary: Mapping[str, Any], modality: str) -> str:
     """The answer to the question in a sentence, with its figures."""
     if "difference" not in summary:
         return "There is one image encoder alone: nothing to compare."
@@ -222,12 +224,15 @@ def _answer(summary: Mapping[str, Any]) -> str:
         f"{difference['mean']:+.3f} (95 % interval {low:+.3f} to {high:+.3f} and "
         f"p = {difference['p']:.3g} over {' and '.join(summary['over'])})"
     )
-    claim = "no difference between the encoders is shown in how like the EEG their geometry is"
+    claim = (
+        f"no difference between the encoders is shown in how like the {modality} their geometry is"
+    )
     # The comparison is false for NaN, where nothing can be claimed.
     if difference["p"] <= ALPHA:
         nearer, farther = ("aligned", "unaligned")[:: 1 if difference["mean"] > 0 else -1]
         claim = (
-            f"the geometry of the {nearer} encoder is more like the EEG's than the {farther} one's"
+            f"the geometry of the {nearer} encoder is more like the {modality}'s than the "
+            f"{farther} one's"
         )
     if "subjects" not in summary["over"]:
         n = summary["n_subjects"]

@@ -251,6 +251,12 @@ def read_caveats(path: Path) -> tuple[str, ...]:
         return tuple(file.attrs["caveats"])
 
 
+def read_modality(path: Path) -> str:
+    """What was recorded, `EEG` or `MEG`; InputError as in `read_split`."""
+    with _opened(path) as file:
+        return str(file.attrs.get("modality", "EEG"))
+
+
 @contextmanager
 def _opened(path: Path) -> Iterator[h5py.File]:
     try:

@@ -14,12 +14,13 @@ from pipeline.datasets.published import Published
 from pipeline.evaluate.chance import describe_chance, is_alarming
 from pipeline.evaluate.similarities import Similarities
 from pipeline.report import charts
+from pipeline.report.pictures import has_positions
 from pipeline.report.style import COLOURS, QUIET, RIGHT, Picture
 from pipeline.report.template import records, write_page
 
 VEGA_LITE = "6.4"  # the same major version as `charts.SCHEMA`
 Charts = dict[str, charts.Chart]  # by the id in the page
-EEG_HALVES = "EEG: half finds half"
+EEG_HALVES = "{}: half finds half"
 ENCODER_HALVES = "trained encoder: half finds half"
 NOISE_CEILING = "noise ceiling"
 DIFFERENCE = "aligned − unaligned"
@@ -78,6 +79,8 @@ def write_report(
         run=evaluation,
         comparison=comparison,
         beside=beside,
+        modality=evaluation.get("modality", "EEG"),
+        without_map=_without_map(tables["channels"]),
         eeg_encoder=settings.get("train", {}).get("eeg_encoder", "this run"),
         chance=chance_levels(evaluation["n_way"]),
         above_chance=describe_chance(evaluation),
@@ -119,6 +122,14 @@ def _rows_of_tables(
         "with_people": "people_percentile" in concepts,
         "with_difference": "difference" in concepts,
     }
+
+
+def _without_map(channels: pd.DataFrame) -> str:
+    """The first names of channels that have no map; "" where there is one."""
+    if has_positions(channels):
+        return ""
+    names = channels["ch_name"].astype(str).tolist()
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
 def _with_difference(concepts: pd.DataFrame, comparison: dict[str, Any] | None) -> pd.DataFrame:
@@ -204,6 +215,7 @@ def _charts(
     beside: dict[str, Any],
 ) -> Charts:
     encoder, top1 = run["encoder"], "top-1 accuracy"
+    modality = run.get("modality", "EEG")
     subjects = _top1_of_subjects(run, tables["per_subject"], comparison)
     if "per_subject" in beside:
         ridge = {row["subject"]: row["baseline"] for row in beside["per_subject"]}
@@ -225,7 +237,7 @@ def _charts(
     nearest, recording, window = (
         "Among the k nearest",
         "How much recording is needed",
-        "When: one window of the EEG",
+        f"When: one window of the {modality}",
     )
 
     # (table, column of x, metric, heading, titles of both axes, whether x is logarithmic)
@@ -256,10 +268,12 @@ def _charts_of_responses(run: dict[str, Any], tables: dict[str, pd.DataFrame]) -
     """The charts of the EEG without an image to retrieve, where it has repetitions."""
     drawn = {}
     of_run = f"{run['encoder']}: finds the image"
-    colours = {EEG_HALVES: QUIET, ENCODER_HALVES: RIGHT, of_run: COLOURS[run["encoder"]]}
+    modality = run.get("modality", "EEG")
+    eeg_halves = EEG_HALVES.format(modality)
+    colours = {eeg_halves: QUIET, ENCODER_HALVES: RIGHT, of_run: COLOURS[run["encoder"]]}
     reliability = tables["reliability"]
     if len(reliability):
-        names = {"EEG": EEG_HALVES, "encoder": ENCODER_HALVES}
+        names = {"EEG": eeg_halves, "encoder": ENCODER_HALVES}
         halves = reliability[reliability["subjects"] == "within"]
         table = pd.concat(
             [
@@ -273,7 +287,7 @@ def _charts_of_responses(run: dict[str, Any], tables: dict[str, pd.DataFrame]) -
             "n_repetitions",
             "top1_acc",
             "Half of the repetitions finds the other half",
-            "repetitions averaged, on each side that is EEG",
+            f"repetitions averaged, on each side that is {modality}",
             "top-1 accuracy",
             colours,
             log=True,

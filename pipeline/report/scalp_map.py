@@ -28,15 +28,13 @@ def scalp_map(
 ) -> Figure:
     """The loss if a channel is masked: a panel for each of `losses`, from its label to (C,).
 
-    `sensor_positions` (C, 2) are on the head seen from above, its rim at 1. Without them they are
-    those of the 10-05 system as in MNE; channels that it does not have are listed above the map.
-    Nothing is interpolated between fewer than four channels, or channels on one line. The names
-    of more than MAX_NAMES channels are left out.
+    `sensor_positions` are as for `place_channels`; channels without a position are listed above the
+    map. Nothing is interpolated between fewer than four channels, or channels on one line. The
+    names of more than MAX_NAMES channels are left out.
     """
-    if sensor_positions is None:
-        sensor_positions = _positions_by_name(ch_names)
-    placed = np.flatnonzero(np.isfinite(sensor_positions).all(1)).tolist()
-    xy = HEAD_RADIUS * sensor_positions[placed]
+    positions = place_channels(ch_names, sensor_positions)
+    placed = np.flatnonzero(np.isfinite(positions).all(1)).tolist()
+    xy = HEAD_RADIUS * positions[placed]
     crowded = len(placed) > MAX_NAMES
     names = [] if crowded else [ch_names[i] for i in placed]
 
@@ -70,10 +68,19 @@ def scalp_map(
             f"{name} {values[i]:+.3f}" for i, name in enumerate(ch_names) if i not in placed
         ]
         if unplaced:
-            note = f"without a position in the 10-05 system: {', '.join(unplaced)}"
+            system = " in the 10-05 system" if sensor_positions is None else ""
+            note = f"without a position{system}: {', '.join(unplaced)}"
             wrapped = textwrap.fill(note, 55)
             ax.set_title(wrapped, fontsize=6.5, fontweight="normal", parse_math=False)
     return figure
+
+
+def place_channels(ch_names: Sequence[str], sensor_positions: np.ndarray | None) -> np.ndarray:
+    """Positions (C, 2) on the head seen from above, its rim at 1; NaN where none is known.
+
+    They are `sensor_positions` where the data have them, else those of the 10-05 system as in MNE.
+    """
+    return _positions_by_name(ch_names) if sensor_positions is None else sensor_positions
 
 
 def _positions_by_name(ch_names: Sequence[str]) -> np.ndarray:

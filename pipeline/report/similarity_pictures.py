@@ -28,7 +28,11 @@ def sort_concepts(concepts: Sequence[str], images: np.ndarray) -> np.ndarray:
 
 
 def similarity_matrix(
-    similarity: np.ndarray, concepts: Sequence[str], images: np.ndarray, title: str
+    similarity: np.ndarray,
+    concepts: Sequence[str],
+    images: np.ndarray,
+    title: str,
+    modality: str = "EEG",
 ) -> Figure:
     """Cosine similarity of each response (rows) with each image (columns), sorted by concept."""
     order = sort_concepts(concepts, images)
@@ -54,13 +58,13 @@ def similarity_matrix(
     ax.tick_params(axis="x", rotation=90)
 
     note = "" if step == 1 else f"; every {step}th is named"
-    ax.set(xlabel=f"image{note}", ylabel="EEG response to the image")
+    ax.set(xlabel=f"image{note}", ylabel=f"{modality} response to the image")
     ax.set_title(title)
     figure.colorbar(matrix, ax=ax, label="cosine similarity", shrink=0.8)
     return figure
 
 
-def cosine_distributions(cosines: dict[str, Any], title: str) -> Figure:
+def cosine_distributions(cosines: dict[str, Any], title: str, modality: str = "EEG") -> Figure:
     """The distributions of matched and mismatched cosines, a panel for each side.
 
     A side is an encoder, or a value of another factor that was compared. `cosines` has `edges`
@@ -94,11 +98,13 @@ def cosine_distributions(cosines: dict[str, Any], title: str) -> Figure:
 
     # 0.1 of room on both sides; `occupied` holds left edges, and a bin is 0.05 wide.
     axes[0].set_xlim(np.concatenate(occupied).min() - 0.1, np.concatenate(occupied).max() + 0.15)
-    axes[-1].set_xlabel("cosine similarity of EEG and image")
+    axes[-1].set_xlabel(f"cosine similarity of {modality} and image")
     return figure
 
 
-def embedding_map(eeg: np.ndarray, images: np.ndarray, correct: np.ndarray, title: str) -> Figure:
+def embedding_map(
+    eeg: np.ndarray, images: np.ndarray, correct: np.ndarray, title: str, modality: str = "EEG"
+) -> Figure:
     """EEG and image embeddings (N, P) on the first two principal components of both together.
 
     A line joins each response to its image. `correct` (N,) bool: this image is the nearest one.
@@ -126,7 +132,12 @@ def embedding_map(eeg: np.ndarray, images: np.ndarray, correct: np.ndarray, titl
 
     eeg_style: dict[str, Any] = {"marker": "o", "color": COLOURS["unaligned"]}
     ax.scatter(
-        eeg_points[:, 0], eeg_points[:, 1], s=16, label="EEG response", zorder=3, **eeg_style
+        eeg_points[:, 0],
+        eeg_points[:, 1],
+        s=16,
+        label=f"{modality} response",
+        zorder=3,
+        **eeg_style,
     )
 
     # Empty lines for the legend

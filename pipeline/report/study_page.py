@@ -13,7 +13,7 @@ CELL_TITLES = {
     "backbone": "backbone",
     "alignment": "alignment",
     "block": "block",
-    "eeg_encoder": "EEG encoder",
+    "eeg_encoder": "{} encoder",
     "protocol": "protocol",
 }
 
@@ -34,6 +34,8 @@ def write_study_page(
     `settings` what decided the figures; `reproduce` the commands that make it all again, a line
     each; `hashes` the sha256 of the files that the page is made of.
     """
+    modality = summary.get("modality", "EEG")
+    titles = {name: title.format(modality) for name, title in CELL_TITLES.items()}
     values = {name: {cell[name] for cell in summary["cells"]} for name in CELL_TITLES}
 
     write_page(
@@ -43,14 +45,13 @@ def write_study_page(
         settings=settings,
         hashes=hashes,
         study=summary,
+        modality=modality,
         # A choice that varies gets a column; what all cells share stands above the table.
         # The backbone has a column in any case: it heads each row.
         columns={
-            name: CELL_TITLES[name]
-            for name, of in values.items()
-            if len(of) > 1 or name == "backbone"
+            name: titles[name] for name, of in values.items() if len(of) > 1 or name == "backbone"
         },
-        common={CELL_TITLES[name]: min(of) for name, of in values.items() if len(of) == 1},
+        common={titles[name]: min(of) for name, of in values.items() if len(of) == 1},
         # Cells of different designs may have intervals over different factors.
         over=sorted(
             {", ".join(cell["ci95_over"]) for cell in summary["cells"] if cell["ci95_over"]}

@@ -46,14 +46,15 @@ TEXTS = {  # of each picture the heading, of a protocol, and the description
     "depth": (
         "Top-1 by depth: {}",
         "Top-1 with the output of each block of the image model, unaligned in full lines and "
-        "aligned in dashed ones, with 95 % intervals; a panel a backbone, a point's shape an EEG "
-        "encoder. The dotted line is chance.",
+        "aligned in dashed ones, with 95 % intervals; a panel a backbone, a point's shape an "
+        "{modality} encoder. The dotted line is chance.",
     ),
     "blocks": (
         "Which block of the image model: {}",
         "The difference aligned - unaligned of top-1, with its 95 % interval, against the block "
         "of the image model "
-        "whose output the EEG encoder learns; a panel a backbone, a line an EEG encoder. " + FILLED,
+        "whose output the {modality} encoder learns; a panel a backbone, a line an {modality} "
+        "encoder. " + FILLED,
     ),
 }
 # What the colour inside a point says
@@ -102,6 +103,7 @@ def draw_study_pictures(
                 path = folder / f"{name}-{protocol}.png"
                 save_png(figure, path)
                 heading, description = TEXTS[name]
+                description = description.format(modality=summary.get("modality", "EEG"))
                 pictures.append(Picture(path, heading.format(protocol), description))
     return pictures
 

@@ -359,6 +359,9 @@ def _answer(summary: dict[str, Any]) -> str:
         f"{count(len(summary['seeds']), 'seed')}"
     )
 
+    if "modality" in summary:  # absent of EEG
+        design = f"{summary['modality']}, {design}"
+
     reasons = _join_reasons([cell["no_claim_because"] for cell in cells])
     size = (
         f"The difference is {np.median(differences):+.1f} points in the middle cell, "

@@ -62,7 +62,19 @@ class OwnCheckpoint:
     caveat: str
 
 
-Alignment = Load | OfCache | OwnCheckpoint
+@dataclass(frozen=True)
+class FeaturesFile:
+    """Features that the user has computed elsewhere: no picture is embedded here.
+
+    `key` is the parameter that names the file, and `folder` where a copy lies below the folder of
+    weights.
+    """
+
+    key: str
+    folder: str
+
+
+Alignment = Load | OfCache | OwnCheckpoint | FeaturesFile
 
 
 @dataclass(frozen=True)
@@ -72,16 +84,17 @@ class ImageModel:
     * `file`: the name of its checkpoint in the folder of weights.
     * `published`: the files to download; empty where the user names one (download.weights_file).
     * `stand_in(folder)`: writes random weights in the published layout, for synthetic datasets.
-    * `unaligned(checkpoint)`: returns the encoder in evaluation mode, and {}.
+      None where these too need the user's own file.
+    * `unaligned(checkpoint)`: returns the encoder in evaluation mode, and {}. Or a `FeaturesFile`.
     * `aligned`: the alignments; each key is a value of `alignment` in params.yaml. The value is a
       function as `unaligned`, which returns facts on the alignment in the place of {}, or an
-      `OfCache`, or an `OwnCheckpoint`.
+      `OfCache`, an `OwnCheckpoint` or a `FeaturesFile`.
     """
 
     file: str
     published: Sequence[PublishedFile]
-    stand_in: Callable[[Path], None]
-    unaligned: Load
+    stand_in: Callable[[Path], None] | None
+    unaligned: Load | FeaturesFile
     aligned: Mapping[str, Alignment] = field(default_factory=dict)
 
 
@@ -101,7 +114,7 @@ def _of_dreamsim_and_glocal(name: str, release: str, transform: PublishedFile) -
     model = _of_dreamsim(name, release)
 
     def make_stand_ins(folder: Path) -> None:
-        model.stand_in(folder)
+        dreamsim_stand_in.make_checkpoint(name, folder)
         size = dreamsim_stand_in.WIDTH
         published_vits_stand_in.make_transform(name, size, folder / transform.name)
 
@@ -161,6 +174,17 @@ def _of_siglip2() -> ImageModel:
         stand_in=partial(siglip2_stand_in.make_files, file, aligned_file),
         unaligned=siglip2.load_unaligned,
         aligned={"alignet": OwnCheckpoint(aligned_file, siglip2.load_aligned, siglip2.CAVEAT)},
+    )
+
+
+def _of_features() -> ImageModel:
+    """A file of features as the unaligned encoder, and another one as the aligned encoder."""
+    return ImageModel(
+        file="unaligned",
+        published=(),
+        stand_in=None,
+        unaligned=FeaturesFile("download.features_file", "unaligned"),
+        aligned={"features": FeaturesFile("download.features_file_aligned", "aligned")},
     )
 
 
@@ -250,6 +274,7 @@ IMAGE_MODELS = {
         ),
     ),
     "siglip2_vitb16": _of_siglip2(),
+    "features": _of_features(),
 }
 
 # Before the name of a model of timm, whose weights are a file of the user's
@@ -281,6 +306,11 @@ def find_model(backbone: str) -> ImageModel:
 def kinds_of_alignment() -> list[str]:
     """Every kind that some backbone has."""
     return list(dict.fromkeys(kind for model in IMAGE_MODELS.values() for kind in model.aligned))
+
+
+def has_last_block_alone(load: Alignment) -> bool:
+    """Whether an alignment gives the block `last` and no other."""
+    return isinstance(load, OfCache | FeaturesFile)
 
 
 def find_alignment(backbone: str, alignment: str) -> Alignment:
