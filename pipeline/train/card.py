@@ -18,10 +18,13 @@ from pipeline.train.model import ModelSizes, Notes
 from pipeline.train.protocols import name_run
 
 # What the page says of the image model, and of how the EEG was prepared
-IMAGE_MODEL = ("backbone", "encoder", "alignment", "aligned_by", "tokens", "preprocessing")
-IMAGE_MODEL += ("precision", "checkpoint", "checkpoint_sha256")
-PREPARATION = ("average_repetitions", "baseline", "mvnn", "mvnn_from", "normalise", "sessions")
-PREPARATION += ("dtype",)
+IMAGE_MODEL = [
+    *("backbone", "encoder", "alignment", "aligned_by", "tokens", "preprocessing"),
+    *("precision", "checkpoint", "checkpoint_sha256"),
+]
+PREPARATION = [
+    *("average_repetitions", "baseline", "mvnn", "mvnn_from", "normalise", "sessions", "dtype"),
+]
 
 
 def write_card(

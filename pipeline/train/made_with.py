@@ -51,7 +51,7 @@ def describe_data(
     `recordings` are the prepared files of all subjects, by name. InputError where one of the files
     cannot be read.
     """
-    attributes = {subject: _attributes(recordings[subject]) for subject in subjects}
+    attributes = {subject: read_attributes(recordings[subject]) for subject in subjects}
     first = attributes[subjects[0]]
     about, blocks = read_about(embeddings)
     features = {name: block.get("feature", "") for name, block in blocks.items()}
@@ -91,8 +91,8 @@ def read_made_with(folder: Path) -> MadeWith | None:
         ) from error
 
 
-def _attributes(path: Path) -> dict[str, Any]:
-    """The attributes of a prepared subject, as JSON can hold them."""
+def read_attributes(path: Path) -> dict[str, Any]:
+    """The attributes of a prepared subject, as JSON can hold them; InputError as `read_split`."""
     try:
         with h5py.File(path, "r") as file:
             return {
