@@ -5,15 +5,17 @@ has its channels, and any pictures.
 """
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
 import pandas as pd
 import typer
+from PIL import Image
 
-from pipeline.decode.decoding import compare, score, tabulate
-from pipeline.decode.gallery import embed_pictures, find_rows, read_gallery
+from pipeline.datasets.table import DATASETS
+from pipeline.decode.decoding import decode
+from pipeline.decode.gallery import embed_pictures, read_gallery
 from pipeline.decode.models import find_models
 from pipeline.decode.responses import read_epochs, read_prepared
 from pipeline.decode.sentences import (
@@ -26,11 +28,14 @@ from pipeline.decode.sentences import (
 )
 from pipeline.errors import InputError
 from pipeline.evaluate.scoring import Models
-from pipeline.files import replacing
+from pipeline.files import replacing, sha256
 from pipeline.images.embeddings import Embeddings
 from pipeline.params import read_params
 from pipeline.preprocess.recordings import Split
+from pipeline.report.decoded_page import wanted, write_decoded_page
+from pipeline.report.template import records
 from pipeline.train.made_with import MadeWith
+from pipeline.untrusted.pictures import decode_image, open_images
 from stages import run, show
 
 SHOWN = 10  # responses in the table on the terminal
@@ -65,6 +70,12 @@ def main(
         "data/fetched/weights"
     ),
     out: Annotated[Path, typer.Option(help="the table to write")] = Path("decoded.csv"),
+    page: Annotated[
+        Path | None, typer.Option(help="an HTML page to write, with the pictures")
+    ] = None,
+    archives: Annotated[
+        Path, typer.Option(help="for --page: the zips with the images of the cache")
+    ] = Path("data/fetched/images"),
     params: Path = Path("params.yaml"),
 ) -> str:
     p = read_params(params)
@@ -76,40 +87,78 @@ def main(
     subject = eeg.stem if eeg.suffix == PREPARED else None
     models, made_with = find_models(model, subject, fold)
     first, _ = models[0]
-
     if subject is not None:
         responses = read_prepared(eeg, split, first, made_with, single_trials)
     else:
         responses = read_epochs(eeg, first, made_with, image_column, single_trials)
     gallery, notes = open_gallery(embeddings, images, models, made_with, weights)
 
-    # Which picture was seen, and which pictures it is looked for among
-    seen_rows = find_rows(responses.seen.tolist(), gallery.image_ids.tolist())
-    notes += describe_unscored(responses, seen_rows)
-    rows = np.arange(len(gallery.image_ids))
-    if images is None and not all_images and (seen_rows >= 0).any():
-        rows, seen_rows = only_seen(seen_rows)
-
-    similarity = compare(models, responses.eeg, gallery.values[rows])
-    image_ids = gallery.image_ids[rows].tolist()
-    table = tabulate(similarity, image_ids, responses, seen_rows, nearest)
+    decoded = decode(
+        models,
+        responses,
+        gallery,
+        only_seen=images is None and not all_images,
+        n_nearest=nearest,
+        n_resamples=p.evaluate.resamples,
+        seed=p.seed,
+    )
     with replacing(out) as temporary:
-        table.to_csv(temporary, index=False)
+        decoded.table.to_csv(temporary, index=False)
 
-    result = score(similarity, seen_rows, p.evaluate.resamples, p.seed)
-    told = [
+    saw_test = saw_the_test(models, subject, split)
+    sentences = [
         *restrictions(models, made_with, subject, split),
         *responses.notes,
         *notes,
+        *describe_unscored(responses, decoded),
         describe_models(models),
-        describe_score(result, p.evaluate.resamples, saw_the_test(models, subject, split)),
+        describe_score(decoded.score, p.evaluate.resamples, saw_test),
     ]
+    print_nearest(decoded.table)
+    print("\n".join(sentences))
+    scores = score_rows(decoded.score)
+    if scores:
+        show("Is the picture that was seen among the nearest?", scores)
+    if page is None:
+        return str(out)
 
-    print_nearest(table)
-    print("\n".join(told))
-    if result is not None:
-        show("Is the picture that was seen among the nearest?", score_rows(result))
-    return str(out)
+    pictures = None
+    if images is not None or p.evaluate.embed_images or may_be_shared(made_with):
+        pictures = read_pictures(wanted(decoded), images, archives)
+    else:
+        sentences.append(
+            "Names stand for the pictures, because images of this dataset may not be passed on; "
+            "evaluate.embed_images: true in params.yaml shows them."
+        )
+    write_decoded_page(
+        page,
+        decoded=decoded,
+        pictures=pictures,
+        title=f"{eeg.name}, decoded by {model.name}",
+        sentences=sentences,
+        scores=scores,
+        settings={"model": str(model), "EEG": str(eeg), "gallery": str(embeddings or images)},
+        hashes={str(path): sha256(path) for path in (eeg, embeddings, out) if path is not None},
+    )
+    return f"{out} and {page}"
+
+
+def may_be_shared(made_with: MadeWith | None) -> bool:
+    """Whether the images that the model was trained with may be passed on."""
+    dataset = None if made_with is None else DATASETS.get(made_with["dataset"])
+    return dataset is not None and dataset.may_share_images
+
+
+def read_pictures(
+    image_ids: Sequence[str], folder: Path | None, archives: Path
+) -> dict[str, Image.Image]:
+    """The pictures by image id: files below the user's own folder, else images in zips."""
+    if folder is not None:
+        # An id is the name of the gallery and the path below the folder.
+        files = {image_id: folder / image_id.partition("/")[2] for image_id in image_ids}
+        return {name: decode_image(file.read_bytes(), name) for name, file in files.items()}
+    with open_images(archives, image_ids) as images:
+        return {image_id: images.read(image_id) for image_id in image_ids}
 
 
 def open_gallery(
@@ -131,16 +180,6 @@ def open_gallery(
         return read_gallery(cache, model, made_with)
 
 
-def only_seen(seen_rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The rows of the pictures that were seen, in the order in which they were, and theirs anew.
-
-    -1 stays -1.
-    """
-    rows = pd.unique(seen_rows[seen_rows >= 0])
-    place = pd.Series(np.arange(len(rows)), index=rows)
-    return rows, place.reindex(seen_rows, fill_value=-1).to_numpy()
-
-
 def name_of(picture: str) -> str:
     """The file of a picture without its folders; the table that is written has the whole path."""
     return picture.rpartition("/")[2]
@@ -149,16 +188,17 @@ def name_of(picture: str) -> str:
 def print_nearest(table: pd.DataFrame) -> None:
     """Print the nearest pictures of the first responses, a row each."""
     rows = []
-    for response, of_response in table[table["response"] < SHOWN].groupby("response"):
-        row = {"response": response, "seen": name_of(of_response["seen"].iloc[0]) or "not known"}
-        for nearest in of_response.head(SHOWN_NEAREST).itertuples():
-            mark = " *" if nearest.is_seen else ""
-            row[f"{nearest.place}."] = f"{name_of(nearest.picture)} {nearest.cosine:.3f}{mark}"
-        rows.append(row)
+    for _, places in table[table["response"] < SHOWN].groupby("response"):
+        [first, *_] = nearest = records(places.head(SHOWN_NEAREST))
+        line = {"response": first["response"], "seen": name_of(first["seen"]) or "not known"}
+        for place in nearest:
+            mark = " *" if place["is_seen"] else ""
+            line[f"{place['place']}."] = f"{name_of(place['picture'])} {place['cosine']:.3f}{mark}"
+        rows.append(line)
 
     n = table["response"].nunique()
-    first = f"the first {SHOWN} of {n}" if n > SHOWN else f"all {n}"
-    show(f"Nearest pictures and their cosine, {first} responses; * was seen", rows)
+    which = f"the first {SHOWN} of {n}" if n > SHOWN else f"all {n}"
+    show(f"Nearest pictures and their cosine, {which} responses; * was seen", rows)
 
 
 if __name__ == "__main__":

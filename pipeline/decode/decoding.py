@@ -4,17 +4,18 @@ Axes: M responses, N pictures of the gallery, P size of the space in which both 
 that were seen.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 import torch
 
+from pipeline.decode.gallery import find_rows
 from pipeline.decode.responses import Responses
 from pipeline.evaluate.chance import p_of_answers
 from pipeline.evaluate.scoring import Models, cosines
 from pipeline.evaluate.statistics import draw_resamples
+from pipeline.images.embeddings import Embeddings
 from pipeline.train.projection import project
 
 TOP_K = (1, 5)
@@ -43,6 +44,59 @@ class Score:
     n_way: int
     n_images: int
     n_responses: int
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """What `decode` finds.
+
+    * `similarity`: (M, N) float32, cosines.
+    * `image_ids`: (N,) str, the pictures that were compared.
+    * `seen`: (M,) str, the image id of the picture that was seen; "" where it is not known, or not
+      among them.
+    * `table`: the nearest pictures, see `tabulate`.
+    * `score`: None where no picture that was seen is among them.
+    """
+
+    similarity: np.ndarray
+    image_ids: np.ndarray
+    seen: np.ndarray
+    table: pd.DataFrame
+    score: Score | None
+
+
+def decode(
+    models: Models,
+    responses: Responses,
+    gallery: Embeddings,
+    *,
+    only_seen: bool = False,
+    n_nearest: int = 5,
+    n_resamples: int = 10_000,
+    seed: int = 42,
+) -> Decoded:
+    """The pictures of a gallery that are nearest to each response, and the score.
+
+    With `only_seen` the responses are compared only with the pictures that were seen in this EEG,
+    if any of them is in the gallery. `n_resamples` and `seed` are of interval and permutations.
+    """
+    seen_rows = find_rows(responses.seen.tolist(), gallery.image_ids.tolist())
+    rows = np.arange(len(gallery.image_ids))
+    if only_seen and (seen_rows >= 0).any():
+        # In the order in which they were seen
+        rows = pd.unique(seen_rows[seen_rows >= 0])
+        places = pd.Series(np.arange(len(rows)), index=rows)
+        seen_rows = places.reindex(seen_rows, fill_value=-1).to_numpy()
+
+    similarity = compare(models, responses.eeg, gallery.values[rows])
+    image_ids = gallery.image_ids[rows]
+    return Decoded(
+        similarity=similarity,
+        image_ids=image_ids,
+        seen=np.where(seen_rows >= 0, image_ids[seen_rows], ""),
+        table=tabulate(similarity, image_ids, responses, seen_rows, n_nearest),
+        score=score(similarity, seen_rows, n_resamples, seed),
+    )
 
 
 def compare(models: Models, eeg: np.ndarray, embeddings: np.ndarray) -> np.ndarray:
@@ -115,7 +169,7 @@ def score(
 
 def tabulate(
     similarity: np.ndarray,
-    image_ids: Sequence[str],
+    image_ids: np.ndarray,
     responses: Responses,
     seen_rows: np.ndarray,
     k: int,
@@ -137,7 +191,7 @@ def tabulate(
             "n_trials": responses.n_trials.repeat(k),
             "rank_of_seen": rank.repeat(k),
             "place": np.tile(np.arange(1, k + 1), n),
-            "picture": np.asarray(image_ids, dtype=object)[order.ravel()],
+            "picture": image_ids[order.ravel()],
             "cosine": np.take_along_axis(similarity, order, axis=1).ravel(),
             "is_seen": (order == seen_rows[:, None]).ravel(),
         }

@@ -1,11 +1,8 @@
 """What is said of a decoding in words: of the models, of the score, and of what restricts both."""
 
 import math
-from collections.abc import Sequence
 
-import numpy as np
-
-from pipeline.decode.decoding import Score
+from pipeline.decode.decoding import Decoded, Score
 from pipeline.decode.responses import Responses
 from pipeline.evaluate.scoring import Models
 from pipeline.evaluate.statistics import ALPHA
@@ -77,19 +74,21 @@ def describe_score(score: Score | None, n_permutations: int, saw_test: bool) -> 
     )
 
 
-def describe_unscored(responses: Responses, seen_rows: np.ndarray) -> list[str]:
+def describe_unscored(responses: Responses, decoded: Decoded) -> list[str]:
     """A sentence on the responses whose picture is not in the gallery, if there are any."""
-    lost = (seen_rows < 0) & (responses.seen != "")
+    lost = (decoded.seen == "") & (responses.seen != "")
     if not lost.any():
         return []
     return [
-        f"Of {len(seen_rows)} responses {lost.sum()} are to pictures that the gallery lacks, the "
+        f"Of {len(lost)} responses {lost.sum()} are to pictures that the gallery lacks, the "
         f"first is {responses.seen[lost][0]}: they are decoded, and not scored."
     ]
 
 
-def score_rows(score: Score) -> Sequence[dict[str, object]]:
-    """A row for each k: its accuracy, the 95 % interval, and chance."""
+def score_rows(score: Score | None) -> list[dict[str, object]]:
+    """A row for each k: its accuracy, the 95 % interval, and chance; none without a score."""
+    if score is None:
+        return []
     return [
         {
             "metric": f"top-{k}",
