@@ -158,34 +158,25 @@ def embed_pictures(
 def find_rows(names: Sequence[str], image_ids: Sequence[str]) -> np.ndarray:
     """The row of the gallery that each name means: (M,) int64, -1 where it has no such picture.
 
-    An image id is a path, whose first folder is the name of a zip. A name means the image of this
-    id, else the one whose path ends like the name (`b.jpg` is `zip/a/b.jpg`), else the one whose
-    whole path below the zip is the end of the name (`stimuli/b.jpg` is `zip/b.jpg`). Case does not
+    A name means the image of this id; else the one whose path has the longest end in common with
+    the name, of whole folders and the file (`stimuli/b.jpg` may be `zip/a/b.jpg`). Case does not
     count, nor does the extension where no picture has this one. Raises InputError where a name
     could mean several.
     """
     exact = {image_id: row for row, image_id in enumerate(image_ids)}
-    ends: dict[str, list[int]] = {}
-    whole: dict[str, list[int]] = {}
+    rows_of: dict[str, list[int]] = {}
     for row, image_id in enumerate(image_ids):
         for end in _ends(image_id):
             for key in {end, _stem(end)}:
-                ends.setdefault(key, []).append(row)
-        below_zip = _plain(image_id).partition("/")[2]
-        for key in {below_zip, _stem(below_zip)}:
-            whole.setdefault(key, []).append(row)
+                rows_of.setdefault(key, []).append(row)
 
     rows = np.full(len(names), -1, dtype=np.int64)
     for position, name in enumerate(names):
         if name in exact:
             rows[position] = exact[name]
             continue
-        plain = _plain(name)
-        candidates = ends.get(plain) or ends.get(_stem(plain)) or []
-        if not candidates:
-            matches = [whole.get(end) or whole.get(_stem(end)) for end in _ends(name)]
-            candidates = next(filter(None, matches), [])
-
+        matches = (rows_of.get(end) or rows_of.get(_stem(end)) for end in _ends(name))
+        candidates = next(filter(None, matches), [])
         if len(candidates) > 1:
             first, second = (image_ids[row] for row in candidates[:2])
             raise InputError(
