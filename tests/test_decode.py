@@ -129,7 +129,7 @@ def save_epochs(
         metadata = pd.DataFrame(
             {
                 "stim_file": [
-                    f"stimuli/{Path(image_id).name}"
+                    f"stimuli/{image_id.partition('/')[2]}"
                     for image_id in recording.image_ids.repeat(n_repetitions)
                 ]
             }
@@ -180,7 +180,7 @@ def test_epochs_of_mne_get_the_answers_of_the_prepared_file(run, tmp_path):
 
 
 def test_the_files_of_eeglab_get_them_too(run, tmp_path):
-    """No metadata there: each epoch alone, and no score."""
+    """No metadata there: each epoch alone and no score, unless a CSV beside it tells the pictures."""
     pytest.importorskip("eeglabio")
     path = save_epochs(run, tmp_path / "new-epo.fif")
     epochs = mne.read_epochs(path, verbose="error").pick("eeg")
@@ -190,6 +190,15 @@ def test_the_files_of_eeglab_get_them_too(run, tmp_path):
     # Without truth all images of the cache are the gallery.
     single = decoded(run, tmp_path, single_trials=True, all_images=True)
     assert np.allclose(table["cosine"], single["cosine"], atol=1e-4)
+
+    epochs.metadata.rename(columns={"stim_file": "picture"}).to_csv(tmp_path / "new.csv")
+    table = decoded(run, tmp_path, eeg=tmp_path / "new.set", image_column="picture")
+    assert (
+        table["picture"].equals(decoded(run, tmp_path)["picture"]) and table["is_seen"].sum() == 6
+    )
+    epochs.metadata[:-1].to_csv(tmp_path / "new.csv")
+    with pytest.raises(InputError, match="has 17 rows below its first line, expected 18"):
+        decoded(run, tmp_path, eeg=tmp_path / "new.set")
 
 
 def test_pictures_of_a_folder_are_embedded_by_the_same_image_model(run, tmp_path):
@@ -354,7 +363,9 @@ def test_responses_are_normalised_as_the_models_eeg_was(normalised, run, tmp_pat
 
 def test_the_column_of_the_picture(run, tmp_path, capsys):
     path = save_epochs(run, tmp_path / "new-epo.fif")
-    with pytest.raises(InputError, match="no column stimfile, it has stim_file; is it stim_file"):
+    with pytest.raises(
+        InputError, match="has no column stimfile, it has stim_file; is it stim_file"
+    ):
         decoded(run, tmp_path, eeg=path, image_column="stimfile")
 
     # Trials without a picture, and a picture that the gallery lacks
@@ -479,7 +490,7 @@ def test_names_find_their_pictures():
         "elsewhere/owl.jpg",
         "cow",
     ]
-    assert find_rows(names, ids).tolist() == [0, 0, 1, 2, 2, 3, 3, -1]
+    assert find_rows(names, ids).tolist() == [0, 0, 1, 2, 2, 3, -1, -1]
     with pytest.raises(InputError, match="cat could be zip/a/Cat.jpg or zip/b/cat.png"):
         find_rows(["cat"], ids)
 

@@ -158,24 +158,28 @@ def embed_pictures(
 def find_rows(names: Sequence[str], image_ids: Sequence[str]) -> np.ndarray:
     """The row of the gallery that each name means: (M,) int64, -1 where it has no such picture.
 
-    A name means the image of this id; else the one whose path has the longest end in common with
-    the name, of whole folders and the file (`stimuli/b.jpg` may be `zip/a/b.jpg`). Case does not
-    count, nor does the extension where no picture has this one. Raises InputError where a name
-    could mean several.
+    An image id is a path, whose first folder is the name of a zip. A name means the image of this
+    id, else the one whose path ends like the name (`b.jpg` is `zip/a/b.jpg`), else the one whose
+    whole path below the zip is the end of the name (`stimuli/a/b.jpg` is `zip/a/b.jpg`). So folders
+    that differ are never taken for the same. Case does not count, nor does the ending of the file
+    where no picture has this one. Raises InputError where a name could mean several.
     """
     exact = {image_id: row for row, image_id in enumerate(image_ids)}
-    rows_of: dict[str, list[int]] = {}
+    by_end: dict[str, list[int]] = {}
+    by_path: dict[str, list[int]] = {}
     for row, image_id in enumerate(image_ids):
+        below_zip = _plain(image_id).partition("/")[2]
         for end in _ends(image_id):
-            for key in {end, _stem(end)}:
-                rows_of.setdefault(key, []).append(row)
+            _add(by_end, end, row)
+        _add(by_path, below_zip, row)
 
     rows = np.full(len(names), -1, dtype=np.int64)
     for position, name in enumerate(names):
         if name in exact:
             rows[position] = exact[name]
             continue
-        matches = (rows_of.get(end) or rows_of.get(_stem(end)) for end in _ends(name))
+        matches = [by_end.get(form) for form in _forms(_plain(name))]
+        matches += [by_path.get(form) for end in _ends(name) for form in _forms(end)]
         candidates = next(filter(None, matches), [])
         if len(candidates) > 1:
             first, second = (image_ids[row] for row in candidates[:2])
@@ -188,12 +192,18 @@ def find_rows(names: Sequence[str], image_ids: Sequence[str]) -> np.ndarray:
     return rows
 
 
+def _add(rows_of: dict[str, list[int]], path: str, row: int) -> None:
+    for form in _forms(path):
+        rows_of.setdefault(form, []).append(row)
+
+
+def _forms(path: str) -> list[str]:
+    """A path with the ending of its file, and without it."""
+    return list(dict.fromkeys([path, os.path.splitext(path)[0]]))
+
+
 def _plain(name: str) -> str:
     return name.strip().replace("\\", "/").casefold()
-
-
-def _stem(name: str) -> str:
-    return os.path.splitext(name)[0]
 
 
 def _ends(path: str) -> list[str]:

@@ -13,6 +13,7 @@ import pandas as pd
 
 from pipeline.datasets.own.recordings import open_epochs, pick_data
 from pipeline.errors import InputError, suggestion
+from pipeline.files import unreadable
 from pipeline.preprocess.normalisation import normalise
 from pipeline.preprocess.recordings import Recording, Split, read_shape, read_split
 from pipeline.train.made_with import MadeWith, read_attributes
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     import mne
 
 IMAGE_COLUMN = "stim_file"  # what BIDS calls the column of the picture that was shown
+NOTHING = ("", "n/a", "N/A", "NA", "NaN", "nan")  # how people write that there is none
 # Of the preparation, what must agree: with another of these the values mean something else.
 PREPARED_ALIKE = ("units", "baseline", "mvnn", "normalise")
 # The spread of the EEG may be so many times more or less than in the training: single trials are
@@ -273,24 +275,50 @@ def _pictures_of(
     epochs: "mne.BaseEpochs", path: Path, image_column: str | None
 ) -> pd.Series | None:
     """The picture of each epoch as text, "" where it has none; None where nothing tells it."""
-    metadata = epochs.metadata
     column = image_column or IMAGE_COLUMN
-    if metadata is not None and column in metadata:
-        # What a table of BIDS holds where there is no value
-        return metadata[column].fillna("").astype(str).str.strip().replace("n/a", "")
+    table, source = _table_of(epochs, path)
+    if table is not None and column in table:
+        text = table[column].fillna("").astype(str).str.strip()
+        return text.mask(text.isin(NOTHING), "")
     if image_column is None:
         return None
 
-    if metadata is None:
+    if table is None:
         raise InputError(
-            f"{path}: the epochs have no metadata, so that there is no column {image_column}; set "
-            "epochs.metadata in MNE to a table with a row an epoch, or leave --image-column out"
+            f"{path}: the epochs have no metadata, so that there is no column {image_column}; put "
+            f"{path.with_suffix('.csv').name} beside it, with that column and a row for each "
+            "epoch, or set epochs.metadata in MNE, or leave --image-column out"
         )
-    columns = [str(name) for name in metadata]
+    columns = [str(name) for name in table]
     raise InputError(
-        f"{path}: the metadata has no column {image_column}, it has {_few(columns)}"
+        f"{source}: has no column {image_column}, it has {_few(columns)}"
         f"{suggestion(image_column, columns)}"
     )
+
+
+def _table_of(epochs: "mne.BaseEpochs", path: Path) -> tuple[pd.DataFrame | None, Path]:
+    """What is known of each epoch, a row each, and the file that says it.
+
+    A CSV of the same name beside the file comes before the metadata in it, as for own data.
+    """
+    beside = path.with_suffix(".csv")
+    if not beside.is_file():
+        return epochs.metadata, path
+
+    try:
+        # As text: pandas would read a picture called "null" as missing, and "007" as 7.
+        table = pd.read_csv(beside, dtype=str, keep_default_na=False)
+    except (OSError, ValueError) as error:
+        raise unreadable(error, beside) or InputError(
+            f"{beside}: cannot be read as a table ({error}); save it as CSV in UTF-8"
+        ) from error
+    if len(table) != len(epochs):
+        raise InputError(
+            f"{beside}: has {len(table)} rows below its first line, expected {len(epochs)}, one "
+            f"for each epoch of {path.name}, in their order; write it anew from the epochs that "
+            "were kept"
+        )
+    return table, beside
 
 
 def _groups(
@@ -303,7 +331,8 @@ def _groups(
     if pictures is None:
         return {("", row): [row] for row in range(n_epochs)}, [
             "Nothing tells which picture was shown in which epoch, so each epoch is decoded alone, "
-            "and there is no score (a column of the epochs' metadata can tell it: --image-column)."
+            "and there is no score (the column stim_file of their metadata, or of a CSV beside the "
+            "file, tells it; if it has another name: --image-column).",
         ]
 
     groups: dict[tuple[str, int], list[int]] = {}

@@ -81,7 +81,8 @@ def describe_unscored(responses: Responses, decoded: Decoded) -> list[str]:
         return []
     return [
         f"Of {len(lost)} responses {lost.sum()} are to pictures that the gallery lacks, the "
-        f"first is {responses.seen[lost][0]}: they are decoded, and not scored."
+        f"first is {responses.seen[lost][0]}: they are decoded, and not scored (a picture is named "
+        f"by its path in the gallery, such as {decoded.image_ids[0]}, or the end of it)."
     ]
 
 
