@@ -119,8 +119,8 @@ def write_scored_card(
 
     runs = "1 run" if summary["n_runs"] == 1 else f"the mean of {summary['n_runs']} runs"
     about = (
-        f"Of {runs}, on the test images, of which {summary['n_subjects']} subjects have EEG. The "
-        f"interval is over {summary['ci95_over']}, and not over {summary['ci95_not_over']}. "
+        f"Of {runs} on the test EEG of {summary['n_subjects']} subjects. The interval is over "
+        f"{summary['ci95_over']}, and not over {summary['ci95_not_over']}. "
         f"{describe_chance(summary)}"
     )
     write_card(
