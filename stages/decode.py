@@ -106,8 +106,8 @@ def main(
         decoded.table.to_csv(temporary, index=False)
 
     saw_test = saw_the_test(models, subject, split)
+    warnings = restrictions(models, made_with, subject, split)
     sentences = [
-        *restrictions(models, made_with, subject, split),
         *responses.notes,
         *notes,
         *describe_unscored(responses, decoded),
@@ -115,7 +115,7 @@ def main(
         describe_score(decoded.score, p.evaluate.resamples, saw_test),
     ]
     print_nearest(decoded.table)
-    print("\n".join(sentences))
+    print("\n".join([*warnings, *sentences]))
     scores = score_rows(decoded.score)
     if scores:
         show("Is the picture that was seen among the nearest?", scores)
@@ -134,7 +134,8 @@ def main(
         page,
         decoded=decoded,
         pictures=pictures,
-        title=f"{eeg.name}, decoded by {model.name}",
+        title=f"{eeg.name} · {model}",
+        warnings=warnings,
         sentences=sentences,
         scores=scores,
         settings={"model": str(model), "EEG": str(eeg), "gallery": str(embeddings or images)},

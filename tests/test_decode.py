@@ -1,6 +1,7 @@
 """A trained model put to use: what it retrieves is what the evaluation found, whatever the form of EEG and pictures."""
 
 import json
+import re
 import shutil
 import zipfile
 from dataclasses import replace
@@ -29,6 +30,7 @@ from pipeline.train.model import load_model
 from pipeline.train.projection import project
 from stages import decode, evaluate, train
 from stages.embed import Paths, embed
+from tests.clone import project_after_its_first_run
 from tests.tiny import make_prepared
 
 QUICK = {"epochs": 3, "batch_size": 12, "projection_size": 16, "validation_concepts": 0.25}
@@ -545,6 +547,66 @@ def test_from_python_the_same_comes_out(run, tmp_path):
         table["picture"].tolist()
         == gallery.image_ids[gallery.rows(responses.seen)][nearest(similarity, 6)].ravel().tolist()
     )
+
+
+def test_the_code_of_the_page_works(run, tmp_path, monkeypatch):
+    """docs/decode.md, on the small files here; it finds what the command finds."""
+    expected = decoded(run, tmp_path)
+    for name, target in (("model", "model"), ("eeg", "eeg"), ("fetched/weights", "weights")):
+        (tmp_path / "data" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "data" / name).symlink_to(run.base / target)
+    (tmp_path / "data/embeddings").mkdir()
+    (tmp_path / "data/embeddings/unaligned.h5").symlink_to(run.cache)
+    (tmp_path / "pictures").symlink_to(run.pictures)
+    save_epochs(run, tmp_path / "new-epo.fif")
+    page = str(Path("docs/decode.md").absolute())
+    monkeypatch.chdir(tmp_path)
+    # The page takes all seeds; here one, as the expected table does.
+    names = run_code(page, {"data/model": "data/model/pooled-seed-42"})
+
+    assert names["similarity"].shape == (6, 30) and names["image_side"].shape == (6, 16)
+    seen = names["gallery"].rows(names["responses"].seen)
+    among_seen = names["similarity"][:, seen]
+    found = names["gallery"].image_ids[seen][nearest(among_seen, 6)].ravel().tolist()
+    assert found == expected["picture"].tolist()
+    cosines = names["eeg_side"] @ names["image_side"].T
+    assert np.allclose(
+        cosines, compare(names["models"], names["new"].eeg, names["pictures"].values), atol=1e-6
+    )
+
+
+def run_code(page: str, changes: dict[str, str]) -> dict[str, object]:
+    """Run the Python of a page from top to bottom, with other words; returns what it has defined."""
+    names: dict[str, object] = {}
+    for block in re.findall(r"^```python\n(.*?)^```$", Path(page).read_text(), re.M | re.S):
+        for before, after in changes.items():
+            block = block.replace(before, after)
+        exec(block, names)
+    return names
+
+
+@pytest.mark.long
+def test_a_model_from_another_clone_decodes(tmp_path_factory, quick_programs, tmp_path):
+    """`dvc get` brings the folder; the score is that of the evaluation there."""
+    project = project_after_its_first_run(tmp_path_factory, quick_programs)
+    elsewhere = tmp_path / "elsewhere"
+    project.run("dvc", "get", ".", "data/model", "--out", str(elsewhere))
+    assert "the dataset `things-eeg2`" in (elsewhere / "README.md").read_text()
+
+    eeg, cache = "data/eeg/sub-01.h5", "data/embeddings/unaligned.h5"
+    out = ["--out", str(tmp_path / "decoded.csv")]
+    project.stage("decode", str(elsewhere), eeg, "--embeddings", cache, *out)
+    table = pd.read_csv(tmp_path / "decoded.csv")
+    is_found = table.groupby("response")["rank_of_seen"].first() == 1
+    by_evaluation = pd.read_csv(project.folder / "metrics/per_subject.csv").set_index("subject")
+    assert is_found.mean() == by_evaluation.loc["sub-01", "top1_acc"]
+
+    refused = project.stage(
+        *("decode", str(elsewhere), eeg, "--embeddings", "data/embeddings/aligned.h5", *out),
+        fails=True,
+    )
+    assert "error: data/embeddings/aligned.h5: is of another image model" in refused
+    assert "Traceback" not in refused
 
 
 # The page and the card

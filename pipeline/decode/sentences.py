@@ -2,6 +2,7 @@
 
 import math
 
+from pipeline.datasets.table import DATASETS
 from pipeline.decode.decoding import Decoded, Score
 from pipeline.decode.responses import Responses
 from pipeline.evaluate.scoring import Models
@@ -28,12 +29,17 @@ def restrictions(
     """What the reader of the figures must know of models and EEG; `subject` None: not known."""
     notes = models[0][1]
     sentences = []
-    if made_with is not None and made_with["dataset"] == "sample":
-        sentences.append("The models were trained on synthetic data, which mean nothing of brains.")
+    dataset = None if made_with is None else DATASETS.get(made_with["dataset"])
+    if dataset is not None and dataset.synthetic:
+        sentences.append(
+            "The models were trained on synthetic data: the figures say nothing about brains."
+        )
     if all(of_model["collapsed"] for _, of_model in models):
         sentences.append("The models collapsed to nearly one embedding: they are no result.")
     if notes["train"]["control"] == "shuffled":
         sentences.append("The models are a control, trained on shuffled images.")
+    if saw_the_test(models, subject, split):
+        sentences.append("This EEG selected the epoch of the models: the score is optimistic.")
 
     if subject is None or split == "test":
         return sentences

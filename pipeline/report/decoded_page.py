@@ -34,6 +34,7 @@ def write_decoded_page(
     decoded: Decoded,
     pictures: Mapping[str, Image.Image] | None,
     title: str,
+    warnings: Sequence[str],
     sentences: Sequence[str],
     scores: Sequence[Mapping[str, Any]],
     settings: Mapping[str, Any],
@@ -42,9 +43,9 @@ def write_decoded_page(
     """Write the page of the first 100 responses.
 
     `pictures` are those that `wanted` names, by image id; None where they may not be shown, and
-    their names stand for them. `sentences` say what restricts the
-    figures, `scores` are rows of metric, value, low, high and chance. `settings` and `hashes` say
-    how the page was made.
+    their names stand for them. `warnings` and `sentences` say what restricts the figures, `scores`
+    are rows of metric, value, low, high and chance. `settings` and `hashes` say how the page was
+    made.
     """
     data = {image_id: _as_base64(picture) for image_id, picture in (pictures or {}).items()}
 
@@ -77,6 +78,7 @@ def write_decoded_page(
         settings=settings,
         hashes=hashes,
         title=title,
+        warnings=warnings,
         sentences=sentences,
         scores=scores,
         rows=rows,
