@@ -593,18 +593,15 @@ def test_a_model_from_another_clone_decodes(tmp_path_factory, quick_programs, tm
     project.run("dvc", "get", ".", "data/model", "--out", str(elsewhere))
     assert "the dataset `things-eeg2`" in (elsewhere / "README.md").read_text()
 
-    eeg, cache = "data/eeg/sub-01.h5", "data/embeddings/unaligned.h5"
-    out = ["--out", str(tmp_path / "decoded.csv")]
-    project.stage("decode", str(elsewhere), eeg, "--embeddings", cache, *out)
-    table = pd.read_csv(tmp_path / "decoded.csv")
-    is_found = table.groupby("response")["rank_of_seen"].first() == 1
+    out = tmp_path / "decoded.csv"
+    command = ["python3", "-m", "stages.decode", str(elsewhere), "data/eeg/sub-01.h5"]
+    command += ["--out", str(out), "--embeddings"]
+    project.run(*command, "data/embeddings/unaligned.h5")
+    is_found = pd.read_csv(out).groupby("response")["rank_of_seen"].first() == 1
     by_evaluation = pd.read_csv(project.folder / "metrics/per_subject.csv").set_index("subject")
     assert is_found.mean() == by_evaluation.loc["sub-01", "top1_acc"]
 
-    refused = project.stage(
-        *("decode", str(elsewhere), eeg, "--embeddings", "data/embeddings/aligned.h5", *out),
-        fails=True,
-    )
+    refused = project.run(*command, "data/embeddings/aligned.h5", fails=True)
     assert "error: data/embeddings/aligned.h5: is of another image model" in refused
     assert "Traceback" not in refused
 

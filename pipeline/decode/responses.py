@@ -26,6 +26,7 @@ IMAGE_COLUMN = "stim_file"  # what BIDS calls the column of the picture that was
 NOTHING = ("", "n/a", "N/A", "NA", "NaN", "nan")  # how people write that there is none
 # Of the preparation, what must agree: with another of these the values mean something else.
 PREPARED_ALIKE = ("units", "baseline", "mvnn", "normalise")
+READ_AT_ONCE = 64  # trials
 # The spread of the EEG may be so many times more or less than in the training: single trials are
 # noisier than averages, but a wrong unit is off by 1,000 and more.
 LARGEST_FACTOR = 100.0
@@ -121,11 +122,7 @@ def read_epochs(
     pictures = _pictures_of(epochs, path, image_column)
     groups, group_notes = _groups(pictures, len(epochs), single_trials)
     normalised = "none" if made_with is None else str(made_with["eeg"].get("normalise", "none"))
-
-    eeg = np.empty((len(groups), len(names), model.sizes.n_times), np.float32)
-    for row, trials in enumerate(groups.values()):
-        values = epochs[trials].get_data(picks=names, verbose="error")[..., samples]
-        eeg[row] = _average(values, normalised)
+    eeg = _average(epochs, names, samples, list(groups.values()), normalised)
     _check_finite(path, eeg, names)
 
     seen = [name if pictures is not None else "" for name, _ in groups]
@@ -350,12 +347,30 @@ def _groups(
     return groups, notes
 
 
-def _average(trials: np.ndarray, normalised: str) -> np.ndarray:
-    """The mean (C, T) of trials (R, C, T), normalised in the order of `preprocess.normalise`."""
-    if normalised == "trial":
-        trials = normalise(trials)
-    average = trials.mean(axis=0)
-    return normalise(average) if normalised == "average" else average
+def _average(
+    epochs: "mne.BaseEpochs",
+    ch_names: list[str],
+    samples: slice,
+    groups: Sequence[Sequence[int]],
+    normalised: str,
+) -> np.ndarray:
+    """The mean of each group of trials, (M, C, T) float32, read some trials at a time.
+
+    It is normalised in the order of `preprocess.normalise`: each trial, or the mean.
+    """
+    trials = np.array([trial for group in groups for trial in group])
+    group_of = np.repeat(np.arange(len(groups)), [len(group) for group in groups])
+    order = np.argsort(trials)  # as they lie in the file
+
+    n_times = samples.stop - samples.start
+    total = np.zeros((len(groups), len(ch_names), n_times))
+    for start in range(0, len(order), READ_AT_ONCE):
+        part = order[start : start + READ_AT_ONCE]
+        values = epochs[trials[part]].get_data(picks=ch_names, verbose="error")[..., samples]
+        np.add.at(total, group_of[part], normalise(values) if normalised == "trial" else values)
+
+    average = total / np.bincount(group_of)[:, None, None]
+    return (normalise(average) if normalised == "average" else average).astype(np.float32)
 
 
 def _check_finite(path: Path, eeg: np.ndarray, ch_names: Sequence[str]) -> None:
