@@ -84,6 +84,10 @@ def main(
             "name the pictures to compare the EEG with: --embeddings CACHE (an embedding cache) or "
             "--images FOLDER (pictures, which are embedded), one of the two"
         )
+    for path in (eeg, embeddings):
+        if path is not None and not path.is_file():
+            raise InputError(f"{path}: there is no such file; name one that is there")
+
     subject = eeg.stem if eeg.suffix == PREPARED else None
     models, made_with = find_models(model, subject, fold)
     first, _ = models[0]
@@ -158,6 +162,11 @@ def read_pictures(
         # An id is the name of the gallery and the path below the folder.
         files = {image_id: folder / image_id.partition("/")[2] for image_id in image_ids}
         return {name: decode_image(file.read_bytes(), name) for name, file in files.items()}
+    if not archives.is_dir():
+        raise InputError(
+            f"{archives}: there is no such folder of zips, whose images the page shows; fetch them "
+            "with `dvc repro download`, or name the folder with --archives"
+        )
     with open_images(archives, image_ids) as images:
         return {image_id: images.read(image_id) for image_id in image_ids}
 

@@ -409,6 +409,16 @@ def test_pictures_cannot_be_embedded_with_other_weights(run, tmp_path):
         InputError, match="is another checkpoint than the one that the model was trained"
     ):
         embed_pictures(run.pictures, tmp_path / "gallery.h5", model, made_with, tmp_path)
+
+    # What is in the folder
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged/a.jpg").write_bytes(b"no picture")
+    with pytest.raises(InputError) as error:
+        embed_pictures(
+            *(tmp_path / "damaged", tmp_path / "gallery.h5", model, made_with, run.base / "weights")
+        )
+    assert "pictures/a.jpg: cannot be decoded as JPEG or PNG" in str(error.value)
+    assert "take it out of the folder" in str(error.value) and "dvc" not in str(error.value)
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="holds no pictures, expected .jpg"):
         embed_pictures(
@@ -422,7 +432,9 @@ def test_pictures_cannot_be_embedded_with_other_weights(run, tmp_path):
         ({"embeddings": None}, "--embeddings CACHE .* or --images FOLDER"),
         ({"images": Path("pictures")}, "one of the two"),
         ({"model": Path("nothing")}, "there is no such folder"),
-        ({"eeg": Path("new.edf")}, "expected .fif"),
+        ({"eeg": Path("README.md")}, "expected .fif"),
+        ({"eeg": Path("new-epo.fif")}, "there is no such file"),
+        ({"model": Path("tests")}, "holds no trained model; give the folder of a model"),
         ({"split": "train", "single_trials": True}, "preprocess.average_repetitions=false"),
         (
             {"model": "model", "fold": "poold"},

@@ -6,7 +6,8 @@ Axes: N images, D embedding size, K blocks.
 import os
 import tempfile
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -135,7 +136,7 @@ def embed_pictures(
     if "caveat" in trained and isinstance(load, OwnCheckpoint):
         names["caveat"] = trained["caveat"]
 
-    with tempfile.TemporaryDirectory() as temporary:
+    with tempfile.TemporaryDirectory() as temporary, _own_pictures(folder):
         table, images_dir, image_ids = _as_dataset(folder, Path(temporary))
         parameters = _parameters(model, made_with)
         device = pick_device(parameters.device)
@@ -153,6 +154,21 @@ def embed_pictures(
                 *(table, images_dir, plain, weights / file, cache, names, parameters, device)
             )
     return image_ids
+
+
+@contextmanager
+def _own_pictures(folder: Path) -> Iterator[None]:
+    """Say of a picture that cannot be used what helps where it lies in somebody's own folder."""
+    try:
+        yield
+    except InputError as error:
+        problem, is_of_picture, _ = str(error).partition("; put an RGB picture")
+        if not is_of_picture:
+            raise
+        raise InputError(
+            f"{folder}: {problem}; put an RGB picture (JPEG or PNG) in its place, or take it out "
+            "of the folder"
+        ) from error
 
 
 def find_rows(names: Sequence[str], image_ids: Sequence[str]) -> np.ndarray:

@@ -25,10 +25,11 @@ def find_models(
     """
     if (path / "model.json").is_file():
         return [load_model(path)], read_made_with(path)
-    if not path.is_dir():
+    if not any(path.glob("*/model.json")):
+        fact = "holds no trained model" if path.is_dir() else "there is no such folder"
         raise InputError(
-            f"{path}: there is no such folder; give that of a model, such as "
-            f"data/model/pooled-seed-42, or data/model; {TRAIN_AGAIN}"
+            f"{path}: {fact}; give the folder of a model, such as data/model/pooled-seed-42, or "
+            f"data/model; {TRAIN_AGAIN}"
         )
 
     models = _of_one_fold(path, load_models(path), subject, fold)
