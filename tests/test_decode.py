@@ -21,12 +21,13 @@ from pipeline.decode.models import find_models
 from pipeline.decode.responses import find_samples, read_epochs, read_prepared
 from pipeline.errors import InputError
 from pipeline.evaluate.statistics import draw_resamples
+from pipeline.images.embeddings import read_embeddings
 from pipeline.images.models.table import find_model
 from pipeline.params import read_params
 from pipeline.preprocess.recordings import read_split
 from pipeline.retrieval import rank_of_match
-from pipeline.train.made_with import read_made_with
-from pipeline.train.model import load_model
+from pipeline.train.made_with import describe_data, read_made_with
+from pipeline.train.model import ContrastiveModel, load_model
 from pipeline.train.projection import project
 from stages import decode, evaluate, train
 from stages.embed import Paths, embed
@@ -616,6 +617,43 @@ def test_a_model_from_another_clone_decodes(tmp_path_factory, quick_programs, tm
     refused = project.run(*command, "data/embeddings/aligned.h5", fails=True)
     assert "error: data/embeddings/aligned.h5: is of another image model" in refused
     assert "Traceback" not in refused
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("backbone", "alignment", "choice"),
+    [
+        ("dino_vitb16", "glocal", {"views_in_gallery": "mean"}),
+        ("dino_vitb16", "dreamsim", {"block": "mix", "views_in_gallery": "blur-8"}),
+        ("siglip2_vitb16", "alignet", {"block": 6}),
+        ("clip_vitl14", "none", {}),
+    ],
+)
+def test_a_folder_is_embedded_as_the_cache_was(backbone, alignment, choice, run, tmp_path):
+    """By every kind of alignment, and as the blocks and views that the model needs: the same values."""
+    find_model(backbone).stand_in(tmp_path / "weights")
+    changes = {"blocks": [6, "last"], "views": ["original", "blur-8"]}
+    parameters = read_params(run.params).embed.model_copy(update=changes)
+    caches = {"none": tmp_path / "unaligned.h5", alignment: tmp_path / "aligned.h5"}
+    for kind, target in caches.items():
+        paths = (run.base / "images", run.base / "images.csv", tmp_path / "weights")
+        embed(parameters, backbone, kind, Paths(*paths, tmp_path / "unaligned.h5", target))
+
+    cache = caches[alignment]
+    recipe = read_params(run.params).train.model_copy(update=choice)
+    view = recipe.views_in_gallery
+    embeddings = read_embeddings(cache, recipe.block, view, view)
+    trained, _ = load_model(run.model)
+    size = embeddings.values.shape[-1]
+    sizes = replace(trained.sizes, embedding_size=size, blocks=embeddings.blocks)
+    model = ContrastiveModel(sizes, recipe)
+    made_with = describe_data("sample", {"sub-01": run.eeg}, ["sub-01"], cache)
+
+    embed_pictures(run.pictures, tmp_path / "own.h5", model, made_with, tmp_path / "weights")
+    pictures, notes = read_gallery(tmp_path / "own.h5", model, made_with)
+    rows = find_rows(pictures.image_ids.tolist(), embeddings.image_ids.tolist())
+    assert notes == [] and (rows >= 0).all()
+    assert np.allclose(pictures.values, embeddings.values[rows], rtol=1e-3, atol=1e-4)
 
 
 # The page and the card
