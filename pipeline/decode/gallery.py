@@ -119,10 +119,11 @@ def embed_pictures(
     Raises InputError where the folder has no pictures, one of them cannot be read, or the weights
     are not those that the model was trained with.
     """
-    if made_with is None or "backbone" not in made_with["embeddings"]:
+    if made_with is None or "checkpoint_sha256" not in made_with["embeddings"]:
         raise InputError(
-            "nothing in the model's folder tells which image model it was trained with, so that "
-            "no picture can be embedded for it: give an embedding cache in the place of pictures"
+            "nothing in the model's folder tells which weights made the embeddings that it was "
+            "trained with (they may be features that were computed elsewhere), so that no picture "
+            "can be embedded for it: give an embedding cache in the place of pictures"
         )
     trained = made_with["embeddings"]
     image_model = find_model(trained["backbone"])
