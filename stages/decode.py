@@ -109,8 +109,8 @@ def main(
     with replacing(out) as temporary:
         decoded.table.to_csv(temporary, index=False)
 
-    saw_test = saw_the_test(models, subject, split)
     warnings = restrictions(models, made_with, subject, split)
+    saw_test = saw_the_test(models, subject, split)
     sentences = [
         *responses.notes,
         *notes,
@@ -129,11 +129,6 @@ def main(
     pictures = None
     if images is not None or p.evaluate.embed_images or may_be_shared(made_with):
         pictures = read_pictures(wanted(decoded), images, archives)
-    else:
-        sentences.append(
-            "Names stand for the pictures, because images of this dataset may not be passed on; "
-            "evaluate.embed_images: true in params.yaml shows them."
-        )
     write_decoded_page(
         page,
         decoded=decoded,

@@ -348,6 +348,17 @@ def test_longer_epochs_are_cut_to_the_window_of_the_model(run, tmp_path):
     assert shifted == slice(30, 80) and "+3 ms beside" in note
 
 
+def test_a_bad_channel_is_told(run, tmp_path):
+    def mark(epochs):
+        epochs.info["bads"] = ["Oz", "EOG1"]
+        return epochs
+
+    model, _ = load_model(run.model)
+    path = save_epochs(run, tmp_path / "new-epo.fif", change=mark)
+    responses = read_epochs(path, model, read_made_with(run.model))
+    assert f"{path}: the channels Oz are marked as bad, and are used." in responses.notes
+
+
 @pytest.mark.parametrize("normalised", ["trial", "average"])
 def test_responses_are_normalised_as_the_models_eeg_was(normalised, run, tmp_path):
     """In the order of `preprocess.normalise`; by hand, on the trials of the first picture."""

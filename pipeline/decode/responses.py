@@ -47,10 +47,6 @@ class Responses:
     n_trials: np.ndarray
     notes: tuple[str, ...] = ()
 
-    @property
-    def knows_images(self) -> bool:
-        return bool((self.seen != "").any())
-
 
 def read_prepared(
     path: Path,
@@ -118,6 +114,10 @@ def read_epochs(
     data = [epochs.ch_names[pick] for pick in pick_data(epochs.info)]
     names = [data[pick] for pick in pick_channels(data, model.sizes, path)]
     samples, notes = find_samples(epochs.times, epochs.info["sfreq"], model.sizes, path)
+
+    bad = [name for name in names if name in epochs.info["bads"]]
+    if bad:
+        notes.append(f"{path}: the channels {', '.join(bad)} are marked as bad, and are used.")
 
     pictures = _pictures_of(epochs, path, image_column)
     groups, group_notes = _groups(pictures, len(epochs), single_trials)

@@ -85,6 +85,7 @@ def write_decoded_page(
         n_responses=len(decoded.seen),
         n_nearest=int(decoded.table["place"].max()),
         side=SIDE,
+        shows_pictures=pictures is not None,
     )
 
 
