@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import yaml
 
 from pipeline.decode.decoding import compare, nearest, score
 from pipeline.decode.gallery import embed_pictures, find_rows, read_gallery
@@ -23,6 +24,7 @@ from pipeline.errors import InputError
 from pipeline.evaluate.statistics import draw_resamples
 from pipeline.images.embeddings import read_embeddings
 from pipeline.images.models.table import find_model
+from pipeline.images.stand_ins.dreamsim import make_checkpoint
 from pipeline.params import read_params
 from pipeline.preprocess.recordings import read_split
 from pipeline.retrieval import rank_of_match
@@ -40,17 +42,11 @@ QUICK |= {"seeds": 2}
 
 def write_params(folder: Path) -> Path:
     """params.yaml with a quick recipe, and few enough answers for six test images."""
-    text = Path("params.yaml").read_text()
-    for key, value in QUICK.items():
-        text = text.replace(
-            f"  {key}: {read_params(Path('params.yaml')).train.model_dump()[key]}\n",
-            f"  {key}: {value}\n",
-            1,
-        )
-    text = text.replace("  - 1\n  - 3\n  - 5\n", "  - 1\n  - 3\n").replace(
-        "  workers: auto", "  workers: 1"
-    )
-    (folder / "params.yaml").write_text(text)
+    values = yaml.safe_load(Path("params.yaml").read_text())
+    values["train"] |= QUICK
+    values["runs"] |= {"workers": 1}
+    values["evaluate"] |= {"top_k": [1, 3], "resamples": 200}
+    (folder / "params.yaml").write_text(yaml.safe_dump(values))
     return folder / "params.yaml"
 
 
@@ -61,7 +57,7 @@ def run(tmp_path_factory) -> SimpleNamespace:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ALIGNED_EEG_CACHE", str(base / "cache"))
         make_prepared(base)
-        find_model("synclr_vitb16").stand_in(base / "weights")
+        make_checkpoint("synclr_vitb16", base / "weights", embed_dim=64)
         params = write_params(base)
         paths = (base / "images", base / "images.csv", base / "weights", base / "unaligned.h5")
         paths = Paths(*paths, base / "aligned.h5")
