@@ -2,10 +2,13 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from pipeline.datasets.table import DATASETS
 from pipeline.eeg_encoders import table as eeg_encoders
+from pipeline.errors import TRAIN_AGAIN, InputError
 from pipeline.evaluate.chance import describe_chance
 from pipeline.evaluate.evaluation import (
     headline,
@@ -13,13 +16,16 @@ from pipeline.evaluate.evaluation import (
     summarise_fits,
     tabulate,
 )
-from pipeline.evaluate.scoring import score
+from pipeline.evaluate.scoring import Models, score
 from pipeline.evaluate.similarities import Similarities, settings_of, write_similarities
 from pipeline.files import replacing
 from pipeline.images.embeddings import Embeddings, read_about, read_embeddings
 from pipeline.params import Params, read_params
 from pipeline.preprocess.recordings import read_modality, read_split
+from pipeline.train.card import write_card
+from pipeline.train.made_with import FILE, MadeWith, read_made_with
 from pipeline.train.model import Notes, load_models
+from pipeline.train.protocols import name_run
 from stages import run, show, write_json
 
 
@@ -31,6 +37,7 @@ def main(
     details: Path,
     similarities: Path,
     summaries: list[Path],
+    card: Annotated[Path | None, typer.Option(help="the models' card, with their score")] = None,
 ) -> str:
     """`summaries` are named after what they hold: evaluation.json, to compare, and CSV tables."""
     p = read_params(params)
@@ -87,8 +94,54 @@ def main(
         with replacing(path) as temporary:
             frames[path.stem].to_csv(temporary, index=False)
 
+    if card is not None:
+        write_scored_card(card, model, models, summary, p.evaluate.top_k)
+
     print_summary(summary, p.evaluate.top_k)
     return str(details)
+
+
+def write_scored_card(
+    card: Path, folder: Path, models: Models, summary: dict[str, Any], top_k: Sequence[int]
+) -> None:
+    """Write the card that the train stage left in the folder of the models, with their score."""
+    low = summary["ci95_low"]
+    high = summary["ci95_high"]
+    rows = [
+        {
+            "name": f"top-{k} of {summary['n_way']}",
+            "value": summary[name],
+            "interval": f"{low[name]:.3f} to {high[name]:.3f}",
+            "chance": k / summary["n_way"],
+        }
+        for k in top_k
+        for name in [f"top{k}_acc"]
+    ]
+
+    runs = "1 run" if summary["n_runs"] == 1 else f"the mean of {summary['n_runs']} runs"
+    about = (
+        f"Of {runs} on the test EEG of {summary['n_subjects']} subjects. The interval is over "
+        f"{summary['ci95_over']}, and not over {summary['ci95_not_over']}. "
+        f"{describe_chance(summary)}"
+    )
+    write_card(
+        card,
+        [notes for _, notes in models],
+        models[0][0].sizes,
+        models[0][0].recipe,
+        [made_with_of(folder / name_run(notes["fold"], notes["seed"])) for _, notes in models],
+        synthetic=summary["synthetic"],
+        caveats=DATASETS[summary["dataset"]].caveats,
+        score={"rows": rows, "about": about},
+    )
+
+
+def made_with_of(folder: Path) -> MadeWith:
+    """Of what a model was made. Raises InputError where its folder does not say it."""
+    made_with = read_made_with(folder)
+    if made_with is None:
+        raise InputError(f"{folder}: lacks {FILE}, which the train stage writes; {TRAIN_AGAIN}")
+    return made_with
 
 
 def describe(p: Params, notes: Notes, cache: Embeddings) -> dict[str, Any]:

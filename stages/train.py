@@ -5,9 +5,13 @@ from pathlib import Path
 
 from pipeline.eeg_encoders.table import has_closed_form
 from pipeline.params import read_params
+from pipeline.preprocess.recordings import find_recordings
 from pipeline.sections import Train
+from pipeline.train.card import write_card
 from pipeline.train.closed_form import UNUSED
-from pipeline.train.model import Notes
+from pipeline.train.made_with import describe_data, write_made_with
+from pipeline.train.model import Notes, load_model
+from pipeline.train.protocols import name_run
 from pipeline.train.runs import train_all
 from stages import run, show
 
@@ -15,6 +19,7 @@ from stages import run, show
 def main(params: Path, eeg: Path, embeddings: Path, model: Path) -> str:
     p = read_params(params)
     runs = train_all(eeg, embeddings, model, p.train, p.seed, p.runs)
+    describe_models(p.dataset, eeg, embeddings, model, runs)
 
     if has_closed_form(p.train.eeg_encoder):
         _show_fits(p.train.eeg_encoder, runs, p.train.protocol)
@@ -28,6 +33,30 @@ def main(params: Path, eeg: Path, embeddings: Path, model: Path) -> str:
     if any(notes["collapsed"] for notes in runs):
         print("collapsed to nearly one embedding: such a run is no result")
     return f"{len(runs)} models to {model}"
+
+
+def describe_models(
+    dataset: str, eeg: Path, embeddings: Path, model: Path, runs: Sequence[Notes]
+) -> None:
+    """Write what each model was made with into its folder, and a card of all for people."""
+    recordings = find_recordings(eeg)
+    all_made_with = []
+    for notes in runs:
+        made_with = describe_data(dataset, recordings, notes["trained_on"], embeddings)
+        write_made_with(model / name_run(notes["fold"], notes["seed"]), made_with)
+        all_made_with.append(made_with)
+
+    # The models share their sizes and their recipe.
+    first, _ = load_model(model / name_run(runs[0]["fold"], runs[0]["seed"]))
+    write_card(
+        model / "README.md",
+        runs,
+        first.sizes,
+        first.recipe,
+        all_made_with,
+        # Not looked up in the table of datasets: its code would then decide a training.
+        synthetic=dataset == "sample",
+    )
 
 
 def _show_fits(eeg_encoder: str, runs: Sequence[Notes], protocol: str) -> None:

@@ -27,7 +27,15 @@ def p_above_chance(results: Sequence[SubjectResult], n_permutations: int, seed: 
 
     The least p is 1 / (`n_permutations` + 1).
     """
-    answers = _share_of_answers(results)
+    return p_of_answers(_share_of_answers(results), n_permutations, seed)
+
+
+def p_of_answers(answers: np.ndarray, n_permutations: int, seed: int) -> float:
+    """The same p, from how often each image (column) is the answer to each image seen (row).
+
+    `answers` is (N, N), shares of the responses to the image that was seen; a row may have less
+    than 1 in all.
+    """
     n = len(answers)
     images = np.arange(n)
     observed = answers[images, images].sum()
