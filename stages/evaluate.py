@@ -21,7 +21,7 @@ from pipeline.evaluate.similarities import Similarities, settings_of, write_simi
 from pipeline.files import replacing
 from pipeline.images.embeddings import Embeddings, read_about, read_embeddings
 from pipeline.params import Params, read_params
-from pipeline.preprocess.recordings import read_modality, read_split
+from pipeline.preprocess.recordings import read_caveats, read_modality, read_split
 from pipeline.train.card import write_card
 from pipeline.train.made_with import FILE, MadeWith, read_made_with
 from pipeline.train.model import Notes, load_models
@@ -67,7 +67,8 @@ def main(
         *DATASETS[p.dataset].caveats,
         *eeg_encoders.caveats_of(trained["eeg_encoder"]),
         *caveats_of(embeddings),
-        *axes.caveats,
+        # A caveat may be of one subject alone, such as its bad channels. Each is said once.
+        *dict.fromkeys(caveat for path in files for caveat in read_caveats(path)),
     ]
 
     caveat = {"caveat": " ".join(caveats_of(embeddings))} if caveats_of(embeddings) else {}

@@ -17,7 +17,8 @@ import h5py
 import numpy as np
 import pytest
 
-from pipeline.datasets.entry import POSTERIOR, Layout, RawEeg
+from pipeline.datasets.channels import POSTERIOR
+from pipeline.datasets.entry import Layout, RawEeg
 from pipeline.datasets.image_table import write_image_table
 from pipeline.datasets.table import THINGS_EEG2
 from pipeline.errors import InputError
@@ -532,7 +533,7 @@ def test_what_a_killed_run_left_is_removed_or_passed_over(raw: Path, tmp_path: P
     (tmp_path / "._sub-01.h5").write_bytes(b"Mac OS X")
     assert (tmp_path / left).exists()
 
-    preprocess.main(Path("params.yaml"), raw, raw / "images.csv", tmp_path)
+    preprocess.main(Path("params.yaml"), raw, raw / "images.csv", tmp_path / "private", tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir() if path.name[0] != ".") == [
         "sub-01.h5",
         "sub-02.h5",

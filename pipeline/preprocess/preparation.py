@@ -1,7 +1,7 @@
 """EEG prepared for training: one HDF5 file a subject, written in bounded memory.
 
     /                  attributes: subject, sfreq, units, caveats, the parameters of `preprocess`,
-                       the hash of the raw file (source_sha256), versions
+                       the hash of the raw file (source_sha256), versions; modality if not EEG
     /ch_names (C,)     channel names, in the order of the channel axis
     /times (T,)        seconds from stimulus onset
     /sensor_positions (C, 2)   on the head seen from above, nose up, rim at 1; absent where the
@@ -28,6 +28,11 @@ https://github.com/LinJiang8/SAMGA). The test EEG of the session is standardised
 numbers. Raw recordings come so from their dataset. Of data without sessions, all EEG of a subject
 is one session, and this file does it.
 
+The EEG of a dataset that may not be pushed (`Dataset.may_push_eeg`) lies in a file like this in a
+folder of its own. The file that readers open has only its attributes, and `content_sha256`, the
+hash of that file (`link_subjects`). Each of its members is an external link, which HDF5 follows by
+itself. So readers need not know, and whoever sees a change of the small file sees that of the EEG.
+
 `dtype: float16` standardises each channel by its mean and standard deviation over the training EEG
 of the subject, so that the EEG fits into half precision whatever its unit. With `normalise:
 average` the mean stays in, and the channel is divided by its root mean square: the norm is still to
@@ -35,6 +40,7 @@ come, and a factor does not change what it makes of the EEG.
 """
 
 import hashlib
+import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -52,9 +58,10 @@ import pandas as pd
 from tqdm import tqdm
 
 from pipeline.compute.machine import free_memory
-from pipeline.datasets.entry import POSTERIOR, Dataset, Layout, RawEeg
+from pipeline.datasets.channels import choose_channels
+from pipeline.datasets.entry import Dataset, Layout, RawEeg
 from pipeline.datasets.image_table import SPLITS, Split, read_image_table
-from pipeline.errors import FETCH_AGAIN, InputError, suggestion
+from pipeline.errors import FETCH_AGAIN, InputError
 from pipeline.files import check_folders, new_hdf5, save_array, sha256
 from pipeline.preprocess.normalisation import normalise
 from pipeline.preprocess.windows import find_window
@@ -120,6 +127,25 @@ def prepare_subjects(
     return list(outputs.values())
 
 
+def link_subjects(private_dir: Path, out_dir: Path) -> list[Path]:
+    """For each file in `private_dir` write one to `out_dir` that leads there; return these paths.
+
+    Each has the attributes of that file, and its hash as `content_sha256`.
+    """
+    outputs = []
+    for eeg_file in sorted(private_dir.glob("[!.]*.h5")):
+        outputs.append(out_dir / eeg_file.name)
+        target = os.path.relpath(eeg_file, out_dir)  # so that both folders can be moved together
+        with h5py.File(eeg_file, "r") as eeg, new_hdf5(outputs[-1]) as file:
+            for name, value in eeg.attrs.items():
+                attribute = eeg.attrs.get_id(name)
+                file.attrs.create(name, value, attribute.shape, attribute.dtype)
+            file.attrs["content_sha256"] = sha256(eeg_file)
+            for name in eeg:
+                file[name] = h5py.ExternalLink(target, name)
+    return outputs
+
+
 def _fitting_workers(most: int, needed: int, n_subjects: int) -> int:
     """How many workers fit into memory, `most` at most, if each needs `needed` bytes.
 
@@ -168,7 +194,7 @@ def _prepare_subject(
         # Where the dataset has not done it by session
         by_subject = parameters.normalise == "session" and not raw.is_z_scored
         # Half precision replaces it (`_measured`).
-        file.attrs["units"] = _units(dataset, parameters, by_subject)
+        file.attrs["units"] = _units(dataset, raw, parameters, by_subject)
         # With its type, because an empty list tells none.
         file.attrs.create("caveats", raw.caveats, (len(raw.caveats),), h5py.string_dtype())
 
@@ -196,12 +222,12 @@ def _prepare_subject(
     return sentences
 
 
-def _units(dataset: Dataset, parameters: Preprocess, by_subject: bool) -> str:
+def _units(dataset: Dataset, raw: RawEeg, parameters: Preprocess, by_subject: bool) -> str:
     """The unit of the values in the file, in words."""
     if parameters.dtype == "float16" and not by_subject:
         return UNITS_NOT_CENTRED if parameters.normalise == "average" else UNITS_OF_FLOAT16
     units = {"trial": UNITS_OF_TRIAL, "session": UNITS_OF_SESSION}
-    return units.get(parameters.normalise, dataset.units)
+    return units.get(parameters.normalise, raw.units or dataset.units)
 
 
 def _write_attributes(
@@ -211,6 +237,8 @@ def _write_attributes(
     # The number of workers changes no byte.
     file.attrs.update(parameters.model_dump(exclude={"workers"}))
     file.attrs.update({"subject": subject, "sfreq": round(1 / raw.layout.step, 6)})
+    if raw.layout.modality != "EEG":  # so that files of EEG stay as they were
+        file.attrs["modality"] = raw.layout.modality
     file.attrs.update({"source": path.name, "source_sha256": _hash(path)})
     file.attrs.update({f"{package}_version": version(package) for package in ("h5py", "numpy")})
 
@@ -252,20 +280,8 @@ def pick_channels(
     """
     if channels == "all":
         return slice(None)
-    if channels == "posterior":
-        channels = list(POSTERIOR)
-
-    absent = [name for name in channels if name not in layout.ch_names]
-    if absent:
-        raise InputError(
-            f"{path}: has no channel {absent[0]!a} (preprocess.channels), it has "
-            f"{' '.join(layout.ch_names)}" + suggestion(absent[0], layout.ch_names)
-        )
-    if not channels or len(set(channels)) != len(channels):
-        raise InputError(
-            f"preprocess.channels is {' '.join(channels) or 'empty'}; name each wanted channel once"
-        )
-    return [layout.ch_names.index(name) for name in channels]
+    names = choose_channels(layout.ch_names, channels, str(path))
+    return [layout.ch_names.index(name) for name in names]
 
 
 def pick_samples(layout: Layout, window: list[float] | Literal["published"], path: Path) -> slice:
