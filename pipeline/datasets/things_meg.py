@@ -14,9 +14,8 @@ nothing.
 Axes: N conditions (images), R repetitions, C channels, T samples.
 """
 
-import struct
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import mne  # loads its modules at the first use, so its types are in quotes here
@@ -25,6 +24,7 @@ import pandas as pd
 
 from pipeline.datasets.entry import Layout, RawEeg, require_as_published
 from pipeline.datasets.image_table import SPLITS, Split
+from pipeline.datasets.mne_files import faults_as_input_errors, next_part
 from pipeline.errors import FETCH_AGAIN, InputError
 from pipeline.files import unreadable
 from pipeline.sections import Preprocess
@@ -42,10 +42,6 @@ N_PARTS = 4  # files of a subject
 IMAGES_FOLDER = "things_images"  # the zip that the download makes of the user's copy
 MEMORY_BYTES = 300 << 20  # that reading takes, whatever the size of the files
 TRIALS_AT_ONCE = 96  # in memory; 58 MB at full size, and 8 test images of 12 repetitions
-
-# In FIF: a tag is 16 bytes of header and a value; this kind names the file that comes next.
-TAG_HEADER_BYTES = 16
-REF_FILE_NAME = 118
 
 # `image_path` of a trial, by its `trial_type`. A concept may hold underscores and digits, such as
 # coat_rack and bat2.
@@ -184,7 +180,7 @@ def _open_epochs(folder: Path) -> "mne.BaseEpochs":
     # Each part names the next one, and MNE opens whatever is named: compare before MNE does.
     for part, following in zip(parts, [*parts[1:], None], strict=True):
         with _fif_faults_as_input_errors(part):
-            link = _next_part(part)
+            link = next_part(part)
         expected = following.name if following else None
         if link != expected:
             raise InputError(
@@ -202,43 +198,9 @@ def _open_epochs(folder: Path) -> "mne.BaseEpochs":
     return epochs
 
 
-def _next_part(part: Path) -> str | None:
-    """The name of the next file that a part holds; None if it is the last.
-
-    A FIF file is a chain of tags. A tag is a header of kind, type, size and position of the next
-    tag (0: directly after this one, -1: none), then its value. MNE would follow a chain that turns
-    back for ever. Raises ValueError where the chain turns back or leaves the file.
-    """
-    name = None
-    with part.open("rb") as file:
-        position = 0
-        length = part.stat().st_size
-        while 0 <= position < length:
-            file.seek(position)
-            # A header that is cut gets a size that leads out of the file.
-            header = file.read(TAG_HEADER_BYTES).ljust(TAG_HEADER_BYTES, b"\xff")
-            kind, _, size, following = struct.unpack(">iIIi", header)
-
-            end = position + TAG_HEADER_BYTES + size
-            if end > length or 0 < following < end:
-                raise ValueError(f"the entry at byte {position} of {length} is damaged or cut")
-
-            if kind == REF_FILE_NAME:
-                name = file.read(size).decode("latin-1")
-            position = following or end
-    return name
-
-
-@contextmanager
-def _fif_faults_as_input_errors(path: Path) -> Iterator[None]:
+def _fif_faults_as_input_errors(path: Path) -> AbstractContextManager[None]:
     """Turn damage into InputError; `path` is what the message calls the file."""
-    try:
-        yield
-    except Exception as error:  # a damaged file makes MNE raise any class, even Exception itself
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise unreadable(error, path) or InputError(
-            f"{path}: cannot be read as epochs of MNE ({reason:.200}); {FETCH_AGAIN}"
-        ) from error
+    return faults_as_input_errors(path, "epochs of MNE", FETCH_AGAIN)
 
 
 def _trials_of_images(
