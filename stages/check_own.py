@@ -11,6 +11,7 @@ import typer
 
 from pipeline.datasets.image_table import SPLITS, write_image_table
 from pipeline.datasets.own.check import Check, check_own
+from pipeline.datasets.own.findings import times
 from pipeline.datasets.own.subject_folder import write_subject_folder
 from pipeline.datasets.own.trials import Epoching
 from pipeline.disks import GB, existing
@@ -58,7 +59,8 @@ def tell(check: Check) -> None:
         show("own: subjects", check.rows)
     if check.images:
         print(describe_images(check))
-    tell_each("left out", check.findings.left_out)
+    for kind, sentences in check.findings.left_out.items():
+        tell_each(f"left out: {kind}", sentences)
     for kind, sentences in check.findings.problems.items():
         tell_each(f"problems: {kind}", sentences)
     if check.costs:
@@ -67,8 +69,6 @@ def tell(check: Check) -> None:
 
 def tell_each(title: str, sentences: list[str]) -> None:
     """The first sentences of a kind, each on a line of its own."""
-    if not sentences:
-        return
     print(f"{title} ({len(sentences)})")
     for sentence in sentences[:MOST]:
         print(f"  {sentence}")
@@ -82,7 +82,7 @@ def describe_images(check: Check) -> str:
     for split, name in zip(SPLITS, ("training", "test"), strict=True):
         table = check.images[split]
         n_concepts = table["things_concept"].nunique()
-        parts.append(f"{len(table):,} {name} pictures of {n_concepts:,} concepts")
+        parts.append(f"{times(len(table), f'{name} picture')} of {times(n_concepts, 'concept')}")
     chance = 100 / len(check.images["test"])
     return f"{parts[0]}, {parts[1]}; chance at top-1 is {chance:.2g} %"
 
@@ -93,16 +93,20 @@ def describe_costs(check: Check) -> str:
     assert costs
     free = shutil.disk_usage(existing(Path("data").absolute())).free
     return (
-        f"a run takes about {costs.eeg_bytes / GB:.2g} GB for the prepared EEG (float32, training "
-        f"repetitions averaged) and {costs.picture_bytes / GB:.2g} GB for the pictures "
-        f"({free / GB:.0f} GB are free), and, on two cores without GPU, about "
-        f"{minutes(costs.prepare)} to prepare, {minutes(costs.embed)} to embed and "
-        f"{minutes(costs.train)} to train (100 epochs, one seed)"
+        f"a run takes about {room(costs.eeg_bytes)} for the prepared EEG (float32, training "
+        f"repetitions averaged) and {room(costs.picture_bytes)} for the pictures "
+        f"({room(free)} are free);\non two cores without GPU about {minutes(costs.prepare)} to "
+        f"prepare, {minutes(costs.embed)} to embed and {minutes(costs.train)} to train (100 "
+        "epochs, one seed)"
     )
 
 
+def room(n_bytes: float) -> str:
+    return f"{max(1, round(n_bytes / 1e6)):,} MB" if n_bytes < GB else f"{n_bytes / GB:,.1f} GB"
+
+
 def minutes(number: float) -> str:
-    return f"{max(1, round(number))} min"
+    return f"{max(1, round(number)):,} min"
 
 
 def refuse_problems(check: Check) -> None:

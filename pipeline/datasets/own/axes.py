@@ -57,7 +57,7 @@ def count_samples(axes: Axes, kind: Kind, epoching: Epoching) -> tuple[int, int]
 
 
 def _chosen_channels(epoching: Epoching) -> list[str]:
-    return list(POSTERIOR) if epoching.channels == "posterior" else list(epoching.channels)
+    return list(POSTERIOR) if epoching.channels == "posterior" else list(preprocess.channels)
 
 
 def _check_channels(files: Sequence[NamedAxes], epoching: Epoching, findings: Findings) -> None:
@@ -68,7 +68,7 @@ def _check_channels(files: Sequence[NamedAxes], epoching: Epoching, findings: Fi
             if absent:
                 findings.add_problem(
                     "channels",
-                    f"{file.file}: has no channel {first_few(absent)} (epoching.channels), it "
+                    f"{file.file}: has no channel {first_few(absent)} (preprocess.channels), it "
                     f"has {first_few(list(names), 12)}; take it out of preprocess.channels, or "
                     f"{LEAVE_OUT}{suggestion(absent[0], names)}",
                 )

@@ -9,20 +9,20 @@ from pipeline.errors import InputError
 
 @dataclass
 class Findings:
-    """Two lists that a check adds to.
+    """What a check adds to: sentences by their kind, in a few words.
 
-    * `problems`: sentences on what stops a run, by their kind in a few words.
-    * `left_out`: sentences on what is left out of the files, and by which rule; a run goes on.
+    * `problems`: what stops a run.
+    * `left_out`: what is left out of the files, and by which rule; a run goes on.
     """
 
     problems: dict[str, list[str]] = field(default_factory=dict)
-    left_out: list[str] = field(default_factory=list)
+    left_out: dict[str, list[str]] = field(default_factory=dict)
 
     def add_problem(self, kind: str, sentence: str) -> None:
         self.problems.setdefault(kind, []).append(sentence)
 
-    def leave_out(self, sentence: str) -> None:
-        self.left_out.append(sentence)
+    def leave_out(self, kind: str, sentence: str) -> None:
+        self.left_out.setdefault(kind, []).append(sentence)
 
     @contextmanager
     def collecting(self, kind: str) -> Iterator[None]:

@@ -84,7 +84,7 @@ def find_pictures(setting: str) -> Pictures:
     names = [name for name in names if not _is_hidden(name) and not name.endswith("/")]
     pictures = sorted((name for name in names if _ending(name) in ENDINGS), key=natural_key)
     if not pictures:
-        endings = sorted({_ending(name) or "no ending" for name in names})
+        endings = sorted({PurePosixPath(name).suffix or "no ending" for name in names})
         raise InputError(
             f"{path}: has no pictures, expected JPEG or PNG (.jpg, .jpeg, .png), got "
             f"{len(names):,} files ({first_few(endings) or 'none'}); name the folder that has them"

@@ -70,8 +70,9 @@ def _concepts_of_column(trials: pd.DataFrame, own: Own, findings: Findings) -> d
         second = rows.iloc[1]
         findings.add_problem(
             "concepts",
-            f"{second['place']}: {own.concept} of the picture {second['picture']} is {second['concept']!r}, "
-            f"and in {first['place']} {first['concept']!r}; a picture has one concept: correct one",
+            f"{second['place']}: {own.concept} of the picture {second['picture']} is "
+            f"{second['concept']!r}, and in {first['place']} {first['concept']!r}; correct one of "
+            "them, since a picture has one concept",
         )
     return dict(zip(named["picture"], named["concept"], strict=True))
 
@@ -137,8 +138,8 @@ def _drawn(
             not_common.append(name)
     if not_common:
         findings.leave_out(
-            f"{times(len(not_common), 'picture')} of test concepts that not all subjects saw, the "
-            f"first is {not_common[0]}: left out"
+            "pictures of test concepts that not all subjects saw",
+            f"{times(len(not_common), 'picture')}, the first is {not_common[0]}",
         )
     return splits
 
@@ -156,15 +157,15 @@ def _splits_of_column(trials: pd.DataFrame, own: Own, findings: Findings) -> dic
     n_empty = int((trials["split"].isin(NOTHING)).sum())
     if n_empty:
         findings.leave_out(
-            f"{times(n_empty, 'trial')} whose {own.split} (own.split) is empty or n/a: left out"
+            f"trials whose {own.split} (own.split) is empty or n/a", times(n_empty, "trial")
         )
     train = rows.loc[rows["word"] == "train", "picture"]
     test = set(rows.loc[rows["word"] == "test", "picture"])
     both = sorted(test & set(train), key=natural_key)
     if both:
         findings.leave_out(
-            f"{times(len(both), 'picture')} that {own.split} has in train and in test, the first "
-            f"is {both[0]}: the trials of training are left out"
+            f"training trials of pictures that {own.split} (own.split) has in train and in test",
+            f"{times(len(both), 'picture')}, the first is {both[0]}",
         )
     return {name: "test" if name in test else "train" for name in [*train, *sorted(test)]}
 
@@ -203,8 +204,8 @@ def _splits_of_csv(
     not_listed = sorted(shown - set(splits), key=natural_key)
     if not_listed:
         findings.leave_out(
-            f"{times(len(not_listed), 'picture')} that {path.name} does not list, the first is "
-            f"{not_listed[0]}: left out"
+            f"pictures that {path.name} (own.split) does not list, or in neither split",
+            f"{times(len(not_listed), 'picture')}, the first is {not_listed[0]}",
         )
     return {name: word for name, word in splits.items() if name in shown}
 
@@ -237,9 +238,9 @@ def _keep_concepts_apart(
     if dropped:
         n_concepts = len({concepts[name] for name in dropped})
         findings.leave_out(
-            f"{times(len(dropped), 'training picture')} of {times(n_concepts, 'concept')} that "
-            f"have test pictures too, the first is {min(dropped)}: left out, because no concept is "
-            "in both"
+            "training pictures of concepts that have test pictures too",
+            f"{times(len(dropped), 'picture')} of {times(n_concepts, 'concept')}, the first is "
+            f"{min(dropped)}",
         )
     return {name: split for name, split in splits.items() if name not in set(dropped)}
 
@@ -292,9 +293,10 @@ def cut_repetitions(trials: pd.DataFrame, findings: Findings) -> pd.DataFrame:
     if surplus.any():
         rarest = counts.reset_index().loc[counts.argmin()]
         findings.leave_out(
-            f"{times(int(surplus.sum()), 'test trial')}: test pictures were shown {fewest} to "
+            "repetitions of test pictures beyond those that all have",
+            f"{times(int(surplus.sum()), 'trial')}: test pictures were shown {fewest} to "
             f"{counts.max()} times, and the first {fewest} of each are taken, as many as "
-            f"{rarest['subject']} has of {rarest['picture']}"
+            f"{rarest['subject']} has of {rarest['picture']}",
         )
     return trials[~surplus]
 

@@ -144,14 +144,17 @@ def _of_raw(
     file: RecordingFile, own: Own, epoching: Epoching, findings: Findings
 ) -> FileTrials | None:
     if not file.events.is_file():
-        findings.leave_out(f"{file.path.name}: has no {file.events.name}: left out")
+        findings.leave_out(
+            "recordings without pictures", f"{file.path.name}: has no {file.events.name}"
+        )
         return None
 
     table = read_table(file.events, "\t")
     if own.image_column not in table.columns:
         findings.leave_out(
+            "recordings without pictures",
             f"{file.path.name}: its events have no column {own.image_column}, they have "
-            f"{_listed(table.columns)}: left out"
+            f"{_listed(table.columns)}",
         )
         return None
     _require_columns(table, own, file.events)
@@ -283,9 +286,10 @@ def _picture_trials(
     )
     shows_picture = ~trials["name"].isin(NOTHING)
     if not shows_picture.all():
+        n_others = int((~shows_picture).sum())
         findings.leave_out(
-            f"{file.name}: {times(int((~shows_picture).sum()), 'row')} of {len(trials):,} name no "
-            f"picture in {own.image_column} (empty or n/a, such as fixations): left out"
+            f"rows whose {own.image_column} is empty or n/a, such as fixations",
+            f"{file.name}: {n_others:,} of {times(len(trials), 'row')}",
         )
     return trials[shows_picture].reset_index(drop=True)
 
@@ -316,7 +320,8 @@ def _within(
     is_whole = (positions + first >= 0) & (positions + last < n_samples)
     if not is_whole.all():
         findings.leave_out(
-            f"{file.name}: {times(int((~is_whole).sum()), 'trial')} so near to its start or end "
-            f"that {plan.tmin:g} .. {plan.tmax:g} s around the picture was not recorded: left out"
+            f"trials of which not all of {plan.tmin:g} .. {plan.tmax:g} s was recorded",
+            f"{file.name}: {int((~is_whole).sum()):,} of {times(len(trials), 'trial')}, at its "
+            "start or end",
         )
     return trials[is_whole].reset_index(drop=True)
