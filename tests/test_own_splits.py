@@ -33,35 +33,40 @@ def split_of(rows: pd.DataFrame, findings: Findings, **settings: object) -> dict
     return find_splits(rows, concepts, PICTURES, own, findings)
 
 
-def tested(splits: dict[str, str]) -> set[str]:
+def concepts_tested(splits: dict[str, str]) -> set[str]:
     return {CONCEPT_OF[name] for name, split in splits.items() if split == "test"}
 
 
 @pytest.mark.parametrize(("share", "expected"), [(0.1, 3), (0.5, 15), (0.001, 1)])
 def test_whole_concepts_are_drawn(share: float, expected: int) -> None:
     splits = split_of(trials(), Findings(), test_concepts=share)
-    assert len(splits) == len(PICTURES.names) and len(tested(splits)) == expected
+    assert len(splits) == len(PICTURES.names) and len(concepts_tested(splits)) == expected
     trained = {CONCEPT_OF[name] for name, split in splits.items() if split == "train"}
-    assert not trained & tested(splits)
+    assert not trained & concepts_tested(splits)
 
 
 def test_the_draw_is_by_its_seed_alone_and_most_of_it_outlives_new_pictures() -> None:
     rows = trials()
     assert split_of(rows, Findings()) == split_of(rows.iloc[::-1], Findings())
-    draws = {frozenset(tested(split_of(rows, Findings(), split_seed=seed))) for seed in range(20)}
+    draws = {
+        frozenset(concepts_tested(split_of(rows, Findings(), split_seed=seed)))
+        for seed in range(20)
+    }
     assert len(draws) > 15
 
     fewer = rows[~rows["picture"].str.startswith("c29")]
-    first, second = (tested(split_of(of, Findings(), test_concepts=0.5)) for of in (rows, fewer))
+    first, second = (
+        concepts_tested(split_of(of, Findings(), test_concepts=0.5)) for of in (rows, fewer)
+    )
     assert len(first & second) >= 14
 
 
 def test_a_drawn_test_picture_was_seen_by_all() -> None:
     findings = Findings()
-    some = tested(split_of(trials(), Findings()))
+    some = concepts_tested(split_of(trials(), Findings()))
     concept = min(some)
     splits = split_of(trials(f"{concept}/{concept}_1.jpg"), findings)
-    assert tested(splits) == some
+    assert concepts_tested(splits) == some
     assert f"{concept}/{concept}_1.jpg" not in splits
     assert findings.left_out == {
         "pictures of test concepts that not all subjects saw": [
@@ -71,7 +76,7 @@ def test_a_drawn_test_picture_was_seen_by_all() -> None:
 
     # A concept of which one subject saw nothing is not drawn.
     without = split_of(trials(f"{concept}/{concept}_1.jpg", f"{concept}/{concept}_2.jpg"), findings)
-    assert concept not in tested(without) and len(tested(without)) == len(some)
+    assert concept not in concepts_tested(without) and len(concepts_tested(without)) == len(some)
     assert not findings.problems
 
 

@@ -57,7 +57,7 @@ def count_samples(axes: Axes, kind: Kind, epoching: Epoching) -> tuple[int, int]
 
 
 def _chosen_channels(epoching: Epoching) -> list[str]:
-    return list(POSTERIOR) if epoching.channels == "posterior" else list(preprocess.channels)
+    return list(POSTERIOR) if epoching.channels == "posterior" else list(epoching.channels)
 
 
 def _check_channels(files: Sequence[NamedAxes], epoching: Epoching, findings: Findings) -> None:
