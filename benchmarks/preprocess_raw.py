@@ -29,7 +29,7 @@ def make_subject(folder: Path, share: float) -> None:
     """63 channels and the stimuli of four sessions, in the published layout, not compressed; a session in memory."""
     import numpy as np
 
-    from pipeline.datasets.entry import POSTERIOR
+    from pipeline.datasets.channels import POSTERIOR
     from pipeline.datasets.raw_files import FILES, REPETITIONS, SESSIONS
 
     rng = np.random.default_rng(0)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from scipy import signal
 
-from pipeline.datasets.entry import POSTERIOR
+from pipeline.datasets.channels import POSTERIOR
 from pipeline.datasets.raw_files import FILES, REPETITIONS, SESSIONS, TARGET
 
 # The channels of the release stand among others, and not in its order.

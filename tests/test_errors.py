@@ -1,6 +1,6 @@
 import pytest
 
-from pipeline.datasets.entry import POSTERIOR
+from pipeline.datasets.channels import POSTERIOR
 from pipeline.errors import suggestion
 
 SUBJECTS = [f"sub-{i:02}" for i in range(1, 11)]

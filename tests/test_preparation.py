@@ -17,7 +17,8 @@ import h5py
 import numpy as np
 import pytest
 
-from pipeline.datasets.entry import POSTERIOR, Layout, RawEeg
+from pipeline.datasets.channels import POSTERIOR
+from pipeline.datasets.entry import Layout, RawEeg
 from pipeline.datasets.image_table import write_image_table
 from pipeline.datasets.table import THINGS_EEG2
 from pipeline.errors import InputError

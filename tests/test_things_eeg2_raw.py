@@ -20,7 +20,7 @@ import sklearn
 import yaml
 from sklearn.discriminant_analysis import _cov
 
-from pipeline.datasets.entry import POSTERIOR
+from pipeline.datasets.channels import POSTERIOR
 from pipeline.datasets.things_eeg2_raw import caveats, find_subjects, memory_needed, open_eeg
 from pipeline.errors import InputError
 from tests.raw_eeg import CH_NAMES, make_raw_subject

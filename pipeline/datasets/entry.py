@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -17,11 +18,7 @@ from pipeline.datasets.sources import HumanFiles, Make, MakeHumanFiles, OwnFiles
 from pipeline.errors import InputError
 from pipeline.sections import Preprocess
 
-# The channels that THINGS-EEG2 released, in its order: `preprocess.channels: posterior`.
-POSTERIOR = (
-    *("Pz", "P3", "P7", "O1", "Oz", "O2", "P4", "P8", "P1", "P5"),
-    *("PO7", "PO3", "POz", "PO4", "PO8", "P6", "P2"),
-)
+Modality = Literal["EEG", "MEG"]
 
 # Keys of `preprocess` that only raw recordings allow, and their values that change nothing.
 _VALUES_WITHOUT_EFFECT = {
@@ -40,12 +37,14 @@ class Layout:
     * `times`: (T,) float64, seconds from stimulus onset.
     * `sensor_positions`: (C, 2), the sensors on the head seen from above, nose up, the rim of the
       head at distance 1. None where `ch_names` are those of the 10-05 system, which has known
-      positions.
+      positions, or where the recording has no positions.
+    * `modality`: what was recorded.
     """
 
     ch_names: tuple[str, ...]
     times: np.ndarray
     sensor_positions: np.ndarray | None = None
+    modality: Modality = "EEG"
 
     @property
     def step(self) -> float:
@@ -76,6 +75,7 @@ class RawEeg:
     caveats: tuple[str, ...] = ()
     n_repetitions: Mapping[Split, np.ndarray] | None = None
     is_z_scored: bool = False
+    units: str | None = None
 
 
 def size_of_files(path: Path, preprocess: Preprocess) -> int:
@@ -110,6 +110,7 @@ class Dataset:
       InputError for what is already wrong with the names and sizes of files.
     * `caveats`: sentences for every report.
     * `may_share_images`: whether a page that holds the images may be passed on.
+    * `may_push_eeg`: whether `dvc push` may upload the prepared EEG.
     * `synthetic`: whether all of it was made by this library.
     * `planted`: for each value of `sample.truth`, a sentence for every answer that says what the
       EEG was made of. Empty for data that were recorded.
@@ -128,6 +129,7 @@ class Dataset:
     memory_needed: Callable[[Path, Preprocess], int] = size_of_files
     caveats: tuple[str, ...] = ()
     may_share_images: bool = False
+    may_push_eeg: bool = True
     synthetic: bool = False
     planted: Mapping[str, str] = field(default_factory=dict)
     human: HumanFiles | MakeHumanFiles | None = None

@@ -18,9 +18,9 @@ from typing import Literal
 import mne
 import numpy as np
 
-from pipeline.datasets.entry import POSTERIOR
+from pipeline.datasets.channels import ChannelChoice, choose_channels
 from pipeline.datasets.image_table import SPLITS, Split
-from pipeline.errors import FETCH_AGAIN, InputError, suggestion
+from pipeline.errors import FETCH_AGAIN, InputError
 from pipeline.untrusted.archives import find_member, open_member
 from pipeline.untrusted.pickles import Fields, Streamed, stream_npy
 
@@ -32,7 +32,6 @@ TARGET = 99999  # the stim channel at a target trial
 LEAVE_OUT_SESSION = "leave out the session (preprocess.sessions)"
 
 Members = Mapping[tuple[int, Split], str]  # the name in the archive, by session and split
-ChannelChoice = Literal["all", "posterior"] | Sequence[str]  # preprocess.channels
 
 
 @dataclass(frozen=True)
@@ -53,19 +52,7 @@ class Channels:
         Raises InputError where a channel is absent from `file` or is named twice.
         """
         eeg = [name for name, kind in zip(self.names, self.types, strict=True) if kind == "eeg"]
-        names = {"all": eeg, "posterior": POSTERIOR}[choice] if isinstance(choice, str) else choice
-
-        if not names or len(set(names)) != len(names):
-            raise InputError(
-                f"preprocess.channels is {' '.join(names) or 'empty'}; name each wanted channel "
-                "once"
-            )
-        absent = [name for name in names if name not in eeg]
-        if absent:
-            raise InputError(
-                f"{file}: has no channel {absent[0]!a} (preprocess.channels), it has "
-                f"{' '.join(eeg)}" + suggestion(absent[0], eeg)
-            )
+        names = choose_channels(eeg, choice, file)
 
         # `_channels` made sure that there is one.
         stim = self.names[self.types.index("stim")]

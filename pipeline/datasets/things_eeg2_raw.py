@@ -36,7 +36,7 @@ import pandas as pd
 from pipeline.datasets.entry import Layout, RawEeg
 from pipeline.datasets.epochs import EpochPlan, cut_epochs, epoch_bounds, plan_epochs
 from pipeline.datasets.image_table import SPLITS, Split
-from pipeline.datasets.noise_normalisation import mean_covariance, observations, whitening
+from pipeline.datasets.noise_normalisation import mean_covariance, observations
 from pipeline.datasets.raw_files import (
     FILES,
     REPETITIONS,
@@ -49,6 +49,15 @@ from pipeline.datasets.raw_files import (
     read_rows,
 )
 from pipeline.datasets.scratch import Scratch
+from pipeline.datasets.sessions import (
+    ChannelStep,
+    SessionEpochs,
+    gather,
+    require_one_normalisation,
+    whitening_caveats,
+    whitening_step,
+    z_score_step,
+)
 from pipeline.datasets.things_eeg2 import find_subjects, subject_of
 from pipeline.errors import InputError
 from pipeline.sections import Preprocess
@@ -59,20 +68,12 @@ __all__ = ["caveats", "find_subjects", "memory_needed", "open_eeg"]
 LARGEST_RAW = 4 << 30  # bytes of one file, about twice the largest published
 EPOCHS_AT_ONCE = 200  # cut together; at 1000 Hz, 63 channels of 1.2 s have 121 MB
 CUTTING_BYTES = 400 << 20  # memory while these are cut
-CHUNK_BYTES = 32 << 20  # about the size of one chunk of prepared EEG
 TRAINING_IMAGES_IN_A_SESSION = 0.5  # share of them; a session shows all test images
 
 
 def caveats(preprocess: Preprocess) -> tuple[str, ...]:
     """Sentences that every result of EEG with this preparation must carry."""
-    sentences = []
-
-    if preprocess.mvnn != "none" and preprocess.mvnn_from != "training":
-        sentences.append(
-            "The noise normalisation saw the test EEG: its covariance is the mean of that of the "
-            "training EEG and that of the test EEG (preprocess.mvnn_from)."
-        )
-
+    sentences = list(whitening_caveats(preprocess))
     if not _uses_all_sessions(preprocess):
         sessions = ", ".join(map(str, sorted(preprocess.sessions)))
         sentences.append(
@@ -94,7 +95,7 @@ def memory_needed(path: Path, preprocess: Preprocess) -> int:
     `preprocess` leaves rate or window as published, or normalises each session twice.
     """
     _require_rate_and_window(path, preprocess)
-    _require_one_normalisation(preprocess)
+    require_one_normalisation(preprocess)
     with open_zip(path, LARGEST_RAW) as archive:
         members = choose_sessions(archive, preprocess.sessions, subject_of(path))
         # Files are read one after the other: the largest one decides.
@@ -113,15 +114,6 @@ def _require_rate_and_window(path: Path, preprocess: Preprocess) -> tuple[float,
     return preprocess.sfreq, preprocess.window
 
 
-def _require_one_normalisation(preprocess: Preprocess) -> None:
-    """Raises InputError where each session would be whitened and z-scored."""
-    if preprocess.normalise == "session" and preprocess.mvnn != "none":
-        raise InputError(
-            f"preprocess.normalise is session, which is a z-score in the place of preprocess.mvnn, "
-            f"and preprocess.mvnn is {preprocess.mvnn}: set one of them to none"
-        )
-
-
 @contextmanager
 def open_eeg(
     path: Path, images: Mapping[Split, pd.DataFrame], preprocess: Preprocess
@@ -137,7 +129,7 @@ def open_eeg(
     an epoch that reaches beyond the recording, or too little room in that folder.
     """
     sfreq, window = _require_rate_and_window(path, preprocess)
-    _require_one_normalisation(preprocess)
+    require_one_normalisation(preprocess)
     uses_all_sessions = _uses_all_sessions(preprocess)
 
     with open_zip(path, LARGEST_RAW) as archive:
@@ -154,11 +146,11 @@ def open_eeg(
         epoch_bytes = n_chans * len(plan.times) * 8
         n_bytes = _count_epochs(images, members) * epoch_bytes
         with Scratch(n_bytes, f"the epochs of {path.name}") as scratch:
-            parts = _read_sessions(archive, members, images, steps, preprocess, scratch)
+            sessions = _read_sessions(archive, members, images, steps, preprocess, scratch)
 
             counts = {
                 split: _count_repetitions(
-                    parts[split],
+                    sessions[split],
                     len(images[split]),
                     # A session shows all test images, and only some of the training images.
                     must_be_equal=split == "test" or uses_all_sessions,
@@ -166,7 +158,7 @@ def open_eeg(
                 )
                 for split in SPLITS
             }
-            chunks = {split: _gather_sessions(parts[split], counts[split]) for split in SPLITS}
+            chunks = {split: gather(sessions[split], counts[split]) for split in SPLITS}
 
             layout = Layout(tuple(channels.names[row] for row in rows[:-1]), plan.times)
             n_repetitions = None if uses_all_sessions else counts
@@ -186,40 +178,16 @@ class _Steps:
 
 @dataclass(frozen=True)
 class _Part:
-    """The epochs of one session and split on the disk, float64 (len(images), R, C, T).
+    """The epochs of one session and split, sorted by image, and what was measured of them.
 
-    `images`: their rows in the metadata from 0, rising.
-    `shape`: (R, C, T).
-    `begin`: their first byte in `scratch`.
     `covariance` (C, C): of the noise; 0 if there is no noise normalisation.
     `mean`, `mean_square` (C, 1): of each channel, over epochs and times; 0 without z-score.
-
-    What is done to the channels when they are read, one or none of these:
-    `whitener` (C, C): to multiply them with.
-    `centre`, `sd` (C, 1): to take out of them, and then to divide them by.
     """
 
-    images: np.ndarray
-    shape: tuple[int, int, int]
-    scratch: Scratch
-    begin: int
+    epochs: SessionEpochs
     covariance: np.ndarray
     mean: np.ndarray
     mean_square: np.ndarray
-    whitener: np.ndarray | None = None
-    centre: np.ndarray | None = None
-    sd: np.ndarray | None = None
-
-    def read(self, begin: int, end: int) -> np.ndarray:
-        """The epochs of images[begin:end], whitened or z-scored."""
-        image_bytes = math.prod(self.shape) * 8
-        eeg = self.scratch.read(self.begin + begin * image_bytes, (end - begin, *self.shape))
-        if self.whitener is not None:
-            # (C, C) @ (n, R, C, T): every sample of every epoch is a vector of channels.
-            eeg = self.whitener @ eeg
-        if self.centre is not None:
-            eeg = (eeg - self.centre) / self.sd
-        return eeg
 
 
 def _count_epochs(images: Mapping[Split, pd.DataFrame], members: Members) -> int:
@@ -239,24 +207,19 @@ def _read_sessions(
     steps: _Steps,
     preprocess: Preprocess,
     scratch: Scratch,
-) -> dict[Split, list[_Part]]:
+) -> dict[Split, list[SessionEpochs]]:
     """The epochs of each session, written to `scratch` one session after the other."""
-    parts: dict[Split, list[_Part]] = {split: [] for split in SPLITS}
+    sessions: dict[Split, list[SessionEpochs]] = {split: [] for split in SPLITS}
     for session in sorted({session for session, _ in members}):
-        session_parts: dict[Split, _Part] = {}
+        parts: dict[Split, _Part] = {}
         for split in SPLITS:
             name = members[session, split]
-            session_parts[split] = _write_epochs(
-                archive, name, split, len(images[split]), steps, scratch
-            )
+            parts[split] = _write_epochs(archive, name, split, len(images[split]), steps, scratch)
 
-        session_name = f"{archive.filename}: session {session}"
-        session_parts = _whiten(session_parts, preprocess, session_name)
-        if steps.z_score:
-            session_parts = _z_score(session_parts)
+        step = _channel_step(parts, preprocess, f"{archive.filename}: session {session}")
         for split in SPLITS:
-            parts[split].append(session_parts[split])
-    return parts
+            sessions[split].append(replace(parts[split].epochs, step=step))
+    return sessions
 
 
 def _write_epochs(
@@ -301,9 +264,12 @@ def _write_epochs(
             mean += eeg.mean((0, 2))[:, None] * share
             mean_square += np.square(eeg).mean((0, 2))[:, None] * share
 
-    # `find_events` sorted by image, each with its repetitions; it counts rows from 1.
-    image_rows = events[::n_repetitions, 2] - 1
-    return _Part(image_rows, shape, scratch, begin, covariance, mean, mean_square)
+    # `find_events` sorted by image, and counts rows from 1.
+    image_rows = events[:, 2] - 1
+    epoch_shape = shape[1:]
+    begins = begin + np.arange(len(events)) * math.prod(epoch_shape) * 8
+    epochs = SessionEpochs(image_rows, begins, epoch_shape, scratch)
+    return _Part(epochs, covariance, mean, mean_square)
 
 
 def _check_bounds(
@@ -321,46 +287,30 @@ def _check_bounds(
         )
 
 
-def _whiten(
-    parts: dict[Split, _Part], preprocess: Preprocess, session_name: str
-) -> dict[Split, _Part]:
-    """The parts of a session, with the matrix that whitens them when they are read."""
-    if preprocess.mvnn == "none":
-        return parts
+def _channel_step(
+    parts: Mapping[Split, _Part], preprocess: Preprocess, session_name: str
+) -> ChannelStep:
+    """What is done to the channels of both splits of a session."""
+    if preprocess.mvnn != "none":
+        noise = {split: part.covariance for split, part in parts.items()}
+        return whitening_step(noise, preprocess, session_name)
 
-    covariance = parts["train"].covariance
-    if preprocess.mvnn_from == "training-and-test":
-        # The mean of the two, although there are fewer test images: so does the release's code.
-        covariance = (covariance + parts["test"].covariance) / 2
-
-    whitener = whitening(covariance)
-    if whitener is None:
-        raise InputError(
-            f"{session_name}: the noise covariance of the channels has no inverse, because some of "
-            "them are sums of others; leave channels out (preprocess.channels), or set "
-            "preprocess.mvnn to none"
-        )
-    return {split: replace(part, whitener=whitener) for split, part in parts.items()}
-
-
-def _z_score(parts: dict[Split, _Part]) -> dict[Split, _Part]:
-    """The parts of a session, with what makes each channel a z-score when they are read."""
-    train = parts["train"]
-    variance = np.maximum(train.mean_square - np.square(train.mean), 0)
-    sd = np.sqrt(np.where(variance > 0, variance, 1))
-    return {split: replace(part, centre=train.mean, sd=sd) for split, part in parts.items()}
+    if preprocess.normalise == "session":
+        train = parts["train"]
+        variance = np.maximum(train.mean_square - np.square(train.mean), 0)
+        return z_score_step(train.mean, variance)
+    return ChannelStep()
 
 
 def _count_repetitions(
-    parts: Sequence[_Part], n_images: int, must_be_equal: bool, file: str
+    sessions: Sequence[SessionEpochs], n_images: int, must_be_equal: bool, file: str
 ) -> np.ndarray:
     """The repetitions of each image in all sessions together, (n_images,).
 
     Raises InputError where they differ between images and `must_be_equal`.
     """
-    counts = np.zeros(n_images, int)
-    for part in parts:
-        counts[part.images] += part.shape[0]
+    image_rows = np.concatenate([session.image_rows for session in sessions])
+    counts = np.bincount(image_rows, minlength=n_images)
 
     if must_be_equal and counts.min() != counts.max():
         raise InputError(
@@ -370,35 +320,3 @@ def _count_repetitions(
             "such as -S 'preprocess.sessions=[1,2]'"
         )
     return counts
-
-
-def _gather_sessions(parts: Sequence[_Part], counts: np.ndarray) -> Iterator[np.ndarray]:
-    """The EEG of the images that were shown, all sessions together, in chunks (n, R, C, T).
-
-    `counts` are the repetitions of each image. R is the same for all images of a chunk.
-    """
-    image_rows = np.flatnonzero(counts)
-    shape = (counts.max(), *parts[0].shape[1:])
-    n_at_once = max(1, CHUNK_BYTES // (math.prod(shape) * 8))
-
-    for start in range(0, len(image_rows), n_at_once):
-        images = image_rows[start : start + n_at_once]
-        chunk = np.empty((len(images), *shape))
-        filled = np.zeros(len(images), int)  # repetitions of each image so far
-        for part in parts:
-            # Both lists rise: what the session has of these images is one stretch of it.
-            begin, end = np.searchsorted(part.images, [images[0], images[-1] + 1])
-            if begin == end:
-                continue
-            i = np.searchsorted(images, part.images[begin:end])  # their places in the chunk
-            repetitions = filled[i, None] + np.arange(part.shape[0])
-            # Repetitions of this session follow those of the sessions before it.
-            chunk[i[:, None], repetitions] = part.read(begin, end)
-            filled[i] += part.shape[0]
-
-        # Split where the number of repetitions changes, so that a chunk has only one.
-        changes = np.flatnonzero(np.diff(filled)) + 1
-        pieces = np.split(chunk, changes)
-        for eeg, n_repetitions in zip(pieces, np.split(filled, changes), strict=True):
-            # What was never filled is cut off.
-            yield eeg[:, : n_repetitions[0]]

@@ -157,7 +157,7 @@ def open_eeg(
     }
 
     positions = sensor_positions(epochs.info, str(path))
-    layout = Layout(tuple(epochs.ch_names), epochs.times.astype(np.float64), positions)
+    layout = Layout(tuple(epochs.ch_names), epochs.times.astype(np.float64), positions, "MEG")
     yield RawEeg(layout, {split: _chunks(epochs, trials[split], path) for split in SPLITS})
 
 

@@ -52,9 +52,10 @@ import pandas as pd
 from tqdm import tqdm
 
 from pipeline.compute.machine import free_memory
-from pipeline.datasets.entry import POSTERIOR, Dataset, Layout, RawEeg
+from pipeline.datasets.channels import choose_channels
+from pipeline.datasets.entry import Dataset, Layout, RawEeg
 from pipeline.datasets.image_table import SPLITS, Split, read_image_table
-from pipeline.errors import FETCH_AGAIN, InputError, suggestion
+from pipeline.errors import FETCH_AGAIN, InputError
 from pipeline.files import check_folders, new_hdf5, save_array, sha256
 from pipeline.preprocess.normalisation import normalise
 from pipeline.preprocess.windows import find_window
@@ -252,20 +253,8 @@ def pick_channels(
     """
     if channels == "all":
         return slice(None)
-    if channels == "posterior":
-        channels = list(POSTERIOR)
-
-    absent = [name for name in channels if name not in layout.ch_names]
-    if absent:
-        raise InputError(
-            f"{path}: has no channel {absent[0]!a} (preprocess.channels), it has "
-            f"{' '.join(layout.ch_names)}" + suggestion(absent[0], layout.ch_names)
-        )
-    if not channels or len(set(channels)) != len(channels):
-        raise InputError(
-            f"preprocess.channels is {' '.join(channels) or 'empty'}; name each wanted channel once"
-        )
-    return [layout.ch_names.index(name) for name in channels]
+    names = choose_channels(layout.ch_names, channels, str(path))
+    return [layout.ch_names.index(name) for name in names]
 
 
 def pick_samples(layout: Layout, window: list[float] | Literal["published"], path: Path) -> slice:
