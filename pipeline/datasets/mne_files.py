@@ -25,6 +25,8 @@ def faults_as_input_errors(path: Path, content: str, remedy: str) -> Iterator[No
     """
     try:
         yield
+    except InputError:
+        raise
     except Exception as error:  # a damaged file makes MNE raise any class, even Exception itself
         reason = " ".join(str(error).split()) or type(error).__name__
         raise unreadable(error, path) or InputError(

@@ -35,7 +35,8 @@ def open_epochs(path: Path) -> "mne.BaseEpochs":
 
     with _epochs_faults(path):
         if path.suffix == ".set":
-            epochs = mne.read_epochs_eeglab(path, verbose="error")
+            # eog: EEGLAB has no type of channel in each file, and VEOG would be EEG.
+            epochs = mne.read_epochs_eeglab(path, eog="auto", verbose="error")
         else:
             # Looked at first: MNE would open any file that a part names.
             fif_parts(path)
