@@ -436,7 +436,8 @@ def another_order_of_channels(lab: Lab) -> None:
 
 
 @wrong(
-    "has no channel Cz (preprocess.channels), it has O1, Oz, O2, Pz; take it out", _choose_channels
+    "has no channel 'Cz' (preprocess.channels), it has O1 Oz O2 Pz; correct preprocess.channels",
+    _choose_channels,
 )
 def unknown_channel(lab: Lab) -> None:
     lab.epoching = replace(lab.epoching, channels=["Oz", "Cz"])

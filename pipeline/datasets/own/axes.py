@@ -8,11 +8,11 @@ from typing import TypeVar
 
 import numpy as np
 
-from pipeline.datasets.entry import POSTERIOR
+from pipeline.datasets.channels import choose_channels
 from pipeline.datasets.own.findings import Findings, first_few
 from pipeline.datasets.own.subject_folder import Kind
 from pipeline.datasets.own.trials import Axes, Epoching, epoch_plan
-from pipeline.errors import suggestion
+from pipeline.errors import InputError
 
 LEAVE_OUT = "leave the subject out of `subjects`"
 
@@ -44,7 +44,7 @@ def count_samples(axes: Axes, kind: Kind, epoching: Epoching) -> tuple[int, int]
     """About how many channels and samples an epoch has once it is prepared."""
     n_chans = len(axes.ch_names)
     if epoching.channels != "all":
-        n_chans = len(_chosen_channels(epoching))
+        n_chans = len(choose_channels(axes.ch_names, epoching.channels, ""))
 
     first, last = axes.tmin, axes.tmax
     if epoching.window != "published":
@@ -56,21 +56,14 @@ def count_samples(axes: Axes, kind: Kind, epoching: Epoching) -> tuple[int, int]
     return n_chans, round((last - first) * sfreq) + 1
 
 
-def _chosen_channels(epoching: Epoching) -> list[str]:
-    return list(POSTERIOR) if epoching.channels == "posterior" else list(epoching.channels)
-
-
 def _check_channels(files: Sequence[NamedAxes], epoching: Epoching, findings: Findings) -> None:
     if epoching.channels != "all":
         for file in files:
-            names = file.axes.ch_names
-            absent = [name for name in _chosen_channels(epoching) if name not in names]
-            if absent:
+            try:
+                choose_channels(file.axes.ch_names, epoching.channels, file.file)
+            except InputError as error:
                 findings.add_problem(
-                    "channels",
-                    f"{file.file}: has no channel {first_few(absent)} (preprocess.channels), it "
-                    f"has {first_few(list(names), 12)}; take it out of preprocess.channels, or "
-                    f"{LEAVE_OUT}{suggestion(absent[0], names)}",
+                    "channels", f"{error}; correct preprocess.channels, or {LEAVE_OUT}"
                 )
         return
 
