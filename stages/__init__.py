@@ -12,9 +12,13 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import h5py
+import h5py
 import typer
 from rich import box
 from rich.console import Console
@@ -48,6 +52,7 @@ def run(main: Callable[..., str]) -> None:
         started = time.monotonic()
         try:
             check_links(options.values())
+            find_linked_files(options.values())
             # From here on the stage writes: what it leaves half-written is known as its own.
             with noted_run():
                 written = main(*arguments, **options)
@@ -94,6 +99,31 @@ def check_links(values: Iterable[object]) -> None:
                 "fetched is taken from the cache), or have the folder mounted in place of the link "
                 "(mount --bind); then run it again"
             )
+
+
+def find_linked_files(values: Iterable[object]) -> None:
+    """Let HDF5 find what a file of external links leads to, from the folder of that file.
+
+    HDF5 does so by itself, unless the file is a symbolic link (into DVC's cache) that a reader has
+    resolved. Workers inherit the variable. With two such folders it would be ambiguous, and is not
+    set.
+    """
+    folders = [value.absolute() for value in values if isinstance(value, Path) and value.is_dir()]
+    of_links = [
+        str(folder)
+        for folder in folders
+        if any(file.is_symlink() and leads_elsewhere(file) for file in folder.glob("*.h5"))
+    ]
+    if len(of_links) == 1:
+        former = os.environ.get("HDF5_EXT_PREFIX")
+        os.environ["HDF5_EXT_PREFIX"] = os.pathsep.join([*of_links, *filter(None, [former])])
+
+
+def leads_elsewhere(path: Path) -> bool:
+    """Whether this is an HDF5 file with external links; False for what cannot be read as one."""
+    with suppress(OSError), h5py.File(path, "r") as file:
+        return any(isinstance(file.get(name, getlink=True), h5py.ExternalLink) for name in file)
+    return False
 
 
 def write_json(path: Path, values: dict[str, Any]) -> dict[str, Any]:

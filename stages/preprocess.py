@@ -1,5 +1,6 @@
 """Write each subject's EEG to one HDF5 file.
 
+What may not be pushed goes to a folder of its own, which stays empty for published datasets.
 Training repetitions are averaged unless `preprocess.average_repetitions` is false. Test repetitions
 stay apart.
 """
@@ -14,10 +15,12 @@ from pipeline.preprocess.preparation import prepare_subjects
 from stages import run, show
 
 
-def main(params: Path, raw: Path, image_table: Path, eeg: Path) -> str:
+def main(params: Path, raw: Path, image_table: Path, eeg: Path, private_eeg: Path) -> str:
     p = read_params(params)
+    private_eeg.mkdir(parents=True, exist_ok=True)  # DVC wants each output to be there
+    files = prepare_subjects(DATASETS[p.dataset], raw, image_table, eeg, p.preprocess, private_eeg)
     rows = []
-    for path in prepare_subjects(DATASETS[p.dataset], raw, image_table, eeg, p.preprocess):
+    for path in files:
         with h5py.File(path, "r") as file:
             shapes = {
                 split: " x ".join(map(str, file[split]["eeg"].shape)) for split in ("train", "test")

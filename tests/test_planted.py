@@ -94,7 +94,13 @@ def test_the_pipeline_finds_what_was_planted(
     monkeypatch.setenv("ALIGNED_EEG_CACHE", str(tmp_path / "cache"))
     params = write_params(tmp_path, truth)
     download_to(tmp_path, params)
-    preprocess.main(params, tmp_path / "raw", tmp_path / "images.csv", tmp_path / "eeg")
+    preprocess.main(
+        params,
+        tmp_path / "raw",
+        tmp_path / "images.csv",
+        tmp_path / "eeg",
+        tmp_path / "private",
+    )
 
     sides = [evaluate_in(tmp_path, images, truth, encoder) for encoder in ("unaligned", "aligned")]
     p = read_params(params)

@@ -30,7 +30,7 @@ ASK_EVERY = 30.0  # s between two calls of squeue
 MAX_EARLY_DEATHS = 3
 
 # Variables of this process's environment that the jobs get, by how they begin
-PASSED_ON = ("ALIGNED_EEG_", "CUBLAS_", "GOMP_", "MKL_", "OMP_", "OPENBLAS_")
+PASSED_ON = ("ALIGNED_EEG_", "CUBLAS_", "GOMP_", "HDF5_EXT_", "MKL_", "OMP_", "OPENBLAS_")
 
 EXAMPLE = """jobqueue:
   slurm:

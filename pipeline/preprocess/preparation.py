@@ -1,7 +1,7 @@
 """EEG prepared for training: one HDF5 file a subject, written in bounded memory.
 
     /                  attributes: subject, sfreq, units, caveats, the parameters of `preprocess`,
-                       the hash of the raw file (source_sha256), versions
+                       the hash of the raw file (source_sha256), versions; modality if not EEG
     /ch_names (C,)     channel names, in the order of the channel axis
     /times (T,)        seconds from stimulus onset
     /sensor_positions (C, 2)   on the head seen from above, nose up, rim at 1; absent where the
@@ -28,6 +28,11 @@ https://github.com/LinJiang8/SAMGA). The test EEG of the session is standardised
 numbers. Raw recordings come so from their dataset. Of data without sessions, all EEG of a subject
 is one session, and this file does it.
 
+The EEG of a dataset that may not be pushed (`Dataset.may_push_eeg`) lies in a file like this in a
+folder of its own. The file that readers open has only its attributes, and `content_sha256`, the
+hash of that file. Each of its members is an external link, which HDF5 follows by itself. So readers
+need not know, and whoever sees a change of the small file sees that of the EEG.
+
 `dtype: float16` standardises each channel by its mean and standard deviation over the training EEG
 of the subject, so that the EEG fits into half precision whatever its unit. With `normalise:
 average` the mean stays in, and the channel is divided by its root mean square: the norm is still to
@@ -35,6 +40,7 @@ come, and a factor does not change what it makes of the EEG.
 """
 
 import hashlib
+import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -69,9 +75,16 @@ LIBRARIES = 120 << 20  # bytes of memory that a worker needs beside the EEG
 
 
 def prepare_subjects(
-    dataset: Dataset, eeg_dir: Path, image_table: Path, out_dir: Path, parameters: Preprocess
+    dataset: Dataset,
+    eeg_dir: Path,
+    image_table: Path,
+    out_dir: Path,
+    parameters: Preprocess,
+    private_dir: Path | None = None,
 ) -> list[Path]:
     """Write `out_dir/<subject>.h5` for every subject in `eeg_dir`, and return these paths.
+
+    EEG that may not be pushed is written to `private_dir/<subject>.h5`, and `out_dir` leads there.
 
     `parameters` are the section `preprocess` of params.yaml. Images that a subject did not see are
     left out, and a sentence on the terminal says so. `workers` processes prepare a subject each,
@@ -94,6 +107,11 @@ def prepare_subjects(
     needed = max(dataset.memory_needed(path, parameters) for path in subjects.values()) + LIBRARIES
     n_workers = _fitting_workers(parameters.workers, needed, len(subjects))
     outputs = {subject: out_dir / f"{subject}.h5" for subject in subjects}
+    eeg_outputs = outputs
+    if not dataset.may_push_eeg:
+        if private_dir is None:
+            raise ValueError("this EEG may not be pushed: name a folder for it")
+        eeg_outputs = {subject: private_dir / path.name for subject, path in outputs.items()}
     prepare = partial(
         _prepare_subject,
         dataset=dataset,
@@ -106,7 +124,7 @@ def prepare_subjects(
     with ProcessPoolExecutor(n_workers, get_context("spawn")) as pool:
         try:
             tasks = [
-                pool.submit(prepare, subject, path, outputs[subject])
+                pool.submit(prepare, subject, path, eeg_outputs[subject], outputs[subject])
                 for subject, path in subjects.items()
             ]
             finished = as_completed(tasks)
@@ -150,6 +168,7 @@ def _too_little_memory(n_workers: int, needed: int) -> str:
 def _prepare_subject(
     subject: str,
     path: Path,
+    eeg_file: Path,
     out: Path,
     *,
     dataset: Dataset,
@@ -157,10 +176,14 @@ def _prepare_subject(
     parameters: Preprocess,
     n_subjects: int,
 ) -> list[str]:
-    """Write the file `out`. Returns sentences on missing images, for the user."""
-    check_room = partial(_check_room, out.parent, n_subjects)
+    """Write `eeg_file`, and `out` that leads there if it is another one.
+
+    Returns sentences on missing images, for the user.
+    """
+    folder = eeg_file.parent
+    check_room = partial(_check_room, folder, n_subjects)
     sentences = []
-    with dataset.open_eeg(path, images, parameters) as raw, new_hdf5(out) as file:
+    with dataset.open_eeg(path, images, parameters) as raw, new_hdf5(eeg_file) as file:
         picks = pick_channels(raw.layout, parameters.channels, path)
         samples = pick_samples(raw.layout, parameters.window, path)
 
@@ -169,7 +192,7 @@ def _prepare_subject(
         # Where the dataset has not done it by session
         by_subject = parameters.normalise == "session" and not raw.is_z_scored
         # Half precision replaces it (`_measured`).
-        file.attrs["units"] = _units(dataset, parameters, by_subject)
+        file.attrs["units"] = _units(dataset, raw, parameters, by_subject)
         # With its type, because an empty list tells none.
         file.attrs.create("caveats", raw.caveats, (len(raw.caveats),), h5py.string_dtype())
 
@@ -191,18 +214,32 @@ def _prepare_subject(
 
             trials = _select(raw.chunks[split], n_repetitions, picks, samples)
             with ExitStack() as stack:
-                chunks = _prepare(trials, average, by_subject, parameters, group, out.parent, stack)
+                chunks = _prepare(trials, average, by_subject, parameters, group, folder, stack)
                 _write_eeg(group, chunks, average, parameters.dtype, path, check_room)
 
+    if eeg_file != out:
+        _write_links(out, eeg_file)
     return sentences
 
 
-def _units(dataset: Dataset, parameters: Preprocess, by_subject: bool) -> str:
+def _write_links(out: Path, eeg_file: Path) -> None:
+    """Write a file of the same attributes, whose members are links into `eeg_file`."""
+    target = os.path.relpath(eeg_file, out.parent)  # so that both folders can be moved together
+    with h5py.File(eeg_file) as eeg, new_hdf5(out) as file:
+        for name, value in eeg.attrs.items():
+            attribute = eeg.attrs.get_id(name)
+            file.attrs.create(name, value, attribute.shape, attribute.dtype)
+        file.attrs["content_sha256"] = sha256(eeg_file)
+        for name in eeg:
+            file[name] = h5py.ExternalLink(target, name)
+
+
+def _units(dataset: Dataset, raw: RawEeg, parameters: Preprocess, by_subject: bool) -> str:
     """The unit of the values in the file, in words."""
     if parameters.dtype == "float16" and not by_subject:
         return UNITS_NOT_CENTRED if parameters.normalise == "average" else UNITS_OF_FLOAT16
     units = {"trial": UNITS_OF_TRIAL, "session": UNITS_OF_SESSION}
-    return units.get(parameters.normalise, dataset.units)
+    return units.get(parameters.normalise, raw.units or dataset.units)
 
 
 def _write_attributes(
@@ -212,6 +249,8 @@ def _write_attributes(
     # The number of workers changes no byte.
     file.attrs.update(parameters.model_dump(exclude={"workers"}))
     file.attrs.update({"subject": subject, "sfreq": round(1 / raw.layout.step, 6)})
+    if raw.layout.modality != "EEG":  # so that files of EEG stay as they were
+        file.attrs["modality"] = raw.layout.modality
     file.attrs.update({"source": path.name, "source_sha256": _hash(path)})
     file.attrs.update({f"{package}_version": version(package) for package in ("h5py", "numpy")})
 

@@ -1,8 +1,9 @@
 """The prepared EEG of one subject, read from the file that `preparation` writes and describes."""
 
 import math
+import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -257,9 +258,29 @@ def _opened(path: Path) -> Iterator[h5py.File]:
         with h5py.File(path, "r") as file:
             yield file
     except (OSError, KeyError, AttributeError, TypeError, ValueError) as error:
-        raise unreadable(error, path) or InputError(
-            f"{path}: is not a whole EEG file of the preprocess stage ({error}); {PREPARE_AGAIN}"
-        ) from error
+        raise unreadable(error, path) or InputError(_describe_fault(path, error)) from error
+
+
+def _describe_fault(path: Path, error: Exception) -> str:
+    """The sentence on a file that cannot be read, or that leads to one that is missing."""
+    content = _missing_content(path)
+    if content is not None:
+        return (
+            f"{path}: leads to the EEG in {content}, which is missing, because `dvc push` never "
+            f"uploads one's own recordings; where these are, {PREPARE_AGAIN}"
+        )
+    return f"{path}: is not a whole EEG file of the preprocess stage ({error}); {PREPARE_AGAIN}"
+
+
+def _missing_content(path: Path) -> Path | None:
+    """The missing file to which this one links, see `preparation`; None where there is no such."""
+    with suppress(OSError), h5py.File(path, "r") as file:
+        for name in file:
+            link = file.get(name, getlink=True)
+            if isinstance(link, h5py.ExternalLink):
+                content = Path(os.path.normpath(path.parent / link.filename))
+                return None if content.exists() else content
+    return None
 
 
 def _read_eeg(

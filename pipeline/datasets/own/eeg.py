@@ -287,14 +287,14 @@ class _EpochsFile:
             yield self._prepare(rows).get_data(copy=False, verbose="error")
 
     def _prepare(self, rows: np.ndarray) -> "mne.BaseEpochs":
-        epochs = self.epochs[rows].load_data(verbose="error")
-        # After loading: projections need all channels.
-        epochs.pick(self.picks, verbose="error")
-
-        if self.preprocess.baseline != "none":
-            epochs.apply_baseline(tuple(self.preprocess.baseline), verbose="error")
-        if self.preprocess.sfreq not in ("published", epochs.info["sfreq"]):
-            epochs.resample(self.preprocess.sfreq, verbose="error")
+        with mne.utils.use_log_level("error"):
+            epochs = self.epochs[rows].load_data()
+            # After loading: projections need all channels.
+            epochs.pick(self.picks)
+            if self.preprocess.baseline != "none":
+                epochs.apply_baseline(tuple(self.preprocess.baseline))
+            if self.preprocess.sfreq not in ("published", epochs.info["sfreq"]):
+                epochs.resample(self.preprocess.sfreq)
         return epochs
 
 
