@@ -13,11 +13,9 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import h5py
 import h5py
 import typer
 from rich import box
