@@ -63,6 +63,7 @@ OWN = Dataset(
     open_eeg=eeg.open_eeg,
     memory_needed=eeg.memory_needed,
     units=eeg.UNITS,
+    may_push_eeg=False,
 )
 
 DATASETS: dict[str, Dataset] = {
