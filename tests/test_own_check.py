@@ -178,6 +178,39 @@ def test_the_rows_for_the_user(lab: Lab) -> None:
     }
 
 
+def test_meg_is_called_meg(lab: Lab) -> None:
+    for subject in SUBJECTS:
+        epochs = make_epochs(subject)
+        epochs.set_channel_types(dict.fromkeys(CH_NAMES, "mag"), verbose="error")
+        epochs.save(lab.epochs_of(subject), overwrite=True, verbose="error")
+    check = lab.check()
+    assert not problems(check)
+    assert check.rows[1]["channels"] == "4 MEG"
+
+
+def test_sessions_and_runs_are_joined_in_their_order(lab: Lab) -> None:
+    trials = trials_of("sub-01")
+    lab.epochs_of("sub-01").unlink()
+    parts = {"ses-2_run-1": trials[40:], "ses-1_run-10": trials[20:40], "ses-1_run-2": trials[:20]}
+    for name, part in parts.items():
+        path = lab.eeg / f"sub-01_{name}_epo.fif"
+        make_epochs("sub-01", part).save(path, verbose="error")
+    check = lab.check()
+    assert not problems(check)
+
+    folder = check.subjects["sub-01"]
+    assert [Path(file.path).name[7:-8] for file in folder.files] == [
+        "ses-1_run-2",
+        "ses-1_run-10",
+        "ses-2_run-1",
+    ]
+    table = folder.trials
+    assert table["image_ids"].tolist() == [f"own/{name}" for name in trials["stim_file"]]
+    assert table["session"].tolist() == [1] * 40 + [2] * 20
+    assert table["file"].tolist() == [0] * 20 + [1] * 20 + [2] * 20
+    assert table["position"].tolist() == list(range(20)) * 3
+
+
 # What is wrong, the sentence that is expected, and what the sentence says to do.
 Step = Callable[[Lab], object]
 WRONG: dict[str, tuple[Step, str, Step]] = {}
@@ -580,12 +613,14 @@ def raw_without_the_column(lab: Lab) -> None:
 def test_a_wrong_input_gets_a_sentence_and_what_it_says_helps(lab: Lab, what: str) -> None:
     spoil, sentence, mend = WRONG[what]
     spoil(lab)
-    told = problems(lab.check())
+    check = lab.check()
+    told = problems(check)
     assert [text for text in told if sentence in text], told
     assert all("\n" not in text and "Traceback" not in text for text in told)
     with pytest.raises(InputError):
-        refuse_problems(lab.check())
+        refuse_problems(check)
 
     mend(lab)
-    assert not problems(lab.check())
-    assert lab.check().subjects
+    mended = lab.check()
+    assert not problems(mended)
+    assert mended.subjects
