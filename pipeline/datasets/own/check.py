@@ -34,10 +34,10 @@ from pipeline.datasets.own.pictures import (
 from pipeline.datasets.own.splits import (
     WORDS,
     check_sizes,
-    cut_repetitions,
     describe_repetitions,
     find_concepts,
     find_splits,
+    tell_repetitions,
 )
 from pipeline.datasets.own.subject_folder import Kind, SubjectFile, SubjectFolder
 from pipeline.datasets.own.trials import Epoching, FileTrials, read_trials, uses_column
@@ -194,7 +194,8 @@ def _choose(
     is_used = trials["used_as"].notna()
     if uses_column(own, "split"):
         is_used &= trials["split"].str.lower().map(WORDS) == trials["used_as"]
-    trials = cut_repetitions(trials[is_used].reset_index(drop=True), findings)
+    trials = trials[is_used].reset_index(drop=True)
+    tell_repetitions(trials, findings)
 
     images: dict[Split, pd.DataFrame] = {}
     for split in SPLITS:

@@ -277,28 +277,25 @@ def check_sizes(splits: dict[str, str], findings: Findings) -> None:
             )
 
 
-def cut_repetitions(trials: pd.DataFrame, findings: Findings) -> pd.DataFrame:
-    """Test trials: of each picture and subject the first ones, as many as the rarest has.
+def tell_repetitions(trials: pd.DataFrame, findings: Findings) -> None:
+    """Note where test pictures were not all shown equally often; preparing the EEG cuts them.
 
-    `trials` has the columns `subject`, `picture` and `used_as`, in the order of time.
+    `trials` has the columns `subject`, `picture` and `used_as`.
     """
-    is_test = trials["used_as"] == "test"
-    number = trials.groupby(["subject", "picture"], sort=False).cumcount()
-    counts = trials[is_test].groupby(["subject", "picture"]).size()
-    if counts.empty:
-        return trials
+    test = trials[trials["used_as"] == "test"]
+    counts = test.groupby(["subject", "picture"]).size().reset_index(name="count")
+    if counts["count"].nunique() < 2:
+        return
 
-    fewest = int(counts.min())
-    surplus = is_test & (number >= fewest)
-    if surplus.any():
-        rarest = counts.reset_index().loc[counts.argmin()]
-        findings.leave_out(
-            "repetitions of test pictures beyond those that all have",
-            f"{times(int(surplus.sum()), 'trial')}: test pictures were shown {fewest} to "
-            f"{counts.max()} times, and the first {fewest} of each are taken, as many as "
-            f"{rarest['subject']} has of {rarest['picture']}",
-        )
-    return trials[~surplus]
+    rarest = counts.loc[counts["count"].argmin()]
+    fewest = int(rarest["count"])
+    n_surplus = int(counts["count"].sum()) - fewest * len(counts)
+    findings.leave_out(
+        "repetitions of test pictures beyond those that all have",
+        f"{times(n_surplus, 'trial')}: test pictures were shown {fewest} to "
+        f"{counts['count'].max()} times, and the first {fewest} of each are taken, as many as "
+        f"{rarest['subject']} has of {rarest['picture']}",
+    )
 
 
 def describe_repetitions(trials: pd.DataFrame) -> str:
