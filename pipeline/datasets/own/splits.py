@@ -287,8 +287,8 @@ def tell_repetitions(trials: pd.DataFrame, findings: Findings) -> None:
     if counts["count"].nunique() < 2:
         return
 
-    rarest = counts.loc[counts["count"].argmin()]
-    fewest = int(rarest["count"])
+    fewest = int(counts["count"].min())
+    rarest = counts[counts["count"] == fewest].iloc[0]
     n_surplus = int(counts["count"].sum()) - fewest * len(counts)
     findings.leave_out(
         "repetitions of test pictures beyond those that all have",
