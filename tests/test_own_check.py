@@ -211,6 +211,45 @@ def test_sessions_and_runs_are_joined_in_their_order(lab: Lab) -> None:
     assert table["position"].tolist() == list(range(20)) * 3
 
 
+def test_recordings_without_the_column_are_told_and_left_out(lab: Lab) -> None:
+    _change_events(lab)
+    folder = _events(lab).parent
+    for path in folder.glob("*task-see*"):
+        shutil.copy(path, folder / path.name.replace("task-see", "task-rest"))
+    events = folder / "sub-01_ses-1_task-rest_events.tsv"
+    pd.read_csv(events, sep="\t").drop(columns="stim_file").to_csv(events, sep="\t", index=False)
+    shutil.copytree(folder, lab.eeg / "derivatives/old/sub-01/eeg")
+
+    check = lab.check()
+    assert not problems(check)
+    assert [file.path for file in check.subjects["sub-01"].files] == [
+        str(folder / "sub-01_ses-1_task-see_eeg.vhdr")
+    ]
+    [told] = check.findings.left_out["recordings without pictures"]
+    assert told.startswith("sub-01_ses-1_task-rest_eeg.vhdr: its events have no column stim_file")
+
+
+def test_trials_whose_window_was_not_recorded_are_told_and_left_out(lab: Lab) -> None:
+    _change_events(lab)
+    lab.epoching = replace(CUT, window=[-1.0, 0.2])  # the first picture appears at 0.5 s
+    check = lab.check()
+    assert not problems(check)
+    assert len(check.subjects["sub-01"].trials) == 59
+    kinds = check.findings.left_out
+    assert kinds["trials of which not all of -1 .. 0.22 s was recorded"] == [
+        f"{subject}_ses-1_task-see_eeg.vhdr: 1 of 60 trials, at its start or end"
+        for subject in SUBJECTS
+    ]
+
+
+def test_a_table_beside_a_file_comes_before_its_metadata(lab: Lab) -> None:
+    names = [f"{Path(name).stem}" for name in trials_of("sub-01")["stim_file"]]
+    lab.table("sub-01", stim_file=["", *names[1:]])
+    check = lab.check()
+    assert not problems(check)
+    assert check.subjects["sub-01"].trials["position"].tolist() == list(range(1, 60))
+
+
 # What is wrong, the sentence that is expected, and what the sentence says to do.
 Step = Callable[[Lab], object]
 WRONG: dict[str, tuple[Step, str, Step]] = {}
@@ -545,6 +584,14 @@ def a_file_in_the_folder_of_another(lab: Lab) -> None:
 def damaged_file(lab: Lab) -> None:
     path = lab.epochs_of("sub-01")
     path.write_bytes(path.read_bytes()[:5000])
+
+
+@wrong("sub-03.set: cannot be read as epochs", lambda lab: (lab.eeg / "sub-03.set").unlink())
+def continuous_eeglab(lab: Lab) -> None:
+    info = mne.create_info(CH_NAMES, SFREQ, "eeg", verbose="error")
+    raw = mne.io.RawArray(np.zeros((4, 200)), info, verbose="error")
+    mne.export.export_raw(lab.eeg / "sub-03.set", raw, verbose="error")
+    lab.table("sub-01").rename(lab.eeg / "sub-03.csv")
 
 
 @wrong(
