@@ -18,7 +18,7 @@ from pipeline.evaluate.similarities import Similarities, settings_of, write_simi
 from pipeline.files import replacing
 from pipeline.images.embeddings import Embeddings, read_about, read_embeddings
 from pipeline.params import Params, read_params
-from pipeline.preprocess.recordings import read_split
+from pipeline.preprocess.recordings import read_caveats, read_split
 from pipeline.train.model import Notes, load_models
 from stages import run, show, write_json
 
@@ -59,7 +59,8 @@ def main(
         *DATASETS[p.dataset].caveats,
         *eeg_encoders.caveats_of(trained["eeg_encoder"]),
         *caveats_of(embeddings),
-        *axes.caveats,
+        # A caveat may be of one subject alone, such as its bad channels. Each is said once.
+        *dict.fromkeys(caveat for path in files for caveat in read_caveats(path)),
     ]
 
     caveat = {"caveat": " ".join(caveats_of(embeddings))} if caveats_of(embeddings) else {}

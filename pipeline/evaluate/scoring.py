@@ -36,7 +36,6 @@ class SharedAxes:
     n_repetitions: int
     windows: list[slice]  # of samples
     sensor_positions: np.ndarray | None = None  # (C, 2), see `Recording`
-    caveats: tuple[str, ...] = ()  # on how the EEG was prepared
     to_normalise: bool = False  # each average of repetitions, see `Recording`
 
 
@@ -125,7 +124,6 @@ def shared_axes(recording: Recording, parameters: Evaluate) -> SharedAxes:
         things_concept=recording.things_concept,
         ch_names=recording.ch_names,
         sensor_positions=recording.sensor_positions,
-        caveats=recording.caveats,
         times=recording.times,
         n_repetitions=recording.eeg.shape[1],
         windows=windows(n_times, width, step),
