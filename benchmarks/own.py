@@ -118,7 +118,7 @@ def ours(kind: str, folder: Path, n_subjects: int, size: Size) -> None:
     from pipeline.datasets.own import eeg
     from pipeline.datasets.table import THINGS_EEG2
     from pipeline.params import read_params
-    from pipeline.preprocess.preparation import prepare_subjects
+    from pipeline.preprocess.preparation import link_subjects, prepare_subjects
 
     dataset = replace(
         THINGS_EEG2,
@@ -126,21 +126,15 @@ def ours(kind: str, folder: Path, n_subjects: int, size: Size) -> None:
         open_eeg=eeg.open_eeg,
         memory_needed=eeg.memory_needed,
         units=eeg.UNITS,
-        may_push_eeg=False,
     )
     changes: dict[str, object] = {"workers": 1}
     if kind == "bids":
         last = TMIN + (N_TIMES - 1) / SFREQ
         changes |= {"sfreq": SFREQ, "window": [TMIN, last], "baseline": list(BASELINE)}
     preprocess = read_params(Path("params.yaml")).preprocess.model_copy(update=changes)
-    prepare_subjects(
-        dataset,
-        folder / "subjects",
-        folder / "images.csv",
-        folder / "eeg",
-        preprocess,
-        folder / "private_eeg",
-    )
+    private = folder / "private_eeg"
+    prepare_subjects(dataset, folder / "subjects", folder / "images.csv", private, preprocess)
+    link_subjects(private, folder / "eeg")
 
 
 def plain(kind: str, folder: Path, n_subjects: int, size: Size) -> None:

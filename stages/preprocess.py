@@ -1,8 +1,8 @@
 """Write each subject's EEG to one HDF5 file.
 
-What may not be pushed goes to a folder of its own, which stays empty for published datasets.
 Training repetitions are averaged unless `preprocess.average_repetitions` is false. Test repetitions
-stay apart.
+stay apart. EEG that may not be pushed is prepared already (see `private_eeg`), and the files lead
+there.
 """
 
 from pathlib import Path
@@ -11,14 +11,18 @@ import h5py
 
 from pipeline.datasets.table import DATASETS
 from pipeline.params import read_params
-from pipeline.preprocess.preparation import prepare_subjects
+from pipeline.preprocess.preparation import link_subjects, prepare_subjects
 from stages import run, show
 
 
-def main(params: Path, raw: Path, image_table: Path, eeg: Path, private_eeg: Path) -> str:
+def main(params: Path, raw: Path, image_table: Path, private_eeg: Path, eeg: Path) -> str:
     p = read_params(params)
-    private_eeg.mkdir(parents=True, exist_ok=True)  # DVC wants each output to be there
-    files = prepare_subjects(DATASETS[p.dataset], raw, image_table, eeg, p.preprocess, private_eeg)
+    dataset = DATASETS[p.dataset]
+    if dataset.may_push_eeg:
+        files = prepare_subjects(dataset, raw, image_table, eeg, p.preprocess)
+    else:
+        files = link_subjects(private_eeg, eeg)
+
     rows = []
     for path in files:
         with h5py.File(path, "r") as file:

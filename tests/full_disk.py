@@ -52,7 +52,7 @@ STAGES = {
         "data/fetched",
     ),
     "preprocess": Stage(
-        "{base}/params.yaml {base}/raw {base}/images.csv data/eeg data/private_eeg", 200, "data/eeg"
+        "{base}/params.yaml {base}/raw {base}/images.csv data/private data/eeg", 200, "data/eeg"
     ),
     "weights": Stage(f"{{base}}/params.yaml {BACKBONE} data/weights", 200, "data/weights"),
     "embed": Stage(

@@ -104,7 +104,7 @@ def run(folder: Path, values: dict[str, Any]) -> dict[str, Any]:
     params.write_text(yaml.safe_dump(values))
     download.main(params, raw / "eeg", raw / "images", raw / "metadata", raw / "images.csv")
     weights.main(params, values["backbone"], folder / "weights")
-    preprocess.main(params, raw / "eeg", raw / "images.csv", eeg, eeg.parent / "private")
+    preprocess.main(params, raw / "eeg", raw / "images.csv", eeg.parent / "private", eeg)
     cache = folder / "unaligned.h5"
     inputs = raw / "images", raw / "images.csv", folder / "weights"
     embed.main(params, values["backbone"], "none", *inputs, cache, cache)

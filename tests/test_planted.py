@@ -98,8 +98,8 @@ def test_the_pipeline_finds_what_was_planted(
         params,
         tmp_path / "raw",
         tmp_path / "images.csv",
-        tmp_path / "eeg",
         tmp_path / "private",
+        tmp_path / "eeg",
     )
 
     sides = [evaluate_in(tmp_path, images, truth, encoder) for encoder in ("unaligned", "aligned")]

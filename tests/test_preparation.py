@@ -533,8 +533,8 @@ def test_what_a_killed_run_left_is_removed_or_passed_over(raw: Path, tmp_path: P
     (tmp_path / "._sub-01.h5").write_bytes(b"Mac OS X")
     assert (tmp_path / left).exists()
 
-    preprocess.main(Path("params.yaml"), raw, raw / "images.csv", tmp_path, tmp_path / "private")
-    assert sorted(path.name for path in tmp_path.glob("*.h5") if path.name[0] != ".") == [
+    preprocess.main(Path("params.yaml"), raw, raw / "images.csv", tmp_path / "private", tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name[0] != ".") == [
         "sub-01.h5",
         "sub-02.h5",
     ]

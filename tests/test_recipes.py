@@ -134,7 +134,7 @@ def test_all_stages_take_entries_from_outside(
 
     download.main(params, raw / "eeg", images, raw / "metadata", table)
     weights.main(params, "tiny-vit", tmp_path / "weights")
-    preprocess.main(params, raw / "eeg", table, eeg, eeg.parent / "private")
+    preprocess.main(params, raw / "eeg", table, eeg.parent / "private", eeg)
     for alignment, cache in zip(("none", "dreamsim"), caches.values(), strict=True):
         inputs = images, table, tmp_path / "weights", caches["unaligned"]
         embed.main(params, "tiny-vit", alignment, *inputs, cache)

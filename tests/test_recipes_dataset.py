@@ -95,7 +95,7 @@ def raw(params: Path, tmp_path: Path) -> Path:
 
 
 def test_from_download_to_prepared_eeg(params: Path, raw: Path, tmp_path: Path) -> None:
-    preprocess.main(params, raw / "eeg", raw / "images.csv", tmp_path / "eeg", tmp_path / "private")
+    preprocess.main(params, raw / "eeg", raw / "images.csv", tmp_path / "private", tmp_path / "eeg")
     train = read_split(tmp_path / "eeg/anna.h5", "train", average=True)
     test = read_split(tmp_path / "eeg/anna.h5", "test", average=False)
     with np.load(raw / "eeg/anna.npz") as file:
@@ -109,4 +109,4 @@ def test_eeg_that_lacks_a_condition_is_refused(params: Path, raw: Path, tmp_path
     table = raw / "images.csv"
     table.write_text(table.read_text() + "test,pictures/16.png,thing 16,thing 16\n")
     with pytest.raises(InputError, match="the test EEG has 6 conditions, the metadata 7 images"):
-        preprocess.main(params, raw / "eeg", table, tmp_path / "eeg", tmp_path / "private")
+        preprocess.main(params, raw / "eeg", table, tmp_path / "private", tmp_path / "eeg")

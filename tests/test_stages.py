@@ -52,7 +52,7 @@ def test_a_colleague_trains_without_images_or_weights(project, tmp_path):
     colleague = Project(tmp_path / "clone", environment, cold=environment)
     project.run("git", "clone", "-q", ".", str(colleague.folder))
     colleague.run(*remote)
-    colleague.run("dvc", "pull", "embed", "data/eeg")
+    colleague.run("dvc", "pull", "embed", "preprocess")
     there = {str(path.relative_to(colleague.folder)) for path in colleague.folder.glob("data/*")}
     assert there == {"data/eeg", "data/embeddings"}
     output = colleague.run(

@@ -36,7 +36,8 @@ def truncated(project: Project, tmp_path: Path) -> list[str]:
     (tmp_path / "eeg").mkdir()
     whole = (project.folder / "data/fetched/eeg/sub-01.zip").read_bytes()
     (tmp_path / "eeg/sub-01.zip").write_bytes(whole[: len(whole) // 2])
-    return ["preprocess", str(tmp_path / "eeg"), "data/fetched/images.csv", str(tmp_path / "out")]
+    inputs = [str(tmp_path / "eeg"), "data/fetched/images.csv", str(tmp_path / "private")]
+    return ["preprocess", *inputs, str(tmp_path / "out")]
 
 
 def metadata_of_others(project: Project, tmp_path: Path) -> list[str]:
@@ -49,7 +50,8 @@ def metadata_of_others(project: Project, tmp_path: Path) -> list[str]:
     )
     make_raw([], tmp_path / "eeg", tmp_path / "images", tmp_path / "image_metadata", other)
     write_image_table(tmp_path / "images.csv", SAMPLE.read_metadata(tmp_path / "image_metadata"))
-    return ["preprocess", "data/fetched/eeg", str(tmp_path / "images.csv"), str(tmp_path / "out")]
+    inputs = ["data/fetched/eeg", str(tmp_path / "images.csv"), str(tmp_path / "private")]
+    return ["preprocess", *inputs, str(tmp_path / "out")]
 
 
 def other_subject(project: Project, tmp_path: Path) -> list[str]:

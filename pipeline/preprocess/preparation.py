@@ -30,8 +30,8 @@ is one session, and this file does it.
 
 The EEG of a dataset that may not be pushed (`Dataset.may_push_eeg`) lies in a file like this in a
 folder of its own. The file that readers open has only its attributes, and `content_sha256`, the
-hash of that file. Each of its members is an external link, which HDF5 follows by itself. So readers
-need not know, and whoever sees a change of the small file sees that of the EEG.
+hash of that file (`link_subjects`). Each of its members is an external link, which HDF5 follows by
+itself. So readers need not know, and whoever sees a change of the small file sees that of the EEG.
 
 `dtype: float16` standardises each channel by its mean and standard deviation over the training EEG
 of the subject, so that the EEG fits into half precision whatever its unit. With `normalise:
@@ -75,16 +75,9 @@ LIBRARIES = 120 << 20  # bytes of memory that a worker needs beside the EEG
 
 
 def prepare_subjects(
-    dataset: Dataset,
-    eeg_dir: Path,
-    image_table: Path,
-    out_dir: Path,
-    parameters: Preprocess,
-    private_dir: Path | None = None,
+    dataset: Dataset, eeg_dir: Path, image_table: Path, out_dir: Path, parameters: Preprocess
 ) -> list[Path]:
     """Write `out_dir/<subject>.h5` for every subject in `eeg_dir`, and return these paths.
-
-    EEG that may not be pushed is written to `private_dir/<subject>.h5`, and `out_dir` leads there.
 
     `parameters` are the section `preprocess` of params.yaml. Images that a subject did not see are
     left out, and a sentence on the terminal says so. `workers` processes prepare a subject each,
@@ -107,11 +100,6 @@ def prepare_subjects(
     needed = max(dataset.memory_needed(path, parameters) for path in subjects.values()) + LIBRARIES
     n_workers = _fitting_workers(parameters.workers, needed, len(subjects))
     outputs = {subject: out_dir / f"{subject}.h5" for subject in subjects}
-    eeg_outputs = outputs
-    if not dataset.may_push_eeg:
-        if private_dir is None:
-            raise ValueError("this EEG may not be pushed: name a folder for it")
-        eeg_outputs = {subject: private_dir / path.name for subject, path in outputs.items()}
     prepare = partial(
         _prepare_subject,
         dataset=dataset,
@@ -124,7 +112,7 @@ def prepare_subjects(
     with ProcessPoolExecutor(n_workers, get_context("spawn")) as pool:
         try:
             tasks = [
-                pool.submit(prepare, subject, path, eeg_outputs[subject], outputs[subject])
+                pool.submit(prepare, subject, path, outputs[subject])
                 for subject, path in subjects.items()
             ]
             finished = as_completed(tasks)
@@ -137,6 +125,25 @@ def prepare_subjects(
             pool.shutdown(cancel_futures=True)  # after an error, no other subject is begun
 
     return list(outputs.values())
+
+
+def link_subjects(private_dir: Path, out_dir: Path) -> list[Path]:
+    """For each file in `private_dir` write one to `out_dir` that leads there; return these paths.
+
+    Each has the attributes of that file, and its hash as `content_sha256`.
+    """
+    outputs = []
+    for eeg_file in sorted(private_dir.glob("[!.]*.h5")):
+        outputs.append(out_dir / eeg_file.name)
+        target = os.path.relpath(eeg_file, out_dir)  # so that both folders can be moved together
+        with h5py.File(eeg_file, "r") as eeg, new_hdf5(outputs[-1]) as file:
+            for name, value in eeg.attrs.items():
+                attribute = eeg.attrs.get_id(name)
+                file.attrs.create(name, value, attribute.shape, attribute.dtype)
+            file.attrs["content_sha256"] = sha256(eeg_file)
+            for name in eeg:
+                file[name] = h5py.ExternalLink(target, name)
+    return outputs
 
 
 def _fitting_workers(most: int, needed: int, n_subjects: int) -> int:
@@ -168,7 +175,6 @@ def _too_little_memory(n_workers: int, needed: int) -> str:
 def _prepare_subject(
     subject: str,
     path: Path,
-    eeg_file: Path,
     out: Path,
     *,
     dataset: Dataset,
@@ -176,14 +182,10 @@ def _prepare_subject(
     parameters: Preprocess,
     n_subjects: int,
 ) -> list[str]:
-    """Write `eeg_file`, and `out` that leads there if it is another one.
-
-    Returns sentences on missing images, for the user.
-    """
-    folder = eeg_file.parent
-    check_room = partial(_check_room, folder, n_subjects)
+    """Write the file `out`. Returns sentences on missing images, for the user."""
+    check_room = partial(_check_room, out.parent, n_subjects)
     sentences = []
-    with dataset.open_eeg(path, images, parameters) as raw, new_hdf5(eeg_file) as file:
+    with dataset.open_eeg(path, images, parameters) as raw, new_hdf5(out) as file:
         picks = pick_channels(raw.layout, parameters.channels, path)
         samples = pick_samples(raw.layout, parameters.window, path)
 
@@ -214,24 +216,10 @@ def _prepare_subject(
 
             trials = _select(raw.chunks[split], n_repetitions, picks, samples)
             with ExitStack() as stack:
-                chunks = _prepare(trials, average, by_subject, parameters, group, folder, stack)
+                chunks = _prepare(trials, average, by_subject, parameters, group, out.parent, stack)
                 _write_eeg(group, chunks, average, parameters.dtype, path, check_room)
 
-    if eeg_file != out:
-        _write_links(out, eeg_file)
     return sentences
-
-
-def _write_links(out: Path, eeg_file: Path) -> None:
-    """Write a file of the same attributes, whose members are links into `eeg_file`."""
-    target = os.path.relpath(eeg_file, out.parent)  # so that both folders can be moved together
-    with h5py.File(eeg_file) as eeg, new_hdf5(out) as file:
-        for name, value in eeg.attrs.items():
-            attribute = eeg.attrs.get_id(name)
-            file.attrs.create(name, value, attribute.shape, attribute.dtype)
-        file.attrs["content_sha256"] = sha256(eeg_file)
-        for name in eeg:
-            file[name] = h5py.ExternalLink(target, name)
 
 
 def _units(dataset: Dataset, raw: RawEeg, parameters: Preprocess, by_subject: bool) -> str:
