@@ -16,7 +16,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import h5py
 import typer
 from rich import box
 from rich.console import Console
@@ -119,6 +118,8 @@ def find_linked_files(values: Iterable[object]) -> None:
 
 def leads_elsewhere(path: Path) -> bool:
     """Whether this is an HDF5 file with external links; False for what cannot be read as one."""
+    import h5py  # a third of a second, and `pipeline` first says how it locks files
+
     with suppress(OSError), h5py.File(path, "r") as file:
         return any(isinstance(file.get(name, getlink=True), h5py.ExternalLink) for name in file)
     return False

@@ -144,10 +144,6 @@ def changing_lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return base
 
 
-ALL = ["check_own", "download", "human", "preprocess", "embed@unaligned", "embed@aligned"]
-ALL += ["health", "train", "baseline", "evaluate", "explain", "report"]
-
-
 def choose(project: Project, lab: Path, kind: str) -> None:
     project.set(
         dataset="own",
