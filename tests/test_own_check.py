@@ -231,6 +231,9 @@ def test_recordings_without_the_column_are_told_and_left_out(lab: Lab) -> None:
 
 def test_trials_whose_window_was_not_recorded_are_told_and_left_out(lab: Lab) -> None:
     _change_events(lab)
+    # Rows that name no picture need no onset.
+    events = _events(lab).read_text()
+    _events(lab).write_text(events.replace("0.1\t", "n/a\t", 1))
     lab.epoching = replace(CUT, window=[-1.0, 0.2])  # the first picture appears at 0.5 s
     check = lab.check()
     assert not problems(check)
@@ -277,6 +280,14 @@ def a_file_for_a_folder(lab: Lab) -> None:
 def empty_folder(lab: Lab) -> None:
     (lab.base / "empty").mkdir()
     lab.set(eeg=str(lab.base / "empty"))
+
+
+@wrong(
+    "got a part of a BIDS root; let own.eeg name the root", lambda lab: lab.set(eeg=str(lab.eeg))
+)
+def a_part_of_a_bids_root(lab: Lab) -> None:
+    _change_events(lab)
+    lab.set(eeg=str(lab.eeg / "sub-01"))
 
 
 def _make_bids(lab: Lab) -> None:

@@ -11,7 +11,6 @@ Two layouts:
 """
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -253,7 +252,10 @@ def _nothing_found(folder: Path, paths: list[Path]) -> str:
         f"{folder}: has no recordings, expected epochs (-epo.fif of MNE, .set of EEGLAB) or the "
         "sub-*/eeg or sub-*/meg of a BIDS root"
     )
-    continuous = list(_continuous(paths))
+    continuous = [path.name for path in paths if CONTINUOUS.fullmatch(path.name)]
+    roots = [parent for parent in folder.parents if (parent / "dataset_description.json").is_file()]
+    if continuous and roots:
+        return f"{expected}, got a part of a BIDS root; let own.eeg name the root, {roots[0]}"
     if continuous:
         return (
             f"{expected}, got raw recordings ({first_few(continuous)}); make them a BIDS root with "
@@ -261,7 +263,3 @@ def _nothing_found(folder: Path, paths: list[Path]) -> str:
         )
     names = sorted({path.name for path in paths}, key=natural_key)
     return f"{expected}, got {first_few(names) or 'an empty folder'}; name the folder that has them"
-
-
-def _continuous(paths: list[Path]) -> Iterator[str]:
-    return (path.name for path in paths if CONTINUOUS.fullmatch(path.name))

@@ -125,7 +125,7 @@ def _of_epochs(file: RecordingFile, own: Own, findings: Findings) -> FileTrials 
                 "it anew from the epochs that were kept"
             )
     elif epochs.metadata is not None:
-        table = epochs.metadata.reset_index(drop=True).map(_as_text)
+        table = epochs.metadata.reset_index(drop=True).map(_as_text).rename(columns=str)
         table_file = file.path
         places = [f"{file.path}, epoch {number} (from 0)" for number in range(len(table))]
     else:
@@ -136,8 +136,8 @@ def _of_epochs(file: RecordingFile, own: Own, findings: Findings) -> FileTrials 
         )
 
     _require_columns(table, own, table_file)
-    positions = np.arange(len(table))
-    return FileTrials(axes, _picture_trials(table, positions, places, own, file.path, findings))
+    trials = _picture_trials(table, places, own, file.path, findings)
+    return FileTrials(axes, trials.assign(position=trials["row"]))
 
 
 def _of_raw(
@@ -165,9 +165,9 @@ def _of_raw(
     axes = Axes(*_channels(raw.info), sfreq, 0.0, (n_samples - 1) / sfreq, len(table))
 
     places = [f"{file.events}, line {line}" for line in _lines(table)]
-    onsets = _numbers(table, "onset", places)
-    positions = np.round(onsets * sfreq).astype(np.int64)
-    trials = _picture_trials(table, positions, places, own, file.path, findings)
+    trials = _picture_trials(table, places, own, file.path, findings)
+    onsets = _onsets(table, trials, file.events)
+    trials["position"] = np.round(onsets * sfreq).astype(np.int64)
     _check_onsets(trials, axes, n_samples, file.path)
 
     plan = epoch_plan(epoching, sfreq, str(file.path))
@@ -249,35 +249,41 @@ def _require_columns(table: pd.DataFrame, own: Own, file: Path) -> None:
             )
 
 
-def _numbers(table: pd.DataFrame, column: str, places: Sequence[str]) -> np.ndarray:
-    """A column of finite numbers. Raises InputError, naming the first that is none."""
-    if column not in table.columns:
+def _onsets(table: pd.DataFrame, trials: pd.DataFrame, file: Path) -> np.ndarray:
+    """The onsets of these trials in s, (n,) float64.
+
+    Raises InputError where the events have none, naming the first that is no finite number.
+    """
+    if "onset" not in table.columns:
         raise InputError(
-            f"{places[0].rpartition(',')[0]}: has no column {column}, it has "
-            f"{_listed(table.columns)}; BIDS wants it, in seconds"
+            f"{file}: has no column onset, it has {_listed(table.columns)}; BIDS wants it, in "
+            "seconds"
         )
-    numbers = pd.to_numeric(table[column], errors="coerce").to_numpy(float)
+    texts = table["onset"].iloc[trials["row"]]
+    numbers = pd.to_numeric(texts, errors="coerce").to_numpy(float)
     wrong = np.flatnonzero(~np.isfinite(numbers))
     if len(wrong):
         raise InputError(
-            f"{places[wrong[0]]}: {column} is {table[column].iloc[wrong[0]]!r}, expected a number "
-            "of seconds from the start of the recording; correct it"
+            f"{trials['place'].iloc[wrong[0]]}: onset is {texts.iloc[wrong[0]]!r}, expected a "
+            "number of seconds from the start of the recording; correct it"
         )
     return numbers
 
 
 def _picture_trials(
     table: pd.DataFrame,
-    positions: np.ndarray,
     places: Sequence[str],
     own: Own,
     file: Path,
     findings: Findings,
 ) -> pd.DataFrame:
-    """The rows that name a picture, with the columns of `FileTrials.trials`."""
+    """The rows that name a picture, with the columns of `FileTrials.trials` but for `position`.
+
+    `row` is the position of each in the table.
+    """
     trials = pd.DataFrame(
         {
-            "position": positions,
+            "row": np.arange(len(table)),
             "name": table[own.image_column],
             "concept": table[own.concept] if uses_column(own, "concept") else "",
             "split": table[own.split] if uses_column(own, "split") else "",
