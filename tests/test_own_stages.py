@@ -150,6 +150,7 @@ def choose(project: Project, lab: Path, kind: str) -> None:
         own__eeg=str(lab / kind),
         own__images=str(lab / "pictures"),
         own__split="part",
+        train__eeg_encoder="flatten",  # 40 samples are too few for most others
         preprocess__window=[0, 0.2] if kind == "bids" else "published",
         preprocess__sfreq=50.0 if kind == "bids" else "published",
     )
