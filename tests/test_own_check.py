@@ -484,14 +484,14 @@ def csv_with_other_columns(lab: Lab) -> None:
     lab.set(split=str(path))
 
 
-@wrong("0 training pictures are left, expected at least 2", lambda lab: lab.set(split="part"))
+@wrong("expected at least 2 training pictures, got 0", lambda lab: lab.set(split="part"))
 def all_of_it_is_test(lab: Lab) -> None:
     path = lab.base / "split.csv"
     path.write_text("image,split\n" + "".join(f"{name},test\n" for name in PICTURES))
     lab.set(split=str(path))
 
 
-@wrong("1 test picture are left", lambda lab: lab.set(split="part"))
+@wrong("expected at least 2 test pictures, got 1", lambda lab: lab.set(split="part"))
 def one_test_picture(lab: Lab) -> None:
     path = lab.base / "split.csv"
     lines = [f"{name},train\n" for name in PICTURES[2:]]
@@ -504,7 +504,7 @@ def _choose_channels(lab: Lab) -> None:
 
 
 @wrong(
-    'expected the 4 of most files: Fz more and Pz not; set preprocess.channels to the 3 that all have: ["O1", "Oz", "O2"]',
+    'expected the 4 of most files: with Fz and without Pz; set preprocess.channels to the 3 that all have: ["O1", "Oz", "O2"]',
     _choose_channels,
 )
 def other_channels(lab: Lab) -> None:
@@ -577,7 +577,7 @@ def _one_step(lab: Lab) -> None:
     (lab.eeg / "sub-01_proc-ica_epo.fif").unlink()
 
 
-@wrong("epochs of several steps of processing (none, proc-ica)", _one_step)
+@wrong("epochs of several steps of processing (no proc-, proc-ica)", _one_step)
 def epochs_of_two_steps(lab: Lab) -> None:
     make_epochs("sub-01").save(lab.eeg / "sub-01_proc-ica_epo.fif", verbose="error")
 
@@ -627,7 +627,10 @@ def _change_events(lab: Lab, **values: object) -> None:
     table.to_csv(_events(lab), sep="\t", index=False)
 
 
-@wrong("say not how epochs are cut of them; set both", lambda lab: setattr(lab, "epoching", CUT))
+@wrong(
+    "preprocess.window and preprocess.sfreq, expected numbers, got published; set both",
+    lambda lab: setattr(lab, "epoching", CUT),
+)
 def raw_without_a_window(lab: Lab) -> None:
     _change_events(lab)
     lab.epoching = AS_THEY_ARE
@@ -659,7 +662,7 @@ def raw_at_a_lower_rate(lab: Lab) -> None:
 
 
 @wrong(
-    "no recording is left whose trials can be used; let own.image_column",
+    "no recording has trials that name a picture; let own.image_column",
     lambda lab: lab.set(image_column="stim_file"),
 )
 def raw_without_the_column(lab: Lab) -> None:

@@ -76,8 +76,8 @@ def _check_channels(files: Sequence[NamedAxes], epoching: Epoching, findings: Fi
         more = [name for name in names if name not in usual]
         less = [name for name in usual if name not in names]
         differs = ["the same in another order"] if not more and not less else []
-        differs += [f"{first_few(more)} more"] if more else []
-        differs += [f"{first_few(less)} not"] if less else []
+        differs += [f"with {first_few(more)}"] if more else []
+        differs += [f"without {first_few(less)}"] if less else []
         findings.add_problem(
             "channels",
             f"{file.file}: has {len(names)} channels, expected the {len(usual)} of most files: "
@@ -99,9 +99,9 @@ def _require_plan(epoching: Epoching, findings: Findings) -> None:
     if missing:
         findings.add_problem(
             "settings",
-            "own.eeg is a BIDS root of raw recordings, and "
-            f"{' and '.join(f'preprocess.{key}' for key in missing)} say not how epochs are cut of "
-            "them; set both, such as -S 'preprocess.window=[0,0.996]' -S preprocess.sfreq=250",
+            "own.eeg is a BIDS root of raw recordings, of which epochs are cut by "
+            f"{' and '.join(f'preprocess.{key}' for key in missing)}, expected numbers, got "
+            "published; set both, such as -S 'preprocess.window=[0,0.996]' -S preprocess.sfreq=250",
         )
 
 

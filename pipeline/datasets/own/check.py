@@ -100,12 +100,13 @@ def check_own(own: Own, subjects: list[str] | Literal["all"], epoching: Epoching
         return Check(findings, [], {}, {})
 
     files = _read_files(recordings, own, epoching, findings)
-    if not files:
+    if not files and not findings.n_problems:
         findings.add_problem(
             "recordings",
-            f"{recordings.folder}: no recording is left whose trials can be used; let "
+            f"{recordings.folder}: no recording has trials that name a picture; let "
             "own.image_column name the column that says which picture was shown",
         )
+    if not files:
         return Check(findings, [], {}, {})
 
     named = [NamedAxes(file.path.name, file.subject, read.axes) for file, read in files.items()]

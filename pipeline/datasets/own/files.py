@@ -227,7 +227,7 @@ def _check_doubles(files: list[RecordingFile], findings: Findings) -> None:
         stem = re.sub(r"[-_]epo$", "", file.path.stem)
         by_stem.setdefault(file.path.with_name(stem), []).append(str(file.path))
         step = re.search(r"_(?:proc|desc)-([0-9A-Za-z]+)", file.path.name)
-        steps.setdefault(file.subject, set()).add(step[0][1:] if step else "none")
+        steps.setdefault(file.subject, set()).add(step[0][1:] if step else "no proc-")
 
     for paths in by_stem.values():
         if len(paths) > 1:
@@ -240,8 +240,8 @@ def _check_doubles(files: list[RecordingFile], findings: Findings) -> None:
         if len(names) > 1:
             findings.add_problem(
                 "files",
-                f"{subject} has epochs of several steps of processing ({', '.join(sorted(names))}),"
-                " which may be the same trials; put the ones to use into a folder of their own and "
+                f"{subject}: has epochs of several steps of processing "
+                f"({', '.join(sorted(names))}), which may be the same trials; put the ones to use into a folder of their own and "
                 "let own.eeg name it",
             )
 

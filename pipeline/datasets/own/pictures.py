@@ -13,6 +13,7 @@ How a name is matched:
 """
 
 import os
+import re
 import unicodedata
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -182,8 +183,10 @@ def _advice(pictures: Pictures, name: str) -> str:
     if same_file:
         return f"; it has {same_file[0]}: correct the folder in the name, or take it out"
 
+    # Only of the same numbers: cat_02 is no misspelt cat_03, and neither is hat_02.
     last_parts = [PurePosixPath(picture).name for picture in pictures.names]
-    guess = suggestion(last, last_parts)
+    numbers = re.findall(r"\d+", last)
+    guess = suggestion(last, [name for name in last_parts if re.findall(r"\d+", name) == numbers])
     return f"; put it there, or correct the name{guess}"
 
 

@@ -272,8 +272,8 @@ def check_sizes(splits: dict[str, str], findings: Findings) -> None:
         if n_images < LEAST_IMAGES:
             findings.add_problem(
                 "splits",
-                f"{times(n_images, f'{name} picture')} are left, expected at least {LEAST_IMAGES}; "
-                "see what is left out, and set own.split or own.test_concepts",
+                f"expected at least {LEAST_IMAGES} {name} pictures, got {n_images}; see what is "
+                "left out, and set own.split or own.test_concepts",
             )
 
 
