@@ -241,8 +241,8 @@ def _check_doubles(files: list[RecordingFile], findings: Findings) -> None:
             findings.add_problem(
                 "files",
                 f"{subject}: has epochs of several steps of processing "
-                f"({', '.join(sorted(names))}), which may be the same trials; put the ones to use into a folder of their own and "
-                "let own.eeg name it",
+                f"({', '.join(sorted(names))}), which may be the same trials; put the ones to use "
+                "into a folder of their own and let own.eeg name it",
             )
 
 
