@@ -270,7 +270,11 @@ class _EpochsFile:
     @property
     def times(self) -> np.ndarray:
         """(T,), s."""
-        return np.asarray(self._prepare(np.array([0])).times, np.float64)
+        times = np.asarray(self.epochs.times, np.float64)
+        if self._rate is not None:
+            n_times = self._prepare(np.array([0])).shape[2]
+            times = times[0] + np.arange(n_times) / self._rate
+        return times
 
     def caveats_of_trials(self, positions: np.ndarray) -> list[str]:
         return []
@@ -284,18 +288,31 @@ class _EpochsFile:
             )
         epoch_bytes = len(self.epochs.ch_names) * len(self.epochs.times) * 8
         for rows in _in_pieces(positions, epoch_bytes):
-            yield self._prepare(rows).get_data(copy=False, verbose="error")
+            yield self._prepare(rows)
 
-    def _prepare(self, rows: np.ndarray) -> "mne.BaseEpochs":
-        with mne.utils.use_log_level("error"):
-            epochs = self.epochs[rows].load_data()
-            # After loading: projections need all channels.
-            epochs.pick(self.picks)
-            if self.preprocess.baseline != "none":
-                epochs.apply_baseline(tuple(self.preprocess.baseline))
-            if self.preprocess.sfreq not in ("published", epochs.info["sfreq"]):
-                epochs.resample(self.preprocess.sfreq)
-        return epochs
+    @property
+    def _rate(self) -> float | None:
+        """The new rate in Hz; None where the epochs stay as they are."""
+        sfreq = self.preprocess.sfreq
+        return None if sfreq in ("published", self.epochs.info["sfreq"]) else float(sfreq)
+
+    def _prepare(self, rows: np.ndarray) -> np.ndarray:
+        """The epochs in these rows (n, C, T), float64; the steps are those of `mne.Epochs`.
+
+        Not by its methods: to take some rows out of epochs in memory, MNE copies all of them.
+        """
+        is_all = np.array_equal(self.picks, np.arange(len(self.epochs.ch_names)))
+        picks = None if is_all else self.picks  # to pick all copies all
+        eeg = self.epochs.get_data(item=rows, picks=picks, verbose="error")
+        if self.preprocess.baseline != "none":
+            baseline = tuple(self.preprocess.baseline)
+            mne.baseline.rescale(eeg, self.epochs.times, baseline, copy=False, verbose="error")
+        if self._rate is not None:
+            sfreq = self.epochs.info["sfreq"]
+            # As `mne.Epochs.resample` has them
+            padding = {"npad": "auto", "pad": "edge"}
+            eeg = mne.filter.resample(eeg, self._rate, sfreq, **padding, verbose="error")
+        return eeg
 
 
 @dataclass(frozen=True)
