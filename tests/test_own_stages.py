@@ -72,6 +72,22 @@ def test_the_download_puts_paths_trials_and_pictures_in_place(lab: Path, tmp_pat
         about = json.loads((folder / "recordings.json").read_text())
         assert [file["path"] for file in about["files"]] == [str(lab / f"fif/{subject}-epo.fif")]
         assert len(pd.read_csv(folder / "trials.csv")) == 60
+    # The same pictures in a zip, below a folder of its own, make the same zip but for that folder.
+    archive = shutil.make_archive(str(tmp_path / "mine"), "zip", lab, "pictures")
+    zipped = tmp_path / "zipped"
+    zipped.mkdir()
+    params = parameters(zipped, lab)
+    values = yaml.safe_load(params.read_text())
+    values["own"]["images"] = archive
+    params.write_text(yaml.safe_dump(values))
+    run_download(zipped, params)
+    tables = [read_image_table(folder / "images.csv") for folder in (tmp_path, zipped)]
+    first, second = tables
+    for split in ("train", "test"):
+        assert first[split]["concept"].tolist() == second[split]["concept"].tolist()
+    with zipfile.ZipFile(zipped / "images/own.zip") as archive_of_download:
+        assert sorted(archive_of_download.namelist()) == [f"own/pictures/{n}" for n in PICTURES]
+
     # No byte of the recordings is copied.
     assert sum(path.stat().st_size for path in (tmp_path / "eeg").rglob("*.*")) < 10_000
 
