@@ -17,6 +17,7 @@ from pipeline.sections import (
     Download,
     Embed,
     Evaluate,
+    Own,
     Preprocess,
     Runs,
     Sample,
@@ -34,6 +35,7 @@ class Params(Section):
     subjects: Literal["all"] | Annotated[list[str], Field(min_length=1)]
     seed: Annotated[int, Field(ge=0)]
     sample: Sample
+    own: Own
     download: Download
     preprocess: Preprocess
     embed: Embed

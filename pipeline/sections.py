@@ -32,6 +32,16 @@ class Sample(Section):
     truth: Literal["aligned", "unaligned", "nothing"]
 
 
+class Own(Section):
+    eeg: str
+    images: str
+    image_column: str
+    concept: str
+    split: str
+    test_concepts: Share
+    split_seed: Annotated[int, Field(ge=0)]
+
+
 class Download(Section):
     own_copy: str
     accept_new_versions: bool

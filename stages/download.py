@@ -1,4 +1,7 @@
-"""Download the chosen dataset as published: the EEG of the subjects, the images, the metadata."""
+"""Download the chosen dataset as published: the EEG of the subjects, the images, the metadata.
+
+Of the user's own files (dataset: own) the paths of the recordings, and a copy of the pictures.
+"""
 
 from functools import partial
 from pathlib import Path
@@ -7,11 +10,12 @@ from typing import Annotated
 import typer
 
 from pipeline.datasets.image_table import SPLITS, write_image_table
-from pipeline.datasets.sources import OwnCopy, PublishedFiles
+from pipeline.datasets.sources import OwnCopy, OwnFiles, PublishedFiles
 from pipeline.datasets.table import DATASETS
 from pipeline.download.copies import open_copies
 from pipeline.download.download import Addresses, UserFiles, fetch_dataset
 from pipeline.download.own_copy import check_images, collect_images, find_own_copy
+from pipeline.download.own_files import place_own_files
 from pipeline.params import read_params
 from stages import run, show
 from stages.names import check_names
@@ -26,12 +30,19 @@ def main(
     left_in: Annotated[
         Path | None, typer.Option(help="a folder where users leave files; noticed, not used")
     ] = None,
+    own_check: Annotated[
+        Path | None, typer.Option(help="what the stage check_own has found of your own files")
+    ] = None,
 ) -> str:
     p = read_params(params)
     check_names(p)  # a first run begins here: a wrong name must not show only after hours
 
     dataset = DATASETS[p.dataset]
     source = dataset.source
+    if isinstance(source, OwnFiles):
+        assert own_check
+        place_own_files(own_check, p.own.images, p.subjects, eeg, images, metadata)
+        return finish(p.dataset, eeg, images, metadata, image_table)
     if dataset.planted and not isinstance(source, PublishedFiles):
         source = partial(source, truth=p.sample.truth)
 
@@ -63,14 +74,19 @@ def main(
     )
     if own_images:
         collect_images(own_images, image_ids_of(p.dataset, metadata), images / "things_images.zip")
+    return finish(p.dataset, eeg, images, metadata, image_table)
+
+
+def finish(dataset: str, eeg: Path, images: Path, metadata: Path, image_table: Path) -> str:
+    """Write the table of images, and show all files."""
     # All later stages read this table, and none of them the metadata of a dataset.
-    write_image_table(image_table, dataset.read_metadata(metadata))
+    write_image_table(image_table, DATASETS[dataset].read_metadata(metadata))
 
     files = [
         path for folder in (eeg, images) for path in sorted(folder.rglob("*")) if path.is_file()
     ]
     rows = [{"file": str(path), "MB": path.stat().st_size / 1e6} for path in [*files, metadata]]
-    show(f"{p.dataset}: files", rows)
+    show(f"{dataset}: files", rows)
     return f"{len(list(eeg.iterdir()))} subjects to {eeg} and the images to {images}"
 
 

@@ -32,6 +32,8 @@ def main(
     human_record: Path,
     weights_record: Path,
     eeg_weights_record: Path,
+    recordings_record: Path,
+    pictures_record: Path,
 ) -> str:
     p = read_params(params)
     # First of all: a stage after this one would delete them.
@@ -52,6 +54,12 @@ def main(
     write_json(human_record, {"own_copy": look(own_copy, HUMAN_FILES)})
     write_json(weights_record, own_weights)
     write_json(eeg_weights_record, {"eeg_weights": look(p.train.eeg_weights, ANY_FILES)})
+    own_recordings = {
+        "eeg": look(p.own.eeg, ANY_FILES),
+        "split": look(p.own.split, ANY_FILES),  # none where it names no file
+    }
+    write_json(recordings_record, own_recordings)
+    write_json(pictures_record, {"images": look(p.own.images, ANY_FILES)})
     return ""
 
 

@@ -80,11 +80,11 @@ def kinds_of(backbones: Sequence[str]) -> dict[str, dict[str, bool]]:
     return kinds
 
 
-def describe(p: Params, caches: Iterable[Path], recordings: Iterable[Path]) -> dict[str, Any]:
+def describe(p: Params, caches: Iterable[Path], recordings: Sequence[Path]) -> dict[str, Any]:
     """What a summary says of the data behind it."""
     dataset = DATASETS[p.dataset]
     caveats_of_images = {read_about(cache)[0].get("caveat") for cache in caches}
-    modality = read_modality(recording)
+    modality = read_modality(recordings[0])
     facts: dict[str, Any] = {} if modality == "EEG" else {"modality": modality}
     return facts | {
         "dataset": p.dataset,

@@ -21,7 +21,7 @@ stages:
     cmd: >-
       python -m stages.own_files params.yaml
       data/own_files/dataset.json data/own_files/human.json data/own_files/weights.json
-      data/own_files/eeg_weights.json
+      data/own_files/eeg_weights.json data/own_files/recordings.json data/own_files/pictures.json
     always_changed: true
     deps:
     - params.yaml
@@ -29,6 +29,8 @@ stages:
     - data/own_files/dataset.json
     - data/own_files/eeg_weights.json
     - data/own_files/human.json
+    - data/own_files/pictures.json
+    - data/own_files/recordings.json
     - data/own_files/weights.json
   preprocess:
     cmd: python -m stages.make data/eeg
@@ -147,6 +149,9 @@ def test_what_a_stage_leaves_half_made_is_its_own(
     assert (project.folder / "data/eeg/sub-02.h5").read_text() == "second"
 
 
+RECORD_FILES = ("dataset", "human", "weights", "eeg_weights", "recordings", "pictures")
+
+
 def test_a_corrected_file_is_seen_and_an_unchanged_one_is_not_read(tmp_path: Path) -> None:
     project = Project(tmp_path / "project")
     brought = tmp_path / "brought/sub-01.zip"
@@ -167,7 +172,7 @@ def test_what_people_say_has_a_record_of_its_own(tmp_path: Path) -> None:
     brought.mkdir()
     (brought / "sub-01.zip").write_text("EEG")
     project.set("own_copy", brought)
-    paths = [tmp_path / f"{name}.json" for name in ("dataset", "human", "weights", "eeg_weights")]
+    paths = [tmp_path / f"{name}.json" for name in RECORD_FILES]
 
     def records() -> list[str]:
         with contextlib.chdir(project.folder):
@@ -177,11 +182,12 @@ def test_what_people_say_has_a_record_of_its_own(tmp_path: Path) -> None:
     before = records()
     (brought / "spose_embedding_66d_sorted.txt").write_text("1 2")
     changed = [old != new for old, new in zip(before, records(), strict=True)]
-    assert changed == [False, True, False, False]
+    assert changed == [name == "human" for name in RECORD_FILES]
 
 
 RECORDS = {"own_copy": 0, "things_images": 0, "weights_file": 2, "eeg_weights": 3}
 RECORDS |= {"features_file": 2, "features_file_aligned": 2}
+RECORDS |= {"eeg": 4, "split": 4, "images": 5}
 
 
 @pytest.mark.parametrize("key", RECORDS)
@@ -192,15 +198,15 @@ def test_the_record_follows_the_file(tmp_path: Path, key: str) -> None:
     brought.parent.mkdir()
 
     def record() -> str:
-        paths = [
-            tmp_path / f"{name}.json" for name in ("dataset", "human", "weights", "eeg_weights")
-        ]
+        paths = [tmp_path / f"{name}.json" for name in RECORD_FILES]
         with contextlib.chdir(project.folder):
             main(project.folder / "params.yaml", *paths)
         return paths[RECORDS[key]].read_text()
 
     without = record()
-    project.set(key, brought if key.startswith(("weights", "features")) else brought.parent)
+    project.set(
+        key, brought if key.startswith(("weights", "features", "split")) else brought.parent
+    )
     brought.write_text("first")
     first = record()
     assert first == record() != without

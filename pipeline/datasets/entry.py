@@ -14,7 +14,7 @@ import pandas as pd
 
 from pipeline.datasets.image_table import Split
 from pipeline.datasets.published import Published
-from pipeline.datasets.sources import HumanFiles, Make, MakeHumanFiles, PublishedFiles
+from pipeline.datasets.sources import HumanFiles, Make, MakeHumanFiles, OwnFiles, PublishedFiles
 from pipeline.errors import InputError
 from pipeline.sections import Preprocess
 
@@ -91,7 +91,8 @@ class Dataset:
     Its functions are at the top level of a module, so that the entry can be sent to workers.
 
     * `source`: where its files come from, or the function that makes them: `source(subjects,
-      eeg_folder, images_folder, metadata_file)`, where `subjects` are names or `all`.
+      eeg_folder, images_folder, metadata_file)`, where `subjects` are names or `all`. `OwnFiles`
+      are those that the user has.
     * `find_subjects(folder)`: the file of each subject in the folder of raw EEG, {} if there is
       none.
     * `read_metadata(path)`: one table a split, one row an image in the order of the EEG conditions.
@@ -118,7 +119,7 @@ class Dataset:
     * `published`: published figures on it, in the order in which reports show them.
     """
 
-    source: PublishedFiles | Make
+    source: PublishedFiles | OwnFiles | Make
     find_subjects: Callable[[Path], dict[str, Path]]
     read_metadata: Callable[[Path], dict[Split, pd.DataFrame]]
     open_eeg: Callable[

@@ -80,6 +80,11 @@ class PublishedFiles:
 
 
 @dataclass(frozen=True)
+class OwnFiles:
+    """The user's own recordings and pictures, as the stage check_own has found them."""
+
+
+@dataclass(frozen=True)
 class HumanFiles:
     """Published files of how alike people find the concepts, see `pipeline.datasets.human`.
 

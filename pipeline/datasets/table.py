@@ -4,6 +4,8 @@ from dataclasses import replace
 
 from pipeline.datasets import sample, sources, things_eeg2, things_eeg2_raw, things_meg
 from pipeline.datasets.entry import Dataset
+from pipeline.datasets.image_table import read_image_table
+from pipeline.datasets.own import eeg
 from pipeline.datasets.published import ON_THINGS_EEG2
 
 THINGS_EEG2 = Dataset(
@@ -53,9 +55,21 @@ THINGS_MEG = Dataset(
     human=sources.THINGS_SIMILARITY,
 )
 
+# The user's own recordings and pictures. Nobody has published anything on them.
+OWN = Dataset(
+    source=sources.OwnFiles(),
+    find_subjects=eeg.find_subjects,
+    read_metadata=read_image_table,
+    open_eeg=eeg.open_eeg,
+    memory_needed=eeg.memory_needed,
+    units=eeg.UNITS,
+    may_push_eeg=False,
+)
+
 DATASETS: dict[str, Dataset] = {
     "sample": SAMPLE,
     "things-eeg2": THINGS_EEG2,
     "things-eeg2-raw": THINGS_EEG2_RAW,
     "things-meg": THINGS_MEG,
+    "own": OWN,
 }

@@ -7,33 +7,20 @@ Images: Hebart et al. 2019, https://doi.org/10.1371/journal.pone.0223792; https:
 
 import os
 import re
-import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from tqdm import tqdm
-
 from pipeline.errors import InputError
-from pipeline.files import files_below, replacing, unreadable
-from pipeline.untrusted.archives import ZIP_FAULTS, open_zip, read_member
-from pipeline.untrusted.pictures import LARGEST_IMAGE
+from pipeline.untrusted.picture_files import (
+    PictureFiles,
+    is_encrypted,
+    open_picture_files,
+    write_picture_zip,
+)
 
 Key = tuple[str, ...]  # the last two parts of a path, with the suffix in lower case
 Matches = Mapping[str, Sequence[str]]  # image id -> the files of that name in the copy
-
-
-@dataclass(frozen=True)
-class _Copy:
-    """An opened folder or zip.
-
-    `names` are all its files. `read` returns the bytes of a file, `size` the number of its bytes.
-    """
-
-    names: Sequence[str]
-    read: Callable[[str], bytes]
-    size: Callable[[str], int]
 
 
 def find_own_copy(setting: str) -> Path:
@@ -73,13 +60,14 @@ def collect_images(own_copy: Path, image_ids: Sequence[str], target: Path) -> No
     with _open(own_copy) as copy:
         matches = _find_images(own_copy, copy, image_ids)
 
-        with replacing(target) as part, zipfile.ZipFile(part, "w") as archive:
-            for image_id in tqdm(image_ids, desc="images", unit="image", disable=None):
-                data = _read_image(own_copy, image_id, matches[image_id], copy)
-                archive.writestr(zipfile.ZipInfo(image_id), data)  # dated 1980
+        pictures = (
+            (image_id, _read_image(own_copy, image_id, matches[image_id], copy))
+            for image_id in image_ids
+        )
+        write_picture_zip(target, pictures, len(image_ids))
 
 
-def _find_images(own_copy: Path, copy: _Copy, image_ids: Sequence[str]) -> Matches:
+def _find_images(own_copy: Path, copy: PictureFiles, image_ids: Sequence[str]) -> Matches:
     """The files of each image.
 
     Raises InputError if an image has no file, a link to nothing, or files of different size.
@@ -155,7 +143,7 @@ def _check_links(own_copy: Path, matches: Matches) -> None:
         )
 
 
-def _read_image(own_copy: Path, image_id: str, names: Sequence[str], copy: _Copy) -> bytes:
+def _read_image(own_copy: Path, image_id: str, names: Sequence[str], copy: PictureFiles) -> bytes:
     """The bytes of an image; InputError if the files of its name differ."""
     data = copy.read(names[0])
     if any(copy.read(name) != data for name in names[1:]):
@@ -173,46 +161,12 @@ def _differ(own_copy: Path, image_id: str, names: Sequence[str]) -> InputError:
 
 
 @contextmanager
-def _open(own_copy: Path) -> Iterator[_Copy]:
+def _open(own_copy: Path) -> Iterator[PictureFiles]:
     """InputError if it is an encrypted zip, or no whole zip."""
-    if own_copy.is_dir():
-        names = [name for name in files_below(own_copy) if not _is_macos_metadata(name)]
-        yield _Copy(names, _read_file, os.path.getsize)
-        return
-
-    if _is_encrypted(own_copy):
+    if not own_copy.is_dir() and is_encrypted(own_copy):
         raise InputError(
             f"{own_copy}: is encrypted; unpack it with the password of its licence "
             "(https://osf.io/jum2f) and let download.things_images name the folder"
         )
-
-    with open_zip(own_copy, LARGEST_IMAGE) as archive:
-        names = [name for name in archive.namelist() if not _is_macos_metadata(name)]
-        yield _Copy(
-            names,
-            lambda name: read_member(archive, name),
-            lambda name: archive.getinfo(name).file_size,
-        )
-
-
-def _read_file(name: str) -> bytes:
-    try:
-        return Path(name).read_bytes()
-    except OSError as error:
-        raise unreadable(error, Path(name)) or InputError(
-            f"{name}: is not there any more; put it back, and run it again"
-        ) from error
-
-
-def _is_macos_metadata(name: str) -> bool:
-    """Whether macOS wrote it beside a file: `__MACOSX/aardvark/._aardvark_01b.jpg` is no image."""
-    return PurePosixPath(name).name.startswith("._")
-
-
-def _is_encrypted(path: Path) -> bool:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            # Bit 0: the member needs a password.
-            return any(info.flag_bits & 0x1 for info in archive.infolist())
-    except (OSError, *ZIP_FAULTS):
-        return False  # `open_zip` will say what is wrong with the file
+    with open_picture_files(own_copy) as copy:
+        yield copy
