@@ -1,6 +1,7 @@
 """What decides a result: everything that ran is followed, and nothing that computes nothing counts."""
 
 import ast
+import importlib
 import shutil
 import sys
 import threading
@@ -280,6 +281,7 @@ def test_all_that_runs_in_training_and_scoring_is_followed(
     changes = {"eeg_encoder": eeg_encoder, "device": "cpu"}
     if eeg_encoder == "cbramod":
         pytest.importorskip("braindecode", reason="braindecode is not installed")
+        importlib.import_module("braindecode.models")  # here: it is slow where each call is noted
         changes["eeg_weights"] = str(publish(eeg_encoder, tmp_path / "weights"))
     parameters, p = quick_recipe(**changes), read_params(Path("params.yaml"))
 
