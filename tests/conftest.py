@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import pytest
+from filelock import FileLock
 
-from tests.warm_python import warm_python
+from tests.warm_python import start_warm_python
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -61,10 +62,17 @@ def one_thread() -> None:
 
 
 @pytest.fixture(scope="session")
-def quick_programs() -> Iterator[str]:
-    """A folder with a `python3` and a `dvc` that start at once."""
-    with warm_python() as folder:
-        yield folder
+def quick_programs(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A folder with a `python3` and a `dvc` that start at once, for all processes of the suite."""
+    shared, suite = tmp_path_factory.getbasetemp(), os.getpid()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared, suite = shared.parent, os.getppid()
+
+    note = shared / "quick-programs"
+    with FileLock(shared / "quick-programs.lock"):
+        if not note.exists():
+            note.write_text(start_warm_python(suite))
+    return note.read_text()
 
 
 @pytest.fixture(scope="module")
