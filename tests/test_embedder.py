@@ -33,9 +33,9 @@ from pipeline.images.models.table import IMAGE_MODELS, Load
 from pipeline.images.models.vit import Framing
 from pipeline.images.stand_ins.dreamsim import make_checkpoint
 from pipeline.images.views import degrade
-from pipeline.params import read_params
 from pipeline.sections import Embed
 from pipeline.untrusted.pictures import Images
+from tests.tiny import shipped_params
 
 TINY = Size(
     train_concepts=12,
@@ -69,9 +69,7 @@ def cache(tmp_path, monkeypatch) -> Path:
 
 def parameters(**changes: object) -> Embed:
     return Embed(
-        **read_params(Path("params.yaml")).embed.model_dump()
-        | {"batch_size": 4, "device": "cpu"}
-        | changes
+        **shipped_params().embed.model_dump() | {"batch_size": 4, "device": "cpu"} | changes
     )
 
 
@@ -254,7 +252,7 @@ def test_the_cache_says_what_it_is(data, tmp_path):
     ("device", "precision", "batch_size"), [("cpu", "float32", 32), ("cuda", "bfloat16", 256)]
 )
 def test_auto_is_what_suits_the_kind_of_device(device, precision, batch_size):
-    shipped = read_params(Path("params.yaml")).embed
+    shipped = shipped_params().embed
     assert (shipped.precision, shipped.batch_size) == ("auto", "auto")
 
     resolved = resolve(shipped, torch.device(device))

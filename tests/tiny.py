@@ -1,5 +1,6 @@
 """Prepared EEG of two subjects and random embeddings of the images they saw: small enough to train in a second."""
 
+import functools
 import shutil
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +14,7 @@ from pipeline.datasets.sample import Size, make_raw
 from pipeline.datasets.table import SAMPLE
 from pipeline.files import cache_folder
 from pipeline.images.embeddings import write_embeddings
-from pipeline.params import read_params
+from pipeline.params import Params, read_params
 from pipeline.preprocess import preparation
 from pipeline.sections import Train
 from pipeline.train import finished
@@ -26,6 +27,12 @@ TINY = Size(
     train_repetitions=2,
     test_repetitions=3,
 )
+
+
+@functools.cache
+def shipped_params() -> Params:
+    """params.yaml as it is shipped, read once: that takes as long as an epoch of a tiny training."""
+    return read_params(Path("params.yaml"))
 
 
 # No subject's EEG, and pictures for the embed stage alone
@@ -50,7 +57,7 @@ def make_prepared(base: Path) -> np.ndarray:
     images = SAMPLE.read_metadata(base / "image_metadata.npy")
     write_image_table(base / "images.csv", images)
     changes = {"channels": ["O1", "Oz", "O2"], "workers": 1}
-    parameters = read_params(Path("params.yaml")).preprocess.model_copy(update=changes)
+    parameters = shipped_params().preprocess.model_copy(update=changes)
     # In this process: to start another takes longer than the work.
     with patch.object(
         preparation, "ProcessPoolExecutor", lambda n_workers, _: ThreadPoolExecutor(n_workers)
@@ -71,7 +78,7 @@ def make_embeddings(path: Path, image_ids: np.ndarray, seed: int) -> None:
 
 def quick_recipe(**changes: object) -> Train:
     quick = {"epochs": 3, "batch_size": 12, "projection_size": 16, "validation_concepts": 0.25}
-    return Train(**read_params(Path("params.yaml")).train.model_dump() | quick | changes)
+    return Train(**shipped_params().train.model_dump() | quick | changes)
 
 
 EXPLAINED = ("galleries", "calibration", "reliability", "rsa", "near_misses", "concepts")
