@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -50,7 +51,7 @@ def pytest_collection_finish() -> None:
     """
     gc.collect()
     gc.freeze()
-    gc.set_threshold(100_000, 20, 20)
+    gc.set_threshold(10_000, 10, 10)
 
 
 @pytest.fixture(autouse=True)
@@ -73,6 +74,26 @@ def quick_programs(tmp_path_factory: pytest.TempPathFactory) -> str:
         if not note.exists():
             note.write_text(start_warm_python(suite))
     return note.read_text()
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with images.csv, eeg/ of two subjects, and embeddings.h5 of random vectors.
+
+    Several files of tests share it: a test that needs another one copies it.
+    """
+    from tests.tiny import make_embeddings, make_prepared  # they import torch
+
+    base = tmp_path_factory.mktemp("data")
+    make_embeddings(base / "embeddings.h5", make_prepared(base), seed=0)
+    return base
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache folder of the test's own, that is empty."""
+    monkeypatch.setenv("ALIGNED_EEG_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
 
 
 @pytest.fixture(scope="module")
