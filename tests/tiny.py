@@ -3,9 +3,7 @@
 import functools
 import shutil
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from unittest.mock import patch
 
 import numpy as np
 
@@ -19,6 +17,7 @@ from pipeline.preprocess import preparation
 from pipeline.sections import Train
 from pipeline.train import finished
 from stages import baseline, explain, human
+from tests.preparing import no_other_process
 
 TINY = Size(
     train_concepts=12,
@@ -58,10 +57,7 @@ def make_prepared(base: Path) -> np.ndarray:
     write_image_table(base / "images.csv", images)
     changes = {"channels": ["O1", "Oz", "O2"], "workers": 1}
     parameters = shipped_params().preprocess.model_copy(update=changes)
-    # In this process: to start another takes longer than the work.
-    with patch.object(
-        preparation, "ProcessPoolExecutor", lambda n_workers, _: ThreadPoolExecutor(n_workers)
-    ):
+    with no_other_process():
         preparation.prepare_subjects(
             SAMPLE, base / "raw", base / "images.csv", base / "eeg", parameters
         )
