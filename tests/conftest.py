@@ -30,8 +30,11 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The longest files, so that none is what all other processes wait for at the end. Not all of them
 # can go through DVC: these wait until test_stages has made the run that they share (clone.py).
-FIRST = ["test_stages", "test_embedder", "test_provenance", "test_dreamsim"]
-FIRST += ["test_stages_compare", "test_stages_reruns", "test_stages_bad_input"]
+FIRST = ["test_stages", "test_trials", "test_download", "test_timm_models", "test_dreamsim"]
+FIRST += ["test_stages_compare", "test_stages_reruns", "test_things_eeg2_raw", "test_report"]
+FIRST += ["test_pretrained", "test_training", "test_embedder", "test_things_meg", "test_runs"]
+FIRST += ["test_stages_bad_input", "test_stack", "test_provenance", "test_study_page"]
+FIRST += ["test_outputs", "test_docs", "test_preparation", "test_glocal"]
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest selects by marker
