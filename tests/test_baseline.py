@@ -19,22 +19,11 @@ from pipeline.provenance import code_of
 from stages import baseline, evaluate, explain, report, train
 from stages.code import main as write_records
 from tests.test_comparison import evaluation, first, pair, parameters, scored
-from tests.tiny import make_embeddings, make_prepared
+
+pytestmark = pytest.mark.usefixtures("cache")
 
 TABLES = ("per_subject", "top_k", "n_way", "repetitions", "time_course", "channels")
 EXPLAINED = ("galleries", "calibration", "reliability", "rsa", "near_misses", "concepts")
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    base = tmp_path_factory.mktemp("baseline")
-    make_embeddings(base / "embeddings.h5", make_prepared(base), seed=0)
-    return base
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch) -> None:
-    monkeypatch.setenv("ALIGNED_EEG_CACHE", str(tmp_path / "cache"))
 
 
 def params(folder: Path, **changes: object) -> Path:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -25,7 +24,9 @@ from pipeline.train.runs import train_all
 from pipeline.train.samples import Samples
 from pipeline.train.training import Partition, Setup, Trained
 from tests.test_runs import SUBJECTS, changed, weights
-from tests.tiny import make_embeddings, make_prepared, quick_recipe
+from tests.tiny import quick_recipe
+
+pytestmark = pytest.mark.usefixtures("cache")
 
 HERE = Runs(where="local", workers=1)
 N_CONCEPTS, PER_CONCEPT, N_TEST, D = 60, 3, 40, 12
@@ -45,20 +46,6 @@ USED = {
     "normalise_embeddings",
     "device",
 }
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    """A folder with eeg/ of two subjects and embeddings.h5 of random vectors."""
-    base = tmp_path_factory.mktemp("closed_form")
-    make_embeddings(base / "embeddings.h5", make_prepared(base), seed=0)
-    return base
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch) -> Path:
-    monkeypatch.setenv("ALIGNED_EEG_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
 
 
 def recipe(**changes: object) -> Train:

@@ -33,9 +33,9 @@ from pipeline.images.models.table import IMAGE_MODELS, Load
 from pipeline.images.models.vit import Framing
 from pipeline.images.stand_ins.dreamsim import make_checkpoint
 from pipeline.images.views import degrade
-from pipeline.params import read_params
 from pipeline.sections import Embed
 from pipeline.untrusted.pictures import Images
+from tests.tiny import shipped_params
 
 TINY = Size(
     train_concepts=12,
@@ -69,9 +69,7 @@ def cache(tmp_path, monkeypatch) -> Path:
 
 def parameters(**changes: object) -> Embed:
     return Embed(
-        **read_params(Path("params.yaml")).embed.model_dump()
-        | {"batch_size": 4, "device": "cpu"}
-        | changes
+        **shipped_params().embed.model_dump() | {"batch_size": 4, "device": "cpu"} | changes
     )
 
 
@@ -180,10 +178,10 @@ def test_the_original_is_the_same_with_views_and_without(data, tmp_path):
 
 
 def test_how_much_it_is_is_told_in_one_line(data, tmp_path, capsys):
-    embed(data, tmp_path / "x.h5", blocks=[3, "last"], views=VIEWS)
-    size = 4 * 2 * N * 64 * 4 / 1e6
+    embed(data, tmp_path / "x.h5", blocks=[3, "last"], views=VIEWS[:3])
+    size = 3 * 2 * N * 64 * 4 / 1e6
     [line] = capsys.readouterr().out.splitlines()
-    told = f"embed x: 4 x 2 x {N} (views x blocks x images) = {size:.2f} MB, done in about "
+    told = f"embed x: 3 x 2 x {N} (views x blocks x images) = {size:.2f} MB, done in about "
     assert line.startswith(told) and re.fullmatch(r"\d+:\d\d:\d\d", line.removeprefix(told))
 
 
@@ -254,7 +252,7 @@ def test_the_cache_says_what_it_is(data, tmp_path):
     ("device", "precision", "batch_size"), [("cpu", "float32", 32), ("cuda", "bfloat16", 256)]
 )
 def test_auto_is_what_suits_the_kind_of_device(device, precision, batch_size):
-    shipped = read_params(Path("params.yaml")).embed
+    shipped = shipped_params().embed
     assert (shipped.precision, shipped.batch_size) == ("auto", "auto")
 
     resolved = resolve(shipped, torch.device(device))

@@ -1,5 +1,4 @@
 import json
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -13,8 +12,8 @@ from pipeline.evaluate.evaluation import (
 )
 from pipeline.evaluate.scoring import Scores, SharedAxes
 from pipeline.evaluate.similarities import SubjectResult
-from pipeline.params import read_params
 from pipeline.sections import Evaluate
+from tests.tiny import shipped_params
 
 N = 8
 POOLED = {"protocol": "pooled", "selected_on": "validation", "encoder": "aligned"}
@@ -30,7 +29,7 @@ NAMES = [
 
 def parameters(**changes: object) -> Evaluate:
     small = {"resamples": 400, "top_k": [1, 3], "n_way": [2, 4, 50]}
-    return Evaluate(**read_params(Path("params.yaml")).evaluate.model_dump() | small | changes)
+    return Evaluate(**shipped_params().evaluate.model_dump() | small | changes)
 
 
 def axes() -> SharedAxes:

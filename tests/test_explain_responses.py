@@ -1,5 +1,4 @@
 import dataclasses
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -10,11 +9,11 @@ from pipeline.errors import InputError
 from pipeline.explain.responses import ONE_REPETITION, explain_responses
 from pipeline.explain.rsa import crossnobis, embedding_distances, tabulate_rsa
 from pipeline.images.embeddings import Embeddings, write_embeddings, write_no_embeddings
-from pipeline.params import read_params
 from pipeline.preprocess.recordings import Recording
 from pipeline.sections import Evaluate
 from pipeline.train.model import ContrastiveModel, ModelSizes
 from stages.explain import has_block
+from tests.tiny import shipped_params
 
 N, R, C, T = 10, 6, 3, 80
 SUBJECTS = ["sub-01", "sub-02"]
@@ -23,7 +22,7 @@ IDS = np.array([f"test_images/{i:05}/{i}.jpg" for i in range(N)], dtype=object)
 
 def parameters(**changes: object) -> Evaluate:
     small = {"draws": 2, "repetitions": [1, 2], "resamples": 200}
-    return Evaluate(**read_params(Path("params.yaml")).evaluate.model_dump() | small | changes)
+    return Evaluate(**shipped_params().evaluate.model_dump() | small | changes)
 
 
 def recordings(n_repetitions: int = R) -> list[Recording]:
@@ -46,7 +45,7 @@ def recordings(n_repetitions: int = R) -> list[Recording]:
 
 def models() -> list:
     torch.manual_seed(0)
-    recipe = read_params(Path("params.yaml")).train
+    recipe = shipped_params().train
     model = ContrastiveModel(ModelSizes(C, T, 100.0, 6), recipe).eval()
     return [(model, {"fold": "pooled", "seed": 1, "tested_on": SUBJECTS})]
 

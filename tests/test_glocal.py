@@ -306,7 +306,7 @@ def of_both(
 
 def tokens_of_last_block(encoder: ImageEncoder, normed: bool) -> np.ndarray:
     vit = encoder.vits[0].vit
-    pixels = torch.rand(40, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    pixels = torch.rand(8, 3, 224, 224, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         return ImageEncoder([ViT(vit, normed=normed)])(pixels)[0].numpy()
 
@@ -324,7 +324,7 @@ def test_beside_dreamsim_the_cached_token_passes_the_last_layer_norm_first(
         norm.bias.copy_(torch.linspace(-1, 1, len(norm.bias)))
 
     before, after = (tokens_of_last_block(encoder, normed) for normed in (False, True))
-    ids = IDS[:40]
+    ids = IDS[:8]
     blocks = [("last", before, {"feature": "CLS token, before the last LayerNorm"})]
     write_embeddings(
         tmp_path / "unaligned.h5", ids, [*blocks, ("blur-8/last", before[::-1], {})], ABOUT

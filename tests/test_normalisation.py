@@ -20,6 +20,7 @@ from pipeline.train.samples import LoadedEeg
 from pipeline.train.stack import read_eeg
 from tests import meg_files
 from tests.meg_files import image_id, make_meg
+from tests.preparing import no_other_process
 
 EPS = 1e-8  # that AlignVis adds to the norm
 
@@ -64,7 +65,8 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_image_table(
         folder / "images.csv", dataset.read_metadata(raw / "sample_attributes_P1.csv")
     )
-    prepare_subjects(dataset, raw / "eeg", folder / "images.csv", folder / "eeg", parameters)
+    with no_other_process():
+        prepare_subjects(dataset, raw / "eeg", folder / "images.csv", folder / "eeg", parameters)
     return folder
 
 

@@ -9,7 +9,7 @@ import sys
 import time
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,6 +28,7 @@ from pipeline.preprocess import preparation
 from pipeline.preprocess.preparation import pick_channels, pick_samples, prepare_subjects
 from pipeline.preprocess.recordings import check_recordings, find_recordings, read_shape, read_split
 from stages import preprocess
+from tests.preparing import no_other_process
 from tests.test_things_eeg2 import (
     CH_NAMES,
     SHAPES,
@@ -66,9 +67,10 @@ def prepared(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(raw: Path, out: Path, **changes: object) -> Path:
-    """With one worker, unless `changes` say more: to start another takes longer than the work."""
+    """In this process, unless `changes` give a number of workers."""
     parameters = REFERENCE.model_copy(update={"workers": 1} | changes)
-    prepare_subjects(THINGS_EEG2, raw, raw / "images.csv", out, parameters)
+    with nullcontext() if "workers" in changes else no_other_process():
+        prepare_subjects(THINGS_EEG2, raw, raw / "images.csv", out, parameters)
     return out
 
 

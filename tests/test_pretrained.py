@@ -35,7 +35,9 @@ from pipeline.train.stack import Stack
 from stages import evaluate
 from stages.names import check_names, check_study
 from tests.eeg_weights import POSITIONS, publish
-from tests.tiny import make_embeddings, make_prepared, quick_recipe
+from tests.tiny import quick_recipe
+
+pytestmark = pytest.mark.usefixtures("cache")
 
 NAMES = ("labram", "cbramod", "reve")
 SMALL = ("labram", "cbramod")
@@ -250,19 +252,6 @@ def test_dropout_is_as_the_training_needs_it(name, frozen, published):
     dropping = loaded(name, published[name], frozen=frozen, dropout=0.5).train()
     assert (dropping(eeg) == 0).float().mean().item() == pytest.approx(0.5, abs=0.1)
     assert torch.equal(dropping.eval()(eeg), encoder.eval()(eeg))
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    base = tmp_path_factory.mktemp("runs")
-    make_embeddings(base / "embeddings.h5", make_prepared(base), seed=0)
-    return base
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch) -> Path:
-    monkeypatch.setenv("ALIGNED_EEG_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
 
 
 def train(data: Path, out: Path, name: str, folder: Path, **changes: object) -> Path:

@@ -1,6 +1,7 @@
 """What decides a result: everything that ran is followed, and nothing that computes nothing counts."""
 
 import ast
+import importlib
 import shutil
 import sys
 import threading
@@ -21,7 +22,7 @@ from pipeline.preprocess.recordings import read_split
 from pipeline.train.model import load_model
 from pipeline.train.runs import train_all
 from tests.eeg_weights import publish
-from tests.tiny import make_embeddings, make_prepared, quick_recipe
+from tests.tiny import make_prepared, quick_recipe
 
 ROOT = Path(__file__).parents[1]
 CHOSEN = {"DATASETS": ["sample"], "EEG_ENCODERS": ["nice"], "IMAGE_MODELS": ["synclr_vitb16"]}
@@ -271,29 +272,27 @@ def assert_all_is_followed(ran: set[tuple[Path, int]], counted: dict[Path, set[i
     assert not missed
 
 
+@pytest.mark.usefixtures("cache")
 @pytest.mark.parametrize("eeg_encoder", ["nice", "nice-recipe", "atm-s", "cbramod"])
 def test_all_that_runs_in_training_and_scoring_is_followed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, eeg_encoder: str
+    data: Path, tmp_path: Path, eeg_encoder: str
 ) -> None:
-    monkeypatch.setenv("ALIGNED_EEG_CACHE", str(tmp_path / "cache"))
-    make_embeddings(tmp_path / "unaligned.h5", make_prepared(tmp_path), 0)
     changes = {"eeg_encoder": eeg_encoder, "device": "cpu"}
     if eeg_encoder == "cbramod":
         pytest.importorskip("braindecode", reason="braindecode is not installed")
+        importlib.import_module("braindecode.models")  # here: it is slow where each call is noted
         changes["eeg_weights"] = str(publish(eeg_encoder, tmp_path / "weights"))
     parameters, p = quick_recipe(**changes), read_params(Path("params.yaml"))
 
     def train() -> None:
-        train_all(
-            tmp_path / "eeg", tmp_path / "unaligned.h5", tmp_path / "model", parameters, 0, p.runs
-        )
+        train_all(data / "eeg", data / "embeddings.h5", tmp_path / "model", parameters, 0, p.runs)
 
     def evaluate() -> None:
         models = [
             load_model(folder) for folder in (tmp_path / "model").iterdir() if folder.is_dir()
         ]
-        cache = read_embeddings(tmp_path / "unaligned.h5", "last", "original", "original")
-        files = sorted((tmp_path / "eeg").glob("*.h5"))
+        cache = read_embeddings(data / "embeddings.h5", "last", "original", "original")
+        files = sorted((data / "eeg").glob("*.h5"))
         score(
             [read_split(path, "test", average=False) for path in files],
             models,
@@ -308,10 +307,10 @@ def test_all_that_runs_in_training_and_scoring_is_followed(
         assert_all_is_followed(functions_that_ran(work), counted)
 
 
+@pytest.mark.usefixtures("cache")
 def test_all_that_runs_in_making_and_embedding_the_sample_is_followed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
 ) -> None:
-    monkeypatch.setenv("ALIGNED_EEG_CACHE", str(tmp_path / "cache"))
     p = read_params(Path("params.yaml"))
     make_checkpoint("synclr_vitb16", tmp_path / "weights", embed_dim=64)
     ran = functions_that_ran(lambda: make_prepared(tmp_path))

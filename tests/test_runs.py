@@ -25,24 +25,12 @@ from pipeline.train.placement import how_many
 from pipeline.train.protocols import Run, plan, seeds_of
 from pipeline.train.runs import train_all
 from stages import evaluate
-from tests.tiny import forget_trainings, make_embeddings, make_prepared, quick_recipe
+from tests.tiny import forget_trainings, quick_recipe
+
+pytestmark = pytest.mark.usefixtures("cache")
 
 HERE = Runs(where="local", workers=1)
 SUBJECTS = ["sub-01", "sub-02"]
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    """A folder with eeg/ of two subjects and embeddings.h5 of random vectors."""
-    base = tmp_path_factory.mktemp("runs")
-    make_embeddings(base / "embeddings.h5", make_prepared(base), seed=0)
-    return base
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch) -> Path:
-    monkeypatch.setenv("ALIGNED_EEG_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
 
 
 def weights(out: Path) -> dict[str, bytes]:

@@ -1,5 +1,4 @@
 import dataclasses
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,13 +9,13 @@ from pipeline.evaluate.evaluation import tabulate
 from pipeline.evaluate.masking import average_some, keep_window, mask_channel
 from pipeline.evaluate.scoring import score
 from pipeline.images.embeddings import Embeddings
-from pipeline.params import read_params
 from pipeline.preprocess.normalisation import normalise
 from pipeline.preprocess.recordings import Recording
 from pipeline.retrieval import rank_of_match
 from pipeline.sections import Evaluate
 from pipeline.train.model import ContrastiveModel, ModelSizes
 from pipeline.train.projection import project
+from tests.tiny import shipped_params
 
 SUBJECTS = ["sub-01", "sub-02"]
 NOTES = {
@@ -37,7 +36,7 @@ def parameters(**changes: object) -> Evaluate:
         "repetitions": [1, 2, 9],
         "resamples": 200,
     }
-    return Evaluate(**read_params(Path("params.yaml")).evaluate.model_dump() | small | changes)
+    return Evaluate(**shipped_params().evaluate.model_dump() | small | changes)
 
 
 @pytest.fixture
@@ -60,7 +59,7 @@ def scene() -> Scene:
         for subject in SUBJECTS
     ]
     embeddings = Embeddings(rng.standard_normal((12, 6)).astype(np.float32), ids)
-    recipe = read_params(Path("params.yaml")).train
+    recipe = shipped_params().train
     return (
         recordings,
         [(ContrastiveModel(ModelSizes(3, 70, 100.0, 6), recipe).eval(), NOTES)],

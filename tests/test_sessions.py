@@ -19,6 +19,7 @@ from pipeline.preprocess.recordings import read_split
 from pipeline.sections import Preprocess, Runs
 from pipeline.train.runs import train_all
 from stages import evaluate
+from tests.preparing import no_other_process
 from tests.raw_eeg import make_raw_subject
 from tests.tiny import make_embeddings, quick_recipe
 
@@ -70,9 +71,10 @@ def one(raw: Path) -> Path:
 
 
 def prepared(raw: Path, out: Path, recordings: str = "raw", **changes: object) -> Path:
-    prepare_subjects(
-        THINGS_EEG2_RAW, raw / recordings, raw / "images.csv", out, preprocess(**changes)
-    )
+    with no_other_process():
+        prepare_subjects(
+            THINGS_EEG2_RAW, raw / recordings, raw / "images.csv", out, preprocess(**changes)
+        )
     return out
 
 

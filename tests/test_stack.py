@@ -8,7 +8,6 @@ import subprocess
 import sys
 import weakref
 from collections import Counter
-from pathlib import Path
 from unittest import mock
 
 import numpy as np
@@ -20,7 +19,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from pipeline.eeg_encoders import fast_nice
 from pipeline.eeg_encoders.encoder import draw_bits
 from pipeline.errors import InputError
-from pipeline.params import read_params
 from pipeline.sections import Train
 from pipeline.train import cuda_graph, many
 from pipeline.train import stack as stack_module
@@ -34,6 +32,7 @@ from pipeline.train.optim import Pieces
 from pipeline.train.samples import Samples
 from pipeline.train.selection import held_out
 from pipeline.train.training import Partition, Setup, Trained
+from tests.tiny import shipped_params
 
 CPU = torch.device("cpu")
 CUDA = torch.device("cuda")
@@ -63,7 +62,7 @@ FLATTENED = {
 @pytest.fixture
 def recipe() -> Train:
     small = {"epochs": 3, "batch_size": 20, "projection_size": 24, "learning_rate": 0.003}
-    return read_params(Path("params.yaml")).train.model_copy(update=small)
+    return shipped_params().train.model_copy(update=small)
 
 
 @pytest.fixture

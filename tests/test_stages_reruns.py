@@ -1,6 +1,8 @@
 """Through DVC: a rerun costs only what changed, and going back costs nothing."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 
@@ -12,8 +14,33 @@ def project(tmp_path_factory, quick_programs) -> Project:
     return project_after_its_first_run(tmp_path_factory, quick_programs)
 
 
-def test_a_rerun_costs_only_what_changed(project):
+def asked(project: Project, *targets: str) -> list[str]:
+    """The stages that DVC would run, as the parameters and the records of the code are now."""
+    return ran(project.run("dvc", "repro", "--dry", *targets))
+
+
+def test_an_experiment_runs_what_changed_and_going_back_runs_nothing(project):
     """The server is gone by now: nothing of this needs the network."""
+    experiment = ("dvc", "exp", "run", "train", "-S")
+    assert ran(project.run(*experiment, "train.epochs=2")) == ["train"]
+    assert asked(project) == ["evaluate", "explain", "report"]
+    assert ran(project.run(*experiment, "train.epochs=3")) == []
+    assert project.run("git", "status", "--porcelain") == ""  # dvc.lock is as it was
+
+
+def test_another_encoder_asks_only_what_learns_from_it(project):
+    params = project.folder / "params.yaml"
+    shipped = params.read_bytes()
+    project.set(encoder="aligned")
+    try:
+        # The report is asked once what it shows has been computed.
+        assert asked(project) == ["train", "baseline", "evaluate", "explain"]
+    finally:
+        params.write_bytes(shipped)
+
+
+@pytest.mark.long  # the same as the two tests above, with all stages run
+def test_a_rerun_costs_only_what_changed(project):
     assert ran(project.run("dvc", "repro")) == []
     before = project.metrics()
     assert ran(project.run("dvc", "exp", "run", "-S", "encoder=aligned")) == [
@@ -39,27 +66,53 @@ def test_a_rerun_costs_only_what_changed(project):
     assert ran(back) == [] and project.metrics() == before
 
 
-def test_an_edit_costs_only_what_computes_with_it(project):
-    """A docstring in every file, and another EEG encoder; then a constant of the one that was chosen."""
+@contextmanager
+def edits(project: Project) -> Iterator[None]:
+    """The code may be edited, and is as it was afterwards."""
     shipped = {path: path.read_text() for path in (project.folder / "pipeline").rglob("*.py")}
-    nice, encoders = (
-        project.folder / f"pipeline/eeg_encoders/{name}.py" for name in ("nice", "table")
-    )
     try:
-        for path, text in shipped.items():
-            path.write_text(text.replace('"""', '"""Corrected. ', 1))
-        encoders.write_text(
-            encoders.read_text().replace(
-                '    "nice": Nice,', '    "nice": Nice,\n    "mine": AtmS,'
-            )
-        )
-        assert ran(project.run("dvc", "repro")) == []
-
-        nice.write_text(nice.read_text().replace("n_filters: int = 40", "n_filters: int = 41"))
-        assert ran(project.run("dvc", "repro")) == ["train", "evaluate", "explain", "report"]
+        yield
     finally:
         for path, text in shipped.items():
             path.write_text(text)
+
+
+def correct_docstrings_and_add_an_encoder(project: Project) -> None:
+    """A docstring in every file, and another EEG encoder."""
+    for path in (project.folder / "pipeline").rglob("*.py"):
+        path.write_text(path.read_text().replace('"""', '"""Corrected. ', 1))
+    encoders = project.folder / "pipeline/eeg_encoders/table.py"
+    encoders.write_text(
+        encoders.read_text().replace('    "nice": Nice,', '    "nice": Nice,\n    "mine": AtmS,')
+    )
+
+
+def change_the_chosen_encoder(project: Project) -> None:
+    nice = project.folder / "pipeline/eeg_encoders/nice.py"
+    nice.write_text(nice.read_text().replace("n_filters: int = 40", "n_filters: int = 41"))
+
+
+def test_an_edit_asks_only_what_computes_with_it(project):
+    with edits(project):
+        correct_docstrings_and_add_an_encoder(project)
+        project.run("dvc", "repro", "code")
+        assert asked(project) == []
+
+        change_the_chosen_encoder(project)
+        project.run("dvc", "repro", "code")
+        assert asked(project) == ["train", "evaluate", "explain"]
+    assert ran(project.run("dvc", "repro")) == []
+    assert project.run("git", "status", "--porcelain") == ""
+
+
+@pytest.mark.long  # the same as the test above, with all stages run
+def test_an_edit_costs_only_what_computes_with_it(project):
+    with edits(project):
+        correct_docstrings_and_add_an_encoder(project)
+        assert ran(project.run("dvc", "repro")) == []
+
+        change_the_chosen_encoder(project)
+        assert ran(project.run("dvc", "repro")) == ["train", "evaluate", "explain", "report"]
     assert ran(project.run("dvc", "repro")) == []
     assert project.run("git", "status", "--porcelain") == ""
 
@@ -92,7 +145,7 @@ def test_another_alignment_leaves_the_unaligned_cache(project):
     shipped = params.read_bytes()
     project.set(alignment="glocal")
     try:
-        assert ran(project.run("dvc", "repro", "--dry", "embed")) == ["embed@aligned"]
+        assert asked(project, "embed") == ["embed@aligned"]
     finally:
         params.write_bytes(shipped)
 
@@ -102,13 +155,15 @@ def test_another_number_of_epochs_leaves_the_baseline(project):
     shipped = params.read_bytes()
     try:
         project.set(train__epochs=2, train__seeds=3, train__eeg_encoder="nice-recipe")
-        assert ran(project.run("dvc", "repro", "--dry", "baseline")) == []
+        assert asked(project, "baseline") == []
         project.set(train__remove_dc=True)
-        assert ran(project.run("dvc", "repro", "--dry", "baseline")) == ["baseline"]
+        assert asked(project, "baseline") == ["baseline"]
     finally:
         params.write_bytes(shipped)
 
 
+# In `make test`: the record of the file is another one (test_outputs), and the stage depends on it.
+@pytest.mark.long
 def test_another_file_of_eeg_weights_asks_the_training_again(project, tmp_path):
     """Here no EEG encoder reads it, and the training is finished already."""
     weights = tmp_path / "model.safetensors"

@@ -27,6 +27,8 @@ from pipeline.images.models.vit import ImageEncoder
 from stages import weights
 
 TINY = "vit_tiny_patch16_224"
+SMALL = "test_vit"  # six blocks of 64 channels, for what any ViT shows
+WIDTH = 64
 NAMES = [TINY, "resnet18", "test_convnext", "test_vit4"]
 
 
@@ -141,28 +143,30 @@ def test_a_name_with_a_tag_is_timms() -> None:
 
 @pytest.fixture(scope="module")
 def state(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
-    """Random weights of the tiny ViT by name."""
+    """Random weights of the small ViT by name."""
     folder = tmp_path_factory.mktemp("state")
-    make_random(TINY, "weights", folder)
+    make_random(SMALL, "weights", folder)
     return safetensors.torch.load_file(folder / "weights")
 
 
 def features(encoder: ImageEncoder) -> torch.Tensor:
-    pixels = torch.rand(2, 3, 224, 224, generator=torch.Generator().manual_seed(0))
-    return encoder(pixels)[0]
+    return encoder(random_pixels(encoder.framing.side))[0]
+
+
+def random_pixels(side: int) -> torch.Tensor:
+    return torch.rand(2, 3, side, side, generator=torch.Generator().manual_seed(0))
 
 
 def timms_features(state: dict[str, torch.Tensor]) -> torch.Tensor:
     """What timm's own model gives for the same pixels."""
-    model: Any = timm.create_model(TINY, num_classes=0)
+    model: Any = timm.create_model(SMALL, num_classes=0)
     model.load_state_dict(
         {key: value for key, value in state.items() if not key.startswith("head.")}
     )
     config = model.pretrained_cfg
     mean, std = (torch.tensor(config[key]).view(3, 1, 1) for key in ("mean", "std"))
-    pixels = torch.rand(2, 3, 224, 224, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        return model.eval()((pixels - mean) / std)
+        return model.eval()((random_pixels(config["input_size"][1]) - mean) / std)
 
 
 def prefixed(state: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
@@ -208,13 +212,13 @@ BESIDE = {
         (with_head, ""),
         (
             lambda state: with_head(
-                state, **{"head.weight": torch.ones(10, 192), "head.bias": torch.ones(10)}
+                state, **{"head.weight": torch.ones(10, WIDTH), "head.bias": torch.ones(10)}
             ),
             "",
         ),
         (
             lambda state: with_head(
-                state, **{"head.0.weight": torch.ones(5, 192), "head.2.weight": torch.ones(2, 5)}
+                state, **{"head.0.weight": torch.ones(5, WIDTH), "head.2.weight": torch.ones(2, 5)}
             ),
             "",
         ),
@@ -229,7 +233,7 @@ def test_weights_as_training_scripts_leave_them(
     capsys: pytest.CaptureFixture,
 ) -> None:
     torch.save(save(state), tmp_path / "model.pt")
-    assert torch.equal(features(load_encoder(tmp_path / "model.pt", TINY)), timms_features(state))
+    assert torch.equal(features(load_encoder(tmp_path / "model.pt", SMALL)), timms_features(state))
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == bool(said) and all(said in line for line in lines)
 
@@ -237,14 +241,14 @@ def test_weights_as_training_scripts_leave_them(
 def test_half_precision_becomes_float32(state: dict[str, torch.Tensor], tmp_path: Path) -> None:
     halves = {key: value.half() for key, value in state.items()}
     safetensors.torch.save_file(halves, tmp_path / "half.safetensors")
-    encoder = load_encoder(tmp_path / "half.safetensors", TINY)
+    encoder = load_encoder(tmp_path / "half.safetensors", SMALL)
     assert {value.dtype for value in encoder.state_dict().values()} == {torch.float32}
     assert torch.equal(
         features(encoder), timms_features({key: value.float() for key, value in halves.items()})
     )
 
 
-def refused(path: Path, name: str = TINY) -> str:
+def refused(path: Path, name: str = SMALL) -> str:
     """The sentence for a file that does not load."""
     with pytest.raises(InputError) as error:
         load_encoder(path, name)
@@ -264,7 +268,7 @@ def do_as_told(sentence: str, folder: Path) -> Path:
 def test_weights_of_a_model_for_larger_pictures_are_refused(tmp_path: Path) -> None:
     large = timm.create_model(TINY, num_classes=0, img_size=384)
     torch.save(large.state_dict(), tmp_path / "old.pt")
-    told = refused(tmp_path / "old.pt")
+    told = refused(tmp_path / "old.pt", TINY)
     assert (
         "pos_embed: expected (1, 197, 192), which timm's vit_tiny_patch16_224 has, got (1, 577, 192)"
         in told
@@ -276,7 +280,7 @@ def test_weights_of_a_model_for_larger_pictures_are_refused(tmp_path: Path) -> N
 def test_positions_that_fit_no_model_of_timm_are_resized_as_told(tmp_path: Path) -> None:
     odd = timm.create_model(TINY, num_classes=10, img_size=240)
     torch.save({"state_dict": odd.state_dict()}, tmp_path / "old.pt")
-    told = refused(tmp_path / "old.pt")
+    told = refused(tmp_path / "old.pt", TINY)
     assert (
         "pos_embed: expected (1, 197, 192), which timm's vit_tiny_patch16_224 has, got (1, 226, 192)"
         in told
@@ -287,7 +291,7 @@ def test_positions_that_fit_no_model_of_timm_are_resized_as_told(tmp_path: Path)
 def test_a_whole_model_is_not_run_and_its_weights_are_saved_as_told(
     state: dict[str, torch.Tensor], tmp_path: Path
 ) -> None:
-    model = timm.create_model(TINY)
+    model = timm.create_model(SMALL)
     model.load_state_dict(state)
     torch.save(model, tmp_path / "old.pt")
     told = refused(tmp_path / "old.pt")
@@ -296,7 +300,7 @@ def test_a_whole_model_is_not_run_and_its_weights_are_saved_as_told(
         in told
     )
     assert torch.equal(
-        features(load_encoder(do_as_told(told, tmp_path), TINY)), timms_features(state)
+        features(load_encoder(do_as_told(told, tmp_path), SMALL)), timms_features(state)
     )
 
 
@@ -319,7 +323,7 @@ def test_another_pickle_protocol_is_saved_again_as_told(
     told = refused(tmp_path / "old.pt")
     assert "it was saved with another pickle_protocol than 2" in told
     assert torch.equal(
-        features(load_encoder(do_as_told(told, tmp_path), TINY)), timms_features(state)
+        features(load_encoder(do_as_told(told, tmp_path), SMALL)), timms_features(state)
     )
 
 
@@ -347,11 +351,11 @@ def test_names_of_which_only_some_have_a_prefix(
         torch.save(content, tmp_path / "old.pt")
         told = refused(tmp_path / "old.pt")
         assert (
-            "152 names of weights begin with 'model.' and 'loss.weight' does not: if you trust the file"
+            "80 names of weights begin with 'model.' and 'loss.weight' does not: if you trust the file"
             in told
         )
         assert torch.equal(
-            features(load_encoder(do_as_told(told, tmp_path), TINY)), timms_features(state)
+            features(load_encoder(do_as_told(told, tmp_path), SMALL)), timms_features(state)
         )
 
 
@@ -384,7 +388,7 @@ def test_weights_beside_other_things_are_saved_as_told(
     told = refused(tmp_path / "old.pt")
     assert message in told
     assert torch.equal(
-        features(load_encoder(do_as_told(told, tmp_path), TINY)), timms_features(state)
+        features(load_encoder(do_as_told(told, tmp_path), SMALL)), timms_features(state)
     )
 
 
@@ -396,7 +400,7 @@ def test_of_a_dict_with_a_strange_object_the_weights_are_saved_as_told(
     assert "or of a dict of several things ['state_dict'] in place of .state_dict()" in told
     told = told.replace("weights_only=False).state_dict()", "weights_only=False)['state_dict']")
     assert torch.equal(
-        features(load_encoder(do_as_told(told, tmp_path), TINY)), timms_features(state)
+        features(load_encoder(do_as_told(told, tmp_path), SMALL)), timms_features(state)
     )
 
 
@@ -411,7 +415,7 @@ def test_files_as_people_have_them_are_read(state: dict[str, torch.Tensor], tmp_
         save = safetensors.torch.save_file if suffix == ".safetensors" else torch.save
         save(state, tmp_path / f"model{suffix}")
         assert torch.equal(
-            features(load_encoder(tmp_path / f"model{suffix}", TINY)), timms_features(state)
+            features(load_encoder(tmp_path / f"model{suffix}", SMALL)), timms_features(state)
         )
 
 
@@ -426,22 +430,22 @@ def test_a_file_that_does_not_fit_is_told_in_one_sentence(
     for saved, message in (
         (
             timm.create_model("resnet18").state_dict(),
-            "it lacks 150 of 150, the first is cls_token, and it has 122 that",
+            "it lacks 78 of 78, the first is cls_token, and it has 122 that",
         ),
         (
             lacking,
-            "it lacks 12 of 150, the first is blocks.3.norm1.weight; set backbone to the model that they are of",
+            "it lacks 12 of 78, the first is blocks.3.norm1.weight; set backbone to the model that they are of",
         ),
         (state | {"extra": torch.zeros(3)}, "it has 1 that the model has not, the first is extra"),
         (
             state | {"norm.bias": torch.zeros(3)},
-            r"norm.bias: expected (192,), which timm's .* has, got (3,); set backb",
+            r"norm.bias: expected (64,), which timm's .* has, got (3,); set backb",
         ),
         (
-            state | {"norm.bias": torch.full((192,), torch.nan)},
-            "the weight norm.bias has 192 values that are not finite, .* put a whole one in its place, .* --force",
+            state | {"norm.bias": torch.full((WIDTH,), torch.nan)},
+            "the weight norm.bias has 64 values that are not finite, .* put a whole one in its place, .* --force",
         ),
-        ({}, f"should hold the weights of {TINY} by name, .* and holds nothing"),
+        ({}, f"should hold the weights of {SMALL} by name, .* and holds nothing"),
         ({"state_dict": 3}, "holds the keys state_dict"),
         ({"teacher": state, "student": state}, "holds the keys teacher, student"),
     ):
@@ -461,14 +465,15 @@ def test_the_weights_are_a_file_that_the_user_names(tmp_path: Path) -> None:
     values = yaml.safe_load(Path("params.yaml").read_text()) | {"dataset": "things-eeg2"}
     params.write_text(yaml.safe_dump(values))
     with pytest.raises(
-        InputError, match=f"download.weights_file is none: the weights of timm/{TINY} are published"
+        InputError,
+        match=f"download.weights_file is none: the weights of timm/{SMALL} are published",
     ):
-        weights.main(params, f"timm/{TINY}", tmp_path / "weights")
-    make_random(TINY, own.name, tmp_path)
+        weights.main(params, f"timm/{SMALL}", tmp_path / "weights")
+    make_random(SMALL, own.name, tmp_path)
     values["download"]["weights_file"] = str(own)
     params.write_text(yaml.safe_dump(values))
-    weights.main(params, f"timm/{TINY}", tmp_path / "weights")
+    weights.main(params, f"timm/{SMALL}", tmp_path / "weights")
     [copy] = (tmp_path / "weights").iterdir()
     assert copy.read_bytes() == own.read_bytes() and copy.stat().st_ino != own.stat().st_ino
-    encoder, about = find_model(f"timm/{TINY}").unaligned(copy)
-    assert (encoder.n_blocks, about) == (12, {})
+    encoder, about = find_model(f"timm/{SMALL}").unaligned(copy)
+    assert (encoder.n_blocks, about) == (6, {})

@@ -1,7 +1,6 @@
 import dataclasses
 import functools
 import math
-from pathlib import Path
 from unittest import mock
 
 import numpy as np
@@ -13,7 +12,6 @@ from scipy.optimize import minimize_scalar
 from pipeline.errors import InputError
 from pipeline.evaluate.chance import p_above_chance
 from pipeline.evaluate.similarities import SubjectResult
-from pipeline.params import read_params
 from pipeline.preprocess.normalisation import normalise
 from pipeline.retrieval import symmetric_cross_entropy
 from pipeline.sections import Train
@@ -31,13 +29,14 @@ from pipeline.train.samples import Samples
 from pipeline.train.selection import held_out, lowest_loss, make_galleries
 from pipeline.train.stack import mean_responses
 from pipeline.train.training import Partition, Setup, Trained
+from tests.tiny import shipped_params
 
 CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
 def recipe() -> Train:
-    return read_params(Path("params.yaml")).train
+    return shipped_params().train
 
 
 def planted(noise: float = 0.5) -> tuple[Samples, torch.Tensor]:

@@ -14,6 +14,7 @@ from distributed import LocalCluster
 
 from pipeline.errors import InputError
 from pipeline.evaluate.scoring import score
+from pipeline.images.embeddings import read_embeddings
 from pipeline.params import read_params
 from pipeline.preprocess.recordings import read_split
 from pipeline.sections import Runs, Study, Train
@@ -24,16 +25,19 @@ from pipeline.train.model import load_model
 from pipeline.train.protocols import plan
 from pipeline.train.runs import train_all, train_runs
 from stages.study import main
-from tests.tiny import forget_trainings, make_embeddings, make_prepared, quick_recipe
+from tests.tiny import forget_trainings, make_embeddings, quick_recipe
+
+pytestmark = pytest.mark.usefixtures("cache")
 
 KINDS = {"one": {"dreamsim": False}, "two": {"dreamsim": False, "other": True}}
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
+def data(data, tmp_path_factory) -> Path:
     """eeg/ of two subjects, and the embeddings of two image models, of which one has two kinds of alignment."""
     base = tmp_path_factory.mktemp("trials")
-    image_ids = make_prepared(base)
+    (base / "eeg").symlink_to(data / "eeg")
+    image_ids = read_embeddings(data / "embeddings.h5", "last").image_ids
     for seed, name in enumerate(
         ("one/unaligned", "one/dreamsim", "two/unaligned", "two/dreamsim", "two/other")
     ):
@@ -43,17 +47,14 @@ def data(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def workers() -> Iterator[Runs]:
-    """Two workers for all tests of this file: to start them takes longer than the runs."""
+    """A worker for all tests of this file: to start one takes longer than the runs.
+
+    Of several at once: test_workers.
+    """
     with LocalCluster(
-        n_workers=2, threads_per_worker=1, host="127.0.0.1", dashboard_address=None
+        n_workers=1, threads_per_worker=1, host="127.0.0.1", dashboard_address=None
     ) as cluster:
         yield Runs(where=cluster.scheduler_address, workers="auto")
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch) -> Path:
-    monkeypatch.setenv("ALIGNED_EEG_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
 
 
 def study(**changes: object) -> Study:
@@ -289,7 +290,7 @@ def run_stage(data: Path, folder: Path, workers: Runs, **train: object) -> dict:
         "protocols": ["within-subject"],
         "eeg_encoders": ["nice-recipe"],
     }
-    values["train"] |= quick_recipe(epochs=12).model_dump() | train
+    values["train"] |= quick_recipe().model_dump() | train
     values["evaluate"] |= {"resamples": 100, "top_k": [1, 3]}
     values["runs"] = workers.model_dump()
     folder.mkdir()

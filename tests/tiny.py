@@ -1,10 +1,9 @@
 """Prepared EEG of two subjects and random embeddings of the images they saw: small enough to train in a second."""
 
+import functools
 import shutil
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from unittest.mock import patch
 
 import numpy as np
 
@@ -13,11 +12,12 @@ from pipeline.datasets.sample import Size, make_raw
 from pipeline.datasets.table import SAMPLE
 from pipeline.files import cache_folder
 from pipeline.images.embeddings import write_embeddings
-from pipeline.params import read_params
+from pipeline.params import Params, read_params
 from pipeline.preprocess import preparation
 from pipeline.sections import Train
 from pipeline.train import finished
 from stages import baseline, explain, human
+from tests.preparing import no_other_process
 
 TINY = Size(
     train_concepts=12,
@@ -26,6 +26,12 @@ TINY = Size(
     train_repetitions=2,
     test_repetitions=3,
 )
+
+
+@functools.cache
+def shipped_params() -> Params:
+    """params.yaml as it is shipped, read once: that takes as long as an epoch of a tiny training."""
+    return read_params(Path("params.yaml"))
 
 
 # No subject's EEG, and pictures for the embed stage alone
@@ -50,11 +56,8 @@ def make_prepared(base: Path) -> np.ndarray:
     images = SAMPLE.read_metadata(base / "image_metadata.npy")
     write_image_table(base / "images.csv", images)
     changes = {"channels": ["O1", "Oz", "O2"], "workers": 1}
-    parameters = read_params(Path("params.yaml")).preprocess.model_copy(update=changes)
-    # In this process: to start another takes longer than the work.
-    with patch.object(
-        preparation, "ProcessPoolExecutor", lambda n_workers, _: ThreadPoolExecutor(n_workers)
-    ):
+    parameters = shipped_params().preprocess.model_copy(update=changes)
+    with no_other_process():
         preparation.prepare_subjects(
             SAMPLE, base / "raw", base / "images.csv", base / "eeg", parameters
         )
@@ -71,7 +74,7 @@ def make_embeddings(path: Path, image_ids: np.ndarray, seed: int) -> None:
 
 def quick_recipe(**changes: object) -> Train:
     quick = {"epochs": 3, "batch_size": 12, "projection_size": 16, "validation_concepts": 0.25}
-    return Train(**read_params(Path("params.yaml")).train.model_dump() | quick | changes)
+    return Train(**shipped_params().train.model_dump() | quick | changes)
 
 
 EXPLAINED = ("galleries", "calibration", "reliability", "rsa", "near_misses", "concepts")

@@ -1,7 +1,7 @@
 """A `python3` and a `dvc` that start at once, for tests that start dozens of stages.
 
-    with warm_python() as folder:  # it has both, and comes first in a PATH
-        subprocess.run(["dvc", "repro"], env={"PATH": f"{folder}:{os.environ['PATH']}"})
+    folder = start_warm_python(os.getpid())  # it has both, and comes first in a PATH
+    subprocess.run(["dvc", "repro"], env={"PATH": f"{folder}:{os.environ['PATH']}"})
 
 Each stage spends some 4 seconds on importing torch, and dvc 2 on itself. Here one process imports these libraries, none
 of this project, and each program is a fork of it: a process of its own that runs the same code, with the folder, the
@@ -17,14 +17,13 @@ import json
 import os
 import runpy
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 PROGRAMS = {"python3": "", "dvc": "-m dvc"}
@@ -36,32 +35,36 @@ LIBRARIES = [
 ]
 
 
-@contextmanager
-def warm_python() -> Iterator[str]:
-    with tempfile.TemporaryDirectory() as folder:
-        socket_file = Path(folder, "socket")
-        for name, module in PROGRAMS.items():
-            command = shlex.join([sys.executable, "-S", __file__, str(socket_file)])
-            script = Path(folder, name)
-            script.write_text(f'#!/bin/sh\nexec {command} {module} "$@"\n')
-            script.chmod(0o755)
+def start_warm_python(suite: int) -> str:
+    """A folder with both programs, which is there until the process `suite` has ended."""
+    folder = (
+        tempfile.mkdtemp()
+    )  # not in that of the tests: a socket has a name of 100 letters at most
+    socket_file = Path(folder, "socket")
+    for name, module in PROGRAMS.items():
+        command = shlex.join([sys.executable, "-S", __file__, str(socket_file)])
+        script = Path(folder, name)
+        script.write_text(f'#!/bin/sh\nexec {command} {module} "$@"\n')
+        script.chmod(0o755)
 
-        # As the stages set it before they import these libraries.
-        environment = {**os.environ, "HDF5_USE_FILE_LOCKING": "FALSE", "OMP_NUM_THREADS": "1"}
-        environment.pop("PYTHONPATH", None)
-        server = subprocess.Popen(
-            [sys.executable, __file__, str(socket_file)], env=environment, stdout=subprocess.PIPE
-        )
-        try:
-            assert server.stdout.readline() == b"ready\n"
-            yield folder
-        finally:
-            server.kill()
-            server.communicate()
+    # As the stages set it before they import these libraries.
+    environment = {**os.environ, "HDF5_USE_FILE_LOCKING": "FALSE", "OMP_NUM_THREADS": "1"}
+    environment.pop("PYTHONPATH", None)
+    server = subprocess.Popen(
+        [sys.executable, __file__, "--serve", str(socket_file), str(suite)],
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+    )
+    assert server.stdout.readline() == b"ready\n"
+    return folder
 
 
-def serve(address: str) -> None:
-    """Fork for each program that is asked for. Returns in the fork, when the program has ended."""
+def serve(address: str, suite: int) -> None:
+    """Fork for each program that is asked for. Returns in the fork, when the program has ended.
+
+    Returns, and takes the folder away, when the process `suite` has ended.
+    """
     for name in LIBRARIES:
         importlib.import_module(name)
     vl_convert = importlib.import_module("vl_convert")
@@ -73,15 +76,30 @@ def serve(address: str) -> None:
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(address)
         server.listen()
+        server.settimeout(0.5)
         print("ready", flush=True)
         while True:
-            client, _ = server.accept()
+            try:
+                client, _ = server.accept()
+            except TimeoutError:
+                if has_ended(suite):
+                    shutil.rmtree(Path(address).parent)
+                    return
+                continue
             if not os.fork():
                 break
             client.close()
 
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     run(client)
+
+
+def has_ended(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return True
+    return False
 
 
 def run(client: socket.socket) -> None:
@@ -143,4 +161,7 @@ def start(address: str, arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    start(sys.argv[1], sys.argv[2:]) if sys.argv[2:] else serve(sys.argv[1])
+    if sys.argv[1] == "--serve":
+        serve(sys.argv[2], int(sys.argv[3]))
+    else:
+        start(sys.argv[1], sys.argv[2:])
