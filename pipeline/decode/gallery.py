@@ -26,7 +26,8 @@ from pipeline.images.embeddings import (
     read_embeddings,
 )
 from pipeline.images.models.table import (
-    Load,
+    Alignment,
+    FeaturesFile,
     OfCache,
     OwnCheckpoint,
     find_alignment,
@@ -38,6 +39,11 @@ from pipeline.train.model import ContrastiveModel
 
 PICTURES = (".jpg", ".jpeg", ".png")
 ZIP = "pictures"  # the zip of a folder's pictures, and so the first folder of their ids
+NO_WEIGHTS = (
+    "nothing in the model's folder tells which weights made the embeddings that it was trained with "
+    "(they may be features that were computed elsewhere), so that no picture can be embedded for "
+    "it: give an embedding cache in the place of pictures"
+)
 # What of an embedding cache must be as in the training
 SAME_MODEL = [
     *("backbone", "encoder", "alignment", "aligned_by", "tokens", "preprocessing"),
@@ -120,16 +126,15 @@ def embed_pictures(
     are not those that the model was trained with.
     """
     if made_with is None or "checkpoint_sha256" not in made_with["embeddings"]:
-        raise InputError(
-            "nothing in the model's folder tells which weights made the embeddings that it was "
-            "trained with (they may be features that were computed elsewhere), so that no picture "
-            "can be embedded for it: give an embedding cache in the place of pictures"
-        )
+        raise InputError(NO_WEIGHTS)
     trained = made_with["embeddings"]
     image_model = find_model(trained["backbone"])
-    load: Load | OfCache | OwnCheckpoint = image_model.unaligned
+    unaligned = image_model.unaligned
+    load: Alignment = unaligned
     if trained["encoder"] == "aligned":
         load = find_alignment(trained["backbone"], trained["alignment"])
+    if isinstance(unaligned, FeaturesFile) or isinstance(load, FeaturesFile):
+        raise InputError(NO_WEIGHTS)
 
     file = load.file if isinstance(load, OwnCheckpoint) else image_model.file
     _check_weights(weights / file, trained)
@@ -143,12 +148,12 @@ def embed_pictures(
         device = pick_device(parameters.device)
         if isinstance(load, OfCache):
             names |= {"encoder": "unaligned", "alignment": "none"}
-            unaligned = Path(temporary) / "unaligned.h5"
+            unaligned_cache = Path(temporary) / "unaligned.h5"
             embed_images(
-                *(table, images_dir, image_model.unaligned, weights / file, unaligned, names),
+                *(table, images_dir, unaligned, weights / file, unaligned_cache, names),
                 *(parameters, device),
             )
-            load.write(unaligned, weights, cache)
+            load.write(unaligned_cache, weights, cache)
         else:
             plain = load.load if isinstance(load, OwnCheckpoint) else load
             embed_images(
