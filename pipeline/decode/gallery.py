@@ -41,8 +41,8 @@ PICTURES = (".jpg", ".jpeg", ".png")
 ZIP = "pictures"  # the zip of a folder's pictures, and so the first folder of their ids
 NO_WEIGHTS = (
     "nothing in the model's folder tells which weights made the embeddings that it was trained "
-    "with (they may be features that were computed elsewhere), so that no picture can be embedded for "
-    "it: give an embedding cache in the place of pictures"
+    "with (they may be features that were computed elsewhere), so that no picture can be embedded "
+    "for it: give an embedding cache in the place of pictures"
 )
 # What of an embedding cache must be as in the training
 SAME_MODEL = [
