@@ -115,6 +115,12 @@ def make_images(folder: Path, test_ids: np.ndarray, rng: np.random.Generator) ->
     write_similarities(folder / "baseline.h5", Similarities(nothing, nothing, nothing, [], about))
 
 
+def cpu_seconds() -> float:
+    """Of all stages so far."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
 def main() -> None:
     size = " ".join(sys.argv[1:])
     with tempfile.TemporaryDirectory() as name:
@@ -145,16 +151,17 @@ def main() -> None:
                 *(str(folder / path) for path in paths),
                 *(["--baseline", str(folder / "baseline.h5")] if stage == "report" else []),
             ]
-            started = time.perf_counter()
+            started = time.perf_counter(), cpu_seconds()
             subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-            print(f"{stage}: {time.perf_counter() - started:.1f} s", flush=True)
+            of_stage = time.perf_counter() - started[0]
+            cpu = cpu_seconds() - started[1]
+            print(f"{stage}: {of_stage:.1f} s ({cpu:.1f} s of CPU)", flush=True)
         seconds = time.perf_counter() - start
         usage = resource.getrusage(resource.RUSAGE_CHILDREN)
         n_way = json.loads((folder / "evaluation.json").read_text())["n_way"]
     peak = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6
-    cpu = usage.ru_utime + usage.ru_stime
     of = f"10 subjects x {n_way} images x 80 repetitions, {SHAPES[size][2]} x {SHAPES[size][3]}, {len(SEEDS[size])} seeds"
-    print(f"all three, {of}: {seconds:.1f} s ({cpu:.1f} s of CPU), {peak:.0f} MB peak")
+    print(f"all three, {of}: {seconds:.1f} s ({cpu_seconds():.1f} s of CPU), {peak:.0f} MB peak")
     key = f"evaluate_{size or 'full_size'}"
     write_latest({f"{key}_s": round(seconds, 1), f"{key}_peak_rss_mb": round(peak)})
 
