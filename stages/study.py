@@ -39,9 +39,7 @@ def main(
     answers, failures = run_study(trials, subjects, embeddings, p.train, p.runs)
 
     caches = {cache_of(embeddings, trial) for trial in trials}
-    # The EEG of all subjects was prepared in one way, so that one of them can tell it.
-    first_recording = next(iter(subjects.values())).path
-    facts = describe(p, caches, first_recording)
+    facts = describe(p, caches, [subject.path for subject in subjects.values()])
     summary, frame = summarise(answers, failures, facts, p.evaluate, p.seed)
     with replacing(table) as temporary:
         frame.to_csv(temporary, index=False)
@@ -82,11 +80,11 @@ def kinds_of(backbones: Sequence[str]) -> dict[str, dict[str, bool]]:
     return kinds
 
 
-def describe(p: Params, caches: Iterable[Path], recording: Path) -> dict[str, Any]:
-    """What a summary says of the data behind it; all subjects have the caveats of `recording`."""
+def describe(p: Params, caches: Iterable[Path], recordings: Iterable[Path]) -> dict[str, Any]:
+    """What a summary says of the data behind it."""
     dataset = DATASETS[p.dataset]
     caveats_of_images = {read_about(cache)[0].get("caveat") for cache in caches}
-    modality = read_modality(recording)
+    modality = read_modality(next(iter(recordings)))  # all subjects have the same channels
     facts: dict[str, Any] = {} if modality == "EEG" else {"modality": modality}
     return facts | {
         "dataset": p.dataset,
@@ -98,7 +96,8 @@ def describe(p: Params, caches: Iterable[Path], recording: Path) -> dict[str, An
             *dataset.caveats,
             *(caveat for name in p.study.eeg_encoders for caveat in caveats_of(name)),
             *sorted(caveat for caveat in caveats_of_images if caveat),
-            *read_caveats(recording),
+            # A caveat may be of one subject alone, such as its bad channels. Each is said once.
+            *dict.fromkeys(caveat for path in recordings for caveat in read_caveats(path)),
         ],
     }
 
