@@ -428,6 +428,12 @@ def test_a_wrong_list_of_names_is_told(own: Own, ids: list[str], features: np.nd
         with pytest.raises(InputError, match=f"{n_lists} lists of names are in its metadata, and"):
             own.embed(tensors)
 
+    tensors = write_safetensors(own.folder, ids, features)
+    with pytest.raises(InputError, match="in its metadata and in clip.csv beside it; give that fi"):
+        own.embed(tensors)
+    (own.folder / "clip.csv").rename(own.folder / "other.csv")
+    own.embed(tensors)
+
 
 @pytest.mark.parametrize(
     ("value", "message"),
