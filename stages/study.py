@@ -84,7 +84,7 @@ def describe(p: Params, caches: Iterable[Path], recordings: Sequence[Path]) -> d
     """What a summary says of the data behind it."""
     dataset = DATASETS[p.dataset]
     caveats_of_images = {read_about(cache)[0].get("caveat") for cache in caches}
-    modality = read_modality(recordings[0])
+    modality = read_modality(recordings[0])  # all subjects have the same channels
     facts: dict[str, Any] = {} if modality == "EEG" else {"modality": modality}
     return facts | {
         "dataset": p.dataset,

@@ -268,6 +268,11 @@ WRONG: dict[str, tuple[Callable[[Any, Any], dict[str, Any]], str]] = {
         "1 images have several rows, the first is training_images/00002_pattern_0004/"
         "pattern_0004_01s.jpg with .* in row 2 and .* in row 11 .from 0.: keep one",
     ),
+    "the name of one image for another": (
+        lambda n, x: {"names": [*n[:-1], n[0]], "features": x},
+        "1 of the 11 images have no row, .*, and 1 are there twice, the first is training_images/"
+        "00001_pattern_0001/pattern_0001_01s.jpg: add the rows",
+    ),
     "NaN": (
         lambda n, x: {"names": n, "features": nan_in_row_3(x)},
         "the features of 1 of 11 images are not finite, the first is .*pattern_0004_02s.jpg: comp",
@@ -427,6 +432,12 @@ def test_a_wrong_list_of_names_is_told(own: Own, ids: list[str], features: np.nd
         safetensors.numpy.save_file({"x": features}, tensors, metadata)
         with pytest.raises(InputError, match=f"{n_lists} lists of names are in its metadata, and"):
             own.embed(tensors)
+
+    tensors = write_safetensors(own.folder, ids, features)
+    with pytest.raises(InputError, match="in its metadata and in clip.csv beside it; give that fi"):
+        own.embed(tensors)
+    (own.folder / "clip.csv").rename(own.folder / "other.csv")
+    own.embed(tensors)
 
 
 @pytest.mark.parametrize(

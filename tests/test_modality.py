@@ -91,7 +91,7 @@ def test_the_answer_of_a_comparison_and_of_a_study_says_so(meg: Path, tmp_path: 
     assert "MEG, 20-way, pooled" in of_meg
     assert of_meg.replace("MEG, ", "") == eeg
 
-    facts = describe(report.read_params(params(tmp_path)), [], meg / "eeg/sub-01.h5")
+    facts = describe(report.read_params(params(tmp_path)), [], [meg / "eeg/sub-01.h5"])
     assert facts["modality"] == "MEG"
     summary, table = study(cells(["clip_vitb32"], ["nice"]), modality="MEG")
     assert "MEG, 50-way" in summary["answer"]

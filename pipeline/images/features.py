@@ -7,6 +7,7 @@ needs are passed over.
 """
 
 import unicodedata
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
@@ -95,8 +96,8 @@ def match_names(names: Sequence[str], image_ids: Sequence[str], label: str) -> n
     if missing:
         raise InputError(
             f"{label}: {len(missing)} of the {len(image_ids)} images have no row, the first is "
-            f"{image_ids[missing[0]]}; its names are such as {names[0]}: add the rows, or write "
-            "the names as in the column image_ids of data/fetched/images.csv"
+            f"{image_ids[missing[0]]}; its names are such as {names[0]}{_describe_doubles(names)}: add "
+            "the rows, or write the names as in the column image_ids of data/fetched/images.csv"
         )
 
     doubled = [i for i, rows in enumerate(candidates) if len(rows) > 1]
@@ -112,6 +113,12 @@ def match_names(names: Sequence[str], image_ids: Sequence[str], label: str) -> n
     rows = np.array([rows[0] for rows in candidates], dtype=np.int64)
     _check_each_once(rows, names, image_ids, label)
     return rows
+
+
+def _describe_doubles(names: Sequence[str]) -> str:
+    """Which names are there twice: an image may lack its row because that has another's name."""
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    return f", and {len(twice)} are there twice, the first is {twice[0]}" if twice else ""
 
 
 def _rows_by_key(names: Sequence[str], depth: int) -> dict[str, list[int]]:

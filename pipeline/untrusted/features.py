@@ -205,7 +205,16 @@ def _read_safetensors(path: Path, label: str) -> tuple[list[str], np.ndarray]:
 
     values = tensors[_pick_features(tensors, label)]
     csv = path.with_suffix(".csv")
-    return (_read_csv(csv, len(values)) if csv.is_file() else _names_in(metadata, label)), values
+    if not csv.is_file():
+        return _names_in(metadata, label), values
+
+    # Which of the two is meant, nobody can tell.
+    if "names" in metadata:
+        raise InputError(
+            f"{label}: names are in its metadata and in {csv.name} beside it; give that file "
+            "another name, or take the names out of the metadata"
+        )
+    return _read_csv(csv, len(values)), values
 
 
 def _as_array(tensor: torch.Tensor) -> np.ndarray:
