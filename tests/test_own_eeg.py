@@ -244,7 +244,7 @@ RAW_OPTIONS = [
     ("kind", "options"),
     [
         *(("fif", options) for options in EPOCHS_OPTIONS),
-        *(("set", options) for options in EPOCHS_OPTIONS),
+        *(("set", options) for options in EPOCHS_OPTIONS[:4]),
         *(("bids", options) for options in RAW_OPTIONS),
     ],
 )
@@ -516,6 +516,36 @@ def other_rate(folder: Path) -> Path:
     return write_subject(folder / "a/sub-01", "epochs", files, pd.concat(trials))
 
 
+def test_a_window_makes_files_of_other_lengths_fit(tmp_path: Path) -> None:
+    files = []
+    for i, epochs in enumerate((make_epochs(1), make_epochs(2).crop(-0.1, 0.3, verbose="error"))):
+        files.append(tmp_path / f"{i}-epo.fif")
+        epochs.save(files[-1], fmt="double", verbose="error")
+    trials = [trials_of(1, i, TRAIN + TEST, [*range(8)]) for i in (0, 1)]
+    path = write_subject(tmp_path / "a/sub-01", "epochs", files, pd.concat(trials))
+    with pytest.raises(InputError, match="has 81 samples from -0.1 to 0.3 s, and .* has 120"):
+        read(path, Options())
+
+    options = Options(window=(0.0, 0.3))
+    np.testing.assert_allclose(opened(path, options).layout.times, np.arange(61) / 200, atol=1e-9)
+    expected = make_epochs(1).get_data(copy=True)[3, :4, 40:101]
+    np.testing.assert_array_equal(read(path, options)["train"][3][0], expected)
+
+
+def test_the_first_trials_are_those_of_the_first_sessions(tmp_path: Path) -> None:
+    """Whatever the order of the files."""
+    files = []
+    for i in (0, 1):
+        files.append(tmp_path / f"{i}-epo.fif")
+        make_epochs(i).save(files[-1], fmt="double", verbose="error")
+    first, second = (trials_of(2 - i, i, TRAIN + TEST, [*range(8)]) for i in (0, 1))
+    both = pd.concat([second, first])
+    path = write_subject(tmp_path / "a/sub-01", "epochs", files, both)
+    write_subject(tmp_path / "a/sub-02", "epochs", files, second)
+    expected = make_epochs(1).get_data(copy=True)[6, :4]
+    np.testing.assert_array_equal(read(path, Options())["test"][0], expected[None])
+
+
 def fewer_epochs(folder: Path) -> Path:
     path = save_fif(make_epochs(1), folder)
     make_epochs(1)[:5].save(folder / "sub-01-epo.fif", overwrite=True, verbose="error")
@@ -552,6 +582,22 @@ def training_alone(folder: Path) -> Path:
     return path
 
 
+def shown_once(folder: Path) -> Path:
+    path = save_fif(make_epochs(1), folder)
+    subject = read_subject_folder(path)
+    trials = subject.trials.drop_duplicates("image_ids")
+    write_subject_folder(path, replace(subject, trials=trials))
+    return path
+
+
+def other_session_for_test_images(folder: Path) -> Path:
+    path = save_fif(make_epochs(1), folder)
+    subject = read_subject_folder(path)
+    session = np.where(subject.trials["image_ids"].isin(TEST), 2, 1)
+    write_subject_folder(path, replace(subject, trials=subject.trials.assign(session=session)))
+    return path
+
+
 def fine(folder: Path) -> Path:
     return save_fif(make_epochs(1), folder)
 
@@ -580,6 +626,12 @@ def stimuli_only(folder: Path) -> Path:
         (part_of_another_folder, Options(), "says that '../../passwd.fif' comes next"),
         (training_alone, Options(), "no test image was shown to all 1 subjects|no test trial"),
         (stimuli_only, Options(), "no EEG and no MEG channel, its channels are of type misc"),
+        (shown_once, Options(mvnn="time"), "session 1: shows no image twice, so that"),
+        (
+            other_session_for_test_images,
+            Options(mvnn="epochs"),
+            "session 2: has no train trials, from which preprocess.mvnn would take its measure",
+        ),
         (fine, Options(channels=("Oz", "Qz")), "epo.fif: has no channel 'Qz'"),
         (
             fine,
