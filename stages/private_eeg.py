@@ -1,23 +1,29 @@
 """Prepare the EEG that may not be pushed: one's own recordings, one HDF5 file a subject.
 
 DVC pushes an output as a whole or not at all. So this is a stage of its own, whose output is never
-pushed, and `preprocess` only leads there. For published datasets the folder stays empty.
+pushed, and `preprocess` only leads there. For published datasets it holds a note alone.
 """
 
 from pathlib import Path
 
 from pipeline.datasets.table import DATASETS
+from pipeline.files import replacing
 from pipeline.params import read_params
 from pipeline.preprocess.preparation import prepare_subjects
 from stages import run
 
+NOTE = "Empty: the EEG of this dataset may be passed on, and lies in data/eeg.\n"
+
 
 def main(params: Path, raw: Path, image_table: Path, private_eeg: Path) -> str:
     p = read_params(params)
-    private_eeg.mkdir(parents=True, exist_ok=True)  # DVC wants each output to be there
     dataset = DATASETS[p.dataset]
     if dataset.may_push_eeg:
+        # DVC wants the output to be there, and warns of an empty folder.
+        with replacing(private_eeg / "README.md") as note:
+            note.write_text(NOTE, encoding="utf-8")
         return ""
+
     prepare_subjects(dataset, raw, image_table, private_eeg, p.preprocess)
     return str(private_eeg)
 
