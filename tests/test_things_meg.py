@@ -119,7 +119,7 @@ def test_it_is_what_mne_reads_whole(meg: Path) -> None:
     of_trial = [f"things_images/{image_id(path)}" for path in epochs.metadata["image_path"]]
     with open_eeg(meg / "eeg" / "P2", images, PUBLISHED) as raw:
         assert raw.layout.ch_names == tuple(epochs.ch_names)
-        assert np.array_equal(raw.layout.times, epochs.times)
+        assert np.array_equal(raw.layout.times, epochs.times) and raw.layout.modality == "MEG"
         assert len(raw.layout.times) == N_TIMES and raw.layout.step == pytest.approx(1 / 200)
         for split in SPLITS:
             chunks = list(raw.chunks[split])

@@ -55,8 +55,8 @@ UNITS_OF: dict[Modality, str] = {"EEG": "V", "MEG": "T (magnetometers) and T/m (
 UNITS_OF_WHITENED = "whitened (multivariate noise normalisation), no physical unit"
 
 READ_AT_ONCE = 64 << 20  # bytes of epochs, before they are resampled
-READING_BYTES = 500 << 20  # memory for these, and for chunks
-SET_BYTES = 3.5  # memory for each byte of an EEGLAB file, whose float32 values become float64
+READING_BYTES = 300 << 20  # memory for these, and for chunks
+SET_BYTES = 5  # memory for each byte of an EEGLAB file, whose float32 values become float64
 POSITIONS_FROM = 4  # sensors; fewer span no sphere
 CHOOSE_SESSIONS = "choose other sessions (preprocess.sessions)"
 LOOK_AGAIN = "run `dvc repro` again, which looks at the files first"
