@@ -244,7 +244,7 @@ RAW_OPTIONS = [
     ("kind", "options"),
     [
         *(("fif", options) for options in EPOCHS_OPTIONS),
-        *(("set", options) for options in EPOCHS_OPTIONS),
+        *(("set", options) for options in EPOCHS_OPTIONS[:4]),
         *(("bids", options) for options in RAW_OPTIONS),
     ],
 )
@@ -552,6 +552,22 @@ def training_alone(folder: Path) -> Path:
     return path
 
 
+def shown_once(folder: Path) -> Path:
+    path = save_fif(make_epochs(1), folder)
+    subject = read_subject_folder(path)
+    trials = subject.trials.drop_duplicates("image_ids")
+    write_subject_folder(path, replace(subject, trials=trials))
+    return path
+
+
+def other_session_for_test_images(folder: Path) -> Path:
+    path = save_fif(make_epochs(1), folder)
+    subject = read_subject_folder(path)
+    session = np.where(subject.trials["image_ids"].isin(TEST), 2, 1)
+    write_subject_folder(path, replace(subject, trials=subject.trials.assign(session=session)))
+    return path
+
+
 def fine(folder: Path) -> Path:
     return save_fif(make_epochs(1), folder)
 
@@ -580,6 +596,12 @@ def stimuli_only(folder: Path) -> Path:
         (part_of_another_folder, Options(), "says that '../../passwd.fif' comes next"),
         (training_alone, Options(), "no test image was shown to all 1 subjects|no test trial"),
         (stimuli_only, Options(), "no EEG and no MEG channel, its channels are of type misc"),
+        (shown_once, Options(mvnn="time"), "session 1: shows no image twice, so that"),
+        (
+            other_session_for_test_images,
+            Options(mvnn="epochs"),
+            "session 2: has no train trials, from which preprocess.mvnn would take its measure",
+        ),
         (fine, Options(channels=("Oz", "Qz")), "epo.fif: has no channel 'Qz'"),
         (
             fine,
