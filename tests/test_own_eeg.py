@@ -516,6 +516,36 @@ def other_rate(folder: Path) -> Path:
     return write_subject(folder / "a/sub-01", "epochs", files, pd.concat(trials))
 
 
+def test_a_window_makes_files_of_other_lengths_fit(tmp_path: Path) -> None:
+    files = []
+    for i, epochs in enumerate((make_epochs(1), make_epochs(2).crop(-0.1, 0.3, verbose="error"))):
+        files.append(tmp_path / f"{i}-epo.fif")
+        epochs.save(files[-1], fmt="double", verbose="error")
+    trials = [trials_of(1, i, TRAIN + TEST, [*range(8)]) for i in (0, 1)]
+    path = write_subject(tmp_path / "a/sub-01", "epochs", files, pd.concat(trials))
+    with pytest.raises(InputError, match="has 81 samples from -0.1 to 0.3 s, and .* has 120"):
+        read(path, Options())
+
+    options = Options(window=(0.0, 0.3))
+    np.testing.assert_allclose(opened(path, options).layout.times, np.arange(61) / 200, atol=1e-9)
+    expected = make_epochs(1).get_data(copy=True)[3, :4, 40:101]
+    np.testing.assert_array_equal(read(path, options)["train"][3][0], expected)
+
+
+def test_the_first_trials_are_those_of_the_first_sessions(tmp_path: Path) -> None:
+    """Whatever the order of the files."""
+    files = []
+    for i in (0, 1):
+        files.append(tmp_path / f"{i}-epo.fif")
+        make_epochs(i).save(files[-1], fmt="double", verbose="error")
+    first, second = (trials_of(2 - i, i, TRAIN + TEST, [*range(8)]) for i in (0, 1))
+    both = pd.concat([second, first])
+    path = write_subject(tmp_path / "a/sub-01", "epochs", files, both)
+    write_subject(tmp_path / "a/sub-02", "epochs", files, second)
+    expected = make_epochs(1).get_data(copy=True)[6, :4]
+    np.testing.assert_array_equal(read(path, Options())["test"][0], expected[None])
+
+
 def fewer_epochs(folder: Path) -> Path:
     path = save_fif(make_epochs(1), folder)
     make_epochs(1)[:5].save(folder / "sub-01-epo.fif", overwrite=True, verbose="error")

@@ -22,6 +22,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import mne  # loads its modules at the first use, so its types are in quotes here
@@ -142,7 +143,7 @@ def open_eeg(
         yield RawEeg(
             layout,
             chunks,
-            caveats,
+            tuple(dict.fromkeys(caveats)),  # each once
             None if all(len(set(counts[split])) == 1 for split in SPLITS) else counts,
             is_z_scored=preprocess.normalise == "session",
             units=UNITS_OF[layout.modality] if preprocess.mvnn == "none" else UNITS_OF_WHITENED,
@@ -220,7 +221,8 @@ def _cut_test_trials(
     fewest = by_subject[:, is_used].min()
     most = by_subject[:, is_used].max()
     is_test = trials["split"] == "test"
-    number = trials.groupby(["split", "image_row"]).cumcount()
+    by_session = trials.sort_values("session", kind="stable")  # and in it by file, then time
+    number = by_session.groupby(["split", "image_row"]).cumcount()
     shown_to_all = is_used[trials["image_row"].where(is_test, 0)]
     trials = trials[~is_test | (shown_to_all & (number < fewest))].reset_index(drop=True)
 
@@ -270,11 +272,33 @@ class _EpochsFile:
     @property
     def times(self) -> np.ndarray:
         """(T,), s."""
+        return self._all_times[self._kept]
+
+    @cached_property
+    def _all_times(self) -> np.ndarray:
+        """Before the window is cut."""
         times = np.asarray(self.epochs.times, np.float64)
         if self._rate is not None:
             n_times = self._prepare(np.array([0])).shape[2]
             times = times[0] + np.arange(n_times) / self._rate
         return times
+
+    @property
+    def _kept(self) -> slice:
+        """The samples in `preprocess.window`, so that files of other lengths fit together.
+
+        All of them where it is not within the times, or holds fewer than two samples: then the
+        caller sees what there is, and what was asked for.
+        """
+        if self.preprocess.window == "published":
+            return slice(None)
+        first, last = self.preprocess.window
+        times = self._all_times
+        slack = (times[1] - times[0]) / 1000
+        if not times[0] - slack <= first <= last <= times[-1] + slack:
+            return slice(None)
+        start, stop = np.searchsorted(times, [first - slack, last + slack])
+        return slice(int(start), int(stop)) if stop - start > 1 else slice(None)
 
     def caveats_of_trials(self, positions: np.ndarray) -> list[str]:
         return []
@@ -288,7 +312,7 @@ class _EpochsFile:
             )
         epoch_bytes = len(self.epochs.ch_names) * len(self.epochs.times) * 8
         for rows in _in_pieces(positions, epoch_bytes):
-            yield self._prepare(rows)
+            yield self._prepare(rows)[:, :, self._kept]
 
     @property
     def _rate(self) -> float | None:
@@ -493,7 +517,8 @@ def _require_times(recording: _EpochsFile | _RawFile, layout: Layout, first_path
         raise InputError(
             f"{recording.path}: has {len(times)} samples from {times[0]:g} to {times[-1]:g} s, and "
             f"{first_path} has {len(layout.times)} from {layout.times[0]:g} to "
-            f"{layout.times[-1]:g} s; set preprocess.sfreq to one rate for all"
+            f"{layout.times[-1]:g} s; set preprocess.sfreq to one rate for all, or "
+            "preprocess.window to one that all have"
         )
 
 
