@@ -41,7 +41,7 @@ def main(
     epoching = Epoching(
         p.preprocess.channels, p.preprocess.sfreq, p.preprocess.window, p.preprocess.baseline
     )
-    check = check_own(own, p.subjects, epoching)
+    check = check_own(own, p.subjects, epoching, p.evaluate.top_k)
     tell(check)
     refuse_problems(check)
     if out is None:

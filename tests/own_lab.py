@@ -1,4 +1,4 @@
-"""A lab with two subjects who saw twenty pictures of ten concepts, each three times.
+"""A lab with two subjects who saw sixty pictures of ten concepts, each twice.
 
 The files are written by MNE, MNE-BIDS and MNE's writer of EEGLAB's format.
 """
@@ -13,9 +13,11 @@ import pandas as pd
 from PIL import Image
 
 CONCEPTS = ("bird", "boat", "car", "cat", "cup", "dog", "hat", "lamp", "shoe", "tree")
-PICTURES = [f"{concept}/{concept}_{number:02}.jpg" for concept in CONCEPTS for number in (1, 2)]
+PICTURES = [
+    f"{concept}/{concept}_{number:02}.jpg" for concept in CONCEPTS for number in range(1, 7)
+]
 SUBJECTS = ("sub-01", "sub-02")
-REPETITIONS = 3
+REPETITIONS = 2
 SFREQ = 100.0
 TMIN = -0.1
 N_TIMES = 40

@@ -60,7 +60,7 @@ def run_download(folder: Path, params: Path) -> None:
 def test_the_download_puts_paths_trials_and_pictures_in_place(lab: Path, tmp_path: Path) -> None:
     run_download(tmp_path, parameters(tmp_path, lab))
     images = read_image_table(tmp_path / "images.csv")
-    assert {split: len(table) for split, table in images.items()} == {"train": 14, "test": 6}
+    assert {split: len(table) for split, table in images.items()} == {"train": 42, "test": 18}
 
     with zipfile.ZipFile(tmp_path / "images/own.zip") as archive:
         assert sorted(archive.namelist()) == [f"own/{name}" for name in PICTURES]
@@ -71,7 +71,7 @@ def test_the_download_puts_paths_trials_and_pictures_in_place(lab: Path, tmp_pat
         folder = tmp_path / "eeg" / subject
         about = json.loads((folder / "recordings.json").read_text())
         assert [file["path"] for file in about["files"]] == [str(lab / f"fif/{subject}-epo.fif")]
-        assert len(pd.read_csv(folder / "trials.csv")) == 60
+        assert len(pd.read_csv(folder / "trials.csv")) == 120
     # The same pictures in a zip, below a folder of its own, make the same zip but for that folder.
     archive = shutil.make_archive(str(tmp_path / "mine"), "zip", lab, "pictures")
     zipped = tmp_path / "zipped"
@@ -108,8 +108,8 @@ def test_by_hand_it_looks_at_files_that_no_parameter_names(
     eeg = str(lab / "fif")
     assert check_own.main(Path("params.yaml"), eeg=eeg, images=str(lab / "pictures")) == ""
     told = capsys.readouterr().out
-    assert "sub-02 1 1 60 60 18 3 2 3 4 EEG 100 -0.1 to 0.29" in " ".join(told.split())
-    assert "18 training pictures of 9 concepts, 2 test pictures of 1 concept" in told
+    assert "sub-02 1 1 120 120 54 2 6 2 4 EEG 100 -0.1 to 0.29" in " ".join(told.split())
+    assert "54 training pictures of 9 concepts, 6 test pictures of 1 concept" in told
     assert "a run takes about 1 MB for the prepared EEG" in told
 
 
@@ -179,17 +179,17 @@ def test_each_format_from_its_files_to_the_report(
 ) -> None:
     choose(project, changing_lab, kind)
     output = project.run("dvc", "repro")
-    assert "sub-02" in output and "16 training pictures of 8 concepts" in output
+    assert "sub-02" in output and "48 training pictures of 8 concepts" in output
 
     metrics = project.metrics()
-    assert (metrics["dataset"], metrics["n_way"], metrics["n_subjects"]) == ("own", 4, 2)
+    assert (metrics["dataset"], metrics["n_way"], metrics["n_subjects"]) == ("own", 12, 2)
     assert not metrics["synthetic"]
     page = (project.folder / "metrics/report.html").read_text()
     assert "concept names stand for them" in page and "Published figures" not in page
     n_times = 11 if kind == "bids" else 40
     with h5py.File(project.folder / "data/eeg/sub-02.h5") as file:
-        assert file["train/eeg"].shape == (16, 4, n_times)
-        assert file["test/eeg"].shape == (4, 3, 4, n_times)
+        assert file["train/eeg"].shape == (48, 4, n_times)
+        assert file["test/eeg"].shape == (12, 2, 4, n_times)
     assert ran(project.run("dvc", "repro")) == []
 
 

@@ -4,7 +4,7 @@ All files are looked at and all problems are collected. What comes out is what t
 place: for each subject its files and trials (`subject_folder`), and the table of images.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -83,8 +83,10 @@ class Check:
     costs: Costs | None = None
 
 
-def check_own(own: Own, subjects: list[str] | Literal["all"], epoching: Epoching) -> Check:
-    """Look at all files that `own` names, of these subjects.
+def check_own(
+    own: Own, subjects: list[str] | Literal["all"], epoching: Epoching, top_k: Sequence[int]
+) -> Check:
+    """Look at all files that `own` names, of these subjects. `top_k` is `evaluate.top_k`.
 
     No value of the EEG is read (of `.set` MNE reads all of it). Problems of single files, rows and
     names are collected; nothing is raised but for what the disk refuses.
@@ -115,7 +117,7 @@ def check_own(own: Own, subjects: list[str] | Literal["all"], epoching: Epoching
     trials = _find_pictures_of(trials, pictures, findings)
     if trials.empty:  # each of its names is a problem already
         return Check(findings, [], {}, {})
-    trials, images = _choose(trials, pictures, own, findings)
+    trials, images = _choose(trials, pictures, own, top_k, findings)
 
     rows = _describe(recordings, files, trials)
     if findings.n_problems:
@@ -180,7 +182,11 @@ def _find_pictures_of(trials: pd.DataFrame, pictures: Pictures, findings: Findin
 
 
 def _choose(
-    trials: pd.DataFrame, pictures: Pictures, own: Own, findings: Findings
+    trials: pd.DataFrame,
+    pictures: Pictures,
+    own: Own,
+    top_k: Sequence[int],
+    findings: Findings,
 ) -> tuple[pd.DataFrame, Images]:
     """The trials that are used, with the column `used_as` (train or test), and their images."""
     concepts = find_concepts(trials, pictures, own, findings)
@@ -189,7 +195,7 @@ def _choose(
     splits: dict[str, str] = {}
     with findings.collecting("splits"):
         splits = find_splits(trials, concepts, pictures, own, findings)
-        check_sizes(splits, findings)
+        check_sizes(splits, top_k, findings)
 
     trials = trials.assign(used_as=trials["picture"].map(splits))
     is_used = trials["used_as"].notna()

@@ -29,7 +29,7 @@ WORDS = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("test", "testing"), "test"),
 }
-LEAST_IMAGES = 2  # of each split: with one test picture there is nothing to find
+LEAST_TRAINING = 2  # pictures, for a contrast
 
 
 def find_concepts(
@@ -265,15 +265,18 @@ def _require_seen_by_all(trials: pd.DataFrame, splits: dict[str, str], findings:
             )
 
 
-def check_sizes(splits: dict[str, str], findings: Findings) -> None:
-    """Note a split with too few pictures."""
+def check_sizes(splits: dict[str, str], top_k: Sequence[int], findings: Findings) -> None:
+    """Note a split with too few pictures: of the test more than the largest k of top-k."""
+    least = {"train": LEAST_TRAINING, "test": max(top_k) + 1}
     for split, name in (("train", "training"), ("test", "test")):
         n_images = sum(value == split for value in splits.values())
-        if n_images < LEAST_IMAGES:
+        if n_images < least[split]:
+            reason = f", more than evaluate.top_k ({max(top_k)})" if split == "test" else ""
+            remedy = " (and see evaluate.top_k)" if split == "test" else ""
             findings.add_problem(
                 "splits",
-                f"expected at least {LEAST_IMAGES} {name} pictures, got {n_images}; see what is "
-                "left out, and set own.split or own.test_concepts",
+                f"expected at least {least[split]} {name} pictures{reason}, got {n_images}; see "
+                f"what is left out, and set own.split or own.test_concepts{remedy}",
             )
 
 
