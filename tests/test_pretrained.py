@@ -266,7 +266,8 @@ def train(data: Path, out: Path, name: str, folder: Path, **changes: object) -> 
 def test_frozen_weights_stay_to_the_last_bit_and_others_learn(
     name, frozen, published, data, tmp_path
 ):
-    run = train(data, tmp_path / "model", name, published[name], eeg_encoder_frozen=frozen)
+    changes = {"eeg_encoder_frozen": frozen, "epochs": 1}
+    run = train(data, tmp_path / "model", name, published[name], **changes)
     trained, _ = load_model(run)
 
     start = loaded(name, published[name], ch_names=("O1", "Oz", "O2")).network.state_dict()

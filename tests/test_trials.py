@@ -290,7 +290,7 @@ def run_stage(data: Path, folder: Path, workers: Runs, **train: object) -> dict:
         "protocols": ["within-subject"],
         "eeg_encoders": ["nice-recipe"],
     }
-    values["train"] |= quick_recipe().model_dump() | train
+    values["train"] |= quick_recipe(epochs=12).model_dump() | train
     values["evaluate"] |= {"resamples": 100, "top_k": [1, 3]}
     values["runs"] = workers.model_dump()
     folder.mkdir()
