@@ -96,8 +96,8 @@ def match_names(names: Sequence[str], image_ids: Sequence[str], label: str) -> n
     if missing:
         raise InputError(
             f"{label}: {len(missing)} of the {len(image_ids)} images have no row, the first is "
-            f"{image_ids[missing[0]]}; its names are such as {names[0]}{_describe_doubles(names)}: add "
-            "the rows, or write the names as in the column image_ids of data/fetched/images.csv"
+            f"{image_ids[missing[0]]}; its names are such as {names[0]}{_describe_doubles(names)}: "
+            "add the rows, or write the names as in the column image_ids of data/fetched/images.csv"
         )
 
     doubled = [i for i, rows in enumerate(candidates) if len(rows) > 1]
