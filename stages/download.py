@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from pipeline.datasets.image_table import SPLITS, write_image_table
+from pipeline.datasets.image_table import SPLITS, without_split, write_image_table
 from pipeline.datasets.sources import OwnCopy, OwnFiles, PublishedFiles
 from pipeline.datasets.table import DATASETS
 from pipeline.download.copies import open_copies
@@ -33,6 +33,9 @@ def main(
     own_check: Annotated[
         Path | None, typer.Option(help="what the stage check_own has found of your own files")
     ] = None,
+    to_embed: Annotated[
+        Path | None, typer.Option(help="the table of images, as the embedding reads it")
+    ] = None,
 ) -> str:
     p = read_params(params)
     check_names(p)  # a first run begins here: a wrong name must not show only after hours
@@ -42,7 +45,7 @@ def main(
     if isinstance(source, OwnFiles):
         assert own_check
         place_own_files(own_check, p.own.images, p.subjects, eeg, images, metadata)
-        return finish(p.dataset, eeg, images, metadata, image_table)
+        return finish(p.dataset, eeg, images, metadata, image_table, to_embed)
     if dataset.planted and not isinstance(source, PublishedFiles):
         source = partial(source, truth=p.sample.truth)
 
@@ -74,13 +77,27 @@ def main(
     )
     if own_images:
         collect_images(own_images, image_ids_of(p.dataset, metadata), images / "things_images.zip")
-    return finish(p.dataset, eeg, images, metadata, image_table)
+    return finish(p.dataset, eeg, images, metadata, image_table, to_embed)
 
 
-def finish(dataset: str, eeg: Path, images: Path, metadata: Path, image_table: Path) -> str:
-    """Write the table of images, and show all files."""
+def finish(
+    dataset: str,
+    eeg: Path,
+    images: Path,
+    metadata: Path,
+    image_table: Path,
+    to_embed: Path | None,
+) -> str:
+    """Write the tables of images, and show all files."""
+    tables = DATASETS[dataset].read_metadata(metadata)
     # All later stages read this table, and none of them the metadata of a dataset.
-    write_image_table(image_table, DATASETS[dataset].read_metadata(metadata))
+    write_image_table(image_table, tables)
+
+    # A published split never changes. That of the user's own pictures may, and embeds none again.
+    if to_embed and isinstance(DATASETS[dataset].source, OwnFiles):
+        write_image_table(to_embed, without_split(tables))
+    elif to_embed:
+        write_image_table(to_embed, tables)
 
     files = [
         path for folder in (eeg, images) for path in sorted(folder.rglob("*")) if path.is_file()

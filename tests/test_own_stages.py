@@ -92,6 +92,25 @@ def test_the_download_puts_paths_trials_and_pictures_in_place(lab: Path, tmp_pat
     assert sum(path.stat().st_size for path in (tmp_path / "eeg").rglob("*.*")) < 10_000
 
 
+def test_another_split_changes_nothing_that_is_embedded(lab: Path, tmp_path: Path) -> None:
+    contents = []
+    for name, split in (("first", "part"), ("second", "drawn")):
+        folder = tmp_path / name
+        folder.mkdir()
+        params = parameters(folder, lab)
+        values = yaml.safe_load(params.read_text())
+        values["own"]["split"] = split
+        params.write_text(yaml.safe_dump(values))
+        check_own.main(params, folder / "check")
+        outputs = (folder / name for name in ("eeg", "images", "metadata", "images.csv"))
+        table = folder / "pictures.csv"
+        download.main(params, *outputs, own_check=folder / "check", to_embed=table)
+        contents.append((table.read_bytes(), (folder / "images/own.zip").read_bytes()))
+    assert contents[0] == contents[1]
+    first, second = (tmp_path / name / "images.csv" for name in ("first", "second"))
+    assert first.read_bytes() != second.read_bytes()
+
+
 def test_the_chosen_subjects_alone(lab: Path, tmp_path: Path) -> None:
     run_download(tmp_path, parameters(tmp_path, lab, subjects=["sub-02"]))
     assert [path.name for path in (tmp_path / "eeg").iterdir()] == ["sub-02"]
@@ -206,8 +225,8 @@ def test_a_corrected_file_reruns_what_depends_on_it(project: Project, changing_l
         path = changing_lab / "fif" / f"{subject}-epo.csv"
         trials.assign(part=part).to_csv(path, index=False)
     stages = ran(project.run("dvc", "repro"))
-    # The same pictures in another order of the table
     assert stages[:2] == ["check_own", "download"] and "train" in stages and "evaluate" in stages
+    assert "embed@unaligned" not in stages and "embed@aligned" not in stages
     table = pd.read_csv(project.folder / "data/fetched/images.csv")
     tested = table.loc[table["split"] == "test", "concept"]
     assert sorted(set(tested)) == ["car", "tree"]

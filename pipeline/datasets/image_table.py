@@ -29,6 +29,16 @@ def write_image_table(path: Path, images: Mapping[Split, pd.DataFrame]) -> None:
         table[COLUMNS].to_csv(temporary, index=False)
 
 
+def without_split(images: Mapping[Split, pd.DataFrame]) -> dict[Split, pd.DataFrame]:
+    """The same images as one split without concepts, sorted by their ids.
+
+    Another split, or other concepts, give the same table.
+    """
+    image_ids = sorted(pd.concat([images[split]["image_ids"] for split in SPLITS]))
+    table = pd.DataFrame({"image_ids": image_ids, "concept": "", "things_concept": ""})
+    return {"train": table, "test": table[:0]}
+
+
 def read_image_table(path: Path) -> dict[Split, pd.DataFrame]:
     """A table a split, with the columns `image_ids`, `concept` and `things_concept`.
 

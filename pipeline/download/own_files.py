@@ -33,7 +33,8 @@ def place_own_files(
     """
     table = found / "images.csv"
     images = read_image_table(table)
-    image_ids = [image_id for split in SPLITS for image_id in images[split]["image_ids"]]
+    # Sorted, so that another split makes the same zip.
+    image_ids = sorted(image_id for split in SPLITS for image_id in images[split]["image_ids"])
 
     for folder in sorted((found / "subjects").iterdir()):
         if subjects == "all" or folder.name in subjects:
