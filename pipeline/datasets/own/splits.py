@@ -20,7 +20,8 @@ import pandas as pd
 from pipeline.datasets.own.files import full_path, natural_key
 from pipeline.datasets.own.findings import Findings, first_few, times
 from pipeline.datasets.own.pictures import Pictures, folder_of, match_pictures
-from pipeline.datasets.own.trials import NOTHING, names_file, read_table, uses_column
+from pipeline.datasets.own.tables import NOTHING, read_table
+from pipeline.datasets.own.trials import names_file, uses_column
 from pipeline.errors import InputError
 from pipeline.sections import Own
 

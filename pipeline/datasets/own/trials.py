@@ -13,18 +13,16 @@ import pandas as pd
 
 from pipeline.datasets.epochs import EpochPlan, epoch_bounds, plan_epochs
 from pipeline.datasets.own.files import RecordingFile
-from pipeline.datasets.own.findings import Findings, first_few, times
+from pipeline.datasets.own.findings import Findings, times
 from pipeline.datasets.own.recordings import open_epochs, open_raw, pick_data
 from pipeline.datasets.own.subject_folder import Kind
+from pipeline.datasets.own.tables import NOTHING, list_names, read_table, table_beside
 from pipeline.errors import InputError, suggestion
-from pipeline.files import unreadable
 from pipeline.sections import Own
 
 if TYPE_CHECKING:
     import mne
 
-# How people, BIDS, pandas and R write that there is nothing
-NOTHING = ("", "n/a", "N/A", "NA", "NaN", "nan")
 CONCEPTS = ("folder", "picture")  # values of own.concept that name no column
 
 
@@ -113,17 +111,10 @@ def _of_epochs(file: RecordingFile, own: Own, findings: Findings) -> FileTrials 
         len(epochs),
     )
 
-    # A table beside the file comes first: it is quicker to correct than the file.
+    table = table_beside(file.path, len(epochs))
     table_file = file.path.with_suffix(".csv")
-    if table_file.is_file():
-        table = read_table(table_file, ",")
+    if table is not None:
         places = [f"{table_file}, line {line}" for line in _lines(table)]
-        if len(table) != len(epochs):
-            raise InputError(
-                f"{table_file}: has {times(len(table), 'row')} below its first line, expected "
-                f"{len(epochs):,}, one for each epoch of {file.path.name}, in their order; write "
-                "it anew from the epochs that were kept"
-            )
     elif epochs.metadata is not None:
         table = epochs.metadata.reset_index(drop=True).map(_as_text).rename(columns=str)
         table_file = file.path
@@ -154,7 +145,7 @@ def _of_raw(
         findings.leave_out(
             "recordings without pictures",
             f"{file.path.name}: its events have no column {own.image_column}, they have "
-            f"{_listed(table.columns)}",
+            f"{list_names(table.columns)}",
         )
         return None
     _require_columns(table, own, file.events)
@@ -190,34 +181,6 @@ def epoch_plan(epoching: Epoching, sfreq: float, file: str) -> EpochPlan | None:
     return plan_epochs(epoching.sfreq, epoching.window, epoching.baseline, sfreq, file)
 
 
-def read_table(path: Path, separator: str) -> pd.DataFrame:
-    """A CSV or TSV with a line of names, all of it as text. Raises InputError where it is none."""
-    try:
-        # pandas would read a picture called "null" as missing, and "007" as 7.
-        table = pd.read_csv(
-            path, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig"
-        )
-    except (OSError, ValueError) as error:  # also what is no table and what is not UTF-8
-        reason = " ".join(str(error).split())
-        raise unreadable(error, path) or InputError(
-            f"{path}: cannot be read as a table ({reason:.200}); save it as UTF-8, with as many "
-            f"fields in each row as in the first line"
-        ) from error
-
-    names = list(table.columns)
-    if len(names) == 1 and separator == "," and (";" in names[0] or "\t" in names[0]):
-        raise InputError(
-            f"{path}: has the one column {names[0]!r}; save it with commas between the columns"
-        )
-    # Fields beyond the first line: pandas takes the first ones as names of the rows.
-    if not isinstance(table.index, pd.RangeIndex):
-        raise InputError(
-            f"{path}: has more fields in a row than in its first line, {_listed(names)}; name each "
-            "column there"
-        )
-    return table.map(str.strip).rename(columns=str.strip)
-
-
 def _lines(table: pd.DataFrame) -> range:
     """The lines of the rows in their file, as an editor counts them; the names are line 1."""
     return range(2, len(table) + 2)
@@ -232,10 +195,6 @@ def _as_text(value: object) -> str:
     return str(value).strip()
 
 
-def _listed(names: Sequence[str] | pd.Index) -> str:
-    return first_few([str(name) for name in names], 12) or "none"
-
-
 def _require_columns(table: pd.DataFrame, own: Own, file: Path) -> None:
     """InputError for the first column that the parameters name and the table lacks."""
     wanted = {"image_column": own.image_column}
@@ -244,7 +203,7 @@ def _require_columns(table: pd.DataFrame, own: Own, file: Path) -> None:
         names = list(map(str, table.columns))
         if names.count(column) != 1:
             raise InputError(
-                f"{file}: expected one column {column} (own.{key}), got {_listed(names)}; let "
+                f"{file}: expected one column {column} (own.{key}), got {list_names(names)}; let "
                 f"own.{key} name one of these{suggestion(column, names)}"
             )
 
@@ -256,7 +215,7 @@ def _onsets(table: pd.DataFrame, trials: pd.DataFrame, file: Path) -> np.ndarray
     """
     if "onset" not in table.columns:
         raise InputError(
-            f"{file}: has no column onset, it has {_listed(table.columns)}; BIDS wants it, in "
+            f"{file}: has no column onset, it has {list_names(table.columns)}; BIDS wants it, in "
             "seconds"
         )
     texts = table["onset"].iloc[trials["row"]]
