@@ -211,12 +211,12 @@ def _check_weights(file: Path, trained: dict[str, str]) -> None:
             "pictures; fetch them with `dvc repro weights` (backbone in params.yaml as in the "
             "training), or name the folder that has them with --weights"
         )
-    found = sha256(file)
-    if found != trained.get("checkpoint_sha256"):
+    digest = sha256(file)
+    if digest != trained.get("checkpoint_sha256"):
         raise InputError(
             f"{file}: is another checkpoint than the one that the model was trained with (sha256 "
-            f"{found[:12]}..., expected {str(trained.get('checkpoint_sha256'))[:12]}...): give the "
-            "folder with that one by --weights"
+            f"{digest[:12]}..., expected {str(trained.get('checkpoint_sha256'))[:12]}...): give "
+            "the folder with that one by --weights"
         )
 
 

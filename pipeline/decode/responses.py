@@ -253,10 +253,10 @@ def _check_prepared_axes(
         )
 
     mvnn = "none" if made_with is None else made_with["eeg"].get("mvnn", "none")
-    others = set(recording.ch_names) - set(sizes.ch_names)
-    if mvnn != "none" and sizes.ch_names and others:
+    additional = set(recording.ch_names) - set(sizes.ch_names)
+    if mvnn != "none" and sizes.ch_names and additional:
         raise InputError(
-            f"{path}: has {len(others)} channels more than the model takes, and its noise "
+            f"{path}: has {len(additional)} channels more than the model takes, and its noise "
             f"normalisation (mvnn {mvnn}) mixed all of them; prepare it with preprocess.channels="
             f"[{','.join(sizes.ch_names)}]"
         )
@@ -385,5 +385,5 @@ def _unknown_preparation() -> str:
 
 def _few(names: Sequence[str]) -> str:
     """The first of many names."""
-    shown = ", ".join(names[:12])
-    return f"{shown}, ... ({len(names)})" if len(names) > 12 else shown
+    first_names = ", ".join(names[:12])
+    return f"{first_names}, ... ({len(names)})" if len(names) > 12 else first_names

@@ -91,6 +91,7 @@ def match_pictures(
     `places` says where each name stands.
     """
     matches = {}
+
     for name, place in zip(names, places, strict=True):
         matching = pictures.matching(name)
         if len(matching) == 1:
@@ -115,6 +116,7 @@ def check_links(pictures: Pictures, names: Sequence[str], findings: Findings) ->
     """Note pictures of a folder that are links to nothing, and files without content."""
     if not pictures.path.is_dir():
         return
+
     for name in names:
         path = pictures.path / name
         if not path.exists():

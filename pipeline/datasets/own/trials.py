@@ -71,7 +71,7 @@ class FileTrials:
 
 
 def read_trials(
-    file: RecordingFile, kind: Kind, own: Own, epoching: Epoching, findings: Findings
+    file: RecordingFile, kind: Kind, settings: Own, epoching: Epoching, findings: Findings
 ) -> FileTrials | None:
     """Open the file and read its trials; None where it has none that can be used.
 
@@ -84,15 +84,15 @@ def read_trials(
             "git annex get, in that folder"
         )
     if kind == "epochs":
-        return _of_epochs(file, own, findings)
-    return _of_raw(file, own, epoching, findings)
+        return _of_epochs(file, settings, findings)
+    return _of_raw(file, settings, epoching, findings)
 
 
-def uses_column(own: Own, key: str) -> bool:
+def uses_column(settings: Own, key: str) -> bool:
     """Whether `own.concept` or `own.split` names a column."""
     if key == "concept":
-        return own.concept not in CONCEPTS
-    return own.split != "drawn" and not names_file(own.split)
+        return settings.concept not in CONCEPTS
+    return settings.split != "drawn" and not names_file(settings.split)
 
 
 def names_file(split: str) -> bool:
@@ -100,7 +100,7 @@ def names_file(split: str) -> bool:
     return "/" in split or split.lower().endswith(".csv")
 
 
-def _of_epochs(file: RecordingFile, own: Own, findings: Findings) -> FileTrials | None:
+def _of_epochs(file: RecordingFile, settings: Own, findings: Findings) -> FileTrials | None:
     epochs = open_epochs(file.path)
     times_of_epoch = epochs.times
     axes = Axes(
@@ -122,17 +122,17 @@ def _of_epochs(file: RecordingFile, own: Own, findings: Findings) -> FileTrials 
     else:
         raise InputError(
             f"{file.path}: has no metadata that say which picture each epoch showed; put "
-            f"{table_file.name} beside it, with a column {own.image_column} and a row for each of "
-            f"its {len(epochs):,} epochs, or set epochs.metadata in MNE and save it again"
+            f"{table_file.name} beside it, with a column {settings.image_column} and a row for "
+            f"each of its {len(epochs):,} epochs, or set epochs.metadata in MNE and save it again"
         )
 
-    _require_columns(table, own, table_file)
-    trials = _picture_trials(table, places, own, file.path, findings)
+    _require_columns(table, settings, table_file)
+    trials = _picture_trials(table, places, settings, file.path, findings)
     return FileTrials(axes, trials.assign(position=trials["row"]))
 
 
 def _of_raw(
-    file: RecordingFile, own: Own, epoching: Epoching, findings: Findings
+    file: RecordingFile, settings: Own, epoching: Epoching, findings: Findings
 ) -> FileTrials | None:
     if not file.events.is_file():
         findings.leave_out(
@@ -141,14 +141,14 @@ def _of_raw(
         return None
 
     table = read_table(file.events, "\t")
-    if own.image_column not in table.columns:
+    if settings.image_column not in table.columns:
         findings.leave_out(
             "recordings without pictures",
-            f"{file.path.name}: its events have no column {own.image_column}, they have "
+            f"{file.path.name}: its events have no column {settings.image_column}, they have "
             f"{list_names(table.columns)}",
         )
         return None
-    _require_columns(table, own, file.events)
+    _require_columns(table, settings, file.events)
 
     raw = open_raw(file.path)
     sfreq = float(raw.info["sfreq"])
@@ -156,7 +156,7 @@ def _of_raw(
     axes = Axes(*_channels(raw.info), sfreq, 0.0, (n_samples - 1) / sfreq, len(table))
 
     places = [f"{file.events}, line {line}" for line in _lines(table)]
-    trials = _picture_trials(table, places, own, file.path, findings)
+    trials = _picture_trials(table, places, settings, file.path, findings)
     onsets = _onsets(table, trials, file.events)
     trials["position"] = np.round(onsets * sfreq).astype(np.int64)
     _check_onsets(trials, axes, n_samples, file.path)
@@ -195,11 +195,13 @@ def _as_text(value: object) -> str:
     return str(value).strip()
 
 
-def _require_columns(table: pd.DataFrame, own: Own, file: Path) -> None:
+def _require_columns(table: pd.DataFrame, settings: Own, file: Path) -> None:
     """InputError for the first column that the parameters name and the table lacks."""
-    wanted = {"image_column": own.image_column}
-    wanted |= {key: getattr(own, key) for key in ("concept", "split") if uses_column(own, key)}
-    for key, column in wanted.items():
+    columns = {"image_column": settings.image_column}
+    columns |= {
+        key: getattr(settings, key) for key in ("concept", "split") if uses_column(settings, key)
+    }
+    for key, column in columns.items():
         names = list(map(str, table.columns))
         if names.count(column) != 1:
             raise InputError(
@@ -232,7 +234,7 @@ def _onsets(table: pd.DataFrame, trials: pd.DataFrame, file: Path) -> np.ndarray
 def _picture_trials(
     table: pd.DataFrame,
     places: Sequence[str],
-    own: Own,
+    settings: Own,
     file: Path,
     findings: Findings,
 ) -> pd.DataFrame:
@@ -243,17 +245,18 @@ def _picture_trials(
     trials = pd.DataFrame(
         {
             "row": np.arange(len(table)),
-            "name": table[own.image_column],
-            "concept": table[own.concept] if uses_column(own, "concept") else "",
-            "split": table[own.split] if uses_column(own, "split") else "",
+            "name": table[settings.image_column],
+            "concept": table[settings.concept] if uses_column(settings, "concept") else "",
+            "split": table[settings.split] if uses_column(settings, "split") else "",
             "place": places,
         }
     )
+
     shows_picture = ~trials["name"].isin(NOTHING)
     if not shows_picture.all():
         n_others = int((~shows_picture).sum())
         findings.leave_out(
-            f"rows whose {own.image_column} is empty or n/a, such as fixations",
+            f"rows whose {settings.image_column} is empty or n/a, such as fixations",
             f"{file.name}: {n_others:,} of {times(len(trials), 'row')}",
         )
     return trials[shows_picture].reset_index(drop=True)
