@@ -255,6 +255,7 @@ def _nothing_found(folder: Path, paths: list[Path]) -> str:
     )
     continuous = [path.name for path in paths if CONTINUOUS.fullmatch(path.name)]
     roots = [parent for parent in folder.parents if (parent / "dataset_description.json").is_file()]
+
     if continuous and roots:
         return f"{expected}, got a part of a BIDS root; let own.eeg name the root, {roots[0]}"
     if continuous:
