@@ -35,13 +35,13 @@ def main(
         out.mkdir(parents=True)  # the output of a stage must exist
         return ""
 
-    own = p.own.model_copy(
+    settings = p.own.model_copy(
         update={"eeg": eeg or p.own.eeg, "images": images or p.own.images},
     )
     epoching = Epoching(
         p.preprocess.channels, p.preprocess.sfreq, p.preprocess.window, p.preprocess.baseline
     )
-    check = check_own(own, p.subjects, epoching, p.evaluate.top_k)
+    check = check_own(settings, p.subjects, epoching, p.evaluate.top_k)
     tell(check)
     refuse_problems(check)
     if out is None:

@@ -32,7 +32,7 @@ from pipeline.files import replacing, sha256
 from pipeline.images.embeddings import Embeddings
 from pipeline.params import read_params
 from pipeline.preprocess.recordings import Split
-from pipeline.report.decoded_page import wanted, write_decoded_page
+from pipeline.report.decoded_page import pictures_to_show, write_decoded_page
 from pipeline.report.template import records
 from pipeline.train.made_with import MadeWith
 from pipeline.untrusted.pictures import decode_image, open_images
@@ -79,14 +79,7 @@ def main(
     params: Path = Path("params.yaml"),
 ) -> str:
     p = read_params(params)
-    if (embeddings is None) == (images is None):
-        raise InputError(
-            "name the pictures to compare the EEG with: --embeddings CACHE (an embedding cache) or "
-            "--images FOLDER (pictures, which are embedded), one of the two"
-        )
-    for path in (eeg, embeddings):
-        if path is not None and not path.is_file():
-            raise InputError(f"{path}: there is no such file; name one that is there")
+    require_inputs(eeg, embeddings, images)
 
     subject = eeg.stem if eeg.suffix == PREPARED else None
     models, made_with = find_models(model, subject, fold)
@@ -108,6 +101,7 @@ def main(
     )
     with replacing(out) as temporary:
         decoded.table.to_csv(temporary, index=False)
+    print_nearest(decoded.table)
 
     warnings = restrictions(models, made_with, subject, split)
     saw_test = saw_the_test(models, subject, split)
@@ -118,8 +112,8 @@ def main(
         describe_models(models),
         describe_score(decoded.score, p.evaluate.resamples, saw_test),
     ]
-    print_nearest(decoded.table)
     print("\n".join([*warnings, *sentences]))
+
     scores = score_rows(decoded.score)
     if scores:
         show("Is the picture that was seen among the nearest?", scores)
@@ -128,7 +122,7 @@ def main(
 
     pictures = None
     if images is not None or p.evaluate.embed_images or may_be_shared(made_with):
-        pictures = read_pictures(wanted(decoded), images, archives)
+        pictures = read_pictures(pictures_to_show(decoded), images, archives)
     write_decoded_page(
         page,
         decoded=decoded,
@@ -141,6 +135,18 @@ def main(
         hashes={str(path): sha256(path) for path in (eeg, embeddings, out) if path is not None},
     )
     return f"{out} and {page}"
+
+
+def require_inputs(eeg: Path, embeddings: Path | None, images: Path | None) -> None:
+    """InputError unless the EEG and one gallery are named, and are there."""
+    if (embeddings is None) == (images is None):
+        raise InputError(
+            "name the pictures to compare the EEG with: --embeddings CACHE (an embedding cache) or "
+            "--images FOLDER (pictures, which are embedded), one of the two"
+        )
+    for path in (eeg, embeddings):
+        if path is not None and not path.is_file():
+            raise InputError(f"{path}: there is no such file; name one that is there")
 
 
 def may_be_shared(made_with: MadeWith | None) -> bool:

@@ -52,6 +52,12 @@ def test_a_path_in_the_folder_is_that_picture_alone() -> None:
     assert pictures.matching("old/cat/01.jpg") == ("old/cat/01.jpg",)
 
 
+def test_folders_count_more_than_the_ending() -> None:
+    pictures = index_pictures(Path("/lab"), ("01.jpg", "cat/01.png"))
+    assert pictures.matching("stimuli/cat/01.jpg") == ("cat/01.png",)
+    assert pictures.matching("stimuli/01.jpg") == ("01.jpg",)
+
+
 def test_pictures_of_one_name_and_two_endings_need_the_ending() -> None:
     pictures = index_pictures(Path("/lab"), ("cat.jpg", "cat.png"))
     assert pictures.matching("cat.png") == ("cat.png",)

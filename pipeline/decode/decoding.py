@@ -124,9 +124,9 @@ def ranks(similarity: np.ndarray, seen_rows: np.ndarray) -> np.ndarray:
     As `retrieval.rank_of_match`: ties and NaN count against it.
     """
     rank = np.full(len(similarity), np.nan)
-    known = np.flatnonzero(seen_rows >= 0)
-    match = similarity[known, seen_rows[known]]
-    rank[known] = (~(similarity[known] < match[:, None])).sum(axis=1)
+    rows = np.flatnonzero(seen_rows >= 0)
+    match = similarity[rows, seen_rows[rows]]
+    rank[rows] = (~(similarity[rows] < match[:, None])).sum(axis=1)
     return rank
 
 
@@ -137,12 +137,12 @@ def score(
 
     `similarity` is (M, N), `seen_rows` (M,) the row of the picture that was seen, or -1.
     """
-    known = seen_rows >= 0
-    if not known.any():
+    is_scored = seen_rows >= 0
+    if not is_scored.any():
         return None
     n_way = similarity.shape[1]
-    rank = ranks(similarity, seen_rows)[known]
-    images, image_of = np.unique(seen_rows[known], return_inverse=True)
+    rank = ranks(similarity, seen_rows)[is_scored]
+    images, image_of = np.unique(seen_rows[is_scored], return_inverse=True)
     several = len(images) > 1
 
     values, low, high = {}, {}, {}
@@ -154,7 +154,7 @@ def score(
         ends = resamples.interval_of_mean(shares[None]) if several else (np.nan, np.nan)
         low[k], high[k] = ends
 
-    answers = _share_of_answers(similarity[known], images, image_of)
+    answers = _share_of_answers(similarity[is_scored], images, image_of)
     return Score(
         top_k=values,
         low=low,
@@ -163,7 +163,7 @@ def score(
         p=p_of_answers(answers, n_resamples, seed) if several else np.nan,
         n_way=n_way,
         n_images=len(images),
-        n_responses=int(known.sum()),
+        n_responses=int(is_scored.sum()),
     )
 
 
@@ -180,10 +180,11 @@ def tabulate(
     `rank_of_seen` (empty where that is not in the gallery), `place` (from 1), `picture`, `cosine`,
     `is_seen`.
     """
+    n = len(similarity)
     k = min(k, similarity.shape[1])
     order = nearest(similarity, k)  # (M, k)
     rank = pd.array(ranks(similarity, seen_rows), dtype="Int64")
-    n = len(similarity)
+
     return pd.DataFrame(
         {
             "response": np.arange(n).repeat(k),

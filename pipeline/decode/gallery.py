@@ -3,7 +3,6 @@
 Axes: N images, D embedding size, K blocks.
 """
 
-import os
 import tempfile
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -15,6 +14,7 @@ import pandas as pd
 
 from pipeline.compute.devices import pick_device
 from pipeline.datasets.image_table import write_image_table
+from pipeline.datasets.picture_names import ENDINGS, index_names
 from pipeline.errors import InputError
 from pipeline.files import files_below, sha256
 from pipeline.images.embedder import embed_images
@@ -37,7 +37,6 @@ from pipeline.sections import BlockChoice, Embed
 from pipeline.train.made_with import FILE, MadeWith
 from pipeline.train.model import ContrastiveModel
 
-PICTURES = (".jpg", ".jpeg", ".png")
 ZIP = "pictures"  # the zip of a folder's pictures, and so the first folder of their ids
 NO_WEIGHTS = (
     "nothing in the model's folder tells which weights made the embeddings that it was trained "
@@ -180,58 +179,28 @@ def _own_pictures(folder: Path) -> Iterator[None]:
 def find_rows(names: Sequence[str], image_ids: Sequence[str]) -> np.ndarray:
     """The row of the gallery that each name means: (M,) int64, -1 where it has no such picture.
 
-    An image id is a path, whose first folder is the name of a zip. A name means the image of this
-    id, else the one whose path ends like the name (`b.jpg` is `zip/a/b.jpg`), else the one whose
-    whole path below the zip is the end of the name (`stimuli/a/b.jpg` is `zip/a/b.jpg`). So folders
-    that differ are never taken for the same. Case does not count, nor does the ending of the file
-    where no picture has this one. Raises InputError where a name could mean several.
+    A name means the image of this id, else what `picture_names` says, where the id of an image is
+    its path and names need not have its first folder, which is a zip. Upper and lower case do not
+    count: of one's own data a name in the other case is told as a mistake, here it would lose its
+    score without a word. Raises InputError where a name could mean several.
     """
-    exact = {image_id: row for row, image_id in enumerate(image_ids)}
-    by_end: dict[str, list[int]] = {}
-    by_path: dict[str, list[int]] = {}
-    for row, image_id in enumerate(image_ids):
-        below_zip = _plain(image_id).partition("/")[2]
-        for end in _ends(image_id):
-            _add(by_end, end, row)
-        _add(by_path, below_zip, row)
+    row_of = {image_id: row for row, image_id in enumerate(image_ids)}
+    pictures = index_names([image_id.casefold() for image_id in image_ids], n_outer=1)
 
     rows = np.full(len(names), -1, dtype=np.int64)
     for position, name in enumerate(names):
-        if name in exact:
-            rows[position] = exact[name]
-            continue
-        matches = [by_end.get(form) for form in _forms(_plain(name))]
-        matches += [by_path.get(form) for end in _ends(name) for form in _forms(end)]
-        candidates = next(filter(None, matches), [])
-        if len(candidates) > 1:
-            first, second = (image_ids[row] for row in candidates[:2])
+        matching = pictures.matching(name.strip().casefold())
+        if name in row_of:
+            matching = [row_of[name]]
+        if len(matching) > 1:
+            first, second = (image_ids[row] for row in matching[:2])
             raise InputError(
                 f"the picture {name} could be {first} or {second} of the gallery: name it with its "
                 "folder and extension"
             )
-        if candidates:
-            rows[position] = candidates[0]
+        if matching:
+            rows[position] = matching[0]
     return rows
-
-
-def _add(rows_of: dict[str, list[int]], path: str, row: int) -> None:
-    for form in _forms(path):
-        rows_of.setdefault(form, []).append(row)
-
-
-def _forms(path: str) -> list[str]:
-    """A path with the ending of its file, and without it."""
-    return list(dict.fromkeys([path, os.path.splitext(path)[0]]))
-
-
-def _plain(name: str) -> str:
-    return name.strip().replace("\\", "/").casefold()
-
-
-def _ends(path: str) -> list[str]:
-    """The ends of a path, the longest first: a/b/c.jpg, b/c.jpg, c.jpg."""
-    parts = _plain(path).split("/")
-    return ["/".join(parts[start:]) for start in range(len(parts))]
 
 
 def _check_weights(file: Path, trained: dict[str, str]) -> None:
@@ -242,12 +211,12 @@ def _check_weights(file: Path, trained: dict[str, str]) -> None:
             "pictures; fetch them with `dvc repro weights` (backbone in params.yaml as in the "
             "training), or name the folder that has them with --weights"
         )
-    found = sha256(file)
-    if found != trained.get("checkpoint_sha256"):
+    digest = sha256(file)
+    if digest != trained.get("checkpoint_sha256"):
         raise InputError(
             f"{file}: is another checkpoint than the one that the model was trained with (sha256 "
-            f"{found[:12]}..., expected {str(trained.get('checkpoint_sha256'))[:12]}...): give the "
-            "folder with that one by --weights"
+            f"{digest[:12]}..., expected {str(trained.get('checkpoint_sha256'))[:12]}...): give "
+            "the folder with that one by --weights"
         )
 
 
@@ -258,7 +227,7 @@ def _as_dataset(folder: Path, base: Path) -> tuple[Path, Path, list[str]]:
     files = [
         Path(name)
         for name in files_below(folder)
-        if Path(name).suffix.casefold() in PICTURES and not Path(name).name.startswith(".")
+        if Path(name).suffix.casefold() in ENDINGS and not Path(name).name.startswith(".")
     ]
     if not files:
         raise InputError(f"{folder}: holds no pictures, expected .jpg, .jpeg or .png files")

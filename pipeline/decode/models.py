@@ -37,10 +37,10 @@ def find_models(
 
     all_made_with = [read_made_with(path / name_run(n["fold"], n["seed"])) for _, n in models]
     first = all_made_with[0]
-    for (_, notes), other in zip(models, all_made_with, strict=True):
-        if first is None or other is None:
+    for (_, notes), made_with in zip(models, all_made_with, strict=True):
+        if first is None or made_with is None:
             return models, None
-        if (other["eeg"], other["embeddings"]) != (first["eeg"], first["embeddings"]):
+        if (made_with["eeg"], made_with["embeddings"]) != (first["eeg"], first["embeddings"]):
             raise InputError(
                 f"{path}: {name_run(notes['fold'], notes['seed'])} was made with other EEG or "
                 "another image model than the others, so that their answers have no mean: give "
@@ -59,9 +59,9 @@ def _of_one_fold(path: Path, models: Models, subject: str | None, fold: str | No
         [fold] = folds
 
     if fold is None:
-        whose = f"none was tested on {subject}" if subject else "nothing tells whose EEG this is"
+        reason = f"none was tested on {subject}" if subject else "nothing tells whose EEG this is"
         raise InputError(
-            f"{path}: holds models of the folds {', '.join(folds)}, and {whose}: choose one with "
+            f"{path}: holds models of the folds {', '.join(folds)}, and {reason}: choose one with "
             f"--fold, such as --fold {folds[0]}"
         )
     if fold not in folds:

@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 
 from pipeline.datasets.own.recordings import open_epochs, pick_data
+from pipeline.datasets.own.tables import NOTHING, table_beside
 from pipeline.errors import InputError, suggestion
-from pipeline.files import unreadable
 from pipeline.preprocess.normalisation import normalise
 from pipeline.preprocess.recordings import Recording, Split, read_shape, read_split
 from pipeline.train.made_with import MadeWith, read_attributes
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     import mne
 
 IMAGE_COLUMN = "stim_file"  # what BIDS calls the column of the picture that was shown
-NOTHING = ("", "n/a", "N/A", "NA", "NaN", "nan")  # how people write that there is none
 # Of the preparation, what must agree: with another of these the values mean something else.
 PREPARED_ALIKE = ("units", "baseline", "mvnn", "normalise")
 READ_AT_ONCE = 64  # trials
@@ -254,10 +253,10 @@ def _check_prepared_axes(
         )
 
     mvnn = "none" if made_with is None else made_with["eeg"].get("mvnn", "none")
-    others = set(recording.ch_names) - set(sizes.ch_names)
-    if mvnn != "none" and sizes.ch_names and others:
+    additional = set(recording.ch_names) - set(sizes.ch_names)
+    if mvnn != "none" and sizes.ch_names and additional:
         raise InputError(
-            f"{path}: has {len(others)} channels more than the model takes, and its noise "
+            f"{path}: has {len(additional)} channels more than the model takes, and its noise "
             f"normalisation (mvnn {mvnn}) mixed all of them; prepare it with preprocess.channels="
             f"[{','.join(sizes.ch_names)}]"
         )
@@ -273,7 +272,11 @@ def _pictures_of(
 ) -> pd.Series | None:
     """The picture of each epoch as text, "" where it has none; None where nothing tells it."""
     column = image_column or IMAGE_COLUMN
-    table, source = _table_of(epochs, path)
+    table = table_beside(path, len(epochs))
+    source = path if table is None else path.with_suffix(".csv")
+    if table is None:
+        table = epochs.metadata
+
     if table is not None and column in table:
         text = table[column].fillna("").astype(str).str.strip()
         return text.mask(text.isin(NOTHING), "")
@@ -291,31 +294,6 @@ def _pictures_of(
         f"{source}: has no column {image_column}, it has {_few(columns)}"
         f"{suggestion(image_column, columns)}"
     )
-
-
-def _table_of(epochs: "mne.BaseEpochs", path: Path) -> tuple[pd.DataFrame | None, Path]:
-    """What is known of each epoch, a row each, and the file that says it.
-
-    A CSV of the same name beside the file comes before the metadata in it, as for own data.
-    """
-    beside = path.with_suffix(".csv")
-    if not beside.is_file():
-        return epochs.metadata, path
-
-    try:
-        # As text: pandas would read a picture called "null" as missing, and "007" as 7.
-        table = pd.read_csv(beside, dtype=str, keep_default_na=False)
-    except (OSError, ValueError) as error:
-        raise unreadable(error, beside) or InputError(
-            f"{beside}: cannot be read as a table ({error}); save it as CSV in UTF-8"
-        ) from error
-    if len(table) != len(epochs):
-        raise InputError(
-            f"{beside}: has {len(table)} rows below its first line, expected {len(epochs)}, one "
-            f"for each epoch of {path.name}, in their order; write it anew from the epochs that "
-            "were kept"
-        )
-    return table, beside
 
 
 def _groups(
@@ -407,5 +385,5 @@ def _unknown_preparation() -> str:
 
 def _few(names: Sequence[str]) -> str:
     """The first of many names."""
-    shown = ", ".join(names[:12])
-    return f"{shown}, ... ({len(names)})" if len(names) > 12 else shown
+    first_names = ", ".join(names[:12])
+    return f"{first_names}, ... ({len(names)})" if len(names) > 12 else first_names

@@ -4,6 +4,10 @@ Names of pictures are matched with image ids by their last parts: the whole id f
 two parts, and then the file's name alone; each with its extension first, and then without. Upper
 and lower case of an extension are the same. Each image needs exactly one row. Rows that no image
 needs are passed over.
+
+It is not the rule of `datasets.picture_names`, for a reason. There a name with another folder means
+no picture. Here it does, since such files are often made from another copy of the pictures, in
+other folders; a line tells of it.
 """
 
 import unicodedata

@@ -42,10 +42,10 @@ def write_decoded_page(
 ) -> None:
     """Write the page of the first 100 responses.
 
-    `pictures` are those that `wanted` names, by image id; None where they may not be shown, and
-    their names stand for them. `warnings` and `sentences` say what restricts the figures, `scores`
-    are rows of metric, value, low, high and chance. `settings` and `hashes` say how the page was
-    made.
+    `pictures` are those that `pictures_to_show` names, by image id; None where they may not be
+    shown, and their names stand for them. `warnings` and `sentences` say what restricts the
+    figures, `scores` are rows of metric, value, low, high and chance. `settings` and `hashes` say
+    how the page was made.
     """
     data = {image_id: _as_base64(picture) for image_id, picture in (pictures or {}).items()}
 
@@ -89,10 +89,10 @@ def write_decoded_page(
     )
 
 
-def wanted(decoded: Decoded) -> list[str]:
+def pictures_to_show(decoded: Decoded) -> list[str]:
     """The image ids of all pictures that the page shows, each once."""
-    shown = [*_first(decoded.table)["picture"], *decoded.seen[:MOST_RESPONSES]]
-    return list(dict.fromkeys(image_id for image_id in shown if image_id))
+    image_ids = [*_first(decoded.table)["picture"], *decoded.seen[:MOST_RESPONSES]]
+    return list(dict.fromkeys(image_id for image_id in image_ids if image_id))
 
 
 def name_of(picture: str) -> str:

@@ -84,7 +84,7 @@ class Check:
 
 
 def check_own(
-    own: Own, subjects: list[str] | Literal["all"], epoching: Epoching, top_k: Sequence[int]
+    settings: Own, subjects: list[str] | Literal["all"], epoching: Epoching, top_k: Sequence[int]
 ) -> Check:
     """Look at all files that `own` names, of these subjects. `top_k` is `evaluate.top_k`.
 
@@ -95,13 +95,13 @@ def check_own(
     recordings = None
     pictures = None
     with findings.collecting("recordings"):
-        recordings = choose_subjects(find_recordings(own, findings), subjects)
+        recordings = choose_subjects(find_recordings(settings, findings), subjects)
     with findings.collecting("pictures"):
-        pictures = find_pictures(own.images)
+        pictures = find_pictures(settings.images)
     if recordings is None or pictures is None:
         return Check(findings, [], {}, {})
 
-    files = _read_files(recordings, own, epoching, findings)
+    files = _read_files(recordings, settings, epoching, findings)
     if not files and not findings.n_problems:
         findings.add_problem(
             "recordings",
@@ -117,7 +117,7 @@ def check_own(
     trials = _find_pictures_of(trials, pictures, findings)
     if trials.empty:  # each of its names is a problem already
         return Check(findings, [], {}, {})
-    trials, images = _choose(trials, pictures, own, top_k, findings)
+    trials, images = _choose(trials, pictures, settings, top_k, findings)
 
     rows = _describe(recordings, files, trials)
     if findings.n_problems:
@@ -128,14 +128,14 @@ def check_own(
 
 
 def _read_files(
-    recordings: Recordings, own: Own, epoching: Epoching, findings: Findings
+    recordings: Recordings, settings: Own, epoching: Epoching, findings: Findings
 ) -> dict[RecordingFile, FileTrials]:
     """What each file holds; files that have no trials that can be used are left out."""
     files = {}
     for file in recordings.files:
         read = None
         with findings.collecting("files"):
-            read = read_trials(file, recordings.kind, own, epoching, findings)
+            read = read_trials(file, recordings.kind, settings, epoching, findings)
         if read is not None and len(read.trials):
             files[file] = read
     return files
@@ -160,8 +160,10 @@ def _join(files: Mapping[RecordingFile, FileTrials]) -> pd.DataFrame:
 
 def _find_pictures_of(trials: pd.DataFrame, pictures: Pictures, findings: Findings) -> pd.DataFrame:
     """The trials whose picture is there, with the column `picture`, its path."""
-    first = trials.drop_duplicates("name")
-    matches = match_pictures(pictures, first["name"].tolist(), first["place"].tolist(), findings)
+    by_name = trials.drop_duplicates("name")
+    matches = match_pictures(
+        pictures, by_name["name"].tolist(), by_name["place"].tolist(), findings
+    )
     trials = trials.assign(picture=trials["name"].map(matches))
     trials = trials[trials["picture"].notna()].reset_index(drop=True)
     check_links(pictures, trials["picture"].unique().tolist(), findings)
@@ -171,12 +173,12 @@ def _find_pictures_of(trials: pd.DataFrame, pictures: Pictures, findings: Findin
     for _, rows in names[names.duplicated(["file", "picture"], keep=False)].groupby(
         ["file", "picture"]
     ):
-        one = rows.iloc[0]
-        other = rows.iloc[1]
+        first = rows.iloc[0]
+        second = rows.iloc[1]
         findings.add_problem(
             "pictures that have two names",
-            f"{other['place']}: {other['name']!r} and {one['name']!r} in {one['place']} both mean "
-            f"{one['picture']}; give each picture one name",
+            f"{second['place']}: {second['name']!r} and {first['name']!r} in {first['place']} both "
+            f"mean {first['picture']}; give each picture one name",
         )
     return trials
 
@@ -184,22 +186,22 @@ def _find_pictures_of(trials: pd.DataFrame, pictures: Pictures, findings: Findin
 def _choose(
     trials: pd.DataFrame,
     pictures: Pictures,
-    own: Own,
+    settings: Own,
     top_k: Sequence[int],
     findings: Findings,
 ) -> tuple[pd.DataFrame, Images]:
     """The trials that are used, with the column `used_as` (train or test), and their images."""
-    concepts = find_concepts(trials, pictures, own, findings)
+    concepts = find_concepts(trials, pictures, settings, findings)
     # A problem of a concept is named already; without it no split can be found.
     trials = trials[trials["picture"].isin(concepts)]
     splits: dict[str, str] = {}
     with findings.collecting("splits"):
-        splits = find_splits(trials, concepts, pictures, own, findings)
+        splits = find_splits(trials, concepts, pictures, settings, findings)
         check_sizes(splits, top_k, findings)
 
     trials = trials.assign(used_as=trials["picture"].map(splits))
     is_used = trials["used_as"].notna()
-    if uses_column(own, "split"):
+    if uses_column(settings, "split"):
         is_used &= trials["split"].str.lower().map(WORDS) == trials["used_as"]
     trials = trials[is_used].reset_index(drop=True)
     tell_repetitions(trials, findings)
@@ -229,6 +231,7 @@ def _describe(
         used = trials[trials["subject"] == subject]
         by_split = {split: used[used["used_as"] == split] for split in SPLITS}
         axes = of_subject[0].axes
+
         rows.append(
             {
                 "subject": subject,
@@ -259,6 +262,7 @@ def _subject_folders(recordings: Recordings, trials: pd.DataFrame) -> dict[str, 
         files = tuple(
             SubjectFile(path, hash_files(companions(recordings, by_path[path]))) for path in paths
         )
+
         table = pd.DataFrame(
             {
                 "image_ids": rows["picture"].map(image_id),
@@ -284,8 +288,8 @@ def _estimate(
     n_chans, n_times = count_samples(axes, recordings.kind, epoching)
 
     is_test = trials["used_as"] == "test"
-    seen = trials[~is_test].groupby("subject")["picture"].nunique()
-    n_training = int(seen.sum())
+    counts = trials[~is_test].groupby("subject")["picture"].nunique()
+    n_training = int(counts.sum())
     n_responses = n_training + int(is_test.sum())
 
     n_pictures = sum(map(len, images.values()))

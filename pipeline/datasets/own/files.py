@@ -62,15 +62,15 @@ def full_path(key: str, setting: str, expected: str) -> Path:
     return path
 
 
-def find_recordings(own: Own, findings: Findings) -> Recordings:
+def find_recordings(settings: Own, findings: Findings) -> Recordings:
     """The files that `own.eeg` names.
 
     Raises InputError where it names no folder, or one without recordings. Notes what is wrong
     with the names of single files.
     """
-    folder = full_path("own.eeg", own.eeg, "a folder of epochs, or of a BIDS root")
+    folder = full_path("own.eeg", settings.eeg, "a folder of epochs, or of a BIDS root")
     if not folder.is_dir():
-        raise InputError(f"own.eeg is {own.eeg!r}: is a file; name the folder that it lies in")
+        raise InputError(f"own.eeg is {settings.eeg!r}: is a file; name the folder that it lies in")
 
     paths = [Path(name) for name in files_below(folder)]
     paths = [path for path in paths if not _is_hidden(path.relative_to(folder))]
@@ -94,12 +94,13 @@ def choose_subjects(recordings: Recordings, subjects: list[str] | str) -> Record
     if subjects == "all":
         return recordings
 
-    known = list(dict.fromkeys(file.subject for file in recordings.files))
-    missing = [subject for subject in subjects if subject not in known]
+    existing = list(dict.fromkeys(file.subject for file in recordings.files))
+    missing = [subject for subject in subjects if subject not in existing]
     if missing:
         raise InputError(
             f"{recordings.folder}: no subject {', '.join(missing)}, there are "
-            f"{first_few(known, 20)}: choose of these in `subjects`" + suggestion(missing[0], known)
+            f"{first_few(existing, 20)}: choose of these in `subjects`"
+            + suggestion(missing[0], existing)
         )
     files = tuple(file for file in recordings.files if file.subject in subjects)
     return Recordings(recordings.folder, recordings.kind, files)
@@ -254,6 +255,7 @@ def _nothing_found(folder: Path, paths: list[Path]) -> str:
     )
     continuous = [path.name for path in paths if CONTINUOUS.fullmatch(path.name)]
     roots = [parent for parent in folder.parents if (parent / "dataset_description.json").is_file()]
+
     if continuous and roots:
         return f"{expected}, got a part of a BIDS root; let own.eeg name the root, {roots[0]}"
     if continuous:

@@ -37,9 +37,9 @@ def _hash(path: Path) -> str:
     status = path.stat()
     note = cache_folder() / FOLDER / f"{hashlib.sha256(str(path).encode()).hexdigest()[:32]}.json"
     try:
-        known = _Note.model_validate_json(note.read_bytes())
-        if (known.path, known.size, known.mtime) == (str(path), status.st_size, status.st_mtime_ns):
-            return known.sha256
+        saved = _Note.model_validate_json(note.read_bytes())
+        if (saved.path, saved.size, saved.mtime) == (str(path), status.st_size, status.st_mtime_ns):
+            return saved.sha256
     except (FileNotFoundError, ValidationError):
         pass  # not hashed yet, or by another version
 

@@ -1,20 +1,11 @@
 """Which of somebody's own pictures a trial showed: the name in its column found among the files.
 
 A picture's id is `own/` and its path in the folder or zip: `own/cat/cat_01.jpg`.
-
-How a name is matched:
-
-- With or without folders: `cat_01.jpg` is the only picture of that name in any folder. Folders in
-  front are compared: `dog/01.jpg` is not `cat/01.jpg`. A name may have more of them than the
-  picture, such as the whole path on the machine that showed it. The path of a picture in the
-  folder or zip is always that picture.
-- The ending first as it is, in upper or lower case; where there is no such file, any picture that
-  is called the same but for the ending.
+How a name is matched: see `picture_names`.
 """
 
 import os
 import re
-import unicodedata
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,15 +13,16 @@ from pathlib import Path, PurePosixPath
 
 from pipeline.datasets.own.files import full_path, natural_key
 from pipeline.datasets.own.findings import Findings, first_few
+from pipeline.datasets.picture_names import (
+    ENDINGS,
+    PictureNames,
+    index_names,
+    picture_ending,
+)
 from pipeline.errors import InputError, suggestion
 from pipeline.untrusted.picture_files import PictureFiles, is_encrypted, open_picture_files
 
 FOLDER = "own"  # the zip that the download makes is own.zip
-ENDINGS = (".jpg", ".jpeg", ".png")  # of pictures that are read
-# Of other pictures; they only count as an ending.
-OTHER_ENDINGS = (".bmp", ".gif", ".tif", ".tiff", ".webp")
-
-Parts = tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -43,24 +35,11 @@ class Pictures:
 
     path: Path
     names: tuple[str, ...]
-    # By their paths, and by each end of their paths, both with and without the ending of the file.
-    # The folders that all pictures have in common count in the second alone.
-    by_path: dict[Parts, tuple[str, ...]]
-    by_end: dict[Parts, tuple[str, ...]]
+    index: PictureNames
 
     def matching(self, name: str) -> tuple[str, ...]:
         """The pictures that this name may mean, in the order of `names`."""
-        parts = _parts(name)
-        for wanted in (parts, _without_ending(parts)):
-            for table in (self.by_path, self.by_end):
-                if wanted in table:
-                    return table[wanted]
-
-            # The folders in front may be those of another machine.
-            for start in range(1, len(wanted)):
-                if wanted[start:] in self.by_path:
-                    return self.by_path[wanted[start:]]
-        return ()
+        return tuple(self.names[row] for row in self.index.matching(name))
 
 
 def image_id(name: str) -> str:
@@ -83,7 +62,7 @@ def find_pictures(setting: str) -> Pictures:
     with open_pictures(setting) as (path, files):
         names = [relative_name(path, name) for name in files.names]
     names = [name for name in names if not _is_hidden(name) and not name.endswith("/")]
-    pictures = sorted((name for name in names if _ending(name) in ENDINGS), key=natural_key)
+    pictures = sorted((name for name in names if picture_ending(name) in ENDINGS), key=natural_key)
     if not pictures:
         endings = sorted({PurePosixPath(name).suffix or "no ending" for name in names})
         raise InputError(
@@ -94,21 +73,8 @@ def find_pictures(setting: str) -> Pictures:
 
 
 def index_pictures(path: Path, names: Sequence[str]) -> Pictures:
-    """The pictures of these paths below `path`, found by any end of their paths."""
-    shared = _shared_folders(names)
-    by_path: dict[Parts, dict[str, None]] = {}
-    by_end: dict[Parts, dict[str, None]] = {}
-    for name in names:
-        parts = _parts(name)
-        for form in (parts, _without_ending(parts)):
-            by_path.setdefault(form[shared:], {})[name] = None
-            for start in range(len(form)):
-                by_end.setdefault(form[start:], {})[name] = None
-    return Pictures(path, tuple(names), _as_tuples(by_path), _as_tuples(by_end))
-
-
-def _as_tuples(table: dict[Parts, dict[str, None]]) -> dict[Parts, tuple[str, ...]]:
-    return {parts: tuple(names) for parts, names in table.items()}
+    """The pictures of these paths below `path`; names need not have the folders that all share."""
+    return Pictures(path, tuple(names), index_names(names, _shared_folders(names)))
 
 
 def folder_of(pictures: Pictures, name: str) -> str:
@@ -125,6 +91,7 @@ def match_pictures(
     `places` says where each name stands.
     """
     matches = {}
+
     for name, place in zip(names, places, strict=True):
         matching = pictures.matching(name)
         if len(matching) == 1:
@@ -149,6 +116,7 @@ def check_links(pictures: Pictures, names: Sequence[str], findings: Findings) ->
     """Note pictures of a folder that are links to nothing, and files without content."""
     if not pictures.path.is_dir():
         return
+
     for name in names:
         path = pictures.path / name
         if not path.exists():
@@ -188,30 +156,6 @@ def _advice(pictures: Pictures, name: str) -> str:
     numbers = re.findall(r"\d+", last)
     guess = suggestion(last, [name for name in last_parts if re.findall(r"\d+", name) == numbers])
     return f"; put it there, or correct the name{guess}"
-
-
-def _parts(name: str) -> Parts:
-    """The parts of a path, in one form of Unicode, its ending in lower case."""
-    # Windows writes \ for /.
-    plain = unicodedata.normalize("NFC", name).replace("\\", "/")
-    parts = [part for part in plain.split("/") if part not in ("", ".")]
-    if not parts:
-        return ()
-    ending = _ending(parts[-1])
-    parts[-1] = parts[-1][: len(parts[-1]) - len(ending)] + ending
-    return tuple(parts)
-
-
-def _without_ending(parts: Parts) -> Parts:
-    if not parts:
-        return ()
-    return (*parts[:-1], parts[-1].removesuffix(_ending(parts[-1])))
-
-
-def _ending(name: str) -> str:
-    """The ending of a picture in lower case; empty where it is not one of a picture."""
-    suffix = PurePosixPath(name).suffix.lower()
-    return suffix if suffix in (*ENDINGS, *OTHER_ENDINGS) else ""
 
 
 def _is_hidden(name: str) -> bool:

@@ -20,7 +20,8 @@ import pandas as pd
 from pipeline.datasets.own.files import full_path, natural_key
 from pipeline.datasets.own.findings import Findings, first_few, times
 from pipeline.datasets.own.pictures import Pictures, folder_of, match_pictures
-from pipeline.datasets.own.trials import NOTHING, names_file, read_table, uses_column
+from pipeline.datasets.own.tables import NOTHING, read_table
+from pipeline.datasets.own.trials import names_file, uses_column
 from pipeline.errors import InputError
 from pipeline.sections import Own
 
@@ -33,35 +34,35 @@ LEAST_TRAINING = 2  # pictures, for a contrast
 
 
 def find_concepts(
-    trials: pd.DataFrame, pictures: Pictures, own: Own, findings: Findings
+    trials: pd.DataFrame, pictures: Pictures, settings: Own, findings: Findings
 ) -> dict[str, str]:
     """The concept of each picture that was shown. What is wrong is noted.
 
     `trials` has the columns `picture`, `concept` (the value of the column) and `place`.
     """
-    shown = trials["picture"].unique().tolist()
-    if own.concept == "picture":
-        return {name: name.rpartition(".")[0] for name in shown}
-    if uses_column(own, "concept"):
-        return _concepts_of_column(trials, own, findings)
+    names = trials["picture"].unique().tolist()
+    if settings.concept == "picture":
+        return {name: name.rpartition(".")[0] for name in names}
+    if uses_column(settings, "concept"):
+        return _concepts_of_column(trials, settings, findings)
 
-    concepts = {name: folder_of(pictures, name) for name in shown}
+    concepts = {name: folder_of(pictures, name) for name in names}
     without = [name for name, concept in concepts.items() if not concept]
     if without:
         findings.add_problem(
             "concepts",
-            f"{pictures.path}: {times(len(without), 'picture')} of {len(shown):,} lie in no folder "
+            f"{pictures.path}: {times(len(without), 'picture')} of {len(names):,} lie in no folder "
             f"of a concept, the first is {without[0]}; set own.concept to picture (each is its "
             "own) or to a column that names the concept",
         )
     return concepts
 
 
-def _concepts_of_column(trials: pd.DataFrame, own: Own, findings: Findings) -> dict[str, str]:
+def _concepts_of_column(trials: pd.DataFrame, settings: Own, findings: Findings) -> dict[str, str]:
     empty = trials[trials["concept"].isin(NOTHING)]
     for place, picture in zip(empty["place"], empty["picture"], strict=True):
         findings.add_problem(
-            "concepts", f"{place}: {own.concept} of the picture {picture} is empty; fill it in"
+            "concepts", f"{place}: {settings.concept} of the picture {picture} is empty; fill it in"
         )
 
     named = trials[~trials["concept"].isin(NOTHING)].drop_duplicates(["picture", "concept"])
@@ -70,7 +71,7 @@ def _concepts_of_column(trials: pd.DataFrame, own: Own, findings: Findings) -> d
         second = rows.iloc[1]
         findings.add_problem(
             "concepts",
-            f"{second['place']}: {own.concept} of the picture {second['picture']} is "
+            f"{second['place']}: {settings.concept} of the picture {second['picture']} is "
             f"{second['concept']!r}, and in {first['place']} {first['concept']!r}; correct one of "
             "them, since a picture has one concept",
         )
@@ -81,7 +82,7 @@ def find_splits(
     trials: pd.DataFrame,
     concepts: dict[str, str],
     pictures: Pictures,
-    own: Own,
+    settings: Own,
     findings: Findings,
 ) -> dict[str, str]:
     """`train` or `test` for each picture that is used. What is wrong or left out is noted.
@@ -89,12 +90,12 @@ def find_splits(
     `trials` has the columns `subject`, `picture`, `split` (the value of the column) and `place`.
     Raises InputError where the CSV cannot be read.
     """
-    if uses_column(own, "split"):
-        splits = _splits_of_column(trials, own, findings)
-    elif names_file(own.split):
-        splits = _splits_of_csv(trials, pictures, own, findings)
+    if uses_column(settings, "split"):
+        splits = _splits_of_column(trials, settings, findings)
+    elif names_file(settings.split):
+        splits = _splits_of_csv(trials, pictures, settings, findings)
     else:
-        return _drawn(trials, concepts, own, findings)
+        return _drawn(trials, concepts, settings, findings)
 
     splits = _keep_concepts_apart(splits, concepts, findings)
     _require_seen_by_all(trials, splits, findings)
@@ -102,7 +103,7 @@ def find_splits(
 
 
 def _drawn(
-    trials: pd.DataFrame, concepts: dict[str, str], own: Own, findings: Findings
+    trials: pd.DataFrame, concepts: dict[str, str], settings: Own, findings: Findings
 ) -> dict[str, str]:
     """Whole concepts, of those that have a picture that all subjects saw."""
     common = _seen_by_all(trials)
@@ -116,9 +117,9 @@ def _drawn(
         )
         return {}
 
-    n_drawn = max(1, round(own.test_concepts * len(all_concepts)))
+    n_drawn = max(1, round(settings.test_concepts * len(all_concepts)))
     # Each concept has a number of its own, so that a new subject or picture redraws few of them.
-    drawn = set(sorted(candidates, key=lambda name: _chance(own.split_seed, name))[:n_drawn])
+    drawn = set(sorted(candidates, key=lambda name: _chance(settings.split_seed, name))[:n_drawn])
     if len(all_concepts) == 1:
         findings.add_problem(
             "splits",
@@ -148,32 +149,33 @@ def _chance(seed: int, name: str) -> str:
     return hashlib.sha256(f"{seed}/{name}".encode()).hexdigest()
 
 
-def _splits_of_column(trials: pd.DataFrame, own: Own, findings: Findings) -> dict[str, str]:
+def _splits_of_column(trials: pd.DataFrame, settings: Own, findings: Findings) -> dict[str, str]:
     """The test wins where trials of a picture say both."""
     rows = trials.drop_duplicates(["picture", "split"])
-    values = _read_words(rows["split"].tolist(), rows["place"].tolist(), own.split, findings)
+    values = _read_words(rows["split"].tolist(), rows["place"].tolist(), settings.split, findings)
     rows = rows.assign(word=values)
 
     n_empty = int((trials["split"].isin(NOTHING)).sum())
     if n_empty:
         findings.leave_out(
-            f"trials whose {own.split} (own.split) is empty or n/a", times(n_empty, "trial")
+            f"trials whose {settings.split} (own.split) is empty or n/a", times(n_empty, "trial")
         )
     train = rows.loc[rows["word"] == "train", "picture"]
     test = set(rows.loc[rows["word"] == "test", "picture"])
     both = sorted(test & set(train), key=natural_key)
     if both:
         findings.leave_out(
-            f"training trials of pictures that {own.split} (own.split) has in train and in test",
+            f"training trials of pictures that {settings.split} (own.split) has in train and in "
+            "test",
             f"{times(len(both), 'picture')}, the first is {both[0]}",
         )
     return {name: "test" if name in test else "train" for name in [*train, *sorted(test)]}
 
 
 def _splits_of_csv(
-    trials: pd.DataFrame, pictures: Pictures, own: Own, findings: Findings
+    trials: pd.DataFrame, pictures: Pictures, settings: Own, findings: Findings
 ) -> dict[str, str]:
-    path = full_path("own.split", own.split, "a CSV with the columns image and split")
+    path = full_path("own.split", settings.split, "a CSV with the columns image and split")
     table = read_table(path, ",")
     if not {"image", "split"} <= set(table.columns):
         raise InputError(
@@ -200,14 +202,14 @@ def _splits_of_csv(
         splits.setdefault(picture, word)
         lines.setdefault(picture, place)
 
-    shown = set(trials["picture"])
-    not_listed = sorted(shown - set(splits), key=natural_key)
+    names = set(trials["picture"])
+    not_listed = sorted(names - set(splits), key=natural_key)
     if not_listed:
         findings.leave_out(
             f"pictures that {path.name} (own.split) does not list, or in neither split",
             f"{times(len(not_listed), 'picture')}, the first is {not_listed[0]}",
         )
-    return {name: word for name, word in splits.items() if name in shown}
+    return {name: word for name, word in splits.items() if name in names}
 
 
 def _read_words(

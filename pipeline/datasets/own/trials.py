@@ -13,18 +13,16 @@ import pandas as pd
 
 from pipeline.datasets.epochs import EpochPlan, epoch_bounds, plan_epochs
 from pipeline.datasets.own.files import RecordingFile
-from pipeline.datasets.own.findings import Findings, first_few, times
+from pipeline.datasets.own.findings import Findings, times
 from pipeline.datasets.own.recordings import open_epochs, open_raw, pick_data
 from pipeline.datasets.own.subject_folder import Kind
+from pipeline.datasets.own.tables import NOTHING, list_names, read_table, table_beside
 from pipeline.errors import InputError, suggestion
-from pipeline.files import unreadable
 from pipeline.sections import Own
 
 if TYPE_CHECKING:
     import mne
 
-# How people, BIDS, pandas and R write that there is nothing
-NOTHING = ("", "n/a", "N/A", "NA", "NaN", "nan")
 CONCEPTS = ("folder", "picture")  # values of own.concept that name no column
 
 
@@ -73,7 +71,7 @@ class FileTrials:
 
 
 def read_trials(
-    file: RecordingFile, kind: Kind, own: Own, epoching: Epoching, findings: Findings
+    file: RecordingFile, kind: Kind, settings: Own, epoching: Epoching, findings: Findings
 ) -> FileTrials | None:
     """Open the file and read its trials; None where it has none that can be used.
 
@@ -86,15 +84,15 @@ def read_trials(
             "git annex get, in that folder"
         )
     if kind == "epochs":
-        return _of_epochs(file, own, findings)
-    return _of_raw(file, own, epoching, findings)
+        return _of_epochs(file, settings, findings)
+    return _of_raw(file, settings, epoching, findings)
 
 
-def uses_column(own: Own, key: str) -> bool:
+def uses_column(settings: Own, key: str) -> bool:
     """Whether `own.concept` or `own.split` names a column."""
     if key == "concept":
-        return own.concept not in CONCEPTS
-    return own.split != "drawn" and not names_file(own.split)
+        return settings.concept not in CONCEPTS
+    return settings.split != "drawn" and not names_file(settings.split)
 
 
 def names_file(split: str) -> bool:
@@ -102,7 +100,7 @@ def names_file(split: str) -> bool:
     return "/" in split or split.lower().endswith(".csv")
 
 
-def _of_epochs(file: RecordingFile, own: Own, findings: Findings) -> FileTrials | None:
+def _of_epochs(file: RecordingFile, settings: Own, findings: Findings) -> FileTrials | None:
     epochs = open_epochs(file.path)
     times_of_epoch = epochs.times
     axes = Axes(
@@ -113,17 +111,10 @@ def _of_epochs(file: RecordingFile, own: Own, findings: Findings) -> FileTrials 
         len(epochs),
     )
 
-    # A table beside the file comes first: it is quicker to correct than the file.
+    table = table_beside(file.path, len(epochs))
     table_file = file.path.with_suffix(".csv")
-    if table_file.is_file():
-        table = read_table(table_file, ",")
+    if table is not None:
         places = [f"{table_file}, line {line}" for line in _lines(table)]
-        if len(table) != len(epochs):
-            raise InputError(
-                f"{table_file}: has {times(len(table), 'row')} below its first line, expected "
-                f"{len(epochs):,}, one for each epoch of {file.path.name}, in their order; write "
-                "it anew from the epochs that were kept"
-            )
     elif epochs.metadata is not None:
         table = epochs.metadata.reset_index(drop=True).map(_as_text).rename(columns=str)
         table_file = file.path
@@ -131,17 +122,17 @@ def _of_epochs(file: RecordingFile, own: Own, findings: Findings) -> FileTrials 
     else:
         raise InputError(
             f"{file.path}: has no metadata that say which picture each epoch showed; put "
-            f"{table_file.name} beside it, with a column {own.image_column} and a row for each of "
-            f"its {len(epochs):,} epochs, or set epochs.metadata in MNE and save it again"
+            f"{table_file.name} beside it, with a column {settings.image_column} and a row for "
+            f"each of its {len(epochs):,} epochs, or set epochs.metadata in MNE and save it again"
         )
 
-    _require_columns(table, own, table_file)
-    trials = _picture_trials(table, places, own, file.path, findings)
+    _require_columns(table, settings, table_file)
+    trials = _picture_trials(table, places, settings, file.path, findings)
     return FileTrials(axes, trials.assign(position=trials["row"]))
 
 
 def _of_raw(
-    file: RecordingFile, own: Own, epoching: Epoching, findings: Findings
+    file: RecordingFile, settings: Own, epoching: Epoching, findings: Findings
 ) -> FileTrials | None:
     if not file.events.is_file():
         findings.leave_out(
@@ -150,14 +141,14 @@ def _of_raw(
         return None
 
     table = read_table(file.events, "\t")
-    if own.image_column not in table.columns:
+    if settings.image_column not in table.columns:
         findings.leave_out(
             "recordings without pictures",
-            f"{file.path.name}: its events have no column {own.image_column}, they have "
-            f"{_listed(table.columns)}",
+            f"{file.path.name}: its events have no column {settings.image_column}, they have "
+            f"{list_names(table.columns)}",
         )
         return None
-    _require_columns(table, own, file.events)
+    _require_columns(table, settings, file.events)
 
     raw = open_raw(file.path)
     sfreq = float(raw.info["sfreq"])
@@ -165,7 +156,7 @@ def _of_raw(
     axes = Axes(*_channels(raw.info), sfreq, 0.0, (n_samples - 1) / sfreq, len(table))
 
     places = [f"{file.events}, line {line}" for line in _lines(table)]
-    trials = _picture_trials(table, places, own, file.path, findings)
+    trials = _picture_trials(table, places, settings, file.path, findings)
     onsets = _onsets(table, trials, file.events)
     trials["position"] = np.round(onsets * sfreq).astype(np.int64)
     _check_onsets(trials, axes, n_samples, file.path)
@@ -190,34 +181,6 @@ def epoch_plan(epoching: Epoching, sfreq: float, file: str) -> EpochPlan | None:
     return plan_epochs(epoching.sfreq, epoching.window, epoching.baseline, sfreq, file)
 
 
-def read_table(path: Path, separator: str) -> pd.DataFrame:
-    """A CSV or TSV with a line of names, all of it as text. Raises InputError where it is none."""
-    try:
-        # pandas would read a picture called "null" as missing, and "007" as 7.
-        table = pd.read_csv(
-            path, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig"
-        )
-    except (OSError, ValueError) as error:  # also what is no table and what is not UTF-8
-        reason = " ".join(str(error).split())
-        raise unreadable(error, path) or InputError(
-            f"{path}: cannot be read as a table ({reason:.200}); save it as UTF-8, with as many "
-            f"fields in each row as in the first line"
-        ) from error
-
-    names = list(table.columns)
-    if len(names) == 1 and separator == "," and (";" in names[0] or "\t" in names[0]):
-        raise InputError(
-            f"{path}: has the one column {names[0]!r}; save it with commas between the columns"
-        )
-    # Fields beyond the first line: pandas takes the first ones as names of the rows.
-    if not isinstance(table.index, pd.RangeIndex):
-        raise InputError(
-            f"{path}: has more fields in a row than in its first line, {_listed(names)}; name each "
-            "column there"
-        )
-    return table.map(str.strip).rename(columns=str.strip)
-
-
 def _lines(table: pd.DataFrame) -> range:
     """The lines of the rows in their file, as an editor counts them; the names are line 1."""
     return range(2, len(table) + 2)
@@ -232,19 +195,17 @@ def _as_text(value: object) -> str:
     return str(value).strip()
 
 
-def _listed(names: Sequence[str] | pd.Index) -> str:
-    return first_few([str(name) for name in names], 12) or "none"
-
-
-def _require_columns(table: pd.DataFrame, own: Own, file: Path) -> None:
+def _require_columns(table: pd.DataFrame, settings: Own, file: Path) -> None:
     """InputError for the first column that the parameters name and the table lacks."""
-    wanted = {"image_column": own.image_column}
-    wanted |= {key: getattr(own, key) for key in ("concept", "split") if uses_column(own, key)}
-    for key, column in wanted.items():
+    columns = {"image_column": settings.image_column}
+    columns |= {
+        key: getattr(settings, key) for key in ("concept", "split") if uses_column(settings, key)
+    }
+    for key, column in columns.items():
         names = list(map(str, table.columns))
         if names.count(column) != 1:
             raise InputError(
-                f"{file}: expected one column {column} (own.{key}), got {_listed(names)}; let "
+                f"{file}: expected one column {column} (own.{key}), got {list_names(names)}; let "
                 f"own.{key} name one of these{suggestion(column, names)}"
             )
 
@@ -256,7 +217,7 @@ def _onsets(table: pd.DataFrame, trials: pd.DataFrame, file: Path) -> np.ndarray
     """
     if "onset" not in table.columns:
         raise InputError(
-            f"{file}: has no column onset, it has {_listed(table.columns)}; BIDS wants it, in "
+            f"{file}: has no column onset, it has {list_names(table.columns)}; BIDS wants it, in "
             "seconds"
         )
     texts = table["onset"].iloc[trials["row"]]
@@ -273,7 +234,7 @@ def _onsets(table: pd.DataFrame, trials: pd.DataFrame, file: Path) -> np.ndarray
 def _picture_trials(
     table: pd.DataFrame,
     places: Sequence[str],
-    own: Own,
+    settings: Own,
     file: Path,
     findings: Findings,
 ) -> pd.DataFrame:
@@ -284,17 +245,18 @@ def _picture_trials(
     trials = pd.DataFrame(
         {
             "row": np.arange(len(table)),
-            "name": table[own.image_column],
-            "concept": table[own.concept] if uses_column(own, "concept") else "",
-            "split": table[own.split] if uses_column(own, "split") else "",
+            "name": table[settings.image_column],
+            "concept": table[settings.concept] if uses_column(settings, "concept") else "",
+            "split": table[settings.split] if uses_column(settings, "split") else "",
             "place": places,
         }
     )
+
     shows_picture = ~trials["name"].isin(NOTHING)
     if not shows_picture.all():
         n_others = int((~shows_picture).sum())
         findings.leave_out(
-            f"rows whose {own.image_column} is empty or n/a, such as fixations",
+            f"rows whose {settings.image_column} is empty or n/a, such as fixations",
             f"{file.name}: {n_others:,} of {times(len(trials), 'row')}",
         )
     return trials[shows_picture].reset_index(drop=True)
