@@ -596,6 +596,20 @@ def a_file_in_the_folder_of_another(lab: Lab) -> None:
     lab.epochs_of("sub-01").rename(lab.eeg / "sub-02/sub-01-epo.fif")
 
 
+@wrong("sub-03-epo.fif: is a copy of", lambda lab: (lab.eeg / "sub-03-epo.fif").unlink())
+def the_file_of_another_subject(lab: Lab) -> None:
+    shutil.copy(lab.epochs_of("sub-01"), lab.eeg / "sub-03-epo.fif")
+
+
+@wrong(
+    "nothing_here': expected the full path of a folder of epochs, or of a BIDS root, and there is "
+    "nothing at that path",
+    lambda lab: lab.set(eeg=str(lab.eeg)),
+)
+def a_folder_that_is_not_there(lab: Lab) -> None:
+    lab.set(eeg=str(lab.base / "nothing_here"))
+
+
 @wrong("sub-01-epo.fif: cannot be read as epochs", lambda lab: lab.write("sub-01"))
 def damaged_file(lab: Lab) -> None:
     path = lab.epochs_of("sub-01")

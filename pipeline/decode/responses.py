@@ -372,7 +372,9 @@ def _not_checked(made_with: MadeWith | None) -> str:
     prepared = ", ".join(f"{key} {value}" for key, value in steps.items())
     return (
         "Not checked, since a file of epochs does not tell it: reference and filters, and that "
-        f"they were prepared as the model's EEG ({prepared}; unit: {eeg.get('units')})."
+        f"they were prepared as the model's EEG ({prepared}; unit: {eeg.get('units')}). Nor is it "
+        "known whether the model was trained with these pictures: if it was, the score is higher "
+        "than it would be with new ones."
     )
 
 

@@ -123,6 +123,9 @@ def check_own(
     if findings.n_problems:
         return Check(findings, rows, {}, {})
     folders = _subject_folders(recordings, trials)
+    _check_copies(folders, findings)
+    if findings.n_problems:
+        return Check(findings, rows, {}, {})
     costs = _estimate(recordings, files, trials, images, pictures, epoching)
     return Check(findings, rows, images, folders, costs)
 
@@ -273,6 +276,18 @@ def _subject_folders(recordings: Recordings, trials: pd.DataFrame) -> dict[str, 
         )
         folders[str(subject)] = SubjectFolder(recordings.kind, files, table)
     return folders
+
+
+def _check_copies(folders: Mapping[str, SubjectFolder], findings: Findings) -> None:
+    """A problem for each file that is a copy of another: its trials would count twice."""
+    first_with: dict[str, str] = {}
+    for folder in folders.values():
+        for file in folder.files:
+            first = first_with.setdefault(file.sha256, file.path)
+            if first != file.path:
+                findings.add_problem(
+                    "files", f"{file.path}: is a copy of {first}; take one of them away"
+                )
 
 
 def _estimate(

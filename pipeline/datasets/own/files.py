@@ -58,7 +58,8 @@ def full_path(key: str, setting: str, expected: str) -> Path:
     path = Path(setting).expanduser()
     # `dvc exp run` works in another folder, so a relative path would lead elsewhere.
     if setting == "none" or not path.is_absolute() or not path.exists():
-        raise InputError(f"{key} is {setting!r}: expected the full path of {expected}")
+        gone = ", and there is nothing at that path" if path.is_absolute() else ""
+        raise InputError(f"{key} is {setting!r}: expected the full path of {expected}{gone}")
     return path
 
 
