@@ -36,11 +36,11 @@ def main(
         print(f"{why}: what needs that is left out")
     elif isinstance(source, HumanFiles):
         fetch(source, p, folder, left_in)
-        names = source.embedding, source.words, Path(source.categories).name
-        files = [folder / name for name in names]
+        categories = folder / Path(source.categories).name
+        files = folder / source.embedding, folder / source.words, categories
         write_human(target, measure_similarity(*files, concepts, source.about, synthetic=False))
     else:
-        files = [folder / name for name in ("embedding.txt", "words.csv", "categories.tsv")]
+        files = folder / "embedding.txt", folder / "words.csv", folder / "categories.tsv"
         source(*files)
         about = "simulated from what is in the pictures"
         write_human(target, measure_similarity(*files, concepts, about, synthetic=True))

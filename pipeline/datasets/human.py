@@ -92,7 +92,7 @@ def measure_similarity(
     source: str,
     synthetic: bool,
 ) -> HumanSimilarity:
-    """Read the published files; the similarity of the concepts and their categories, in their order.
+    """Read the published files: similarity and categories of the concepts, in their order.
 
     A concept is named as in `00001_aardvark` or `aardvark`. Raises InputError where a file is not
     as published, or has no row of a concept.
