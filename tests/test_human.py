@@ -299,10 +299,12 @@ def test_another_file_than_the_known_one_is_refused_and_taken_if_so_told(
     with pytest.raises(InputError, match="has no row of the concept 00001_bat1"):
         run_stage(tmp_path, "second", accept_new_versions="true", **settings)
 
+
+def test_other_categories_than_the_known_ones_are_refused(bucket: Server, tmp_path: Path) -> None:
     bucket.set_faults({TABLE: [fault("flip", -1, at=5)]})
     with pytest.raises(InputError, match=f"{TABLE}.*expected sha256"):
-        run_stage(tmp_path, "third", **settings)
-    assert not (tmp_path / "third/similarity.h5").exists()
+        run_stage(tmp_path, "first", dataset="things-eeg2", **of_server(bucket))
+    assert not (tmp_path / "first/similarity.h5").exists()
 
 
 def test_copies_of_the_user_come_first(bucket: Server, tmp_path: Path) -> None:
