@@ -109,7 +109,10 @@ def make_images(folder: Path, test_ids: np.ndarray, rng: np.random.Generator) ->
     write_embeddings(folder / "embeddings.h5", ids, [("last", embeddings, {})], {})
 
     alike = np.corrcoef(rng.standard_normal((len(test_ids), 66)))
-    write_human(folder / "human.h5", HumanSimilarity(test_ids, alike, "simulated", True))
+    category = rng.random((len(test_ids), 53)) < 0.024  # as many members as THINGS' categories have
+    names = np.array([f"category {i}" for i in range(53)], dtype=object)
+    people = HumanSimilarity(test_ids, alike, names, category, "simulated", True)
+    write_human(folder / "human.h5", people)
     nothing = np.array([], dtype=object)
     about = {"left_out": "not measured here", "settings": {}}
     write_similarities(folder / "baseline.h5", Similarities(nothing, nothing, nothing, [], about))

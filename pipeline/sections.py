@@ -48,6 +48,7 @@ class Download(Section):
     osf_api: str
     figshare_api: str
     openneuro: str
+    things_data: str
     things_images: str
     dreamsim_releases: str
     glocal: str

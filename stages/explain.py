@@ -108,21 +108,33 @@ def look_at_errors(
     seed: int,
 ) -> dict[str, pd.DataFrame]:
     """What is retrieved in place of the image that was seen, overall and concept by concept."""
-    of_people = None if isinstance(people, str) else people.of(scored.things_concept.tolist())
+    concepts = scored.things_concept.tolist()
+    of_people = None if isinstance(people, str) else people.of(concepts)
+    same_category = None if isinstance(people, str) else people.same_category(concepts)
     spaces = {} if of_people is None else {PEOPLE: of_people}
     for name, cache in encoders.items():
         spaces[name] = cosine_similarity(cache.values[cache.rows(scored.image_ids)])
     return {
-        "near_misses": tabulate_near_misses(scored.valid_results, spaces, resamples, seed),
+        "near_misses": tabulate_near_misses(
+            scored.valid_results, spaces, resamples, seed, same_category
+        ),
         "concepts": tabulate_concepts(scored, of_people),
     }
 
 
-def describe_people(people: HumanSimilarity | str) -> dict[str, str | bool]:
-    """Whose similarity the near misses are by; `why` alone where there is none."""
+def describe_people(people: HumanSimilarity | str) -> dict[str, str | bool | int]:
+    """Whose similarity the near misses are by, and how many concepts are in a category.
+
+    `why` alone where there is none.
+    """
     if isinstance(people, str):
         return {"why": people}
-    return {"source": people.source, "synthetic": people.synthetic}
+    return {
+        "source": people.source,
+        "synthetic": people.synthetic,
+        "n_concepts": len(people.things_concept),
+        "n_in_a_category": int(people.category.any(axis=1).sum()),
+    }
 
 
 def larger_galleries(

@@ -36,10 +36,11 @@ def main(
         print(f"{why}: what needs that is left out")
     elif isinstance(source, HumanFiles):
         fetch(source, p, folder, left_in)
-        files = folder / source.embedding, folder / source.words
+        categories = folder / Path(source.categories).name
+        files = folder / source.embedding, folder / source.words, categories
         write_human(target, measure_similarity(*files, concepts, source.about, synthetic=False))
     else:
-        files = folder / "embedding.txt", folder / "words.csv"
+        files = folder / "embedding.txt", folder / "words.csv", folder / "categories.tsv"
         source(*files)
         about = "simulated from what is in the pictures"
         write_human(target, measure_similarity(*files, concepts, about, synthetic=True))
@@ -49,14 +50,21 @@ def main(
 def fetch(source: HumanFiles, p: Params, folder: Path, left_in: Path | None) -> None:
     """Put the published files into the folder."""
     user_files = UserFiles(open_copies(p.download.own_copy), left_in)
-    for name in (source.embedding, source.words):
+    bucket = p.download.openneuro.rstrip("/")
+    repository = f"{p.download.things_data.rstrip('/')}/{source.commit}"
+    for root, path in (
+        (bucket, f"{source.folder}/{source.embedding}"),
+        (bucket, f"{source.folder}/{source.words}"),
+        (repository, source.categories),
+    ):
+        name = Path(path).name
         # Another version of a file is taken where the user says so.
         known_file = None if p.download.accept_new_versions else source.known_files[name]
         fetch_file(
-            f"{p.download.openneuro.rstrip('/')}/{source.folder}/{name}",
+            f"{root}/{path}",
             folder,
             name,
-            published_path=f"{source.folder}/{name}",
+            published_path=path,
             user_files=user_files,
             known_file=known_file,
         )

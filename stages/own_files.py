@@ -21,7 +21,7 @@ from stages.outputs import find_foreign_files
 
 # A record for each use: another file of weights must not fetch the dataset again.
 DATA_FILES = (".zip", ".npy", ".fif", ".csv")
-HUMAN_FILES = (".txt", ".csv")
+HUMAN_FILES = (".txt", ".csv", ".tsv")
 WEIGHT_FILES = (".zip", ".npz", ".pth", ".pt", ".bin", ".safetensors")
 ANY_FILES = ("",)
 

@@ -17,6 +17,7 @@ import yaml
 from filelock import FileLock
 
 from pipeline.datasets.sample import make_human, make_raw
+from pipeline.datasets.sources import THINGS_SIMILARITY
 from pipeline.images.stand_ins.dreamsim import make_checkpoint
 from tests.osf_server import serve
 from tests.tiny import TINY
@@ -122,7 +123,10 @@ def make_first_run(base: Path, project: Project) -> None:
         TINY,
     )
     people = published / "bucket/ds004212/sourcedata/meg_paper"
-    make_human(people / "spose_embedding_66d_sorted.txt", people / "names_1854.csv", TINY)
+    categories = published / f"bucket/{THINGS_SIMILARITY.commit}/{THINGS_SIMILARITY.categories}"
+    make_human(
+        people / "spose_embedding_66d_sorted.txt", people / "names_1854.csv", categories, TINY
+    )
     make_checkpoint("synclr_vitb16", published / "releases/v0.2.1-checkpoints", embed_dim=64)
     for name in CODE:
         source, target = ROOT / name, project.folder / name
@@ -141,6 +145,7 @@ def make_first_run(base: Path, project: Project) -> None:
             download__osf_api=server.api,
             download__dreamsim_releases=server.releases,
             download__openneuro=server.bucket,
+            download__things_data=server.bucket,
             download__accept_new_versions=True,  # other concepts than the published ones
             train__epochs=3,
             train__batch_size=16,

@@ -17,6 +17,8 @@ from pipeline.explain.near_misses import (
     ANSWERS,
     FIRST_FIVE,
     FIRST_WRONG,
+    SAME_CATEGORY,
+    has_near_misses,
     measure_near_misses,
     percentiles,
     permutation_p,
@@ -143,7 +145,106 @@ def test_without_a_wrong_answer_there_is_no_first_wrong_one() -> None:
     assert table[table["answers"] == FIRST_FIVE]["retrieved"].notna().all()
 
 
-def test_p_claims_no_more_than_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
+def shares_of(category: np.ndarray) -> np.ndarray:
+    """Which concepts share a category, as the file of people says it: (N, K) bool to (N, N)."""
+    names = np.arange(len(category)).astype(str).astype(object)
+    of_category = np.arange(category.shape[1]).astype(str).astype(object)
+    nobody = np.eye(len(category))
+    people = HumanSimilarity(names, nobody, of_category, category, "simulated", True)
+    return people.same_category(names.tolist())
+
+
+def of_sizes(*sizes: int) -> np.ndarray:
+    """Categories of so many concepts, one after the other: (N, K) bool."""
+    return np.repeat(np.eye(len(sizes), dtype=bool), sizes, axis=0)
+
+
+def row_of_category(runs: list[SubjectResult], shares: np.ndarray, answers: str) -> pd.Series:
+    n_subjects = len({run.subject for run in runs})
+    resamples = draw_resamples(n_subjects, len(shares), 500, 0)
+    table = tabulate_near_misses(runs, {}, resamples, 0, shares)
+    assert table["alike_by"].tolist() == [SAME_CATEGORY] * 2
+    return table[table["answers"] == answers].iloc[0]
+
+
+def test_errors_within_the_category_have_a_share_of_one() -> None:
+    """Ten categories of six: the five others come next, so that both kinds of answers are within."""
+    shares = shares_of(of_sizes(*[6] * 10))
+    rng = np.random.default_rng(0)
+    runs = [
+        result(shares + 0.5 * rng.random((N, N)) - 0.6 * np.eye(N), f"sub-{s:02}")
+        for s in range(1, 5)
+    ]
+    for kind in ANSWERS:
+        row = row_of_category(runs, shares, kind)
+        assert row["retrieved"] == pytest.approx(1)
+        assert row["chance"] == pytest.approx(5 / 59)  # of 59 others, five are of the category
+        assert row["excess"] == pytest.approx(54 / 59) and row["p"] == 1 / 5001
+        assert row["excess_low"] == pytest.approx(54 / 59)
+
+
+def test_random_errors_are_in_the_same_category_as_often_as_chance_says() -> None:
+    """Large and small categories, and ten concepts that are in none."""
+    category = of_sizes(20, 10, 10, 5, 5, 10)
+    category[50:] = False
+    shares = shares_of(category)
+    rng = np.random.default_rng(1)
+    runs = [result(rng.random((N, N)), f"sub-{s:02}", seed) for s in range(4) for seed in (1, 2, 3)]
+    by_hand = (20 * 19 + 2 * 10 * 9 + 2 * 5 * 4) / (50 * 59)
+    for kind in ANSWERS:
+        row = row_of_category(runs, shares, kind)
+        assert row["chance"] == pytest.approx(by_hand, abs=0.02)
+        assert abs(row["excess"]) < 0.03 and row["p"] > 0.01
+        assert row["excess_low"] < 0 < row["excess_high"]
+
+
+def test_a_concept_without_a_category_is_not_asked_for() -> None:
+    """Three pairs and two loners; what is retrieved for a loner changes nothing, as a retrieved one it counts."""
+    category = of_sizes(2, 2, 2, 2)
+    category[6:] = False
+    shares = shares_of(category)
+    weights = np.zeros((8, 8))
+    weights[[0, 1, 2, 3, 4, 5], [1, 0, 3, 2, 6, 7]] = 1  # two of three pairs, then two loners
+    misses = measure_near_misses(weights, shares)
+    assert misses.retrieved == pytest.approx(4 / 6)
+
+    of_loners = weights.copy()
+    of_loners[6:, 0] = 1
+    same = measure_near_misses(of_loners, shares)
+    assert (same.retrieved, same.chance) == (misses.retrieved, misses.chance)
+    assert (same.queries == misses.queries).all()
+    assert same.queries.mean() == pytest.approx(same.retrieved - same.chance)
+
+    # Where only loners are got wrong, nothing is asked.
+    of_loners[:6] = 0
+    assert not has_near_misses(of_loners, shares) and has_near_misses(weights, shares)
+    assert np.isnan(measure_near_misses(of_loners, shares).retrieved)
+    assert np.isnan(measure_near_misses(weights, np.full((8, 8), np.nan)).retrieved)
+
+
+def test_errors_at_a_large_category_alone_are_no_near_misses() -> None:
+    """Half of all concepts are animals; only they are got wrong, and what is retrieved instead is random."""
+    shares = shares_of(of_sizes(30, *[3] * 10))
+    rng = np.random.default_rng(2)
+    similarity = [rng.random((N, N)) + np.diag(np.r_[np.zeros(30), np.ones(30)]) for _ in range(8)]
+    runs = [result(values, f"sub-{s:02}") for s, values in enumerate(similarity)]
+    row = row_of_category(runs, shares, FIRST_WRONG)
+    # Half of what is retrieved is an animal, though over all concepts the share is half of that.
+    assert row["retrieved"] == pytest.approx(0.5, abs=0.1)
+    assert abs(row["excess"]) < 0.05 and row["p"] > 0.05
+
+
+def test_percentiles_have_the_chance_of_the_other_concepts_alone() -> None:
+    """Each concept has as many others that are more and less like it, so that its own row adds nothing."""
+    alike = percentiles(cosine_similarity(space(8)))
+    weights = retrieved_first(answers(space(8), 1, 1))
+    of_others = (alike.sum(0) - 0.5) / (N - 1)
+    expected = (weights * of_others).sum() / weights.sum()
+    assert measure_near_misses(weights, alike).chance == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["people", "categories"])
+def test_p_claims_no_more_than_it_says(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Spaces of few dimensions with hubs, in which images err together, and people who see another space."""
     monkeypatch.setattr(near_misses, "N_PERMUTATIONS", 199)
     claims = 0
@@ -154,7 +255,11 @@ def test_p_claims_no_more_than_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
         weights = [
             retrieved_instead(answers(images, 0.5, 1000 * number + s)) / 30 for s in range(3)
         ]
-        claims += permutation_p(weights, percentiles(cosine_similarity(people)), number) <= 0.05
+        if kind == "people":
+            likeness = percentiles(cosine_similarity(people))
+        else:
+            likeness = shares_of(people > 1.4)  # the half planes of two; some are in none
+        claims += permutation_p(weights, likeness, number) <= 0.05
     assert binomtest(claims, n, 0.05).pvalue > 0.01
 
 
@@ -215,9 +320,16 @@ def compared(share: float, human: HumanSimilarity | str) -> dict:
 
 def test_a_side_whose_errors_follow_people_is_nearer_to_them() -> None:
     names = np.array([f"{i:05}" for i in range(N)], dtype=object)
-    human = HumanSimilarity(names, cosine_similarity(space(9)), "simulated", True)
+    category = space(9) > 0.7
+    alike = cosine_similarity(space(9))
+    human = HumanSimilarity(names, alike, names[:4], category, "simulated", True)
     planted = compared(0.6, human)
     assert planted["source"] == "simulated" and planted["synthetic"]
+    assert [*planted["same_category"]] == [*ANSWERS]
+    for row in planted["same_category"].values():
+        assert row["aligned"] > 0.05 and row["difference"] > 0.05
+        assert row["difference"] == pytest.approx(row["aligned"] - row["unaligned"])
+        assert row["p"] < 0.05 and row["ci95"][0] > 0
     for row in planted["answers"].values():
         assert row["aligned"] > 0.1 > abs(row["unaligned"])
         assert row["difference"] == pytest.approx(row["aligned"] - row["unaligned"])
@@ -231,7 +343,8 @@ def test_a_side_whose_errors_follow_people_is_nearer_to_them() -> None:
 def test_without_people_a_comparison_says_why() -> None:
     assert compared(0.0, "nobody asked") == {"why": "nobody asked"}
     other = np.array([f"x{i:05}" for i in range(N)], dtype=object)
-    human = HumanSimilarity(other, np.eye(N), "simulated", True)
+    category = np.ones((N, 1), dtype=bool)
+    human = HumanSimilarity(other, np.eye(N), other[:1], category, "simulated", True)
     assert (
         "no human similarity of the test concept 00000 and 59 others" in compared(0, human)["why"]
     )

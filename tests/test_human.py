@@ -15,6 +15,7 @@ from pipeline.datasets.human import (
     HumanSimilarity,
     find_rows,
     measure_similarity,
+    read_categories,
     read_human,
     triplet_similarity,
     write_human,
@@ -23,6 +24,7 @@ from pipeline.datasets.human import (
 from pipeline.datasets.image_table import COLUMNS
 from pipeline.datasets.known_files import KnownFile
 from pipeline.datasets.sample import make_human, make_raw
+from pipeline.datasets.sources import THINGS_SIMILARITY
 from pipeline.datasets.table import DATASETS, SAMPLE, THINGS_EEG2
 from pipeline.errors import InputError
 from pipeline.files import sha256
@@ -31,16 +33,35 @@ from tests.tiny import TINY
 
 # THINGS' own order: a space comes before a digit and before a hyphen, and two bats share their word.
 WORDS = ["bat", "bat", "camera lens", "camera", "flip-flop", "ice cube", "ice-cream cone"]
+# The categories number some of these words that SPoSE's list repeats.
+NAMED_WORDS = ["bat1", "bat2", *WORDS[2:]]
+CATEGORIES = ["animal", "dessert", "electronic device"]
+MEMBERS = [[1, 0, 0], [0, 0, 0], [0, 0, 1], [0, 0, 1], [0, 0, 0], [0, 0, 0], [0, 1, 1]]
 NAMES = ["bat1", "bat2", "camera_lens", "camera", "flip_flop", "ice_cube", "ice-cream_cone"]
 FOLDER = "ds004212/sourcedata/meg_paper"
+TABLE = THINGS_SIMILARITY.categories.rpartition("/")[2]
+
+
+def publish_categories(path: Path, words: list[str] = WORDS, old: str = "", new: str = "") -> None:
+    """The table as it is published, some cells quoted, with totals; one text of it replaced by another."""
+    lines = ["Word\tDefinition (from WordNet, Google, or Wikipedia)\t" + "\t".join(CATEGORIES)]
+    for word, members in zip(words, MEMBERS, strict=True):
+        cells = ["1" if member else "" for member in members]
+        lines.append("\t".join([word, f'"a thing; that is\ta ""{word}"""', *cells]))
+    lines.append("\t".join(["", "", *map(str, np.sum(MEMBERS, axis=0))]))
+    text = "\r\n".join(lines)
+    assert old in text
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(text.replace(old, new, 1).encode())
 
 
 def publish(folder: Path, rows: int = len(WORDS)) -> np.ndarray:
-    """Both files as they are published, with a byte order mark and lines that end as in Windows."""
+    """The files as they are published, with a byte order mark and lines that end as in Windows."""
     embedding = np.random.default_rng(0).gamma(1, 1, (rows, 5)).round(4)
     folder.mkdir(parents=True, exist_ok=True)
     np.savetxt(folder / "spose_embedding_66d_sorted.txt", embedding, fmt="%.4f")
     (folder / "names_1854.csv").write_bytes(("\r\n".join(WORDS) + "\r\n").encode("utf-8-sig"))
+    publish_categories(folder / TABLE)
     return embedding
 
 
@@ -79,9 +100,14 @@ def test_objects_that_people_cannot_tell_apart_are_at_chance() -> None:
     assert same[~np.eye(6, dtype=bool)] == pytest.approx(1 / 3)
 
 
+def published_files(folder: Path) -> tuple[Path, Path, Path]:
+    embedding = folder / "spose_embedding_66d_sorted.txt"
+    return embedding, folder / "names_1854.csv", folder / TABLE
+
+
 def test_it_is_read_back_and_taken_in_any_order(tmp_path: Path) -> None:
     publish(tmp_path)
-    files = tmp_path / "spose_embedding_66d_sorted.txt", tmp_path / "names_1854.csv"
+    files = published_files(tmp_path)
     human = measure_similarity(*files, [*NAMES[::-1], NAMES[0]], "SPoSE", synthetic=False)
     write_human(tmp_path / "human.h5", human)
     same = read_human(tmp_path / "human.h5")
@@ -89,6 +115,8 @@ def test_it_is_read_back_and_taken_in_any_order(tmp_path: Path) -> None:
     assert same.things_concept.tolist() == NAMES[::-1] and same.source == "SPoSE"
     assert same.synthetic is False and (same.similarity == human.similarity).all()
     assert (same.of(NAMES) == human.similarity[::-1, ::-1]).all()
+    assert same.categories.tolist() == CATEGORIES
+    assert same.category.tolist() == np.array(MEMBERS, dtype=bool)[::-1].tolist()
 
     with pytest.raises(InputError, match="of the test concept bat3: that in data"):
         same.of(["bat1", "bat3"])
@@ -115,13 +143,66 @@ def test_a_file_that_is_not_as_published_is_told(
     embedding = tmp_path / "spose_embedding_66d_sorted.txt"
     embedding.write_text(content)
     with pytest.raises(InputError, match=f"sorted.txt: .*{message}"):
-        measure_similarity(embedding, tmp_path / "names_1854.csv", NAMES, "SPoSE", False)
+        measure_similarity(*published_files(tmp_path), NAMES, "SPoSE", False)
+
+
+@pytest.mark.parametrize("words", [WORDS, NAMED_WORDS], ids=["repeated", "numbered"])
+def test_categories_are_found_by_name(tmp_path: Path, words: list[str]) -> None:
+    publish(tmp_path)
+    publish_categories(tmp_path / TABLE, words)
+    concepts = ["00007_ice-cream_cone", "00002_bat2", "00004_camera", "00001_bat1"]
+    human = measure_similarity(*published_files(tmp_path), concepts, "SPoSE", False)
+    expected = np.array(MEMBERS, dtype=bool)[[6, 1, 3, 0]]
+    assert human.category.dtype == bool and (human.category == expected).all()
+
+    # The cone shares electronic device with the camera; bat2 is in no category, and asked nothing.
+    nan = np.nan
+    shares = [[1, 0, 1, 0], [nan] * 4, [1, 0, 1, 0], [0, 0, 0, 1]]
+    np.testing.assert_array_equal(human.same_category(concepts), shares)
+    np.testing.assert_array_equal(human.same_category(concepts[:2]), [[1, 0], [nan, nan]])
+    with pytest.raises(InputError, match="of the test concept bat3: that in data"):
+        human.same_category(["bat3"])
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("Word\t", "Name\t", "expected the columns Word, .* got 'Name, Definition"),
+        ("Word", "\r\n", "expected the columns Word"),
+        ("\tdessert\t", "\t\t", "expected the columns Word, a definition and one for each cate"),
+        ("\tdessert\t", "\tanimal\t", "has the category animal 2 times"),
+        ("\t1\t", "\t2\t", "bat has '2' for the category animal, expected 1 or nothing"),
+        ("\t1\t", "\t1\t\t", "row 1 has 6 columns, expected 5"),
+        ("\t1\t", "\t\t", "the total of the category animal is '1', but 0 rows are in it"),
+        ("\r\n\t\t1", "\r\ndog\t\t1", "expected a word in each row but the last"),
+        ("\r\ncamera\t", "\r\n\t", "expected a word in each row but the last"),
+        ("\r\ncamera\t", "\r\ncamel\t", "has no row of the concept camera, of 7"),
+        ('"a thing', '"a" thing', "cannot be read as a table with tabs"),
+        ("", "\x00", "expected the columns Word"),
+    ],
+)
+def test_categories_that_are_not_as_published_are_told(
+    tmp_path: Path, old: str, new: str, message: str
+) -> None:
+    publish(tmp_path)
+    publish_categories(tmp_path / TABLE, old=old, new=new)
+    with pytest.raises(InputError, match=f"{TABLE}: {message}.*--force human") as told:
+        measure_similarity(*published_files(tmp_path), NAMES, "SPoSE", False)
+    assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"Word\tDefinition\tanimal\r\n", b"<html>"])
+def test_a_table_of_another_kind_is_told(tmp_path: Path, content: bytes) -> None:
+    publish(tmp_path)
+    (tmp_path / TABLE).write_bytes(content)
+    with pytest.raises(InputError, match=f"{TABLE}: .*--force human"):
+        measure_similarity(*published_files(tmp_path), NAMES, "SPoSE", False)
 
 
 def test_the_simulated_people_see_what_is_in_the_pictures(tmp_path: Path) -> None:
     make_raw([], tmp_path / "eeg", tmp_path / "images", tmp_path / "metadata", TINY)
     concepts = SAMPLE.read_metadata(tmp_path / "metadata")["test"]["things_concept"].tolist()
-    files = tmp_path / "embedding.txt", tmp_path / "words.csv"
+    files = tmp_path / "embedding.txt", tmp_path / "words.csv", tmp_path / "categories.tsv"
     make_human(*files, TINY)
     human = measure_similarity(*files, concepts, "simulated", synthetic=True)
 
@@ -134,6 +215,18 @@ def test_the_simulated_people_see_what_is_in_the_pictures(tmp_path: Path) -> Non
     assert np.corrcoef(distance[pairs], human.similarity[pairs])[0, 1] < -0.8
 
 
+def test_the_simulated_categories_are_of_what_is_in_the_pictures(tmp_path: Path) -> None:
+    files = tmp_path / "embedding.txt", tmp_path / "words.csv", tmp_path / "categories.tsv"
+    make_human(*files)
+    words, categories, category = read_categories(files[2])
+    assert words == files[1].read_text().splitlines() and len(categories) == 20
+
+    # The first 20 dimensions are 1.2 times the latents, rounded.
+    latents = np.loadtxt(files[0])[:, :20] / 1.2
+    assert latents[category].min() > 0.9269 and latents[~category].max() < 0.9271
+    assert 0.1 < (~category.any(axis=1)).mean() < 0.35
+
+
 def image_table(path: Path, concepts: list[str]) -> Path:
     rows = [("train", "a/1.jpg", "1", "x"), *(("test", f"b/{c}.jpg", "1", c) for c in concepts)]
     pd.DataFrame(rows, columns=COLUMNS).to_csv(path, index=False)
@@ -142,7 +235,7 @@ def image_table(path: Path, concepts: list[str]) -> Path:
 
 @pytest.fixture
 def bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    """OpenNeuro's bucket with small files, which the entry of THINGS-EEG2 knows."""
+    """OpenNeuro's bucket and a repository with small files, which the entry of THINGS-EEG2 knows."""
     monkeypatch.setenv("ALIGNED_EEG_CACHE", str(tmp_path / "cache"))
     published = tmp_path / "published"
     publish(published / FOLDER)
@@ -150,10 +243,17 @@ def bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
         file.name: KnownFile(file.stat().st_size, sha256(file))
         for file in (published / FOLDER).iterdir()
     }
+    repository = published / THINGS_SIMILARITY.commit / THINGS_SIMILARITY.categories
+    repository.parent.mkdir(parents=True)
+    shutil.move(published / FOLDER / TABLE, repository)
     human = replace(THINGS_EEG2.human, known_files=known)
     monkeypatch.setitem(DATASETS, "things-eeg2", replace(THINGS_EEG2, human=human))
     with serve({}, bucket=published) as server:
         yield server
+
+
+def of_server(bucket: Server) -> dict[str, str]:
+    return {"openneuro": bucket.bucket, "things_data": bucket.bucket}
 
 
 def run_stage(tmp_path: Path, folder: str, **changes: str) -> HumanSimilarity | str:
@@ -171,12 +271,16 @@ def run_stage(tmp_path: Path, folder: str, **changes: str) -> HumanSimilarity | 
 
 
 def test_the_published_files_are_fetched_once_and_joined(bucket: Server, tmp_path: Path) -> None:
-    settings = {"dataset": "things-eeg2", "openneuro": bucket.bucket}
+    settings = {"dataset": "things-eeg2", **of_server(bucket)}
     human = run_stage(tmp_path, "first", **settings)
     assert isinstance(human, HumanSimilarity) and not human.synthetic
     assert human.things_concept.tolist() == ["00003_camera_lens", "00001_bat1"]
     embedding = np.loadtxt(tmp_path / "published" / FOLDER / "spose_embedding_66d_sorted.txt")
     assert (human.similarity == triplet_similarity(embedding, np.array([2, 0]))).all()
+
+    assert human.category.tolist() == [[False, False, True], [True, False, False]]
+    fetched = {request["name"] for request in bucket.log()}
+    assert fetched == {"spose_embedding_66d_sorted.txt", "names_1854.csv", TABLE}
 
     bucket.clear_log()
     again = run_stage(tmp_path, "second", **settings)
@@ -186,7 +290,7 @@ def test_the_published_files_are_fetched_once_and_joined(bucket: Server, tmp_pat
 def test_another_file_than_the_known_one_is_refused_and_taken_if_so_told(
     bucket: Server, tmp_path: Path
 ) -> None:
-    settings = {"dataset": "things-eeg2", "openneuro": bucket.bucket}
+    settings = {"dataset": "things-eeg2", **of_server(bucket)}
     bucket.set_faults({"names_1854.csv": [fault("flip", -1, at=5)]})
     with pytest.raises(
         InputError, match="names_1854.csv.*expected sha256.*accept_new_versions to true"
@@ -196,9 +300,19 @@ def test_another_file_than_the_known_one_is_refused_and_taken_if_so_told(
         run_stage(tmp_path, "second", accept_new_versions="true", **settings)
 
 
+def test_other_categories_than_the_known_ones_are_refused(bucket: Server, tmp_path: Path) -> None:
+    bucket.set_faults({TABLE: [fault("flip", -1, at=5)]})
+    with pytest.raises(InputError, match=f"{TABLE}.*expected sha256"):
+        run_stage(tmp_path, "first", dataset="things-eeg2", **of_server(bucket))
+    assert not (tmp_path / "first/similarity.h5").exists()
+
+
 def test_copies_of_the_user_come_first(bucket: Server, tmp_path: Path) -> None:
     shutil.copytree(tmp_path / "published" / FOLDER, tmp_path / "mine/here")
-    settings = {"dataset": "things-eeg2", "openneuro": bucket.bucket}
+    # As in a clone of the repository, in which no folder is named after the commit
+    published = tmp_path / "published" / THINGS_SIMILARITY.commit
+    shutil.copytree(published, tmp_path / "mine/THINGS-data")
+    settings = {"dataset": "things-eeg2", **of_server(bucket)}
     human = run_stage(tmp_path, "first", own_copy=str(tmp_path / "mine"), **settings)
     assert bucket.log() == [] and isinstance(human, HumanSimilarity)
 

@@ -2,6 +2,7 @@
 
     things/image_metadata.npy           of THINGS-EEG2 (OSF y63gw), CC BY 4.0
     things/item_names.tsv               the 1,854 concepts in THINGS' order (LukasMut/VICE, data/files)
+    things/Categories_final_20200131.tsv   THINGS' categories (ViCCo-Group/THINGS-data, MRI/data), CC0
     things/file_names_THINGS.txt        the file names of THINGS, sorted by path (ViCCo-Group/dimension_encoding, data/66d)
     human/vice_things_1854x42.npy       VICE, people's similarity of them (LukasMut/VICE, embeddings/things), GPL-3.0
     nice/clip_feature_maps_test.npy     CLIP ViT-L/14's features of the 200 test images (eeyhsong/NICE-EEG, dnn_feature)
@@ -16,8 +17,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.datasets.human import find_rows, triplet_similarity
-from pipeline.datasets.known_files import HUMAN_SIMILARITY
+from pipeline.datasets.human import find_rows, read_categories, triplet_similarity
+from pipeline.datasets.known_files import HUMAN_SIMILARITY, THINGS_CATEGORIES
 from pipeline.datasets.things_eeg2 import read_metadata
 from pipeline.explain.near_misses import (
     measure_near_misses,
@@ -98,6 +99,25 @@ def test_the_rows_of_spose_are_found_by_the_published_words(tmp_path: Path) -> N
     test = images["test"]["things_concept"].tolist()
     wrong = [c for c in test if int(c[:5]) - 1 != find_rows(words, [c], file)[0]]
     assert wrong == ["00820_ice_cube", "00821_ice_pack", "01150_pepper1"]
+
+
+def test_the_categories_are_found_by_the_names_of_all_concepts() -> None:
+    file = FILES / "things/Categories_final_20200131.tsv"
+    known = THINGS_CATEGORIES[file.name]
+    assert (file.stat().st_size, sha256(file)) == (known.size, known.sha256)
+    words, categories, category = read_categories(file)
+    assert category.shape == (1854, 53) and category.sum() == 2355
+
+    things = (FILES / "things/item_names.tsv").read_text().splitlines()[1:]
+    names = [line.split("\t")[-1] for line in things]
+    assert (find_rows(words, names, file) == np.arange(1854)).all()
+    of = {name: {*np.array(categories)[row]} for name, row in zip(names, category, strict=True)}
+    assert of["bat1"] == {"animal", "mammal"} and of["bat2"] == {"sports equipment", "weapon"}
+    assert (~category.any(axis=1)).sum() == 406
+
+    test = read_metadata(FILES / "things/image_metadata.npy")["test"]["things_concept"].tolist()
+    of_test = category[find_rows(words, test, file)]
+    assert (len(test), of_test.any(axis=1).sum(), (of_test.sum(1) > 1).sum()) == (200, 194, 122)
 
 
 def test_gLocal_brings_real_features_nearer_to_people(tmp_path: Path) -> None:

@@ -155,7 +155,10 @@ def evaluate(
 def people_of(concepts: np.ndarray) -> HumanSimilarity:
     """Random judgements of people, who are called by a hostile name too."""
     values = np.random.default_rng(5).random((len(concepts), len(concepts)))
-    return HumanSimilarity(concepts, (values + values.T) / 2, f"simulated {HOSTILE}", True)
+    category = np.arange(len(concepts))[:, None] % 5 == np.arange(4)  # every fifth is in none
+    names = np.array([f"category {HOSTILE} {i}" for i in range(4)], dtype=object)
+    alike = (values + values.T) / 2
+    return HumanSimilarity(concepts, alike, names, category, f"simulated {HOSTILE}", True)
 
 
 def explain(scored: Similarities, folder: Path) -> None:
@@ -174,7 +177,13 @@ def explain(scored: Similarities, folder: Path) -> None:
         "calibration": tabulate_calibration(
             subjects, [ranks(result) for result in results], PARAMETERS.top_k, resamples
         ),
-        "near_misses": tabulate_near_misses(results, {PEOPLE: people.similarity}, resamples, 42),
+        "near_misses": tabulate_near_misses(
+            results,
+            {PEOPLE: people.similarity},
+            resamples,
+            42,
+            people.same_category(people.things_concept.tolist()),
+        ),
         "concepts": tabulate_concepts(scored, people.similarity),
     }
     modality = scored.made_with.get("modality", "EEG")
@@ -359,8 +368,9 @@ def what_lies_behind(folder: Path, comparison: dict) -> dict[str, list[float]]:
     columns = ["retrieved", "chance", "excess", "excess_low", "excess_high", "p"]
     near_misses = pd.read_csv(folder / "near_misses.csv")[columns].to_numpy()
     expected["near-misses"] = near_misses[~np.isnan(near_misses)].tolist()
-    answers = comparison["near_misses"]["answers"].values()
-    expected["near-misses-pair"] = [number for row in answers for number in _numbers(row)]
+    for table, space in (("near-misses-pair", "answers"), ("same-category-pair", "same_category")):
+        answers = comparison["near_misses"][space].values()
+        expected[table] = [number for row in answers for number in _numbers(row)]
 
     # Of each concept: what is missing has no number in the page.
     concepts = pd.read_csv(folder / "concepts.csv")

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
+import numpy as np
+
 from pipeline.compare.comparison import order_sides, whole_pairs, without_seeds
 from pipeline.compare.differences import RunKey, WeighQueries, paired_difference
 from pipeline.datasets.human import HumanSimilarity
@@ -17,6 +19,7 @@ from pipeline.evaluate.statistics import draw_resamples
 from pipeline.explain.calibration import METHODS, ranks
 from pipeline.explain.near_misses import (
     ANSWERS,
+    has_near_misses,
     measure_near_misses,
     percentiles,
     weigh_answers,
@@ -71,14 +74,17 @@ def compare_near_misses(
 ) -> dict[str, Any]:
     """By how much what is retrieved instead is like what was seen, for people, above chance.
 
-    Both sides and their paired difference, by the kind of answers, and whose similarity that is; or
-    `why` alone, where there is none.
+    Both sides and their paired difference, by the kind of answers, and whose similarity that is;
+    the same of the share in the same category (`same_category`). Or `why` alone, where there is no
+    similarity.
     """
     if isinstance(human, str):
         return {"why": human}
     first = next(iter(sides.values()))
     try:
-        likeness = percentiles(human.of(first.things_concept.tolist()))
+        concepts = first.things_concept.tolist()
+        likeness = percentiles(human.of(concepts))
+        same_category = human.same_category(concepts)
     except InputError as error:
         # A comparison of files that were kept: the workspace may have moved on to other data.
         return {"why": str(error)}
@@ -87,13 +93,31 @@ def compare_near_misses(
         label: {key: weigh_answers(result.similarity) for key, result in results.items()}
         for label, results in whole_pairs(sides).items()
     }
+
+    compare = partial(_compare_answers, sides, weights, parameters, seed)
+    return {
+        "source": human.source,
+        "synthetic": human.synthetic,
+        "answers": compare(likeness),
+        "same_category": compare(same_category),
+    }
+
+
+def _compare_answers(
+    sides: Sides,
+    weights: Mapping[str, Mapping[RunKey, Mapping[str, np.ndarray]]],
+    parameters: Evaluate,
+    seed: int,
+    likeness: np.ndarray,
+) -> dict[str, dict[str, Any]]:
+    """The excess of both sides in one space, and its paired difference, by the kind of answers."""
     differences = {}
     for answers in ANSWERS:
         # A run without wrong answers has no near misses, and its partner then has none to compare.
         keys = [
             key
             for key in next(iter(weights.values()))
-            if all(of_runs[key][answers].any() for of_runs in weights.values())
+            if all(has_near_misses(of_runs[key][answers], likeness) for of_runs in weights.values())
         ]
         if not keys:
             continue
@@ -106,7 +130,7 @@ def compare_near_misses(
             for label, of_runs in weights.items()
         }
         differences[answers] = _pair(sides, queries, weigh_means, parameters, seed)["excess"]
-    return {"source": human.source, "synthetic": human.synthetic, "answers": differences}
+    return differences
 
 
 def _pair(

@@ -115,7 +115,7 @@ class Dataset:
     * `planted`: for each value of `sample.truth`, a sentence for every answer that says what the
       EEG was made of. Empty for data that were recorded.
     * `human`: where the files of how alike people find its concepts come from, or the function
-      that makes them: `human(embedding, words)`. None where nobody has published any.
+      that makes them: `human(embedding, words, categories)`. None where nobody has published any.
     * `published`: published figures on it, in the order in which reports show them.
     """
 

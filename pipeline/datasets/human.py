@@ -1,4 +1,4 @@
-"""How alike people find the concepts of the test images.
+"""How alike people find the concepts of the test images, and which categories these are in.
 
 Published: SPoSE, 66 dimensions, Hebart et al. 2023, doi 10.7554/eLife.82580, learned from 4.7
 million judgements of people on the 1,854 concepts of THINGS: which of three objects is the odd one
@@ -14,13 +14,21 @@ with large numbers similar to everything.
 The rows are in the order of THINGS, which is neither that of the numbers in front of the names of
 THINGS-EEG2 nor that of sorted file names: 20 and 21 rows differ. So the rows are found by name.
 
+The categories of the concepts are those of THINGS-data's repository (see `sources`): 53, such as
+animal, mammal and kitchen tool. A concept is in several, in one or in none.
+Layout: a table with tabs, quoted as CSV is: Word, a definition, and a column a category, with 1 for
+a concept that is in it and nothing for another. The last row has no word, and holds the totals.
+
 /                      attributes: source, in words, and synthetic; or `why` alone, where there is
                        no human similarity of this dataset
 /things_concept (N,)   the concepts of the test images, each once
 /similarity (N, N)     float64, from 0 to 1, symmetric; 1 for a concept with itself
-Axes: N concepts of the test images, M concepts of the published file, D dimensions.
+/categories (K,)       the names of all categories
+/category (N, K)       bool: is the concept in the category?
+Axes: N concepts of the test images, M concepts of the published file, D dimensions, K categories.
 """
 
+import csv
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -40,6 +48,8 @@ class HumanSimilarity:
 
     things_concept: np.ndarray  # (N,) str
     similarity: np.ndarray  # (N, N) float64
+    categories: np.ndarray  # (K,) str
+    category: np.ndarray  # (N, K) bool
     source: str
     synthetic: bool
 
@@ -48,6 +58,21 @@ class HumanSimilarity:
 
         Raises InputError for a concept that is not there.
         """
+        rows = self._rows(things_concept)
+        return self.similarity[np.ix_(rows, rows)]
+
+    def same_category(self, things_concept: Sequence[str]) -> np.ndarray:
+        """Which of these concepts share a category, in their order: (n, n) float64.
+
+        1 where two are in a category together, 0 where they are not; a row of NaN for a concept
+        that is in no category. Raises InputError for a concept that is not there.
+        """
+        category = self.category[self._rows(things_concept)].astype(np.float64)
+        shares = (category @ category.T > 0).astype(np.float64)
+        shares[~category.any(axis=1)] = np.nan
+        return shares
+
+    def _rows(self, things_concept: Sequence[str]) -> list[int]:
         row_of = {concept: row for row, concept in enumerate(self.things_concept)}
         missing = [concept for concept in things_concept if concept not in row_of]
         if missing:
@@ -56,18 +81,18 @@ class HumanSimilarity:
                 f"there is no human similarity of the test concept {missing[0]}{others}: that in "
                 f"data/fetched/human was made for another dataset; {HUMAN_AGAIN}"
             )
-        rows = [row_of[concept] for concept in things_concept]
-        return self.similarity[np.ix_(rows, rows)]
+        return [row_of[concept] for concept in things_concept]
 
 
 def measure_similarity(
     embedding_file: Path,
     words_file: Path,
+    categories_file: Path,
     things_concept: Sequence[str],
     source: str,
     synthetic: bool,
 ) -> HumanSimilarity:
-    """Read the published files, and compute the similarity of the concepts, in their order.
+    """Read the published files: similarity and categories of the concepts, in their order.
 
     A concept is named as in `00001_aardvark` or `aardvark`. Raises InputError where a file is not
     as published, or has no row of a concept.
@@ -76,8 +101,17 @@ def measure_similarity(
     embedding = _read_embedding(embedding_file, len(words))
     concepts = list(dict.fromkeys(things_concept))
     rows = find_rows(words, concepts, words_file)
+
+    # This file numbers some of the words that others repeat: it has rows of its own.
+    named_words, categories, category = read_categories(categories_file)
+    rows_of_categories = find_rows(named_words, concepts, categories_file)
     return HumanSimilarity(
-        np.array(concepts, dtype=object), triplet_similarity(embedding, rows), source, synthetic
+        np.array(concepts, dtype=object),
+        triplet_similarity(embedding, rows),
+        np.array(categories, dtype=object),
+        category[rows_of_categories],
+        source,
+        synthetic,
     )
 
 
@@ -113,6 +147,71 @@ def _read_embedding(path: Path, n_concepts: int) -> np.ndarray:
             f"{HUMAN_AGAIN}"
         )
     return embedding
+
+
+def read_categories(path: Path) -> tuple[list[str], list[str], np.ndarray]:
+    """The words (M,), the categories (K,), and which word is in which: (M, K) bool.
+
+    Raises InputError where the file is not as published: another column, another cell than 1 or
+    nothing, or totals that are not those of the rows.
+    """
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            header, *rows = csv.reader(file, delimiter="\t", strict=True)
+    except (OSError, UnicodeDecodeError, csv.Error, ValueError) as error:
+        raise unreadable(error, path) or InputError(
+            f"{path}: cannot be read as a table with tabs ({error}); {HUMAN_AGAIN}"
+        ) from error
+
+    categories = header[2:]
+    are_names = all(name and name.isprintable() for name in categories)
+    if header[:1] != ["Word"] or not categories or not are_names:
+        raise InputError(
+            f"{path}: expected the columns Word, a definition and one for each category, got "
+            f"{', '.join(header[:3])[:60]!r}; {HUMAN_AGAIN}"
+        )
+    [(twice, frequency)] = Counter(categories).most_common(1)
+    if frequency > 1:
+        raise InputError(f"{path}: has the category {twice} {frequency} times; {HUMAN_AGAIN}")
+
+    for number, row in enumerate(rows, 1):
+        if len(row) != len(header):
+            raise InputError(
+                f"{path}: row {number} has {len(row)} columns, expected {len(header)}; "
+                f"{HUMAN_AGAIN}"
+            )
+
+    # The row of totals comes last, and has no word.
+    words = [row[0] for row in rows]
+    if "" not in words or words.index("") != len(words) - 1:
+        raise InputError(
+            f"{path}: expected a word in each row but the last, which holds the totals; "
+            f"{HUMAN_AGAIN}"
+        )
+    cells = np.array([row[2:] for row in rows[:-1]], dtype=object).reshape(-1, len(categories))
+    _check_cells(path, words, categories, cells, rows[-1][2:])
+    return words[:-1], categories, cells == "1"
+
+
+def _check_cells(
+    path: Path, words: list[str], categories: list[str], cells: np.ndarray, totals: list[str]
+) -> None:
+    """Raises InputError unless each cell is 1 or empty, and the totals are those of the cells."""
+    is_member = cells == "1"
+    wrong = np.argwhere(~is_member & (cells != ""))
+    if len(wrong):
+        row, column = wrong[0]
+        raise InputError(
+            f"{path}: {words[row]} has {cells[row, column][:20]!r} for the category "
+            f"{categories[column]}, expected 1 or nothing; {HUMAN_AGAIN}"
+        )
+
+    for category, total, n_members in zip(categories, totals, is_member.sum(0), strict=True):
+        if total != str(n_members):
+            raise InputError(
+                f"{path}: the total of the category {category} is {total[:20]!r}, but "
+                f"{n_members} rows are in it; {HUMAN_AGAIN}"
+            )
 
 
 def find_rows(words: Sequence[str], things_concept: Sequence[str], file: Path) -> np.ndarray:
@@ -174,6 +273,10 @@ def write_human(path: Path, human: HumanSimilarity) -> None:
             "things_concept", data=human.things_concept.astype(object), dtype=h5py.string_dtype()
         )
         file["similarity"] = human.similarity
+        file.create_dataset(
+            "categories", data=human.categories.astype(object), dtype=h5py.string_dtype()
+        )
+        file["category"] = human.category
 
 
 def write_no_human(path: Path, why: str) -> None:
@@ -194,6 +297,8 @@ def read_human(path: Path) -> HumanSimilarity | str:
             return HumanSimilarity(
                 file["things_concept"].asstr()[:],
                 file["similarity"][:],
+                file["categories"].asstr()[:],
+                file["category"][:],
                 str(file.attrs["source"]),
                 bool(file.attrs["synthetic"]),
             )

@@ -6,7 +6,7 @@ THINGS-EEG2: from the git-annex keys of https://github.com/nemarDatasets/nm00023
 (CC BY 4.0), which holds the files that OSF publishes. Only for image_metadata.npy was it checked
 that OSF serves exactly these bytes.
 THINGS-MEG: from the git-annex keys of https://github.com/OpenNeuroDatasets/ds004212 at 136f529
-(CC0).
+(CC0). The categories of THINGS: https://github.com/ViCCo-Group/THINGS-data at 5e0ecca (CC0).
 """
 
 from collections.abc import Mapping
@@ -82,6 +82,12 @@ HUMAN_SIMILARITY = {
     ),
     "spose_embedding_66d_sorted.txt": KnownFile(
         3303874, "6a485922fe22c10b2eb920140198488451d44ac6de0c6be5e8ee8eec8a2007cc"
+    ),
+}
+
+THINGS_CATEGORIES = {
+    "Categories_final_20200131.tsv": KnownFile(
+        254965, "968d45a1a2fb8def83b33661031a1c473a61a8fe208c8c0af3474784c6bbcd95"
     ),
 }
 

@@ -14,6 +14,7 @@ far more coarsely, so that the bytes do not depend on the number of threads or t
 a machine.
 """
 
+import csv
 import io
 from dataclasses import dataclass
 from pathlib import Path
@@ -368,11 +369,12 @@ def simulate_eeg(
 # People
 
 
-def make_human(embedding: Path, words: Path, size: Size | None = None) -> None:
+def make_human(embedding: Path, words: Path, categories: Path, size: Size | None = None) -> None:
     """Write simulated judgements of people on the concepts, in the layout of SPoSE.
 
     People are made to find two concepts alike if what is in their pictures is alike: each of the 20
-    latents of a concept gives two dimensions, one for much and one for little of it.
+    latents of a concept gives two dimensions, one for much and one for little of it. The concepts
+    with the most of a latent are a category: 20 of them, in the layout of THINGS' categories.
     """
     size = size or Size()
     catalogue = _catalogue(size)
@@ -390,6 +392,17 @@ def make_human(embedding: Path, words: Path, size: Size | None = None) -> None:
         np.savetxt(part, dimensions, fmt="%.4f")
 
     # The word of 00001_pattern_0000 is `pattern 0000`.
-    lines = [name.partition("_")[2].replace("_", " ") + "\n" for name in sorted(by_name)]
+    word_list = [name.partition("_")[2].replace("_", " ") for name in sorted(by_name)]
     with replacing(words) as part:
-        part.write_text("".join(lines))
+        part.write_text("".join(f"{word}\n" for word in word_list))
+
+    # So many are in no category: (1 - 0.073) ** 20, which is 22 %, as in THINGS.
+    is_member = points > 1 - 0.073
+    header = ["Word", "Definition", *(f"much of latent {i}" for i in range(1, 21))]
+    rows = [
+        [word, "", *("1" if member else "" for member in of_concept)]
+        for word, of_concept in zip(word_list, is_member, strict=True)
+    ]
+    totals = ["", "", *map(str, is_member.sum(0))]
+    with replacing(categories) as part, part.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file, delimiter="\t").writerows([header, *rows, totals])

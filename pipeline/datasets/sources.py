@@ -88,22 +88,26 @@ class OwnFiles:
 class HumanFiles:
     """Published files of how alike people find the concepts, see `pipeline.datasets.human`.
 
-    * `folder`: the folder of OpenNeuro's bucket that they are in.
+    * `folder`: the folder of OpenNeuro's bucket that the embedding and its words are in.
     * `embedding`, `words`: the names of both files.
-    * `known_files`: their sizes and sha256, by name.
+    * `commit`, `categories`: the commit of THINGS-data's repository, and the path of the categories
+      in it.
+    * `known_files`: sizes and sha256 of the three, by name.
     * `about`: what they are, in words, for reports.
     """
 
     folder: str
     embedding: str
     words: str
+    commit: str
+    categories: str
     known_files: KnownFiles
     about: str
 
 
-# A function that makes such files on this machine. Its arguments are the paths of the embedding and
-# of the words.
-MakeHumanFiles = Callable[[Path, Path], None]
+# A function that makes such files on this machine. Its arguments are the paths of the embedding, of
+# the words and of the categories.
+MakeHumanFiles = Callable[[Path, Path, Path], None]
 
 # A function that makes the files of a dataset on this machine. Its arguments are the subjects, the
 # folder for EEG, the folder for images and the path of the metadata. Where the entry of the dataset
@@ -141,11 +145,14 @@ THINGS_MEG = PublishedFiles(
     known_files=known_files.THINGS_MEG,
 )
 
-# What people say of the concepts of THINGS (CC0). All the published datasets here show these.
+# What people say of the concepts of THINGS, and their categories (both CC0). All the published
+# datasets here show these. The repository of the categories is ViCCo-Group/THINGS-data on GitHub.
 THINGS_SIMILARITY = HumanFiles(
     folder="ds004212/sourcedata/meg_paper",
     embedding="spose_embedding_66d_sorted.txt",
     words="names_1854.csv",
-    known_files=known_files.HUMAN_SIMILARITY,
+    commit="5e0eccac51eac78b57045f5b90b4f53814f56c32",
+    categories="MRI/data/Categories_final_20200131.tsv",
+    known_files={**known_files.HUMAN_SIMILARITY, **known_files.THINGS_CATEGORIES},
     about="SPoSE, 66 dimensions (doi 10.7554/eLife.82580)",
 )

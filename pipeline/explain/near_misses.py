@@ -8,10 +8,15 @@ How alike two concepts are is a percentile: the share of the other test concepts
 the one that was seen, 0.5 on average over all of them. So spaces of any scale compare: people's, or
 the cosines of an image model.
 
+One space more is that of categories: 1 for a concept of a category of the one that was seen, 0 for
+another, so that the mean is the share of errors in the same category. A concept that is in no
+category is not asked for: its row is NaN.
+
 Chance is not 0.5. Some images are retrieved for many responses (hubs), and some concepts are rather
-like all others. So chance is how like the retrieved concepts are to the other test concepts on
-average, and the `excess` over it tells whether an answer depends on what was seen. A decoder that
-gives the same answers to all responses has none.
+like all others, or in a large category. So chance is how like the retrieved concepts are to the
+other test concepts on average; of categories, it is higher where the concept that was seen is in
+larger ones than the others. The `excess` over it tells whether an answer depends on what was seen.
+A decoder that gives the same answers to all responses has none.
 
 An image is in this figure as the one that was seen and as one that is retrieved for others, and if
 cats are taken for dogs, dogs are mostly taken for cats. So the values of single images are not
@@ -38,6 +43,7 @@ from pipeline.retrieval import rank_of_match
 N_RETRIEVED = 5
 N_PERMUTATIONS = 5000
 PEOPLE = "people"
+SAME_CATEGORY = "same category"
 
 FIRST_FIVE = "first five that were not seen"
 FIRST_WRONG = "first, where it is wrong"
@@ -48,7 +54,8 @@ ANSWERS = (FIRST_FIVE, FIRST_WRONG)
 class NearMisses:
     """The near misses of one run and subject by one space.
 
-    * `retrieved`: mean percentile of what was retrieved; NaN where no answer was wrong.
+    * `retrieved`: mean percentile of what was retrieved, or the share in the same category; NaN
+      where no answer was wrong.
     * `chance`: that of the same images for the other concepts.
     * `queries`: (N,), what each image adds to the excess; their mean is `retrieved` - `chance`.
     """
@@ -111,28 +118,51 @@ def measure_near_misses(weights: np.ndarray, likeness: np.ndarray) -> NearMisses
     """How like the concepts that were seen the retrieved ones are.
 
     `weights` (N, N) are those of `retrieved_instead` or `retrieved_first`, `likeness` (N, N) of
-    `percentiles`.
+    `percentiles` or of `HumanSimilarity.same_category`.
     """
-    total = weights.sum()
+    asked = _weights_asked_for(weights, likeness)
+    total = asked.sum()
     if total == 0:
         return NearMisses(np.nan, np.nan, np.full(len(likeness), np.nan))
 
     excess = _excess(likeness)
-    mean = (weights * excess).sum() / total
-    retrieved = (weights * likeness).sum() / total
+    mean = (asked * excess).sum() / total
+    retrieved = (asked * np.nan_to_num(likeness)).sum() / total
 
     # What an image adds: as the one that was seen, and as one that is retrieved for others.
-    deviations = weights * (excess - mean)
+    deviations = asked * (excess - mean)
     added = deviations.sum(1) + deviations.sum(0)
     queries = mean + len(likeness) * added / total
     return NearMisses(float(retrieved), float(retrieved - mean), queries)
 
 
+def _weights_asked_for(weights: np.ndarray, likeness: np.ndarray) -> np.ndarray:
+    """The weights (N, N), 0 for what was retrieved in place of a concept that is not asked for."""
+    return weights * ~np.isnan(likeness).any(axis=1, keepdims=True)
+
+
+def has_near_misses(weights: np.ndarray, likeness: np.ndarray) -> bool:
+    """Whether an answer that counts in a space is wrong: no other can be a near miss."""
+    return bool(_weights_asked_for(weights, likeness).any())
+
+
 def _excess(likeness: np.ndarray) -> np.ndarray:
-    """How much more like concept i concept j is than it is like the other concepts, (N, N)."""
-    n_others = len(likeness) - 1
-    mean_of_column = (likeness.sum(0) - likeness.diagonal()) / n_others
-    return likeness - mean_of_column
+    """How much more like concept i concept j is than by chance, (N, N).
+
+    Chance is how like j is to the other concepts; and, where i has more that are like it than the
+    other concepts have, so much more. Of percentiles each concept has as many, so that this adds
+    nothing. The rows of concepts that are not asked for are 0, as is the diagonal.
+    """
+    counts = _weights_asked_for(1 - np.eye(len(likeness)), likeness)
+    values = counts * np.nan_to_num(likeness)
+    mean_of_column = _mean(values, counts, 0)
+    mean_of_row = _mean(values, counts, 1)
+    return counts * (values - mean_of_column - mean_of_row + values.sum() / max(counts.sum(), 1))
+
+
+def _mean(values: np.ndarray, counts: np.ndarray, axis: int) -> np.ndarray:
+    """The means over an axis of the values that count; 0 where none does."""
+    return values.sum(axis, keepdims=True) / np.maximum(counts.sum(axis, keepdims=True), 1)
 
 
 def permutation_p(weights: Sequence[np.ndarray], likeness: np.ndarray, seed: int) -> float:
@@ -149,6 +179,7 @@ def permutation_p(weights: Sequence[np.ndarray], likeness: np.ndarray, seed: int
     n_as_large = 0
     for _ in range(N_PERMUTATIONS):
         order = rng.permutation(len(likeness))
+        # A concept that is not asked for takes its row of zeros along.
         permuted = excess[order].take(order, axis=1)  # as [:, order], seven times as fast
         # 1e-12: the observed order itself must count as large, whatever the order of the sum.
         n_as_large += abs(np.vdot(mean_weights, permuted)) >= observed - 1e-12
@@ -160,26 +191,29 @@ def tabulate_near_misses(
     spaces: Mapping[str, np.ndarray],
     resamples: Resamples,
     seed: int,
+    same_category: np.ndarray | None = None,
 ) -> pd.DataFrame:
     """One row for each kind of answers and space.
 
-    `spaces` has similarities (N, N) of the test concepts or images, by the name of the space. The
+    `spaces` has similarities (N, N) of the test concepts or images, by the name of the space, and
+    `same_category` (N, N) is that of people (`HumanSimilarity.same_category`), if there is one. The
     columns are `answers`, `alike_by` (the space), `retrieved`, `chance`, `excess` with its 95 %
     interval over subjects and test images (`excess_low`, `excess_high`), and `p`. All are means
     over the runs of a subject, then over subjects; a run without wrong answers is left out.
     """
     likeness_by_space = {name: percentiles(similarity) for name, similarity in spaces.items()}
+    if same_category is not None:
+        likeness_by_space[SAME_CATEGORY] = same_category
     answers_of_runs = [weigh_answers(result.similarity) for result in results]
 
     rows = []
     for answers in ANSWERS:
-        runs = [
-            (result.subject, by_kind[answers])
-            for result, by_kind in zip(results, answers_of_runs, strict=True)
-            # Without a wrong answer nothing was retrieved first that could be a near miss.
-            if by_kind[answers].any()
-        ]
         for space, likeness in likeness_by_space.items():
+            runs = [
+                (result.subject, by_kind[answers])
+                for result, by_kind in zip(results, answers_of_runs, strict=True)
+                if has_near_misses(by_kind[answers], likeness)
+            ]
             row = {"answers": answers, "alike_by": space}
             rows.append(row | _summarise(runs, likeness, resamples, seed))
     return pd.DataFrame(rows)
