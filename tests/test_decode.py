@@ -390,6 +390,7 @@ def test_the_column_of_the_picture(run, tmp_path, capsys):
     assert "Of 6 responses 1 are to pictures that the gallery lacks, the first is other.jpg" in out
     assert table["n_trials"][0] == 2 and table["rank_of_seen"].isna().sum() == 5
     assert "5 responses to 5 pictures" in out
+    assert "Nor is it known whether the model was trained with these pictures" in out
 
 
 def test_a_gallery_of_another_image_model_is_refused(run, tmp_path):
