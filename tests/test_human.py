@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
@@ -120,6 +121,11 @@ def test_it_is_read_back_and_taken_in_any_order(tmp_path: Path) -> None:
 
     with pytest.raises(InputError, match="of the test concept bat3: that in data"):
         same.of(["bat1", "bat3"])
+    with h5py.File(tmp_path / "human.h5", "a") as file:
+        del file["category"]  # as before there were any
+    with pytest.raises(InputError, match="human.h5: .*dvc repro --single-item --force human"):
+        read_human(tmp_path / "human.h5")
+
     write_no_human(tmp_path / "human.h5", "nobody asked them")
     assert read_human(tmp_path / "human.h5") == "nobody asked them"
     (tmp_path / "human.h5").write_text("text")

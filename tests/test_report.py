@@ -615,6 +615,15 @@ def test_what_was_planted_and_that_it_is_above_chance_is_said(tmp_path):
 
 
 @pytest.mark.long
+def test_a_comparison_of_before_the_categories_is_drawn_without_them(tmp_path):
+    folder, comparison = evaluate_both(tmp_path, seeds=2)
+    share = "The share of errors in the same category, above chance"
+    assert share in words(report_without_pictures(folder, comparison))
+    del comparison["near_misses"]["same_category"]
+    page = words(report_without_pictures(folder, comparison))
+    assert share not in page and "Are the errors of one nearer for people?" in page
+
+
 def test_images_of_things_need_to_be_asked_for(tmp_path):
     evaluate(tmp_path / "run", dataset="things-eeg2", synthetic=False)
     shutil.move(tmp_path / "run/images", tmp_path / "images")  # they are not even opened
