@@ -328,5 +328,5 @@ def test_a_dataset_without_human_similarity_says_so(
 ) -> None:
     monkeypatch.setitem(DATASETS, "sample", replace(SAMPLE, human=None))
     assert run_stage(tmp_path, "human") == (
-        "nobody has published how alike people find the concepts of sample"
+        "nobody has published how alike people find the concepts of this dataset (sample)"
     )
