@@ -31,7 +31,9 @@ def main(
 
     target = folder / SIMILARITY
     if source is None:
-        why = f"nobody has published how alike people find the concepts of this dataset ({p.dataset})"
+        why = (
+            f"nobody has published how alike people find the concepts of this dataset ({p.dataset})"
+        )
         write_no_human(target, why)
         print(f"{why}: what needs that is left out")
     elif isinstance(source, HumanFiles):
