@@ -203,7 +203,7 @@ def choose(project: Project, lab: Path, kind: str) -> None:
 
 @pytest.mark.long
 @pytest.mark.parametrize("kind", ["eeglab", "bids", "fif"])  # the tests below go on with fif
-def test_each_format_from_its_files_to_the_report(
+def test_each_format_from_its_files_to_report_and_comparison(
     project: Project, changing_lab: Path, kind: str
 ) -> None:
     choose(project, changing_lab, kind)
@@ -221,10 +221,6 @@ def test_each_format_from_its_files_to_the_report(
         assert file["test/eeg"].shape == (12, 2, 4, n_times)
     assert ran(project.run("dvc", "repro")) == []
 
-
-@pytest.mark.long
-def test_both_image_encoders_are_compared(project: Project, changing_lab: Path) -> None:
-    choose(project, changing_lab, "fif")
     project.run("python3", "-m", "stages.compare")
     comparison = json.loads((project.folder / "metrics/comparison.json").read_text())
     assert [comparison[side] for side in ("baseline", "other")] == ["unaligned", "aligned"]
