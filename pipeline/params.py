@@ -14,6 +14,7 @@ from ruamel.yaml import YAML, YAMLError
 from pipeline.errors import InputError, suggestion
 from pipeline.files import unreadable
 from pipeline.sections import (
+    Across,
     Download,
     Embed,
     Evaluate,
@@ -36,6 +37,7 @@ class Params(Section):
     seed: Annotated[int, Field(ge=0)]
     sample: Sample
     own: Own
+    across: Across
     download: Download
     preprocess: Preprocess
     embed: Embed

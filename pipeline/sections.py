@@ -12,7 +12,7 @@ Interval = Annotated[list[float], Field(min_length=2, max_length=2)]  # start an
 
 # Choices
 Device = Literal["auto", "cpu", "cuda"]
-Protocol = Literal["pooled", "within-subject", "leave-one-subject-out"]
+Protocol = Literal["pooled", "within-subject", "leave-one-subject-out", "across"]
 BlockChoice = Literal["last"] | Count  # a block of the image model, counted from 1
 # How many seeds, counted from `seed`, or a list of them
 SeedChoice = Count | Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
@@ -40,6 +40,14 @@ class Own(Section):
     split: str
     test_concepts: Share
     split_seed: Annotated[int, Field(ge=0)]
+
+
+class Across(Section):
+    dataset: str
+    subjects: Literal["all"] | Annotated[list[str], Field(min_length=1)]
+    train_on: Literal["first", "second", "both"]
+    models: Literal["pooled", "within-subject"]
+    test_on: Literal["first", "second"]
 
 
 class Download(Section):

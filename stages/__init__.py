@@ -137,6 +137,12 @@ def write_json(path: Path, values: dict[str, Any]) -> dict[str, Any]:
     return values
 
 
+def write_note(folder: Path, sentence: str) -> None:
+    """Write the output of a stage that has nothing to do: DVC warns of an empty folder."""
+    with replacing(folder / "README.md") as note:
+        note.write_text(f"{sentence}\n", encoding="utf-8")
+
+
 def show(title: str, rows: Sequence[Mapping[str, object]]) -> None:
     """Print rows with the same keys as a table.
 

@@ -17,12 +17,18 @@ from pipeline.evaluate.baseline import (
 from pipeline.evaluate.similarities import Similarities, write_similarities
 from pipeline.files import replacing
 from pipeline.params import read_params
-from pipeline.train.inputs import HashedFile, find_subjects
+from pipeline.train.inputs import HashedFile, SecondRecording, find_people
 from stages import run, show, write_json
 
 
 def main(
-    params: Path, eeg: Path, embeddings: Path, similarities: Path, metrics: Path, table: Path
+    params: Path,
+    eeg: Path,
+    eeg_second: Path,
+    embeddings: Path,
+    similarities: Path,
+    metrics: Path,
+    table: Path,
 ) -> str:
     p = read_params(params)
     recipe = baseline_recipe(
@@ -38,10 +44,10 @@ def main(
         device=p.train.device,
     )
 
-    subjects = find_subjects(eeg)
+    people = find_people(eeg, p.train.protocol, SecondRecording(eeg_second, p.across))
     why = ""
     try:
-        baseline = fit_baseline(subjects, HashedFile.of(embeddings), recipe, p.seed)
+        baseline = fit_baseline(people, HashedFile.of(embeddings), recipe, p.seed)
         summary, rows = tabulate_baseline(
             baseline, p.train.protocol, p.evaluate.top_k, p.evaluate.resamples, p.seed
         )

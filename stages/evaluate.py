@@ -1,6 +1,6 @@
 """Score the trained models on the test images: metrics, tables, and the similarities behind."""
 
-from collections.abc import Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,17 +21,23 @@ from pipeline.evaluate.similarities import Similarities, settings_of, write_simi
 from pipeline.files import replacing
 from pipeline.images.embeddings import Embeddings, read_about, read_embeddings
 from pipeline.params import Params, read_params
-from pipeline.preprocess.recordings import read_caveats, read_modality, read_split
+from pipeline.preprocess.recordings import (
+    find_recordings,
+    read_caveats,
+    read_modality,
+    read_split,
+)
 from pipeline.train.card import write_card
 from pipeline.train.made_with import FILE, MadeWith, read_made_with
 from pipeline.train.model import Notes, load_models
-from pipeline.train.protocols import name_run
+from pipeline.train.protocols import name_recordings, name_run
 from stages import run, show, write_json
 
 
 def main(
     params: Path,
     eeg: Path,
+    eeg_second: Path,
     embeddings: Path,
     model: Path,
     details: Path,
@@ -51,8 +57,11 @@ def main(
     made_with = describe(p, notes, cache)
 
     # Every subject that some model is tested on, read one after the other
+    second = find_recordings(eeg_second)
+    made_with |= describe_across(p, models, second)
+    recordings_of = {**find_recordings(eeg), **second}
     subjects = sorted({name for _, notes in models for name in notes["tested_on"]})
-    files = [eeg / f"{subject}.h5" for subject in subjects]
+    files = [recordings_of[subject] for subject in subjects]
     made_with |= name_modality(files[0])
     # A generator: the EEG of one subject at a time is in memory.
     recordings = (read_split(path, "test", average=False) for path in files)
@@ -64,7 +73,7 @@ def main(
 
     # What restricts the figures: the dataset, the image model, and how the EEG was prepared.
     summary["caveats"] = [
-        *DATASETS[p.dataset].caveats,
+        *caveats_of_datasets(made_with),
         *eeg_encoders.caveats_of(trained["eeg_encoder"]),
         *caveats_of(embeddings),
         # A caveat may be of one subject alone, such as its bad channels. Each is said once.
@@ -132,7 +141,7 @@ def write_scored_card(
         models[0][0].recipe,
         [made_with_of(folder / name_run(notes["fold"], notes["seed"])) for _, notes in models],
         synthetic=summary["synthetic"],
-        caveats=DATASETS[summary["dataset"]].caveats,
+        caveats=caveats_of_datasets(summary),
         score={"rows": rows, "about": about},
     )
 
@@ -169,6 +178,31 @@ def describe(p: Params, notes: Notes, cache: Embeddings) -> dict[str, Any]:
     if eeg_encoders.has_closed_form(notes["train"]["eeg_encoder"]):
         made_with["closed_form"] = True
     return made_with
+
+
+def describe_across(p: Params, models: Models, second: Container[str]) -> dict[str, Any]:
+    """Of the protocol across, whose people trained and whose are tested; else nothing.
+
+    `second` are the subjects of the second recording. The evaluation is one of the dataset that is
+    tested.
+    """
+    if models[0][1]["protocol"] != "across":
+        return {}
+    trained_on = [subject for _, notes in models for subject in notes["trained_on"]]
+    tested_on = models[0][1]["tested_on"]
+    names = (p.dataset, p.across.dataset, second)
+    return {
+        "dataset": name_recordings(tested_on, *names),
+        "trained_dataset": name_recordings(trained_on, *names),
+        "n_training_subjects": len(set(trained_on)),
+    }
+
+
+def caveats_of_datasets(made_with: Mapping[str, Any]) -> list[str]:
+    """The sentences of the dataset that is tested and of those that were trained on, each once."""
+    names = [made_with["dataset"], *made_with.get("trained_dataset", "").split(" and ")]
+    sentences = [caveat for name in names if name for caveat in DATASETS[name].caveats]
+    return list(dict.fromkeys(sentences))
 
 
 def name_modality(recording: Path) -> dict[str, str]:

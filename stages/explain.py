@@ -25,7 +25,7 @@ from pipeline.explain.rsa import cosine_similarity
 from pipeline.files import replacing
 from pipeline.images.embeddings import Embeddings, read_about, read_embeddings
 from pipeline.params import Params, read_params
-from pipeline.preprocess.recordings import read_split
+from pipeline.preprocess.recordings import find_recordings, read_split
 from pipeline.sections import Evaluate
 from pipeline.train.model import load_models
 from pipeline.train.projection import project_images
@@ -40,6 +40,7 @@ def main(
     params: Path,
     image_table: Path,
     eeg: Path,
+    eeg_second: Path,
     embeddings: Path,
     unaligned: Path,
     aligned: Path,
@@ -76,7 +77,9 @@ def main(
 
     galleries = larger_galleries(scored, image_table, embeddings, models, p.evaluate, resamples)
     calibration = calibrate_at_test_time(scored, p.evaluate, resamples)
-    summaries, of_responses = look_at_responses(scored, eeg, encoders, models, p)
+    summaries, of_responses = look_at_responses(
+        scored, {**find_recordings(eeg), **find_recordings(eeg_second)}, encoders, models, p
+    )
 
     people = read_human(human)
     of_errors = look_at_errors(scored, people, encoders, resamples, p.seed)
@@ -182,12 +185,19 @@ def calibrate_at_test_time(
 
 
 def look_at_responses(
-    scored: Similarities, eeg: Path, encoders: Mapping[str, Embeddings], models: Models, p: Params
+    scored: Similarities,
+    files: Mapping[str, Path],
+    encoders: Mapping[str, Embeddings],
+    models: Models,
+    p: Params,
 ) -> tuple[dict[str, Any], dict[str, pd.DataFrame]]:
-    """What the test EEG tells without a retrieved image: summaries and tables by name."""
+    """What the test EEG tells without a retrieved image: summaries and tables by name.
+
+    `files` are the prepared EEG of the subjects, by name.
+    """
     subjects = sorted({result.subject for result in scored.valid_results})
     # A generator: the EEG of one subject at a time is in memory.
-    recordings = (read_split(eeg / f"{name}.h5", "test", average=False) for name in subjects)
+    recordings = (read_split(files[name], "test", average=False) for name in subjects)
     modality = scored.made_with.get("modality", "EEG")
     return explain_responses(recordings, models, encoders, p.evaluate, p.seed, modality)
 

@@ -5,6 +5,7 @@ Not part of `pipeline.params`, because some of the tables take seconds to import
 
 from collections.abc import Collection
 
+from pipeline.datasets.sources import OwnFiles
 from pipeline.datasets.table import DATASETS
 from pipeline.eeg_encoders.braindecode_networks import check_installed, require_braindecode
 from pipeline.eeg_encoders.table import (
@@ -35,6 +36,8 @@ def check_names(p: Params) -> None:
     Also where the files are missing that a pretrained EEG encoder starts from.
     """
     _check_name(f"dataset is {p.dataset!r}", p.dataset, DATASETS)
+    if p.across.dataset != "none":
+        check_second(p.dataset, p.across.dataset)
 
     eeg_encoder = p.train.eeg_encoder
     _check_name(f"train.eeg_encoder is {eeg_encoder!r}", eeg_encoder, EEG_ENCODERS)
@@ -43,6 +46,21 @@ def check_names(p: Params) -> None:
     check_views(p.embed.views)
     check_image_model(p.backbone, p.encoder, p.alignment)
     _check_features(p)
+
+
+def check_second(first: str, second: str) -> None:
+    """Raises InputError where the dataset `second` cannot be a second recording beside `first`."""
+    _check_name(f"across.dataset is {second!r}", second, DATASETS)
+    if second == first:
+        raise InputError(
+            f"params.yaml: across.dataset is {second}, and so is dataset: name another recording "
+            "of the same images, or none"
+        )
+    if isinstance(DATASETS[second].source, OwnFiles):
+        raise InputError(
+            f"params.yaml: across.dataset is {second}, whose pictures are its own: expected a "
+            "recording of the images of `dataset`, or none"
+        )
 
 
 def check_image_model(backbone: str, encoder: str, alignment: str) -> None:

@@ -5,6 +5,7 @@ stay apart. EEG that may not be pushed is prepared already (see `private_eeg`), 
 there.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import h5py
@@ -23,6 +24,12 @@ def main(params: Path, raw: Path, image_table: Path, private_eeg: Path, eeg: Pat
     else:
         files = link_subjects(private_eeg, eeg)
 
+    show_subjects(files)
+    return f"{len(files)} subjects to {eeg}"
+
+
+def show_subjects(files: Sequence[Path]) -> None:
+    """Print the shape of each subject's EEG."""
     rows = []
     for path in files:
         with h5py.File(path, "r") as file:
@@ -31,7 +38,6 @@ def main(params: Path, raw: Path, image_table: Path, private_eeg: Path, eeg: Pat
             }
         rows.append({"subject": path.stem} | shapes)
     show("EEG: conditions x (repetitions) x channels x samples", rows)
-    return f"{len(rows)} subjects to {eeg}"
 
 
 if __name__ == "__main__":

@@ -7,21 +7,18 @@ pushed, and `preprocess` only leads there. For published datasets it holds a not
 from pathlib import Path
 
 from pipeline.datasets.table import DATASETS
-from pipeline.files import replacing
 from pipeline.params import read_params
 from pipeline.preprocess.preparation import prepare_subjects
-from stages import run
+from stages import run, write_note
 
-NOTE = "Empty: the EEG of this dataset may be passed on, and lies in data/eeg.\n"
+NOTE = "Empty: the EEG of this dataset may be passed on, and lies in data/eeg."
 
 
 def main(params: Path, raw: Path, image_table: Path, private_eeg: Path) -> str:
     p = read_params(params)
     dataset = DATASETS[p.dataset]
     if dataset.may_push_eeg:
-        # DVC wants the output to be there, and warns of an empty folder.
-        with replacing(private_eeg / "README.md") as note:
-            note.write_text(NOTE, encoding="utf-8")
+        write_note(private_eeg, NOTE)
         return ""
 
     prepare_subjects(dataset, raw, image_table, private_eeg, p.preprocess)

@@ -1,25 +1,27 @@
 """Train the EEG encoders of the protocol, one a fold and seed, against the cached embeddings."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pipeline.eeg_encoders.table import has_closed_form
-from pipeline.params import read_params
+from pipeline.params import Params, read_params
 from pipeline.preprocess.recordings import find_recordings
 from pipeline.sections import Train
 from pipeline.train.card import write_card
 from pipeline.train.closed_form import UNUSED
+from pipeline.train.inputs import SecondRecording
 from pipeline.train.made_with import describe_data, write_made_with
 from pipeline.train.model import Notes, load_model
-from pipeline.train.protocols import name_run
+from pipeline.train.protocols import name_recordings, name_run
 from pipeline.train.runs import train_all
 from stages import run, show
 
 
-def main(params: Path, eeg: Path, embeddings: Path, model: Path) -> str:
+def main(params: Path, eeg: Path, eeg_second: Path, embeddings: Path, model: Path) -> str:
     p = read_params(params)
-    runs = train_all(eeg, embeddings, model, p.train, p.seed, p.runs)
-    describe_models(p.dataset, eeg, embeddings, model, runs)
+    second = SecondRecording(eeg_second, p.across)
+    runs = train_all(eeg, embeddings, model, p.train, p.seed, p.runs, second)
+    describe_models(p, find_recordings(eeg), find_recordings(eeg_second), embeddings, model, runs)
 
     if has_closed_form(p.train.eeg_encoder):
         _show_fits(p.train.eeg_encoder, runs, p.train.protocol)
@@ -36,26 +38,35 @@ def main(params: Path, eeg: Path, embeddings: Path, model: Path) -> str:
 
 
 def describe_models(
-    dataset: str, eeg: Path, embeddings: Path, model: Path, runs: Sequence[Notes]
+    p: Params,
+    first: Mapping[str, Path],
+    second: Mapping[str, Path],
+    embeddings: Path,
+    model: Path,
+    runs: Sequence[Notes],
 ) -> None:
-    """Write what each model was made with into its folder, and a card of all for people."""
-    recordings = find_recordings(eeg)
+    """Write what each model was made with into its folder, and a card of all for people.
+
+    `first` and `second` are the prepared files of the two recordings, by subject.
+    """
+    recordings = {**first, **second}
     all_made_with = []
     for notes in runs:
+        dataset = name_recordings(notes["trained_on"], p.dataset, p.across.dataset, second)
         made_with = describe_data(dataset, recordings, notes["trained_on"], embeddings)
         write_made_with(model / name_run(notes["fold"], notes["seed"]), made_with)
         all_made_with.append(made_with)
 
     # The models share their sizes and their recipe.
-    first, _ = load_model(model / name_run(runs[0]["fold"], runs[0]["seed"]))
+    model_of_first, _ = load_model(model / name_run(runs[0]["fold"], runs[0]["seed"]))
     write_card(
         model / "README.md",
         runs,
-        first.sizes,
-        first.recipe,
+        model_of_first.sizes,
+        model_of_first.recipe,
         all_made_with,
         # Not looked up in the table of datasets: its code would then decide a training.
-        synthetic=dataset == "sample",
+        synthetic=p.dataset.startswith("sample"),
     )
 
 

@@ -37,6 +37,7 @@ UNTRACKED_PATHS = {
     },  # read if images are to be shown; what changes there changes deps
     # what users leave there is noticed where something is about to be fetched
     "download": {"data/raw"},
+    "download_second": {"data/raw"},
     "human": {"data/raw"},
     "weights": {"data/weights"},
     "study/weights": {"data/weights"},

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -78,7 +79,7 @@ class _Targets:
     """Where the files of a dataset go."""
 
     eeg_dir: Path
-    images_dir: Path
+    images_dir: Path | None
     metadata: Path
 
 
@@ -87,7 +88,7 @@ def fetch_dataset(
     addresses: Addresses,
     subjects: Subjects,
     eeg_dir: Path,
-    images_dir: Path,
+    images_dir: Path | None,
     metadata: Path,
     patience: Patience = PATIENCE,
     user_files: UserFiles | None = None,
@@ -96,11 +97,13 @@ def fetch_dataset(
     """Put the EEG of the chosen subjects, the images and the metadata in place, or make them.
 
     "all" are the subjects that the server lists. No server is asked for what the user or the cache
-    has. Images that are an `OwnCopy` are left to `own_copy.collect_images`. `check_metadata` is
-    called with the metadata in place, before any other file is fetched. Raises InputError.
+    has. Images that are an `OwnCopy` are left to `own_copy.collect_images`, and without
+    `images_dir` no image is put anywhere. `check_metadata` is called with the metadata in place,
+    before any other file is fetched. Raises InputError.
     """
     if not isinstance(source, PublishedFiles):
-        source(subjects, eeg_dir, images_dir, metadata)
+        with TemporaryDirectory() as nowhere:
+            source(subjects, eeg_dir, images_dir or Path(nowhere), metadata)
         return
 
     user_files = user_files or UserFiles()
@@ -210,7 +213,7 @@ def _choose_listed(
     servers_and_names: dict[Path, tuple[Server, str]] = {
         targets.metadata: (source.metadata, source.metadata_file)
     }
-    if not isinstance(source.images, OwnCopy):
+    if targets.images_dir and not isinstance(source.images, OwnCopy):
         for name in source.image_files:
             servers_and_names[targets.images_dir / name] = (source.images, name)
 

@@ -25,12 +25,13 @@ from pipeline.train.closed_form import UNUSED, fit
 from pipeline.train.draws import derive_seeds
 from pipeline.train.inputs import (
     HashedFile,
+    People,
     cached_embeddings,
     training_eeg,
     training_files,
 )
 from pipeline.train.notes import note
-from pipeline.train.protocols import Run, plan
+from pipeline.train.protocols import Run
 from pipeline.train.training import Partition, Setup, Trained
 
 BASELINE = "ridge"  # of the table of EEG encoders
@@ -56,21 +57,21 @@ def baseline_recipe(**choices: Any) -> Train:
     return Train.model_validate(fixed | UNUSED | choices)
 
 
-def fit_baseline(
-    eeg: Mapping[str, HashedFile], cache: HashedFile, recipe: Train, seed: int
-) -> Baseline:
+def fit_baseline(people: People, cache: HashedFile, recipe: Train, seed: int) -> Baseline:
     """Ridge in each fold of the protocol, on the test images of its subjects.
 
     `seed` is a name alone. InputError where the EEG, embeddings or memory do not suffice.
     """
     embeddings = cached_embeddings(cache, recipe)
-    first = read_split(next(iter(eeg.values())).path, "test", average=True)
+    eeg = people.eeg
+    runs = people.plan(recipe.protocol, [seed])
+    first = read_split(eeg[runs[0].tested_on[0]].path, "test", average=True)
     image_ids = first.image_ids
     values = torch.from_numpy(embeddings.values[embeddings.rows(image_ids)])
 
     results = []
     fits = []
-    for run in plan(recipe.protocol, list(eeg), [seed]):
+    for run in runs:
         trained = _fit(run, eeg, embeddings, recipe)
         notes = note(run, trained, embeddings, recipe)
         of_fit = {name: notes[name] for name in ("penalty", "held_out_r2")}

@@ -75,9 +75,16 @@ LIBRARIES = 120 << 20  # bytes of memory that a worker needs beside the EEG
 
 
 def prepare_subjects(
-    dataset: Dataset, eeg_dir: Path, image_table: Path, out_dir: Path, parameters: Preprocess
+    dataset: Dataset,
+    eeg_dir: Path,
+    image_table: Path,
+    out_dir: Path,
+    parameters: Preprocess,
+    prefix: str = "",
 ) -> list[Path]:
     """Write `out_dir/<subject>.h5` for every subject in `eeg_dir`, and return these paths.
+
+    `prefix` is put before the names of the subjects.
 
     `parameters` are the section `preprocess` of params.yaml. Images that a subject did not see are
     left out, and a sentence on the terminal says so. `workers` processes prepare a subject each,
@@ -89,7 +96,7 @@ def prepare_subjects(
     InputError for a file that is not as published, a channel that it lacks, and a window beyond
     its times. What file names and sizes show is checked for all subjects before the work begins.
     """
-    subjects = dataset.find_subjects(eeg_dir)
+    subjects = {f"{prefix}{name}": path for name, path in dataset.find_subjects(eeg_dir).items()}
     if not subjects:
         raise InputError(
             f"{eeg_dir}: holds no subject's EEG; run the download (`dvc repro download`)"

@@ -20,6 +20,15 @@ Split = Literal["train", "test"]
 SPLITS: tuple[Split, ...] = ("train", "test")
 AVERAGED_AT_ONCE = 16  # conditions whose repetitions are in memory together
 CHECKED_AT_ONCE = 16 << 20  # values
+# What two recordings must share, and what makes them share it
+MADE_TO_AGREE = {
+    "channels": "set preprocess.channels to posterior, or to a list of channels that both have",
+    "times": "set one preprocess.sfreq and one preprocess.window for both; data that were "
+    "published prepared keep their own, so choose the raw ones (dataset: things-eeg2-raw)",
+    "units": "set preprocess.normalise to session, which makes z-scores of both",
+    "normalise": f"{PREPARE_AGAIN}",
+    "training EEG": f"{PREPARE_AGAIN}",
+}
 # DVC would put back a file that is only taken away: so `subjects` comes first.
 LEAVE_OUT = "or leave that subject out of `subjects` (a file of your own: take it away)"
 
@@ -118,6 +127,41 @@ def check_recordings(paths: Sequence[Path]) -> None:
             # The first file sets what the others must have.
             first_recording, first_shape = first.setdefault(split, (recording, shape))
             _check_alike(path, split, recording, shape, first_recording, first_shape, paths[0])
+
+
+def check_both(first: Path, second: Path) -> None:
+    """InputError unless people of one recording can be tested by models of the other one.
+
+    Each file stands for all subjects of its recording. Channels, times, rate, unit and test images
+    must be the same. Repetitions may differ, but for whether those of training are averaged.
+    """
+    with _opened(first) as file, _opened(second) as other:
+        for key, remedy in MADE_TO_AGREE.items():
+            of_first, of_second = (_describe_key(opened, key) for opened in (file, other))
+            if of_first != of_second:
+                raise InputError(
+                    f"{second}: has {key} {of_second}, and {first} has {of_first}, so that no "
+                    f"model can read both; {remedy}"
+                )
+
+        ids, other_ids = (set(opened["test/image_ids"].asstr()[:]) for opened in (file, other))
+        if ids != other_ids:
+            raise InputError(
+                f"{second}: has not the test images of {first}: one of them lacks "
+                f"{min(ids ^ other_ids)}; let both show the same (`subjects`, across.subjects, "
+                "preprocess.sessions), or name another across.dataset"
+            )
+
+
+def _describe_key(file: h5py.File, key: str) -> str:
+    """A property that two recordings must share, in words."""
+    if key == "channels":
+        return " ".join(file["ch_names"].asstr()[:])
+    if key == "times":
+        return _describe_times(_describe(file, "test", file["test"]["eeg"], False))
+    if key == "training EEG":
+        return "repetitions apart" if file["train/eeg"].ndim == 4 else "repetitions averaged"
+    return str(file.attrs[key])
 
 
 def _to_normalise(file: h5py.File) -> bool:
@@ -273,7 +317,7 @@ def _describe_fault(path: Path, error: Exception) -> str:
     if content is not None:
         return (
             f"{path}: leads to the EEG in {content}, which is missing, because `dvc push` never "
-            f"uploads one's own recordings; where these are, {PREPARE_AGAIN}"
+            f"uploads EEG that may not be passed on; where the recordings are, {PREPARE_AGAIN}"
         )
     return f"{path}: is not a whole EEG file of the preprocess stage ({error}); {PREPARE_AGAIN}"
 

@@ -1,7 +1,7 @@
 """The files that runs read. A process reads each file once for many runs."""
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal
@@ -10,9 +10,9 @@ from pipeline.eeg_encoders.table import weight_files
 from pipeline.errors import InputError
 from pipeline.files import sha256
 from pipeline.images.embeddings import Embeddings, read_embeddings
-from pipeline.preprocess.recordings import check_recordings, find_recordings
-from pipeline.sections import BlockChoice, Train
-from pipeline.train.protocols import Run
+from pipeline.preprocess.recordings import check_both, check_recordings, find_recordings
+from pipeline.sections import Across, BlockChoice, Train
+from pipeline.train.protocols import Run, plan, plan_across
 from pipeline.train.samples import LoadedEeg
 
 
@@ -41,6 +41,57 @@ def find_subjects(eeg_dir: Path) -> dict[str, HashedFile]:
         )
     check_recordings(list(files.values()))
     return {subject: HashedFile.of(path) for subject, path in files.items()}
+
+
+@dataclass(frozen=True)
+class SecondRecording:
+    """Where the prepared EEG of the second recording is, and who of both trains and tests."""
+
+    eeg_dir: Path
+    across: Across
+
+
+@dataclass(frozen=True)
+class People:
+    """The prepared subjects of the first recording, by name, and of the second where it is used."""
+
+    first: Mapping[str, HashedFile]
+    second: Mapping[str, HashedFile] = field(default_factory=dict)
+    across: Across | None = None
+
+    @property
+    def eeg(self) -> dict[str, HashedFile]:
+        """The subjects of both recordings, whose names differ."""
+        return {**self.first, **self.second}
+
+    def plan(self, protocol: str, seeds: Sequence[int]) -> list[Run]:
+        """The runs of a protocol; InputError where it does not fit these people."""
+        if protocol != "across":
+            return plan(protocol, list(self.first), list(seeds))
+        if self.across is None:
+            raise InputError(
+                "train.protocol is across, and there is no second recording: name it in "
+                "across.dataset"
+            )
+        return plan_across(self.across, list(self.first), list(self.second), seeds)
+
+
+def find_people(eeg_dir: Path, protocol: str, second: SecondRecording | None) -> People:
+    """The prepared subjects that a protocol uses: those of `second` of the protocol across alone.
+
+    InputError as `find_subjects`, and where the two recordings do not fit together.
+    """
+    first = find_subjects(eeg_dir)
+    if protocol != "across" or second is None:
+        return People(first)
+
+    if second.across.dataset == "none":
+        raise InputError(
+            "train.protocol is across, and across.dataset is none: name the second recording there"
+        )
+    others = find_subjects(second.eeg_dir)
+    check_both(next(iter(first.values())).path, next(iter(others.values())).path)
+    return People(first, others, second.across)
 
 
 def hash_eeg_weights(recipe: Train) -> list[str]:

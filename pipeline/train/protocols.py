@@ -3,9 +3,11 @@
 There is one run for each fold of the protocol and each seed, from a fresh initialisation.
 """
 
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 
 from pipeline.errors import InputError
+from pipeline.sections import Across
 
 
 def name_run(fold: str, seed: int) -> str:
@@ -28,7 +30,7 @@ class Run:
 
 
 def plan(protocol: str, subjects: list[str], seeds: list[int]) -> list[Run]:
-    """The runs of a protocol: `pooled`, `within-subject` or `leave-one-subject-out`.
+    """The runs of a protocol on one recording: all protocols but `across`.
 
     InputError for leave-one-subject-out with fewer than two subjects.
     """
@@ -52,6 +54,44 @@ def plan(protocol: str, subjects: list[str], seeds: list[int]) -> list[Run]:
         for fold, trained_on, tested_on in folds
         for seed in seeds
     ]
+
+
+def plan_across(
+    across: Across, first: Sequence[str], second: Sequence[str], seeds: Sequence[int]
+) -> list[Run]:
+    """The runs of protocol `across`, on the subjects of the first and of the second recording.
+
+    One model of all people of `train_on`, in the fold `across`, or one of each of them, in the fold
+    `from-<subject>`. All are tested on all people of `test_on`. InputError where only the people
+    who are tested would be trained on.
+    """
+    if across.train_on == across.test_on:
+        raise InputError(
+            f"across.train_on and across.test_on are both {across.test_on}, which is one recording "
+            "alone: let one of them be another one, or set train.protocol to pooled"
+        )
+
+    people = {"first": tuple(first), "second": tuple(second), "both": (*first, *second)}
+    trained_on = people[across.train_on]
+    tested_on = people[across.test_on]
+    if across.models == "pooled":
+        return [Run("across", seed, trained_on, tested_on) for seed in seeds]
+    return [
+        Run(f"from-{subject}", seed, (subject,), tested_on)
+        for subject in trained_on
+        for seed in seeds
+    ]
+
+
+def name_recordings(
+    subjects: Sequence[str], first: str, second: str, of_second: Container[str]
+) -> str:
+    """The names of the recordings that these subjects are of, such as `first and second`.
+
+    `of_second` are the subjects of the second recording.
+    """
+    names = sorted({second if subject in of_second else first for subject in subjects})
+    return " and ".join(names)
 
 
 def seeds_of(seed: int, seeds: int | list[int], key: str = "train.seeds") -> list[int]:

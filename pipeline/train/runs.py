@@ -29,9 +29,10 @@ from pipeline.train.closed_form import fit_all, seeds_that_count
 from pipeline.train.draws import check_control, derive_seeds, shuffle_images
 from pipeline.train.inputs import (
     HashedFile,
+    SecondRecording,
     averaged_test_eeg,
     cached_embeddings,
-    find_subjects,
+    find_people,
     hash_eeg_weights,
     training_eeg,
     training_files,
@@ -40,7 +41,7 @@ from pipeline.train.many import train_many
 from pipeline.train.model import Notes, save_model
 from pipeline.train.notes import note
 from pipeline.train.placement import how_many, make_groups, name_of_group, on_gpus
-from pipeline.train.protocols import Run, plan, seeds_of
+from pipeline.train.protocols import Run, seeds_of
 from pipeline.train.samples import LoadedEeg, Samples
 from pipeline.train.selection import held_out
 from pipeline.train.training import Partition, Setup, Trained
@@ -54,21 +55,29 @@ TrainGroup = Callable[[tuple[Run, ...], Callable[[], None]], list[Notes]]
 
 
 def train_all(
-    eeg_dir: Path, embeddings: Path, out: Path, recipe: Train, seed: int, placement: Runs
+    eeg_dir: Path,
+    embeddings: Path,
+    out: Path,
+    recipe: Train,
+    seed: int,
+    placement: Runs,
+    second: SecondRecording | None = None,
 ) -> list[Notes]:
     """Train every run of the protocol, side by side: a folder of `out` each, and the mean history.
 
     Returns the notes of each run, as in its model.json. A run that was finished before is not
     repeated (`finished`), and after an interruption the others go on from their last epoch: states
     are in the cache folder, under a hash of data, parameters and code, until all runs are done.
+    `second` is used by the protocol across alone.
     InputError where the inputs cannot be used, or a run failed.
     """
     check_control(recipe)
     check_folders({out: 0})
-    eeg = find_subjects(eeg_dir)
+    people = find_people(eeg_dir, recipe.protocol, second)
+    eeg = people.eeg
     cache = HashedFile.of(embeddings)
     seeds = seeds_that_count(recipe.eeg_encoder, seeds_of(seed, recipe.seeds))
-    runs = plan(recipe.protocol, list(eeg), seeds)
+    runs = people.plan(recipe.protocol, seeds)
 
     gpus = on_gpus(recipe, placement)
     n_workers = how_many(placement, runs, eeg, gpus)
