@@ -54,8 +54,9 @@ def describe_models(
         first.sizes,
         first.recipe,
         all_made_with,
-        # Not looked up in the table of datasets: its code would then decide a training.
-        synthetic=dataset == "sample",
+        # Not looked up in the table of datasets: its code would then decide a training. The names
+        # of all that is made here begin so, and no others.
+        synthetic=dataset.startswith("sample"),
     )
 
 
