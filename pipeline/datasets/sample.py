@@ -16,6 +16,7 @@ a machine.
 
 import csv
 import io
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -73,6 +74,25 @@ class Size:
     test_repetitions: int = 20
 
 
+@dataclass(frozen=True)
+class Recording:
+    """What one recording of the pictures has of its own: people, channels and noise.
+
+    * `name`: that of the dataset.
+    * `purpose`: of its random draws, so that no two recordings have the same.
+    * `draw_kernel(rng)`: a subject's response to each of the F contents, (F, C, 100); `rng` draws
+      what is the subject's own.
+    * `noise`: standard deviation of the noise of one trial.
+    """
+
+    name: str
+    purpose: str
+    subjects: tuple[str, ...]
+    ch_names: Sequence[str]
+    draw_kernel: Callable[[np.random.Generator], np.ndarray]
+    noise: float = 1
+
+
 def make_raw(
     subjects: list[str] | Literal["all"],
     eeg_dir: Path,
@@ -81,21 +101,35 @@ def make_raw(
     size: Size | None = None,
     truth: Truth = "aligned",
 ) -> None:
-    """Write the EEG, the images and the metadata as published.
+    """Write the EEG, the images and the metadata as published, see `make_recording`."""
+    recording = Recording("sample", "eeg", SUBJECTS, CH_NAMES, draw_kernel)
+    make_recording(recording, subjects, eeg_dir, images_dir, metadata, size or Size(), truth)
+
+
+def make_recording(
+    recording: Recording,
+    subjects: list[str] | Literal["all"],
+    eeg_dir: Path,
+    images_dir: Path,
+    metadata: Path,
+    size: Size,
+    truth: Truth,
+) -> None:
+    """Write the EEG of a recording, the images and the metadata as published.
 
     These are `eeg_dir`/sub-XX.zip, training_images.zip and test_images.zip in `images_dir`, and the
     saved dictionary `metadata`. `truth` says what the EEG is made of. A subject's archive does not
     depend on which other subjects are written. Raises InputError for an unknown subject.
     """
-    chosen = SUBJECTS if subjects == "all" else subjects
+    chosen = recording.subjects if subjects == "all" else subjects
     for subject in chosen:
-        if subject not in SUBJECTS:
-            near = suggestion(subject, SUBJECTS)
+        if subject not in recording.subjects:
+            near = suggestion(subject, recording.subjects)
             raise InputError(
-                f"subjects: the sample dataset has {', '.join(SUBJECTS)}, not {subject!r}{near}"
+                f"subjects: the dataset {recording.name} has {', '.join(recording.subjects)}, "
+                f"not {subject!r}{near}"
             )
 
-    size = size or Size()
     catalogue = _catalogue(size)
     train_features = _write_pictures(images_dir / "training_images.zip", catalogue, "train", size)
     test_features = _write_pictures(images_dir / "test_images.zip", catalogue, "test", size)
@@ -109,20 +143,24 @@ def make_raw(
     test_contents = eeg_contents((test_features - mean) / std, truth, "test", size)
     for subject in chosen:
         # The draws of this subject: its part of the kernel, then its noise.
-        rng = _rng("eeg", SUBJECTS.index(subject))
-        kernel = draw_kernel(rng)
+        rng = draws(recording.purpose, recording.subjects.index(subject))
+        kernel = recording.draw_kernel(rng)
         with replacing(eeg_dir / f"{subject}.zip") as part, ZipFile(part, "w") as archive:
             for split, contents, n_repetitions in (
                 ("training", train_contents, size.train_repetitions),
                 ("test", test_contents, size.test_repetitions),
             ):
-                eeg = simulate_eeg(contents, kernel, n_repetitions, rng)
-                data = {"preprocessed_eeg_data": eeg, "ch_names": list(CH_NAMES), "times": TIMES}
+                eeg = simulate_eeg(contents, kernel, n_repetitions, rng, recording.noise)
+                data = {
+                    "preprocessed_eeg_data": eeg,
+                    "ch_names": list(recording.ch_names),
+                    "times": TIMES,
+                }
                 name = f"{subject}/preprocessed_eeg_{split}.npy"
                 archive.writestr(_member(name), _npy(data), ZIP_DEFLATED, compresslevel=1)
 
 
-def _rng(purpose: str, index: int = 0) -> np.random.Generator:
+def draws(purpose: str, index: int = 0) -> np.random.Generator:
     """A generator of its own for each purpose, so that one part never shifts another."""
     return np.random.default_rng([20220, *purpose.encode(), index])
 
@@ -150,7 +188,7 @@ def _catalogue(size: Size) -> dict[str, list[str]]:
     """
     n_concepts = size.train_concepts + size.test_concepts
     # Test concepts are drawn at random, not the last ones: no name tells the split.
-    test_concepts = _rng("split").permutation(n_concepts)[: size.test_concepts]
+    test_concepts = draws("split").permutation(n_concepts)[: size.test_concepts]
     is_test = np.isin(np.arange(n_concepts), test_concepts)
 
     catalogue = {}
@@ -196,7 +234,7 @@ def _latents(split: str) -> np.ndarray:
     A concept is a random point, and its images lie near that point.
     """
     n_concepts = Size().train_concepts if split == "train" else Size().test_concepts
-    rng = _rng(f"latents of {split}")
+    rng = draws(f"latents of {split}")
     # Concepts are spread over 0..1, and the images of a concept only 0.06 around it.
     near = rng.random((n_concepts, 1, 20)) + 0.06 * rng.standard_normal(
         (n_concepts, _images_per_concept(split), 20)
@@ -210,7 +248,7 @@ def _write_pictures(
 ) -> np.ndarray:
     """Write the JPEG archive. Return colours and edges of each picture, (N, F) float64."""
     all_latents = _latents(split)
-    all_shapes = _rng(f"sizes of {split}").integers(480, 521, size=(len(all_latents), 2))
+    all_shapes = draws(f"sizes of {split}").integers(480, 521, size=(len(all_latents), 2))
     latents = _of_size(all_latents, split, size)
     shapes = _of_size(all_shapes, split, size).tolist()
 
@@ -330,25 +368,46 @@ def eeg_contents(features: np.ndarray, truth: Truth, split: str, size: Size) -> 
 def draw_kernel(rng: np.random.Generator) -> np.ndarray:
     """The response to each of the F contents, (F, 17, 100): by channels and times.
 
-    Two bumps after 80 ms, mixed into the channels. The mixing is in part the subject's own, drawn
-    with `rng`.
+    The mixing into channels is in part the subject's own, drawn with `rng`.
     """
-    shared = _rng("kernel")
+    bumps, mixing = shared_kernel()
+    return mix(bumps, mixing, rng)
+
+
+def shared_kernel() -> tuple[np.ndarray, np.ndarray]:
+    """What all people share: two bumps after 80 ms, and how these are mixed into `CH_NAMES`.
+
+    Shapes: (2, F, 100) and (2, F, 17).
+    """
+    shared = draws("kernel")
     n = N_FEATURES + N_COMPONENTS
     peaks = shared.uniform(0.11, 0.5, size=(2, n, 1))  # s
     rise = np.clip((TIMES - 0.08) / (peaks - 0.08), 0, None)
     # A bump rises from 80 ms on and falls after its peak.
-    bumps = (rise * np.exp(1 - rise)) ** 2  # (2, F, 100), 1 at the peak
-    mixing = shared.standard_normal((2, n, 17)) + 0.4 * rng.standard_normal((2, n, 17))
-    return np.einsum("bft,bfc->fct", bumps, mixing)
+    bumps = (rise * np.exp(1 - rise)) ** 2  # 1 at the peak
+    return bumps, shared.standard_normal((2, n, 17))
+
+
+def mix(bumps: np.ndarray, mixing: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """The kernel of a subject, (F, C, 100).
+
+    `bumps` (2, F, 100) are mixed into channels by what people share, `mixing` (2, F, C), and by
+    what is the subject's own, drawn with `rng`.
+    """
+    of_subject = mixing + 0.4 * rng.standard_normal(mixing.shape)
+    return np.einsum("bft,bfc->fct", bumps, of_subject)
 
 
 def simulate_eeg(
-    contents: np.ndarray, kernel: np.ndarray, n_repetitions: int, rng: np.random.Generator
+    contents: np.ndarray,
+    kernel: np.ndarray,
+    n_repetitions: int,
+    rng: np.random.Generator,
+    noise_sd: float = 1,
 ) -> np.ndarray:
-    """Responses to contents (N, F) plus 1/f noise of unit variance: (N, R, C, T) float64.
+    """Responses to contents (N, F) plus 1/f noise: (N, R, C, T) float64.
 
-    The strength of the noise differs between repetitions.
+    The strength of the noise differs between repetitions; in the middle it is `noise_sd`.
     """
     responses = np.tensordot(contents, kernel, 1)  # (N, C, T)
     shape = (n_repetitions, *kernel.shape[1:])  # (R, C, T)
@@ -361,7 +420,8 @@ def simulate_eeg(
     eeg = np.empty((len(contents), *shape))
     for condition, response in enumerate(responses):
         noise = np.fft.irfft(pink * np.fft.rfft(rng.standard_normal(shape)), shape[-1])
-        eeg[condition] = response + noise * np.exp(0.4 * rng.standard_normal((n_repetitions, 1, 1)))
+        strength = noise_sd * np.exp(0.4 * rng.standard_normal((n_repetitions, 1, 1)))
+        eeg[condition] = response + noise * strength
     # Rounded coarsely, as the header says: other machines sum in another order.
     return np.rint(eeg * 4096) / 4096
 
@@ -381,7 +441,7 @@ def make_human(embedding: Path, words: Path, categories: Path, size: Size | None
     by_name: dict[str, np.ndarray] = {}
     for split, n_concepts in (("train", size.train_concepts), ("test", size.test_concepts)):
         # The first draw of `_latents`: the point that the images of a concept lie near.
-        points = _rng(f"latents of {split}").random((n_concepts, 20))
+        points = draws(f"latents of {split}").random((n_concepts, 20))
         names = dict.fromkeys(catalogue[f"{split}_img_concepts_THINGS"])
         by_name |= dict(zip(names, points, strict=True))
 

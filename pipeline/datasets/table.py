@@ -2,7 +2,14 @@
 
 from dataclasses import replace
 
-from pipeline.datasets import sample, sources, things_eeg2, things_eeg2_raw, things_meg
+from pipeline.datasets import (
+    sample,
+    sample_headset,
+    sources,
+    things_eeg2,
+    things_eeg2_raw,
+    things_meg,
+)
 from pipeline.datasets.entry import Dataset
 from pipeline.datasets.image_table import read_image_table
 from pipeline.datasets.own import eeg
@@ -33,6 +40,9 @@ SAMPLE = replace(
     planted=sample.PLANTED,
     human=sample.make_human,
 )
+
+# The same pictures, shown to other people with other channels.
+SAMPLE_HEADSET = replace(SAMPLE, source=sample_headset.make_raw)
 
 # The raw recordings: channels, rate, window and noise normalisation are free. The same images.
 THINGS_EEG2_RAW = replace(
@@ -68,6 +78,7 @@ OWN = Dataset(
 
 DATASETS: dict[str, Dataset] = {
     "sample": SAMPLE,
+    "sample-headset": SAMPLE_HEADSET,
     "things-eeg2": THINGS_EEG2,
     "things-eeg2-raw": THINGS_EEG2_RAW,
     "things-meg": THINGS_MEG,
