@@ -426,6 +426,8 @@ def _verdict(comparison: dict[str, Any]) -> tuple[str, str]:
         f"{count(len(comparison['subjects']), 'subject')}, "
         f"{_seeds_in_words(comparison)}"
     )
+    if "trained_dataset" in comparison:  # of the protocol across alone
+        design += f", trained on {comparison['trained_dataset']}, tested on {comparison['dataset']}"
     if "modality" in comparison:  # absent of EEG
         design = f"{comparison['modality']}, {design}"
 

@@ -169,10 +169,12 @@ def describe_interval(
     # Where a fold tests several subjects, these have the same model.
     models_are_shared = runs.groupby("fold")["subject"].nunique().max() > 1
     if models_are_shared:
-        return {
-            "ci95_over": "subjects and test images",
-            "ci95_not_over": "training images" if without_seeds else "seeds and training images",
-        }
+        not_over = "training images"
+        if protocol == "across":
+            not_over += " and the people who trained"
+        if not without_seeds:
+            not_over = f"seeds{',' if protocol == 'across' else ' and'} {not_over}"
+        return {"ci95_over": "subjects and test images", "ci95_not_over": not_over}
 
     not_over = "training images"
     if protocol == "leave-one-subject-out":
