@@ -1,10 +1,11 @@
 """Fit and score ridge, the baseline beside every run, on the same EEG, embeddings and protocol."""
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
+import typer
 
 from pipeline.errors import InputError
 from pipeline.evaluate.baseline import (
@@ -18,17 +19,17 @@ from pipeline.evaluate.similarities import Similarities, write_similarities
 from pipeline.files import replacing
 from pipeline.params import read_params
 from pipeline.train.inputs import HashedFile, SecondRecording, find_people
-from stages import run, show, write_json
+from stages import SECOND, run, show, write_json
 
 
 def main(
     params: Path,
     eeg: Path,
-    eeg_second: Path,
     embeddings: Path,
     similarities: Path,
     metrics: Path,
     table: Path,
+    second: Annotated[Path | None, typer.Option(help=SECOND)] = None,
 ) -> str:
     p = read_params(params)
     recipe = baseline_recipe(
@@ -44,7 +45,8 @@ def main(
         device=p.train.device,
     )
 
-    people = find_people(eeg, p.train.protocol, SecondRecording(eeg_second, p.across))
+    both = SecondRecording(second, p.across) if second else None
+    people = find_people(eeg, p.train.protocol, both)
     why = ""
     try:
         baseline = fit_baseline(people, HashedFile.of(embeddings), recipe, p.seed)

@@ -31,19 +31,19 @@ from pipeline.train.card import write_card
 from pipeline.train.made_with import FILE, MadeWith, read_made_with
 from pipeline.train.model import Notes, load_models
 from pipeline.train.protocols import name_recordings, name_run
-from stages import run, show, write_json
+from stages import SECOND, run, show, write_json
 
 
 def main(
     params: Path,
     eeg: Path,
-    eeg_second: Path,
     embeddings: Path,
     model: Path,
     details: Path,
     similarities: Path,
     summaries: list[Path],
     card: Annotated[Path | None, typer.Option(help="the models' card, with their score")] = None,
+    second: Annotated[Path | None, typer.Option(help=SECOND)] = None,
 ) -> str:
     """`summaries` are named after what they hold: evaluation.json, to compare, and CSV tables."""
     p = read_params(params)
@@ -57,9 +57,9 @@ def main(
     made_with = describe(p, notes, cache)
 
     # Every subject that some model is tested on, read one after the other
-    second = find_recordings(eeg_second)
-    made_with |= describe_across(p, models, second)
-    recordings_of = {**find_recordings(eeg), **second}
+    others = find_recordings(second) if second else {}
+    made_with |= describe_across(p, models, others)
+    recordings_of = {**find_recordings(eeg), **others}
     subjects = sorted({name for _, notes in models for name in notes["tested_on"]})
     files = [recordings_of[subject] for subject in subjects]
     made_with |= name_modality(files[0])

@@ -5,11 +5,12 @@ They stand beside the numbers that people compare, never among them.
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
 import torch
+import typer
 
 from pipeline.datasets.human import HumanSimilarity, read_human
 from pipeline.datasets.image_table import read_image_table
@@ -30,7 +31,7 @@ from pipeline.sections import Evaluate
 from pipeline.train.model import load_models
 from pipeline.train.projection import project_images
 from pipeline.train.protocols import name_run
-from stages import run, show, write_json
+from stages import SECOND, run, show, write_json
 
 # What a result says of itself, copied into the file of figures
 FACTS = ("dataset", "synthetic", "backbone", "encoder", "alignment", "block", "protocol")
@@ -40,7 +41,6 @@ def main(
     params: Path,
     image_table: Path,
     eeg: Path,
-    eeg_second: Path,
     embeddings: Path,
     unaligned: Path,
     aligned: Path,
@@ -49,6 +49,7 @@ def main(
     human: Path,
     explanation: Path,
     tables: list[Path],
+    second: Annotated[Path | None, typer.Option(help=SECOND)] = None,
 ) -> str:
     """`embeddings` are those of the evaluation, `unaligned` and `aligned` all that there are.
 
@@ -77,9 +78,8 @@ def main(
 
     galleries = larger_galleries(scored, image_table, embeddings, models, p.evaluate, resamples)
     calibration = calibrate_at_test_time(scored, p.evaluate, resamples)
-    summaries, of_responses = look_at_responses(
-        scored, {**find_recordings(eeg), **find_recordings(eeg_second)}, encoders, models, p
-    )
+    recordings = find_recordings(eeg) | (find_recordings(second) if second else {})
+    summaries, of_responses = look_at_responses(scored, recordings, encoders, models, p)
 
     people = read_human(human)
     of_errors = look_at_errors(scored, people, encoders, resamples, p.seed)

@@ -29,7 +29,6 @@ ANY_FILES = ("",)
 def main(
     params: Path,
     dataset_record: Path,
-    second_record: Path,
     human_record: Path,
     weights_record: Path,
     eeg_weights_record: Path,
@@ -52,7 +51,6 @@ def main(
         "features_file_aligned": look_at_features(p.download.features_file_aligned),
     }
     write_json(dataset_record, own_data)
-    write_json(second_record, {"own_copy": look(own_copy, DATA_FILES)})
     write_json(human_record, {"own_copy": look(own_copy, HUMAN_FILES)})
     write_json(weights_record, own_weights)
     write_json(eeg_weights_record, {"eeg_weights": look(p.train.eeg_weights, ANY_FILES)})

@@ -2,6 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Annotated
+
+import typer
 
 from pipeline.eeg_encoders.table import has_closed_form
 from pipeline.params import Params, read_params
@@ -14,14 +17,21 @@ from pipeline.train.made_with import describe_data, write_made_with
 from pipeline.train.model import Notes, load_model
 from pipeline.train.protocols import name_recordings, name_run
 from pipeline.train.runs import train_all
-from stages import run, show
+from stages import SECOND, run, show
 
 
-def main(params: Path, eeg: Path, eeg_second: Path, embeddings: Path, model: Path) -> str:
+def main(
+    params: Path,
+    eeg: Path,
+    embeddings: Path,
+    model: Path,
+    second: Annotated[Path | None, typer.Option(help=SECOND)] = None,
+) -> str:
     p = read_params(params)
-    second = SecondRecording(eeg_second, p.across)
-    runs = train_all(eeg, embeddings, model, p.train, p.seed, p.runs, second)
-    describe_models(p, find_recordings(eeg), find_recordings(eeg_second), embeddings, model, runs)
+    both = SecondRecording(second, p.across) if second else None
+    runs = train_all(eeg, embeddings, model, p.train, p.seed, p.runs, both)
+    others = find_recordings(second) if second else {}
+    describe_models(p, find_recordings(eeg), others, embeddings, model, runs)
 
     if has_closed_form(p.train.eeg_encoder):
         _show_fits(p.train.eeg_encoder, runs, p.train.protocol)
