@@ -128,15 +128,7 @@ def make_first_run(base: Path, project: Project) -> None:
         people / "spose_embedding_66d_sorted.txt", people / "names_1854.csv", categories, TINY
     )
     make_checkpoint("synclr_vitb16", published / "releases/v0.2.1-checkpoints", embed_dim=64)
-    for name in CODE:
-        source, target = ROOT / name, project.folder / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if source.is_dir():
-            shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
-        else:
-            shutil.copy(source, target)
-    (project.folder / "metrics").mkdir()
-    (project.folder / "metrics/comparison.json").write_text('{"sha256": []}')
+    put_code(project)
 
     nodes = {"anp5v": published / "anp5v", "y63gw": published / "y63gw"}
     with serve(nodes, published / "releases", bucket=published / "bucket") as server:
@@ -158,6 +150,19 @@ def make_first_run(base: Path, project: Project) -> None:
         project.run("dvc", "repro")
     project.run("git", "add", "-A")
     project.run("git", "commit", "-qm", "first run")
+
+
+def put_code(project: Project) -> None:
+    """Copy the code of this project, with a comparison of nothing."""
+    for name in CODE:
+        source, target = ROOT / name, project.folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if source.is_dir():
+            shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(source, target)
+    (project.folder / "metrics").mkdir()
+    (project.folder / "metrics/comparison.json").write_text('{"sha256": []}')
 
 
 def clone(first: Path, project: Project) -> None:
