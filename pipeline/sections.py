@@ -45,6 +45,7 @@ class Own(Section):
 class Download(Section):
     own_copy: str
     accept_new_versions: bool
+    accept_alljoined_licence: bool
     osf_api: str
     figshare_api: str
     openneuro: str

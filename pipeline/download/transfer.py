@@ -106,7 +106,7 @@ def _announce(n_cached: int, missing: list[Remote]) -> None:
 
 
 def _no_hash_note(remote: Remote) -> str:
-    if remote.sha256 or remote.md5 or remote.known_file:
+    if remote.sha256 or remote.md5 or remote.git_sha1 or remote.known_file:
         return ""
     check = "CRCs" if remote.name.endswith(".zip") else "size alone"
     return f"  (no hash is published: checked by its {check})"
