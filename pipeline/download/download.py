@@ -6,7 +6,7 @@ Files that the user already has are used first, then the cache, then the servers
 
 import hashlib
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -271,9 +271,12 @@ def _choose_listed(
 
     remotes = {}
     for path, file in _files_of_subjects(source, listings[source.eeg], subjects):
-        remotes[targets.eeg_dir / path] = _remote(source.eeg, file, known_files)
+        # Where a file gets another name here, its own name says nothing.
+        name = file.name if PurePosixPath(path).name == file.name else path
+        remotes[targets.eeg_dir / path] = _remote(source.eeg, file, name, known_files)
     for target, (server, name) in servers_and_names.items():
-        remotes[target] = _remote(server, _find(name, server, listings[server]), known_files)
+        file = _find(name, server, listings[server])
+        remotes[target] = _remote(server, file, name, known_files)
     return remotes
 
 
@@ -401,12 +404,12 @@ def _files_of_subjects(
         yield from by_subject[subject]
 
 
-def _how_to_choose(missing: Sequence[str], by_subject: Mapping[str, list[ListedFile]]) -> str:
+def _how_to_choose(missing: Sequence[str], subjects: Collection[str]) -> str:
     """The end of the error text for subjects that a listing lacks."""
-    if not by_subject:
+    if not subjects:
         return f"there are none: name a mirror, or {USE_OWN_COPIES}"
-    guess = suggestion(missing[0], by_subject) if missing else ""
-    return f"there are {', '.join(sorted(by_subject))}: choose of these in `subjects`{guess}"
+    guess = suggestion(missing[0], subjects) if missing else ""
+    return f"there are {', '.join(sorted(subjects))}: choose of these in `subjects`{guess}"
 
 
 def _check_files(
@@ -453,15 +456,15 @@ def _enumerate(texts: Sequence[str]) -> str:
     return ", ".join(texts[:_MANY]) + more
 
 
-def _remote(server: Server, file: ListedFile, known_files: KnownFiles) -> Remote:
-    """A listed file, ready to be fetched.
+def _remote(server: Server, file: ListedFile, name: str, known_files: KnownFiles) -> Remote:
+    """A listed file, ready to be fetched; `name` is what messages call it.
 
     Raises InputError if it has no size or no address, or another size than the known file.
     """
     if file.url is None or file.size is None:
         lack = "no size" if file.url else "no address there, only a link to elsewhere"
         raise InputError(
-            f"{server}: {file.path or file.name} has {lack}, so that it cannot be fetched; name a mirror, or "
+            f"{server}: {name} has {lack}, so that it cannot be fetched; name a mirror, or "
             f"{USE_OWN_COPIES}"
         )
 
@@ -479,9 +482,9 @@ def _remote(server: Server, file: ListedFile, known_files: KnownFiles) -> Remote
     known_file = None if has_hash else known_files.get(file.name)
     if known_file and known_file.size != file.size:
         problem = f"expected {known_file.size} bytes, got {file.size}"
-        raise InputError(new_version(file.name, problem))
+        raise InputError(new_version(name, problem))
     return Remote(
-        name=file.path or file.name,
+        name=name,
         url=file.url,
         size=file.size,
         key=key,
