@@ -19,10 +19,10 @@ from pipeline.untrusted.pictures import open_images
 def check_shown_images(shown: Path, images_dir: Path, images: Mapping[Split, pd.DataFrame]) -> None:
     """Raises InputError unless `shown` holds the same pictures as the zips in `images_dir`.
 
-    In `shown`, a zip or a folder, a picture is called by its number, in any folder: `00016.jpg`. The
-    numbers count from 0, first the rows of the training images and then those of the test images.
-    Pictures of other numbers, which are in no split, are left out. `images` are the tables of the
-    dataset, with the column `image_ids`.
+    In `shown`, a zip or a folder, a picture is called by its number, in any folder: `00016.jpg`.
+    The numbers count from 0, first the rows of the training images and then those of the test
+    images. Pictures of other numbers, which are in no split, are left out. `images` are the tables
+    of the dataset, with the column `image_ids`.
 
     Each picture of both is read once, and two of them are in memory.
     """
