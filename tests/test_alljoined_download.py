@@ -3,7 +3,6 @@
 import json
 import os
 import random
-import re
 import shutil
 import subprocess
 import sys
@@ -37,8 +36,17 @@ N_IMAGES = 11
 QUICK = Patience(first_attempts=2, attempts=3, backoff=0.01, longest=0.02, total=2, silence=5)
 REPOSITORY = "Alljoined/Alljoined-1.6M"
 SUBJECTS = ("sub-01", "sub-08")
-N_FILES = 76
-SOURCE = replace(ALLJOINED, known_files={})  # these images are other ones than the published
+N_BLOCKS = 19
+# Of three blocks a session, and of other images than the published ones
+SOURCE = replace(
+    ALLJOINED,
+    files_of_subject=tuple(
+        name
+        for name in ALLJOINED.files_of_subject
+        if name.endswith(("block_01.edf", "block_02.edf", "block_03.edf"))
+    ),
+    known_files={},
+)
 
 
 @dataclass(frozen=True)
@@ -47,6 +55,11 @@ class Published:
 
     osf: Path
     repository: Path
+    n_blocks: int
+
+    @property
+    def hub(self) -> Path:
+        return self.repository.parent.parent
 
     def edf(self, subject: str, session: int, block: int) -> Path:
         folder = self.repository / f"raw_eeg/{subject}/session_{session:02}/block_{block:02}"
@@ -61,26 +74,35 @@ def write_edf(folder: Path, number: int) -> None:
     (folder / name).write_bytes(random.Random(str(folder)).randbytes(400))
 
 
-@pytest.fixture(scope="module")
-def published(tmp_path_factory: pytest.TempPathFactory) -> Published:
-    """Two of the subjects, sub-08 with the session that was recorded again."""
-    base = tmp_path_factory.mktemp("published")
+def publish(base: Path, subjects: tuple[str, ...], n_blocks: int) -> Published:
+    """Recordings of these subjects, sub-08 with the session that was recorded again."""
     osf = base / "y63gw"
     make_raw([], base / "eeg", osf, osf / "image_metadata.npy", TINY)
     repository = base / "hub" / REPOSITORY
-    for subject in SUBJECTS:
+    for subject in subjects:
         for session in range(1, 5):
-            for block in range(1, 20):
+            for block in range(1, n_blocks + 1):
                 folder = repository / f"raw_eeg/{subject}/session_{session:02}/block_{block:02}"
                 write_edf(folder, block)
-    (folder / "events.json").write_text("[]")
-    for block in range(1, 6):
-        write_edf(repository / f"raw_eeg/sub-08/session_02 old/block_{block:02}", block)
+        (folder / "events.json").write_text("[]")
+    write_edf(repository / "raw_eeg/sub-08/session_02 old/block_01", 1)
 
     write_stimuli(repository / "stimuli.zip", osf)
     (repository / "README.md").write_text("about")
     (repository / ".large").write_text(".edf .zip")
-    return Published(osf, repository)
+    return Published(osf, repository, n_blocks)
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Published:
+    """Two subjects, with few blocks."""
+    return publish(tmp_path_factory.mktemp("published"), SUBJECTS, 3)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Published:
+    """A subject with all blocks."""
+    return publish(tmp_path_factory.mktemp("whole"), ("sub-08",), N_BLOCKS)
 
 
 def write_stimuli(path: Path, osf: Path, first_picture: bytes = b"", n_missing: int = 0) -> None:
@@ -99,8 +121,7 @@ def write_stimuli(path: Path, osf: Path, first_picture: bytes = b"", n_missing: 
 
 @pytest.fixture(scope="module")
 def shared_server(published: Published) -> Iterator[Server]:
-    hub = published.repository.parent.parent
-    with serve({"y63gw": published.osf}, hub=hub, per_page=150) as server:
+    with serve({"y63gw": published.osf}, hub=published.hub, per_page=30) as server:
         yield server
 
 
@@ -146,12 +167,12 @@ def check(published: Published, target: Path, subjects: tuple[str, ...] = ("sub-
     """Just the files of these subjects, under the names by which they are read, byte for byte."""
     for subject in subjects:
         for session in range(1, 5):
-            for block in range(1, 20):
+            for block in range(1, published.n_blocks + 1):
                 path = target / f"eeg/{subject}/session_{session:02}_block_{block:02}.edf"
                 expected = published.edf(subject, session, block)
                 assert path.read_bytes() == expected.read_bytes()
     files = [path for path in (target / "eeg").rglob("*") if path.is_file()]
-    assert len(files) == N_FILES * len(subjects)
+    assert len(files) == 4 * published.n_blocks * len(subjects)
     images = sorted(path.name for path in (target / "images").iterdir())
     assert images == ["test_images.zip", "training_images.zip"]
 
@@ -162,13 +183,10 @@ def test_by_folders_and_nothing_twice(
     get(server, tmp_path / "a", "all")
     check(published, tmp_path / "a", SUBJECTS)
     pages = [entry for entry in server.log() if "/tree/main" in entry["path"]]
-    assert len(pages) == 3  # 347 files and folders
+    assert len(pages) == 3  # 71 files and folders
     output = capfd.readouterr()
-    assert "sub-01/session_01_block_20.edf" not in output.out
-    assert (
-        "sub-01/session_01_block_19.edf" in output.out
-    )  # the first twenty, and the sum of all others
-    assert re.search(r"0.000 GB  in 132 more files\n", output.out) and output.err == ""
+    assert "  0.000 GB  sub-01/session_01_block_02.edf\n" in output.out
+    assert "  0.000 GB  in 4 more files\n" in output.out and output.err == ""
 
     server.clear_log()
     get(server, tmp_path / "b", "all")
@@ -177,8 +195,7 @@ def test_by_folders_and_nothing_twice(
 
 
 def test_again_without_a_network(published: Published, tmp_path: Path) -> None:
-    hub = published.repository.parent.parent
-    with serve({"y63gw": published.osf}, hub=hub, per_page=1000) as server:
+    with serve({"y63gw": published.osf}, hub=published.hub, per_page=1000) as server:
         get(server, tmp_path / "a")
     get(server, tmp_path / "b")  # the server is gone
     check(published, tmp_path / "b")
@@ -207,7 +224,7 @@ FAULTS = {
 
 @pytest.mark.parametrize("name", FAULTS)
 def test_fault_that_passes(name: str, server: Server, published: Published, tmp_path: Path) -> None:
-    file = published.edf("sub-01", 1, 7).name
+    file = published.edf("sub-01", 1, 3).name
     server.set_faults({file: FAULTS[name]})
     get(server, tmp_path / "a")
     check(published, tmp_path / "a")
@@ -217,12 +234,12 @@ def test_fault_that_passes(name: str, server: Server, published: Published, tmp_
 def test_a_hash_of_git_is_compared_where_git_holds_the_file(
     server: Server, published: Published, tmp_path: Path
 ) -> None:
-    file = published.edf("sub-01", 1, 7).name
+    file = published.edf("sub-01", 1, 3).name
     hidden = fault("no_hashes", -1)
     server.set_faults({"hub": [hidden], file: [fault("flip", 8, at=200)]})
     with pytest.raises(
         InputError,
-        match=r"^sub-01/session_01_block_07.edf: .* twice not the .* of git, got .* \(3 more failed",
+        match=r"^sub-01/session_01_block_03.edf: .* twice not the .* of git, got .* \(3 more failed",
     ):
         get(server, tmp_path / "a")
     server.set_faults({"hub": [hidden]})
@@ -236,7 +253,7 @@ def test_a_server_that_is_gone_is_not_asked_for_each_of_the_files(
     names = {path.name for path in published.repository.rglob("*.edf")}
     server.set_faults({name: [fault("api_status", -1, code=503)] for name in names})
     with pytest.raises(
-        InputError, match=r"answered 503.* \(\d more failed too, and the other 6\d were"
+        InputError, match=r"answered 503.* \(\d more failed too, and the other \d were"
     ):
         get(server, tmp_path / "a")
     server.set_faults({})
@@ -289,52 +306,50 @@ def changed(published: Published, tmp_path: Path) -> Published:
 
 
 def refuse(changed: Published, target: Path, message: str) -> None:
-    hub = changed.repository.parent.parent
+    """What is published so is refused with this message, and no recording is fetched."""
     with (
-        serve({"y63gw": changed.osf}, hub=hub, per_page=1000) as server,
+        serve({"y63gw": changed.osf}, hub=changed.hub, per_page=1000) as server,
         pytest.raises(InputError, match=message),
     ):
         get(server, target)
     assert not list(target.rglob("*.edf")) and not list(target.rglob("stimuli.zip"))
 
 
-def test_75_files_and_what_helps(changed: Published, server: Server, tmp_path: Path) -> None:
-    """The file is named, and the other subjects can be had without it."""
-    shutil.rmtree(changed.edf("sub-01", 2, 17).parent)
+def test_a_file_is_missing_and_what_helps(
+    changed: Published, server: Server, tmp_path: Path
+) -> None:
+    shutil.rmtree(changed.edf("sub-01", 2, 3).parent)
     message = (
-        "sub-01: expected 76 files such as session_01_block_01.edf, each once, got 75: "
-        "session_02_block_17.edf is missing; name a mirror, leave the subject out"
+        "sub-01: expected 12 files such as session_01_block_01.edf, each once, got 11: "
+        "session_02_block_03.edf is missing; name a mirror, leave the subject out"
     )
     refuse(changed, tmp_path / "a", message)
-    hub = changed.repository.parent.parent
-    with serve({"y63gw": changed.osf}, hub=hub, per_page=1000) as incomplete:
-        get(incomplete, tmp_path / "b", ["sub-08"])
+    with serve({"y63gw": changed.osf}, hub=changed.hub, per_page=1000) as incomplete:
+        get(incomplete, tmp_path / "b", ["sub-08"])  # "leave the subject out"
     check(changed, tmp_path / "b", ("sub-08",))
-    get(server, tmp_path / "a")  # the mirror
-    assert (tmp_path / "a/eeg/sub-01/session_02_block_17.edf").exists()
+    get(server, tmp_path / "a")  # "name a mirror"
+    assert (tmp_path / "a/eeg/sub-01/session_02_block_03.edf").exists()
 
 
 def test_two_recordings_in_a_block(changed: Published, tmp_path: Path) -> None:
-    first = changed.edf("sub-01", 2, 17)
+    first = changed.edf("sub-01", 2, 3)
     shutil.copy(first, first.with_name("again.edf"))
+    block = "raw_eeg/sub-01/session_02/block_03"
     message = (
-        "got 77: session_02_block_17.edf is there as raw_eeg/sub-01/session_02/block_17/Subject 19 "
-        "#17.edf and as raw_eeg/sub-01/session_02/block_17/again.edf; name a mirror"
+        f"got 13: session_02_block_03.edf is there as {block}/Subject 19 #3.edf and as "
+        f"{block}/again.edf; name a mirror"
     )
     refuse(changed, tmp_path / "a", message)
 
 
 def test_no_images_to_compare_with(changed: Published, tmp_path: Path) -> None:
     (changed.repository / "stimuli.zip").unlink()
-    refuse(
-        changed,
-        tmp_path / "a",
-        "expected one file stimuli.zip, got 0 by that name; it lists .* more:",
-    )
+    message = "expected one file stimuli.zip, got 0 by that name; it lists .* more: name a mirror"
+    refuse(changed, tmp_path / "a", message)
 
 
 def test_other_images_than_those_that_were_shown(changed: Published, tmp_path: Path) -> None:
-    """Nothing of the EEG comes, and all is well again with the right pictures."""
+    """Nothing of the EEG comes; with the right pictures all is well again."""
     stimuli = changed.repository / "stimuli.zip"
     write_stimuli(stimuli, changed.osf, first_picture=b"another one", n_missing=2)
     message = (
@@ -343,8 +358,7 @@ def test_other_images_than_those_that_were_shown(changed: Published, tmp_path: P
     )
     refuse(changed, tmp_path / "a", message)
     write_stimuli(stimuli, changed.osf)
-    hub = changed.repository.parent.parent
-    with serve({"y63gw": changed.osf}, hub=hub, per_page=1000) as server:
+    with serve({"y63gw": changed.osf}, hub=changed.hub, per_page=1000) as server:
         get(server, tmp_path / "a")
     check(changed, tmp_path / "a")
 
@@ -368,7 +382,7 @@ def own_copy_of(published: Published, folder: Path) -> Path:
     shutil.copytree(published.repository, folder / "Alljoined-1.6M")
     shutil.copytree(published.osf, folder / "things eeg2/images")
     # What `hf download` and macOS write beside the files
-    block = "raw_eeg/sub-01/session_01/block_01"
+    block = "raw_eeg/sub-08/session_01/block_01"
     notes = folder / "Alljoined-1.6M/.cache/huggingface/download" / block
     notes.mkdir(parents=True)
     (notes / "Subject 19 #1.edf.metadata").write_text("notes")
@@ -401,7 +415,8 @@ def test_own_copy_that_lacks_a_file_or_has_two(
 
     (block / "a.edf").unlink()
     with pytest.raises(
-        InputError, match=r"holds .* and \d+ more; of the rest: http://127.0.0.1:9/"
+        InputError,
+        match=r"holds image_metadata.npy, .*block_02.edf, .* and 7 more; of the rest: http",
     ):
         get(None, tmp_path / "b", own_copy=own_copy)
     get(server, tmp_path / "b", own_copy=own_copy)
@@ -412,41 +427,39 @@ def test_own_copy_that_lacks_a_file_or_has_two(
 def settings(server: Server, folder: Path, **of_download: object) -> Path:
     """params.yaml as a user has it, with the loopback addresses."""
     values = yaml.safe_load(Path("params.yaml").read_text())
-    values |= {"dataset": "alljoined", "subjects": ["sub-01"]}
+    values |= {"dataset": "alljoined", "subjects": ["sub-08"]}
     values["download"] |= {"osf_api": server.api, "hugging_face": server.hub, **of_download}
     path = folder / "params.yaml"
     path.write_text(yaml.safe_dump(values))
     return path
 
 
-def test_the_stage_asks_for_the_licence_and_then_runs(
-    server: Server, published: Published, tmp_path: Path
+def test_the_stage_asks_for_the_licence_and_fetches_76_files(
+    whole: Published, tmp_path: Path
 ) -> None:
     outs = [tmp_path / name for name in ("eeg", "images", "metadata", "images.csv")]
-    command = [sys.executable, "-m", "stages.download", str(settings(server, tmp_path))]
-    refused = subprocess.run([*command, *map(str, outs)], capture_output=True, text=True)
-    assert refused.returncode == 1 and "Traceback" not in refused.stderr
-    terms = (
-        f"read its terms at https://huggingface.co/datasets/{REPOSITORY}, and if you accept them, "
-    )
-    assert f"{terms}set download.accept_alljoined_licence to true" in " ".join(
-        refused.stderr.split()
-    )
-    assert server.log() == [] and not any(out.exists() for out in outs)
+    with serve({"y63gw": whole.osf}, hub=whole.hub, per_page=100) as server:
+        command = [sys.executable, "-m", "stages.download", str(settings(server, tmp_path))]
+        refused = subprocess.run([*command, *map(str, outs)], capture_output=True, text=True)
+        assert refused.returncode == 1 and "Traceback" not in refused.stderr
+        assert (
+            f"read its terms at https://huggingface.co/datasets/{REPOSITORY}, and if you accept "
+            "them, set download.accept_alljoined_licence to true"
+        ) in " ".join(refused.stderr.split())
+        assert server.log() == [] and not any(out.exists() for out in outs)
 
-    accepted = settings(server, tmp_path, accept_alljoined_licence=True)
-    download.main(accepted, *outs)
-    check(published, tmp_path)
+        download.main(settings(server, tmp_path, accept_alljoined_licence=True), *outs)
+    check(whole, tmp_path, ("sub-08",))
+    assert len(list((tmp_path / "eeg/sub-08").iterdir())) == 76
     assert len(outs[3].read_text().splitlines()) == 1 + N_IMAGES
 
 
 def test_the_stage_finds_the_copy_that_own_copy_names(
-    server: Server, published: Published, tmp_path: Path
+    server: Server, whole: Published, tmp_path: Path
 ) -> None:
-    own_copy = own_copy_of(published, tmp_path / "lab")
+    own_copy = own_copy_of(whole, tmp_path / "lab")
     outs = [tmp_path / name for name in ("eeg", "images", "metadata", "images.csv")]
     accepted = {"accept_alljoined_licence": True, "accept_new_versions": True}
-    params = settings(server, tmp_path, own_copy=str(own_copy), **accepted)
-    download.main(params, *outs)
-    check(published, tmp_path)
+    download.main(settings(server, tmp_path, own_copy=str(own_copy), **accepted), *outs)
+    check(whole, tmp_path, ("sub-08",))
     assert server.log() == []

@@ -62,7 +62,7 @@ def find_copies(folder: Path) -> Copies:
 
 
 def choose_copy(paths: tuple[Path, ...], expected_size: int | None) -> Path:
-    """The one file among those that may be a published file; the size in bytes decides where it is known.
+    """The one file among those that may be a published one; the size in bytes decides, if known.
 
     Raises InputError if several files are left.
     """

@@ -238,7 +238,9 @@ def _choose(
     except InputError as error:
         if copies is None:
             raise
-        names = sorted({path.name for path in _published_files(copies, source)})
+        names = sorted(
+            _name_for_messages(target, paths[0].name, targets) for target, paths in copied.items()
+        )
         raise InputError(
             f"{copies.folder} (download.own_copy) holds "
             f"{_enumerate(names) or 'nothing of this dataset'}; of the rest: {error}"
@@ -271,9 +273,9 @@ def _choose_listed(
 
     remotes = {}
     for path, file in _files_of_subjects(source, listings[source.eeg], subjects):
-        # Where a file gets another name here, its own name says nothing.
-        name = file.name if PurePosixPath(path).name == file.name else path
-        remotes[targets.eeg_dir / path] = _remote(source.eeg, file, name, known_files)
+        target = targets.eeg_dir / path
+        name = _name_for_messages(target, file.name, targets)
+        remotes[target] = _remote(source.eeg, file, name, known_files)
     for target, (server, name) in servers_and_names.items():
         file = _find(name, server, listings[server])
         remotes[target] = _remote(server, file, name, known_files)
@@ -402,6 +404,13 @@ def _files_of_subjects(
     for subject in chosen:
         _check_files(source, subject, by_subject[subject])
         yield from by_subject[subject]
+
+
+def _name_for_messages(target: Path, published_name: str, targets: _Targets) -> str:
+    """The published name of a file, or what it is called here if its own name says nothing."""
+    if target.name == published_name or not target.is_relative_to(targets.eeg_dir):
+        return published_name
+    return str(target.relative_to(targets.eeg_dir))
 
 
 def _how_to_choose(missing: Sequence[str], subjects: Collection[str]) -> str:
