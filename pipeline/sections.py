@@ -53,6 +53,7 @@ class Across(Section):
 class Download(Section):
     own_copy: str
     accept_new_versions: bool
+    accept_alljoined_licence: bool
     osf_api: str
     figshare_api: str
     openneuro: str

@@ -10,10 +10,11 @@ from typing import Annotated
 import typer
 
 from pipeline.datasets.image_table import SPLITS, without_split, write_image_table
-from pipeline.datasets.sources import OwnCopy, OwnFiles, PublishedFiles
+from pipeline.datasets.shown_images import check_shown_images
+from pipeline.datasets.sources import ALLJOINED_LICENCE, OwnCopy, OwnFiles, PublishedFiles
 from pipeline.datasets.table import DATASETS
 from pipeline.download.copies import open_copies
-from pipeline.download.download import Addresses, UserFiles, fetch_dataset
+from pipeline.download.download import Addresses, UserFiles, fetch_dataset, require_licence
 from pipeline.download.own_copy import check_images, collect_images, find_own_copy
 from pipeline.download.own_files import place_own_files
 from pipeline.params import read_params
@@ -48,6 +49,8 @@ def main(
         return finish(p.dataset, eeg, images, metadata, image_table, to_embed)
     if dataset.planted and not isinstance(source, PublishedFiles):
         source = partial(source, truth=p.sample.truth)
+    if isinstance(source, PublishedFiles):
+        require_licence(source, {ALLJOINED_LICENCE: p.download.accept_alljoined_licence})
 
     # The user's own files are checked before hours of downloading.
     user_files = UserFiles(
@@ -64,7 +67,16 @@ def main(
         assert own_images
         check_images(own_images, image_ids_of(p.dataset, metadata))
 
-    addresses = Addresses(p.download.osf_api, p.download.figshare_api, p.download.openneuro)
+    # Called before the EEG comes, with the metadata and the images in place.
+    def check_images_again(shown: Path) -> None:
+        check_shown_images(shown, images, DATASETS[p.dataset].read_metadata(metadata))
+
+    addresses = Addresses(
+        p.download.osf_api,
+        p.download.figshare_api,
+        p.download.openneuro,
+        p.download.hugging_face,
+    )
     fetch_dataset(
         source,
         addresses,
@@ -74,6 +86,7 @@ def main(
         metadata,
         user_files=user_files,
         check_metadata=check_metadata if own_images else None,
+        check_shown_images=check_images_again,
     )
     if own_images:
         collect_images(own_images, image_ids_of(p.dataset, metadata), images / "things_images.zip")

@@ -20,7 +20,7 @@ from stages import run, write_json
 from stages.outputs import find_foreign_files
 
 # A record for each use: another file of weights must not fetch the dataset again.
-DATA_FILES = (".zip", ".npy", ".fif", ".csv")
+DATA_FILES = (".zip", ".npy", ".fif", ".edf", ".csv")
 HUMAN_FILES = (".txt", ".csv", ".tsv")
 WEIGHT_FILES = (".zip", ".npz", ".pth", ".pt", ".bin", ".safetensors")
 ANY_FILES = ("",)

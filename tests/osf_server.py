@@ -1,22 +1,25 @@
-"""A look-alike of OSF, Figshare, an S3 bucket, their storage and DreamSim's releases: own process, loopback, faults.
+"""A look-alike of OSF, Figshare, an S3 bucket, Hugging Face, their storage and DreamSim's releases, with faults.
 
     folders = {"anp5v": eeg_folder, "y63gw": images_folder}
-    with serve(folders, releases_folder, articles={18470912: raw_folder}, bucket=bucket_folder) as server:
-        server.api, server.figshare, server.bucket, server.releases    # for params.yaml, section download
+    with serve(folders, releases_folder, articles={18470912: raw_folder}, bucket=bucket_folder, hub=hub) as server:
+        server.api, server.figshare, server.bucket, server.hub, server.releases  # for params.yaml, section download
         server.set_faults({"sub-01.zip": [fault("drop", at=1000)]})
         server.log()                                         # one dict a request that has been answered
         server.sent()                                        # {file name: bytes of it that were sent}
 
-A folder is listed as the real server lists it (pages, hashes; OSF's folders). A download link of OSF or Figshare
-answers 302 to the storage, on another port, with a token that expires; a bucket's file is data at once. A fault meets
+It is a process of its own, on loopback. A folder is listed as the real server lists it (pages, hashes; OSF's folders).
+`hub` holds <owner>/<repository>, in which a file .large holds the endings of the files that git LFS keeps. A download
+link of OSF, Figshare or Hugging Face answers 302 to the storage, on another port, with a token that expires; a bucket's
+file is data at once. A fault meets
 the first `times` requests for that file (-1: all), then the next fault has its turn. Kinds, and what they take:
     drop (at)  hang (at, seconds)  truncate (at)  flip (at)  trickle (rate, in bytes a second)  longer (by)
     length (by: added to the true Content-Length)  no_range (at: and drops there)
     html (disguised: as application/octet-stream)
     status (code, retry_after: text, or retry_date: seconds from now)  at the data;  api_status: the same at the link
     expired: the link leads to a token of the past
-for a listing, under the name of its node, article or "bucket": api_status, html, text (body, encoding), and, as long
-as they stand, no_hashes, listed (name, and what its attributes shall say: None leaves one out), page_loop.
+for a listing, under the name of its node, article, "bucket" or "hub": api_status, html, text (body, encoding), and, as
+long as they stand, no_hashes, listed (name, and what its attributes shall say: None leaves one out), page_loop, and of
+Hugging Face next_page (address: what stands before the query of the link to the next page).
 """
 
 import argparse
@@ -55,6 +58,7 @@ class Server:
     api: str
     figshare: str
     bucket: str
+    hub: str
     releases: str
     process: subprocess.Popen[str]
 
@@ -93,12 +97,14 @@ def serve(
     *,
     articles: Mapping[int, Path] | None = None,
     bucket: Path | None = None,
+    hub: Path | None = None,
     per_page: int = 3,
     direct: bool = False,
 ) -> Iterator[Server]:
     """Serve these folders from a process of its own; with `direct` the link's 302 stays on the first port."""
     folders = {**osf_nodes, **(articles or {}), **({"releases": releases} if releases else {})}
     folders |= {"bucket": bucket} if bucket else {}
+    folders |= {"hub": hub} if hub else {}
     command = [sys.executable, "-m", "tests.osf_server", f"--per-page={per_page}"]
     command += [f"--folder={name}={folder}" for name, folder in folders.items()] + [
         "--direct"
@@ -110,7 +116,12 @@ def serve(
     try:
         first = f"http://{HOST}:{int(process.stdout.readline())}"
         yield Server(
-            f"{first}/v2", f"{first}/figshare", f"{first}/bucket", f"{first}/releases", process
+            f"{first}/v2",
+            f"{first}/figshare",
+            f"{first}/bucket",
+            f"{first}/mirrors/hub",
+            f"{first}/releases",
+            process,
         )
     finally:
         process.kill()
@@ -174,7 +185,7 @@ DATA_FAULTS = {
     "status",
 }
 LISTING_FAULTS = {"api_status", "html", "text"}
-STANDING_FAULTS = {"no_hashes", "listed", "page_loop"}
+STANDING_FAULTS = {"no_hashes", "listed", "page_loop", "next_page"}
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -246,6 +257,11 @@ class Handler(BaseHTTPRequestHandler):
                 self.status(fault)
             else:
                 self.data(self.file(parts))
+        elif at_api and parts[:4] == ["mirrors", "hub", "api", "datasets"]:
+            self.list_hub(parts[4:6], parts[6:], query)
+        elif at_api and parts[:3] == ["mirrors", "hub", "datasets"]:
+            assert parts[5:7] == ["resolve", "main"]
+            self.link(f"/download/hub/{quote('/'.join(parts[3:5] + parts[7:]))}")
         elif at_api and parts[:3] == ["figshare", "file", "download"]:
             article, file = self.state.figshare_files()[int(parts[3])]
             self.entry["name"] = file.name
@@ -343,6 +359,37 @@ class Handler(BaseHTTPRequestHandler):
         start_tag = '<ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/">'
         text = f'<?xml version="1.0" encoding="UTF-8"?>\n{start_tag}{text}</ListBucketResult>'
         self.reply(200, text.encode(), "application/xml")
+
+    def list_hub(self, repository: list[str], rest: list[str], query: dict[str, list[str]]) -> None:
+        root = self.state.folders["hub"].joinpath(*repository)
+        is_tree = rest == ["tree", "main"] and query["recursive"] == ["true"]
+        if self.fails("hub", is_tree and root.is_dir(), "application/json"):
+            return
+        files = [path for path in sorted(root.rglob("*")) if path.name != ".large"]
+        large = (root / ".large").read_text().split()  # endings of the files that git LFS holds
+        start = int(query.get("cursor", ["0"])[0])
+        hidden = self.state.standing("hub", "no_hashes")
+        body = []
+        for path in files[start : start + self.state.per_page]:
+            size, modified = path.stat().st_size, path.stat().st_mtime_ns
+            name = str(path.relative_to(root))
+            item = {"type": "directory", "oid": "0" * 40, "size": 0, "path": name}
+            if path.is_file() and path.suffix in large and not hidden:
+                lfs = {"oid": hashes(path, modified)["sha256"], "size": size, "pointerSize": 134}
+                item = item | {"type": "file", "size": size, "lfs": lfs, "xetHash": "1" * 64}
+            elif path.is_file():
+                item |= {"type": "file", "size": size, "oid": hashes(path, modified)["git"]}
+            body.append(self.listed("hub", path, item))
+
+        here = f"http://{HOST}:{self.server.server_port}{urlsplit(self.path).path}"
+        for fault in self.state.standing("hub", "next_page"):
+            here = fault["address"]
+        end = start + self.state.per_page
+        if self.state.standing("hub", "page_loop"):
+            end = start
+        link = f'<{here}?expand=false&recursive=true&limit=1000&cursor={end}>; rel="next"'
+        headers = {"Link": link} if end < len(files) else {}
+        self.reply(200, json.dumps(body).encode(), "application/json; charset=utf-8", headers)
 
     def list_osf(self, node: str, inside: list[str], page: int) -> None:
         root = self.state.folders.get(node)
@@ -508,13 +555,20 @@ class Handler(BaseHTTPRequestHandler):
 @cache
 def hashes(path: Path, _modified: int) -> dict[str, str]:
     data = path.read_bytes()
-    return {"md5": hashlib.md5(data).hexdigest(), "sha256": hashlib.sha256(data).hexdigest()}
+    return {
+        "md5": hashlib.md5(data).hexdigest(),
+        "sha256": hashlib.sha256(data).hexdigest(),
+        "git": hashlib.sha1(f"blob {len(data)}\0".encode() + data).hexdigest(),
+    }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument(
-        "--folder", action="append", default=[], help="NODE=FOLDER, ARTICLE=, bucket=, releases="
+        "--folder",
+        action="append",
+        default=[],
+        help="NODE=FOLDER, ARTICLE=, bucket=, hub=, releases=",
     )
     parser.add_argument("--per-page", type=int, default=3)
     parser.add_argument("--direct", action="store_true")

@@ -20,7 +20,7 @@ from tests.osf_server import Server, serve
 from tests.test_download import make_zip
 
 QUICK = Patience(first_attempts=2, attempts=2, backoff=0.01, longest=0.02)
-NOBODY = Addresses("http://127.0.0.1:9/v2", "http://127.0.0.1:9", "http://127.0.0.1:9")
+NOBODY = Addresses("http://127.0.0.1:9/v2", *["http://127.0.0.1:9"] * 3)
 NAMES = ["sub-01.zip", "sub-02.zip", "training_images.zip", "test_images.zip", "image_metadata.npy"]
 PLACES = (
     [f"eeg/{name}" for name in NAMES[:2]] + [f"images/{name}" for name in NAMES[2:4]] + ["metadata"]
@@ -70,7 +70,7 @@ def get(
 
 
 def at(server: Server) -> Addresses:
-    return Addresses(server.api, server.figshare, server.bucket)
+    return Addresses(server.api, server.figshare, server.bucket, server.hub)
 
 
 def contents(folder: Path) -> dict[str, bytes]:

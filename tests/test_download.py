@@ -145,7 +145,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def addresses(server: Server) -> Addresses:
-    return Addresses(server.api, server.figshare, server.bucket)
+    return Addresses(server.api, server.figshare, server.bucket, server.hub)
 
 
 def get(

@@ -45,7 +45,17 @@ class Bucket:
         return f"bucket folder {self.prefix}"
 
 
-Server = Osf | Figshare | Bucket
+@dataclass(frozen=True)
+class Hub:
+    """A repository of data at https://huggingface.co, by its owner and name."""
+
+    repo: str
+
+    def __str__(self) -> str:
+        return f"Hugging Face repository {self.repo}"
+
+
+Server = Osf | Figshare | Bucket | Hub
 
 
 @dataclass(frozen=True)
@@ -54,18 +64,38 @@ class OwnCopy:
 
 
 @dataclass(frozen=True)
+class Licence:
+    """Terms that the user must accept before anything is fetched.
+
+    * `name`: the licence and what it asks for, in words.
+    * `terms`: the address where it can be read.
+    * `key`: the key of params.yaml that accepts it. It is off until the user sets it.
+    """
+
+    name: str
+    terms: str
+    key: str
+
+
+@dataclass(frozen=True)
 class PublishedFiles:
     """The files of a dataset and their servers. Files are found by name, in any folder.
 
     * `eeg`, `images`, `metadata`: the servers.
-    * `subject_file`: a regular expression for the name of a subject's file. Its one group is the
-      subject.
+    * `subject_file`: a regular expression for the end of the path of a subject's file. It names as
+      many folders as are needed to know the file. Its first group is the subject.
     * `image_files`: the names of the zips of images.
     * `metadata_file`: the name of the table of images.
-    * `files_per_subject`: where there are several, the download puts them in a folder that is named
-      after the subject.
+    * `file_name`: the name that a subject's file gets here, as a template of the groups of
+      `subject_file`. Without one, the file keeps its name.
+    * `files_of_subject`: where a subject has several files, the names that these get here, with
+      `{subject}` for the subject. They lie in a folder that is named after the subject.
     * `subjects`: all that were published.
     * `known_files`: size and sha256 by name, for files whose server gives no hash.
+    * `shown_images_file`: the name of a zip of the images that the subjects saw. It lies on the
+      server of the EEG. It is compared with `image_files` (`pipeline.datasets.shown_images`), where
+      these come from another dataset.
+    * `licence`: where there are terms that the user must accept.
     """
 
     eeg: Server
@@ -74,9 +104,12 @@ class PublishedFiles:
     image_files: tuple[str, ...]
     metadata: Server
     metadata_file: str
-    files_per_subject: int = 1
+    file_name: str = r"\g<0>"  # all that `subject_file` matched
+    files_of_subject: tuple[str, ...] = ()
     subjects: tuple[str, ...] = ()
     known_files: KnownFiles = field(default_factory=dict)
+    shown_images_file: str = ""
+    licence: Licence | None = None
 
 
 @dataclass(frozen=True)
@@ -131,12 +164,41 @@ THINGS_EEG2_RAW = replace(
     THINGS_EEG2, eeg=Figshare(18470912), known_files=known_files.THINGS_EEG2_IMAGES
 )
 
+ALLJOINED_LICENCE = Licence(
+    name="a Creative Commons licence for non-commercial use (BY-NC-ND 4.0 at NEMAR)",
+    terms="https://huggingface.co/datasets/Alljoined/Alljoined-1.6M",
+    key="download.accept_alljoined_licence",
+)
+
+# Alljoined-1.6M, about 5 MB a file, and the images of THINGS-EEG2. The EEG is not taken from NEMAR
+# (nm000134): the tables of events there hold no training trial. Here each EDF holds its own events.
+# Folders alone say which recording a file is: some files of sub-08 have names of subject 19. The
+# folder `session_02 old` of sub-08 was recorded again and is not used.
+ALLJOINED = replace(
+    THINGS_EEG2,
+    eeg=Hub("Alljoined/Alljoined-1.6M"),
+    # No name that begins with a dot: macOS writes such files beside the recordings.
+    subject_file=r"(sub-\d\d)/session_(\d\d)/block_(\d\d)/(?!\.).+\.edf",
+    file_name=r"session_\2_block_\3.edf",
+    files_of_subject=tuple(
+        f"session_{session:02}_block_{block:02}.edf"
+        for session in range(1, 5)
+        for block in range(1, 20)
+    ),
+    subjects=tuple(f"sub-{number:02}" for number in range(1, 21)),
+    known_files=known_files.THINGS_EEG2_IMAGES,
+    shown_images_file="stimuli.zip",
+    licence=ALLJOINED_LICENCE,
+)
+
 # OpenNeuro ds004212, https://doi.org/10.7554/eLife.82580. MNE splits a subject's epochs into four
 # files, about 8 GB together.
 THINGS_MEG = PublishedFiles(
     eeg=Bucket("ds004212/derivatives/preprocessed/"),
     subject_file=r"preprocessed_(P\d+)-epo(?:-\d+)?\.fif",
-    files_per_subject=4,
+    files_of_subject=tuple(
+        f"preprocessed_{{subject}}-epo{part}.fif" for part in ("", "-1", "-2", "-3")
+    ),
     images=OwnCopy(),
     image_files=(),
     metadata=Bucket("ds004212/sourcedata/sample_attributes_"),

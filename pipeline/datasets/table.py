@@ -65,6 +65,9 @@ THINGS_MEG = Dataset(
     human=sources.THINGS_SIMILARITY,
 )
 
+# The reader is that of other files until the one of these recordings stands here.
+ALLJOINED = replace(THINGS_EEG2_RAW, source=sources.ALLJOINED, may_push_eeg=False)
+
 # The user's own recordings and pictures. Nobody has published anything on them.
 OWN = Dataset(
     source=sources.OwnFiles(),
@@ -82,5 +85,6 @@ DATASETS: dict[str, Dataset] = {
     "things-eeg2": THINGS_EEG2,
     "things-eeg2-raw": THINGS_EEG2_RAW,
     "things-meg": THINGS_MEG,
+    "alljoined": ALLJOINED,
     "own": OWN,
 }

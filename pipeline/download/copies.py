@@ -62,7 +62,7 @@ def find_copies(folder: Path) -> Copies:
 
 
 def choose_copy(paths: tuple[Path, ...], expected_size: int | None) -> Path:
-    """The one file among those of the same name; the size in bytes decides where it is known.
+    """The one file among those that may be a published one; the size in bytes decides, if known.
 
     Raises InputError if several files are left.
     """
@@ -72,8 +72,10 @@ def choose_copy(paths: tuple[Path, ...], expected_size: int | None) -> Path:
 
     # Several links to one file are one copy.
     if len({path.resolve() for path in paths}) > 1:
+        same_name = len({path.name for path in paths}) == 1
+        which = "of the same name" if same_name else "where one is published"
         raise InputError(
-            f"download.own_copy holds {len(paths)} files of the same name: "
+            f"download.own_copy holds {len(paths)} files {which}: "
             f"{', '.join(map(str, paths))}; leave there only the one of this dataset, or name its "
             "folder"
         )

@@ -6,10 +6,10 @@ Files that the user already has are used first, then the cache, then the servers
 
 import hashlib
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 
 from pydantic import TypeAdapter, ValidationError
@@ -18,6 +18,8 @@ from pipeline.datasets.known_files import KnownFile, KnownFiles
 from pipeline.datasets.sources import (
     Bucket,
     Figshare,
+    Hub,
+    Licence,
     Make,
     Osf,
     OwnCopy,
@@ -35,6 +37,7 @@ from pipeline.errors import InputError, suggestion
 from pipeline.files import cache_folder, replacing
 
 _LISTING = TypeAdapter(list[ListedFile])
+_MANY = 20  # an error text names so many files, and counts the others
 
 
 class _NotListed(InputError):
@@ -48,6 +51,7 @@ class Addresses:
     osf: str
     figshare: str
     bucket: str
+    hub: str
 
     def root_of(self, server: Server) -> str:
         """The address without a slash at its end."""
@@ -58,6 +62,8 @@ class Addresses:
                 return self.figshare.rstrip("/")
             case Bucket():
                 return self.bucket.rstrip("/")
+            case Hub():
+                return self.hub.rstrip("/")
 
 
 @dataclass(frozen=True)
@@ -78,9 +84,29 @@ class UserFiles:
 class _Targets:
     """Where the files of a dataset go."""
 
+    source: PublishedFiles
     eeg_dir: Path
     images_dir: Path | None
     metadata: Path
+
+    @property
+    def shown_images(self) -> Path:
+        """It lies there until it was compared with the images."""
+        return (self.images_dir or self.eeg_dir.parent) / self.source.shown_images_file
+
+    def of(self, path: str) -> Path | None:
+        """Where a file of this published path goes; None for a file that is not needed."""
+        source = self.source
+        name = PurePosixPath(path).name
+        if name == source.metadata_file:
+            return self.metadata
+        if source.shown_images_file and name == source.shown_images_file:
+            return self.shown_images
+        if name in source.image_files:
+            return self.images_dir / name if self.images_dir else None
+
+        subject_file = _subject_file(source, path)
+        return self.eeg_dir / subject_file[1] if subject_file else None
 
 
 def fetch_dataset(
@@ -93,13 +119,16 @@ def fetch_dataset(
     patience: Patience = PATIENCE,
     user_files: UserFiles | None = None,
     check_metadata: Callable[[Path], None] | None = None,
+    check_shown_images: Callable[[Path], None] | None = None,
 ) -> None:
     """Put the EEG of the chosen subjects, the images and the metadata in place, or make them.
 
     "all" are the subjects that the server lists. No server is asked for what the user or the cache
     has. Images that are an `OwnCopy` are left to `own_copy.collect_images`, and without
     `images_dir` no image is put anywhere. `check_metadata` is called with the metadata in place,
-    before any other file is fetched. Raises InputError.
+    before any other file is fetched. `check_shown_images` is called with the zip
+    `source.shown_images_file`, before any EEG is fetched; images and metadata are in place then,
+    and afterwards the zip is left in the cache alone. Raises InputError.
     """
     if not isinstance(source, PublishedFiles):
         with TemporaryDirectory() as nowhere:
@@ -107,13 +136,35 @@ def fetch_dataset(
         return
 
     user_files = user_files or UserFiles()
-    targets = _Targets(eeg_dir, images_dir, metadata)
-    remotes = _choose(source, addresses, subjects, targets, user_files, patience)
+    targets = _Targets(source, eeg_dir, images_dir, metadata)
+    copied = _copies_by_target(user_files.copies, targets)
+    remotes = _choose(addresses, subjects, targets, user_files, copied, patience)
+
+    def put(chosen: list[Path]) -> None:
+        _put({path: remotes.pop(path) for path in chosen}, user_files.copies, copied, patience)
 
     if check_metadata:
-        _put({metadata: remotes.pop(metadata)}, user_files.copies, patience)
+        put([metadata])
         check_metadata(metadata)
-    _put(remotes, user_files.copies, patience)
+
+    if source.shown_images_file:
+        assert check_shown_images
+        try:
+            put([path for path in remotes if not path.is_relative_to(eeg_dir)])
+            check_shown_images(targets.shown_images)
+        finally:
+            targets.shown_images.unlink(missing_ok=True)
+    put(list(remotes))
+
+
+def require_licence(source: PublishedFiles, accepted: Mapping[Licence, bool]) -> None:
+    """Raises InputError unless the user has accepted the licence of a dataset, if it has one."""
+    licence = source.licence
+    if licence and not accepted[licence]:
+        raise InputError(
+            f"{source.eeg} is published under {licence.name}: read its terms at {licence.terms}, "
+            f"and if you accept them, set {licence.key} to true (dvc exp run -S {licence.key}=true)"
+        )
 
 
 def fetch_file(
@@ -154,37 +205,35 @@ def fetch_file(
 
 
 def _choose(
-    source: PublishedFiles,
     addresses: Addresses,
     subjects: Subjects,
     targets: _Targets,
     user_files: UserFiles,
+    copied: Mapping[Path, tuple[Path, ...]],
     patience: Patience,
 ) -> dict[Path, Remote]:
     """What goes where, by the first of three listings that has all files.
 
     These are the copies of the user, the stored listing of each server, and its listing now.
     """
+    source = targets.source
     copies = user_files.copies
 
     def by_listings(
         list_of: Callable[[Server], list[ListedFile]], subjects: Subjects = subjects
     ) -> dict[Path, Remote]:
-        return _choose_listed(source, list_of, subjects, targets, user_files.accept_new_versions)
+        return _choose_listed(list_of, subjects, targets, user_files.accept_new_versions)
 
     # The copies: they must have each subject that was published, if all are chosen.
     subjects_to_copy = list(source.subjects) if subjects == "all" else subjects
     if copies and subjects_to_copy:
         with suppress(_NotListed):
-            return by_listings(lambda server: _list_copies(copies, source), subjects_to_copy)
+            return by_listings(lambda server: _list_copies(copied, source), subjects_to_copy)
 
     # The stored listings: enough if nothing has to be fetched.
     with suppress(InputError):
         remotes = by_listings(lambda server: _stored_listing(server, addresses.root_of(server)))
-        if all(
-            is_cached(remote) or (copies and copies.find(remote.name))
-            for remote in remotes.values()
-        ):
+        if all(target in copied or is_cached(remote) for target, remote in remotes.items()):
             return remotes
 
     # The servers.
@@ -194,21 +243,24 @@ def _choose(
     except InputError as error:
         if copies is None:
             raise
-        names = sorted({path.name for path in _published_files(copies, source)})
+        names = sorted(
+            _name_for_messages(target, paths[0].name, targets) for target, paths in copied.items()
+        )
         raise InputError(
             f"{copies.folder} (download.own_copy) holds "
-            f"{', '.join(names) or 'nothing of this dataset'}; of the rest: {error}"
+            f"{_enumerate(names) or 'nothing of this dataset'}; of the rest: {error}"
         ) from error
 
 
 def _choose_listed(
-    source: PublishedFiles,
     list_of: Callable[[Server], list[ListedFile]],
     subjects: Subjects,
     targets: _Targets,
     accept_new_versions: bool,
 ) -> dict[Path, Remote]:
     """The files of a run, by their targets. Raises _NotListed if a listing lacks one of them."""
+    source = targets.source
+
     # Metadata and images have fixed names.
     servers_and_names: dict[Path, tuple[Server, str]] = {
         targets.metadata: (source.metadata, source.metadata_file)
@@ -216,6 +268,8 @@ def _choose_listed(
     if targets.images_dir and not isinstance(source.images, OwnCopy):
         for name in source.image_files:
             servers_and_names[targets.images_dir / name] = (source.images, name)
+    if source.shown_images_file:
+        servers_and_names[targets.shown_images] = (source.eeg, source.shown_images_file)
 
     # Images and metadata may lie on one server, which is then asked once.
     servers = dict.fromkeys([source.eeg, *(server for server, _ in servers_and_names.values())])
@@ -223,21 +277,28 @@ def _choose_listed(
     known_files = {} if accept_new_versions else source.known_files
 
     remotes = {}
-    for path, file in _subject_files(source, listings[source.eeg], subjects):
-        remotes[targets.eeg_dir / path] = _remote(source.eeg, file, known_files)
+    for path, file in _files_of_subjects(source, listings[source.eeg], subjects):
+        target = targets.eeg_dir / path
+        name = _name_for_messages(target, file.name, targets)
+        remotes[target] = _remote(source.eeg, file, name, known_files)
     for target, (server, name) in servers_and_names.items():
-        remotes[target] = _remote(server, _find(name, server, listings[server]), known_files)
+        file = _find(name, server, listings[server])
+        remotes[target] = _remote(server, file, name, known_files)
     return remotes
 
 
-def _put(remotes: Mapping[Path, Remote], copies: Copies | None, patience: Patience) -> None:
+def _put(
+    remotes: Mapping[Path, Remote],
+    copies: Copies | None,
+    copied: Mapping[Path, tuple[Path, ...]],
+    patience: Patience,
+) -> None:
     """Put each file at its target: a copy of the user, or else from the cache or its server."""
     paths_and_remotes = {}
     remotes_to_fetch = {}
     for target, remote in remotes.items():
-        paths = copies.find(remote.name) if copies else ()
-        if paths:
-            paths_and_remotes[target] = (choose_copy(paths, remote.size), remote)
+        if target in copied:
+            paths_and_remotes[target] = (choose_copy(copied[target], remote.size), remote)
         else:
             remotes_to_fetch[target] = remote
 
@@ -247,34 +308,50 @@ def _put(remotes: Mapping[Path, Remote], copies: Copies | None, patience: Patien
         fetch(remotes_to_fetch, patience)
 
 
-def _list_copies(copies: Copies, source: PublishedFiles) -> list[ListedFile]:
+def _copies_by_target(copies: Copies | None, targets: _Targets) -> dict[Path, tuple[Path, ...]]:
+    """The copies that are files of this dataset, by where they go. Several may go to one place."""
+    by_target: dict[Path, tuple[Path, ...]] = {}
+    for path in _published_files(copies, targets.source) if copies else ():
+        target = targets.of(str(path))
+        assert target
+        by_target[target] = (*by_target.get(target, ()), path)
+    return by_target
+
+
+def _list_copies(
+    copied: Mapping[Path, tuple[Path, ...]], source: PublishedFiles
+) -> list[ListedFile]:
     """The copies of the user as a listing. It has no hashes, so the known ones are compared."""
-    # By name, because several copies of a file are one file of the listing.
-    listing = {}
-    for path in _published_files(copies, source):
-        name = path.name
-        known_file = source.known_files.get(name)
-        copy = choose_copy(copies.find(name), known_file.size if known_file else None)
-        listing[name] = ListedFile(
-            name=name, size=copy.stat().st_size, url=copy.as_uri(), version="own copy"
+    listing = []
+    for paths in copied.values():
+        known_file = source.known_files.get(paths[0].name)
+        copy = choose_copy(paths, known_file.size if known_file else None)
+        listing.append(
+            ListedFile(
+                name=copy.name,
+                path=str(copy),
+                size=copy.stat().st_size,
+                url=copy.as_uri(),
+                version="own copy",
+            )
         )
-    return list(listing.values())
+    return listing
 
 
 def _published_files(
     copies: Copies, source: PublishedFiles, subjects: Subjects = "all"
 ) -> list[Path]:
-    """The copies that have the name of a file of this dataset and these subjects."""
+    """The copies that are by their names and folders files of this dataset and these subjects."""
+    names = {source.metadata_file, *source.image_files, source.shown_images_file}
 
-    def is_published(name: str) -> bool:
-        # match[1] is the subject: the expression has one group.
-        match = re.fullmatch(source.subject_file, name)
-        if match:
-            return subjects == "all" or match[1] in subjects
-        return name == source.metadata_file or name in source.image_files
+    def is_published(path: Path) -> bool:
+        subject_file = _subject_file(source, str(path))
+        if subject_file:
+            return subjects == "all" or subject_file[0] in subjects
+        return path.name in names
 
     return [
-        path for name, paths in sorted(copies.files.items()) if is_published(name) for path in paths
+        path for _, paths in sorted(copies.files.items()) for path in paths if is_published(path)
     ]
 
 
@@ -295,14 +372,31 @@ def _refuse_to_overlook(user_files: UserFiles, find: Callable[[Copies], Sequence
         )
 
 
-def _subject_files(
+def _subject_file(source: PublishedFiles, path: str) -> tuple[str, str] | None:
+    """Whose file a published path is, and its path below the folder of EEG.
+
+    None for any other file. As many folders of the path count as `source.subject_file` names.
+    """
+    n_parts = source.subject_file.count("/") + 1
+    end = "/".join(path.split("/")[-n_parts:])
+    match = re.fullmatch(source.subject_file, end)
+    if match is None:
+        return None
+
+    subject = match[1]
+    name = match.expand(source.file_name)
+    return subject, f"{subject}/{name}" if source.files_of_subject else name
+
+
+def _files_of_subjects(
     source: PublishedFiles, listing: list[ListedFile], subjects: Subjects
 ) -> Iterator[tuple[str, ListedFile]]:
     """The files of the chosen subjects, each with its path below the folder of EEG."""
-    by_subject: dict[str, list[ListedFile]] = {}
+    by_subject: dict[str, list[tuple[str, ListedFile]]] = {}
     for file in listing:
-        if match := re.fullmatch(source.subject_file, file.name):
-            by_subject.setdefault(match[1], []).append(file)
+        if subject_file := _subject_file(source, file.path or file.name):
+            subject, path = subject_file
+            by_subject.setdefault(subject, []).append((path, file))
 
     chosen = sorted(by_subject) if subjects == "all" else subjects
     missing = [subject for subject in chosen if subject not in by_subject]
@@ -313,32 +407,49 @@ def _subject_files(
         )
 
     for subject in chosen:
-        files = by_subject[subject]
-        _check_parts(source, subject, sorted(file.name for file in files))
-        for file in files:
-            yield (file.name if len(files) == 1 else f"{subject}/{file.name}"), file
+        _check_files(source, subject, by_subject[subject])
+        yield from by_subject[subject]
 
 
-def _how_to_choose(missing: Sequence[str], by_subject: Mapping[str, list[ListedFile]]) -> str:
+def _name_for_messages(target: Path, published_name: str, targets: _Targets) -> str:
+    """The published name of a file, or what it is called here if its own name says nothing."""
+    if target.name == published_name or not target.is_relative_to(targets.eeg_dir):
+        return published_name
+    return str(target.relative_to(targets.eeg_dir))
+
+
+def _how_to_choose(missing: Sequence[str], subjects: Collection[str]) -> str:
     """The end of the error text for subjects that a listing lacks."""
-    if not by_subject:
+    if not subjects:
         return f"there are none: name a mirror, or {USE_OWN_COPIES}"
-    guess = suggestion(missing[0], by_subject) if missing else ""
-    return f"there are {', '.join(sorted(by_subject))}: choose of these in `subjects`{guess}"
+    guess = suggestion(missing[0], subjects) if missing else ""
+    return f"there are {', '.join(sorted(subjects))}: choose of these in `subjects`{guess}"
 
 
-def _check_parts(source: PublishedFiles, subject: str, names: list[str]) -> None:
-    """Raises _NotListed unless a subject has the published number of files, of different names."""
-    n_files = source.files_per_subject
-    if len(names) == n_files and len(set(names)) == n_files:
-        return
+def _check_files(
+    source: PublishedFiles, subject: str, files: Sequence[tuple[str, ListedFile]]
+) -> None:
+    """Raises _NotListed unless a subject has each of the published files once, and no other."""
+    listed: dict[str, list[str]] = {}
+    for path, file in files:
+        listed.setdefault(PurePosixPath(path).name, []).append(file.path or file.name)
 
-    expected = "1 file" if n_files == 1 else f"{n_files} files"
-    raise _NotListed(
-        f"{source.eeg}: {subject}: expected {expected} such as {names[0]}, each once, got "
-        f"{len(names)}: {', '.join(names)}; name a mirror, leave the subject out of `subjects`, or "
-        f"{USE_OWN_COPIES}"
-    )
+    # A subject's only file may have any name that `subject_file` matches.
+    names = [name.format(subject=subject) for name in source.files_of_subject] or list(listed)[:1]
+    problems = [f"{name} is missing" for name in names if name not in listed]
+    for name, paths in listed.items():
+        if len(paths) > 1:
+            problems.append(f"{name} is there as {' and as '.join(paths)}")
+        elif name not in names:
+            problems.append(f"{name} is none of them")
+
+    if problems:
+        expected = "1 file" if len(names) == 1 else f"{len(names)} files"
+        raise _NotListed(
+            f"{source.eeg}: {subject}: expected {expected} such as {sorted(names)[0]}, each once, "
+            f"got {len(files)}: {_enumerate(problems)}; name a mirror, leave the subject out of "
+            f"`subjects`, or {USE_OWN_COPIES}"
+        )
 
 
 def _find(name: str, server: Server, listing: list[ListedFile]) -> ListedFile:
@@ -347,21 +458,27 @@ def _find(name: str, server: Server, listing: list[ListedFile]) -> ListedFile:
     if len(files) != 1:
         raise _NotListed(
             f"{server}: expected one file {name}, got {len(files)} by that name; it lists "
-            f"{', '.join(sorted(file.name for file in listing)) or 'nothing'}: name a mirror, or "
+            f"{_enumerate(sorted(file.name for file in listing)) or 'nothing'}: name a mirror, or "
             f"{USE_OWN_COPIES}"
         )
     return files[0]
 
 
-def _remote(server: Server, file: ListedFile, known_files: KnownFiles) -> Remote:
-    """A listed file, ready to be fetched.
+def _enumerate(texts: Sequence[str]) -> str:
+    """All of a few, or the first ones and the number of the others."""
+    more = f" and {len(texts) - _MANY} more" if len(texts) > _MANY else ""
+    return ", ".join(texts[:_MANY]) + more
+
+
+def _remote(server: Server, file: ListedFile, name: str, known_files: KnownFiles) -> Remote:
+    """A listed file, ready to be fetched; `name` is what messages call it.
 
     Raises InputError if it has no size or no address, or another size than the known file.
     """
     if file.url is None or file.size is None:
         lack = "no size" if file.url else "no address there, only a link to elsewhere"
         raise InputError(
-            f"{server}: {file.name} has {lack}, so that it cannot be fetched; name a mirror, or "
+            f"{server}: {name} has {lack}, so that it cannot be fetched; name a mirror, or "
             f"{USE_OWN_COPIES}"
         )
 
@@ -370,14 +487,26 @@ def _remote(server: Server, file: ListedFile, known_files: KnownFiles) -> Remote
         key = f"sha256-{file.sha256}"
     elif file.md5:
         key = f"md5-{file.md5}"
+    elif file.git_sha1:
+        key = f"git-{file.git_sha1}"
     else:
         key = f"{file.version}-{file.size}-{file.name}"
 
-    known_file = None if file.sha256 or file.md5 else known_files.get(file.name)
+    has_hash = file.sha256 or file.md5 or file.git_sha1
+    known_file = None if has_hash else known_files.get(file.name)
     if known_file and known_file.size != file.size:
         problem = f"expected {known_file.size} bytes, got {file.size}"
-        raise InputError(new_version(file.name, problem))
-    return Remote(file.name, file.url, file.size, key, file.sha256, file.md5, known_file)
+        raise InputError(new_version(name, problem))
+    return Remote(
+        name=name,
+        url=file.url,
+        size=file.size,
+        key=key,
+        sha256=file.sha256,
+        md5=file.md5,
+        known_file=known_file,
+        git_sha1=file.git_sha1,
+    )
 
 
 def _list(server: Server, root: str, patience: Patience) -> list[ListedFile]:

@@ -1,38 +1,46 @@
-"""The files that a server offers, as OSF, Figshare and S3 buckets list them.
+"""The files that a server offers, as OSF, Figshare, S3 buckets and Hugging Face list them.
 
 OSF: https://developer.osf.io, JSON:API 1.0, 100 requests an hour without an account.
 Figshare: https://docs.figshare.com, version 2, without an account.
 S3: https://docs.aws.amazon.com/AmazonS3/latest/API/API_ListObjectsV2.html, of a public bucket.
+Hugging Face: https://huggingface.co/docs/hub/api, without an account.
 """
 
 import re
 from collections.abc import Callable, Iterator
 from typing import Annotated, Literal, TypeVar
-from urllib.parse import quote, urlencode
+from urllib.parse import quote, urlencode, urlsplit
 from xml.etree import ElementTree
 
 from pydantic import AliasPath, BaseModel, Field, StringConstraints, TypeAdapter, ValidationError
 
-from pipeline.datasets.sources import Bucket, Figshare, Osf, Server
-from pipeline.download.web import Patience, read
+from pipeline.datasets.sources import Bucket, Figshare, Hub, Osf, Server
+from pipeline.download.web import Patience, read, read_response
 from pipeline.errors import InputError
 
 _T = TypeVar("_T")
 
 # The hashes become names of files in the cache, so they must be nothing but digits.
 _Hex64 = Annotated[str, StringConstraints(to_lower=True, pattern="^[0-9a-fA-F]{64}$")]
+_Hex40 = Annotated[str, StringConstraints(to_lower=True, pattern="^[0-9a-fA-F]{40}$")]
 _Hex32 = Annotated[str, StringConstraints(to_lower=True, pattern="^[0-9a-fA-F]{32}$")]
 
 
 class ListedFile(BaseModel):
-    """A file in a listing. Without a size (in bytes) or an address it cannot be fetched."""
+    """A file in a listing. Without a size (in bytes) or an address it cannot be fetched.
+
+    `path` is set where the folders of a file are needed to know it. `git_sha1` is the hash that git
+    gives a file.
+    """
 
     name: str
+    path: str = ""
     size: int | None = Field(ge=0)
     url: str | None
     version: str  # a file without a hash is told from others by its version, size and name
     sha256: _Hex64 | None = None
     md5: _Hex32 | None = None
+    git_sha1: _Hex40 | None = None
 
 
 def list_files(server: Server, root: str, patience: Patience) -> list[ListedFile]:
@@ -47,14 +55,20 @@ def list_files(server: Server, root: str, patience: Patience) -> list[ListedFile
             return list(_list_article(server, root, patience))
         case Bucket():
             return list(_list_bucket(server, root, patience))
+        case Hub():
+            return list(_list_repository(server, root, patience))
 
 
 def _read_page(
     address: str, server: Server, parse: Callable[[bytes], _T], patience: Patience
 ) -> _T:
     """One page of a listing. `parse` raises ValueError or ParseError for anything else."""
+    return _parse_page(read(address, patience), address, server, parse)
+
+
+def _parse_page(body: bytes, address: str, server: Server, parse: Callable[[bytes], _T]) -> _T:
     try:
-        return parse(read(address, patience))
+        return parse(body)
     except (ValueError, ElementTree.ParseError) as error:
         problem = str(error)
         if isinstance(error, ValidationError):
@@ -191,3 +205,57 @@ def _parse_bucket_page(body: bytes) -> tuple[list[_BucketFile], str | None]:
     if root.findtext("{*}IsTruncated") == "true" and not token:
         raise ValueError("it is cut off and does not say where it goes on")
     return [_BucketFile.model_validate(fields) for fields in files], token
+
+
+class _HubLfs(BaseModel):
+    oid: _Hex64  # the sha256 of the file itself
+
+
+class _HubItem(BaseModel):
+    type: str  # "file" or "directory"
+    path: str
+    oid: _Hex40
+    size: int = Field(ge=0)
+    lfs: _HubLfs | None = None
+
+
+_HUB_PAGE = TypeAdapter(list[_HubItem])
+
+
+def _list_repository(server: Hub, root: str, patience: Patience) -> Iterator[ListedFile]:
+    """All files of the branch `main`, with their paths.
+
+    huggingface_hub is not used. It leaves a mirror after the first page, because mirrors send the
+    address of the next page as the Hub wrote it. It also refuses all requests where HF_HUB_OFFLINE
+    is set, sends the user's token, and has retries, proxies and error texts of its own.
+    """
+    repository = quote(server.repo)
+    first_address = f"{root}/api/datasets/{repository}/tree/main?recursive=true"
+    address: str | None = first_address
+    read_addresses = set()
+    while address is not None:
+        if address in read_addresses:
+            raise InputError(
+                f"{address}: this page of the file listing of {server} leads back to itself, so "
+                "that the files after it are not known; name a mirror, or run it again later"
+            )
+        read_addresses.add(address)
+
+        response = read_response(address, patience)
+        for item in _parse_page(response.content, address, server, _HUB_PAGE.validate_json):
+            if item.type != "file":
+                continue
+            yield ListedFile(
+                name=item.path.rpartition("/")[2],
+                path=item.path,
+                size=item.size,
+                url=f"{root}/datasets/{repository}/resolve/main/{quote(item.path)}",
+                version=item.oid,
+                sha256=item.lfs.oid if item.lfs else None,
+                # Of a large file, git has only a note that holds its sha256.
+                git_sha1=None if item.lfs else item.oid,
+            )
+
+        # Only the query of the link is used: a mirror stays in use, and nothing leads elsewhere.
+        link = response.links.get("next", {}).get("url")
+        address = first_address.partition("?")[0] + f"?{urlsplit(link).query}" if link else None

@@ -3,6 +3,7 @@
 A file must have the published size. Of its content, the strongest of these is compared:
     the sha256 that the server publishes
     the md5 that the server publishes
+    the hash that git gives a file, where the server publishes it
     the sha256 that this project knows (`pipeline.datasets.known_files`)
     the CRC of each member, if it is a zip, as files of torch and numpy are
 A file with none of these is checked by its size alone.
@@ -32,6 +33,7 @@ class Remote:
     sha256: str | None = None
     md5: str | None = None
     known_file: KnownFile | None = None
+    git_sha1: str | None = None
 
 
 class WrongFile(Exception):
@@ -69,6 +71,10 @@ def check_file(path: Path, remote: Remote) -> str:
         md5 = digest(path, "md5")
         if md5 != remote.md5:
             raise WrongFile(f"expected md5 {remote.md5}, got {md5}")
+    elif remote.git_sha1:
+        git_sha1 = _git_sha1(path)
+        if git_sha1 != remote.git_sha1:
+            raise WrongFile(f"expected the hash {remote.git_sha1} of git, got {git_sha1}")
     elif remote.known_file:
         if sha256 != remote.known_file.sha256:
             raise NewVersion(f"expected sha256 {remote.known_file.sha256}, got {sha256}", sha256)
@@ -101,6 +107,13 @@ def digest(path: Path, algorithm: str) -> str:
     """The hash of a file in hexadecimal; `algorithm` is "sha256" or "md5"."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, algorithm).hexdigest()
+
+
+def _git_sha1(path: Path) -> str:
+    """The hash by which git knows the content of a file: `git hash-object` prints it."""
+    header = b"blob %d\0" % file_size(path)
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.sha1(header)).hexdigest()
 
 
 def file_size(path: Path) -> int:

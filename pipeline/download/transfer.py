@@ -43,6 +43,9 @@ from pipeline.errors import InputError
 from pipeline.files import cache_folder, check_folders, fault_of
 
 FILES_AT_ONCE = 3
+# So many failures in a row, and no further file is begun: each takes the whole patience.
+FAILURES_IN_A_ROW = 6
+FILES_TO_NAME = 20  # before a download; of further files only the number and the sizes are told
 RESTARTS = 4  # from the first byte, for a server that cannot send only the missing bytes
 
 
@@ -50,14 +53,19 @@ def fetch(targets: Mapping[Path, Remote], patience: Patience = PATIENCE) -> None
     """Put each file at its path, and download before what the cache lacks.
 
     A file is a hard link to the cache, or a copy where no link is possible. If one file fails, the
-    others still come, and the bytes that have come stay for the next run. Raises InputError.
+    others still come, unless many fail in a row. The bytes that have come stay for the next run.
+    Raises InputError.
     """
     asyncio.run(_fetch(targets, patience))
 
 
 async def _fetch(targets: Mapping[Path, Remote], patience: Patience) -> None:
-    # Two targets may have the same content: it is downloaded once.
+    # Two targets may have the same content: it is downloaded once, and put into both.
     remotes = {remote.key: remote for remote in targets.values()}
+    paths: dict[str, list[Path]] = {}
+    for path, remote in targets.items():
+        paths.setdefault(remote.key, []).append(path)
+
     missing = [remote for remote in remotes.values() if not is_cached(remote)]
     _announce(len(remotes) - len(missing), missing)
     _check_room(targets, missing)
@@ -70,18 +78,29 @@ async def _fetch(targets: Mapping[Path, Remote], patience: Patience) -> None:
         disable=None,  # no bar where there is no terminal
     )
     slots = asyncio.Semaphore(FILES_AT_ONCE)
+    n_failures_in_a_row = 0
+    n_not_begun = 0
     with bar:
         async with open_client(patience) as client:
 
             async def download(remote: Remote) -> None:
+                nonlocal n_failures_in_a_row, n_not_begun
                 async with slots:
-                    # A file that is used in several places is put into all of them.
-                    paths = [path for path in targets if targets[path].key == remote.key]
-                    await Download(remote, client, bar, patience).run(paths)
+                    if n_failures_in_a_row >= FAILURES_IN_A_ROW:
+                        n_not_begun += 1
+                        return
+
+                    try:
+                        await Download(remote, client, bar, patience).run(paths[remote.key])
+                    except InputError:
+                        n_failures_in_a_row += 1
+                        raise
+                    n_failures_in_a_row = 0
 
             # Exceptions come back as results, so that one failure does not stop the others.
             results = await asyncio.gather(*map(download, remotes.values()), return_exceptions=True)
-    _raise_first([result for result in results if isinstance(result, BaseException)])
+    errors = [result for result in results if isinstance(result, BaseException)]
+    _raise_first(errors, n_not_begun)
 
 
 def _announce(n_cached: int, missing: list[Remote]) -> None:
@@ -98,15 +117,18 @@ def _announce(n_cached: int, missing: list[Remote]) -> None:
         f"{free / GB:.3f} GB are free",
         *(
             f"  {remote.size / GB:8.3f} GB  {remote.name}{_no_hash_note(remote)}"
-            for remote in missing
+            for remote in missing[:FILES_TO_NAME]
         ),
         sep="\n",
         flush=True,
     )
+    others = missing[FILES_TO_NAME:]
+    if others:
+        print(f"  {_total_size(others) / GB:8.3f} GB  in {len(others)} more files", flush=True)
 
 
 def _no_hash_note(remote: Remote) -> str:
-    if remote.sha256 or remote.md5 or remote.known_file:
+    if remote.sha256 or remote.md5 or remote.git_sha1 or remote.known_file:
         return ""
     check = "CRCs" if remote.name.endswith(".zip") else "size alone"
     return f"  (no hash is published: checked by its {check})"
@@ -133,13 +155,19 @@ def _part_sizes(remotes: list[Remote]) -> int:
     return sum(CacheEntry(remote.key).part_size() for remote in remotes)
 
 
-def _raise_first(errors: list[BaseException]) -> None:
-    """Raise an error of the program first. Of several InputErrors, raise one that counts them."""
+def _raise_first(errors: list[BaseException], n_not_begun: int) -> None:
+    """Raise an error of the program first. Of several InputErrors, raise one that counts them.
+
+    `n_not_begun` files were not tried after these errors.
+    """
     for error in errors:
         if not isinstance(error, InputError) or len(errors) == 1:
             raise error
     if errors:
-        raise InputError(f"{errors[0]} ({len(errors) - 1} more failed too)")
+        others = f"{len(errors) - 1} more failed too"
+        if n_not_begun:
+            others += f", and the other {n_not_begun} were not begun"
+        raise InputError(f"{errors[0]} ({others})")
 
 
 class Download:

@@ -62,11 +62,16 @@ class TryAgain(Exception):
 
 def read(url: str, patience: Patience = PATIENCE) -> bytes:
     """The body of a small answer. It is not cached. Raises InputError."""
+    return read_response(url, patience).content
 
-    async def attempt(client: httpx.AsyncClient) -> bytes:
+
+def read_response(url: str, patience: Patience = PATIENCE) -> httpx.Response:
+    """A small answer with its headers. It is not cached. Raises InputError."""
+
+    async def attempt(client: httpx.AsyncClient) -> httpx.Response:
         response = await client.get(url)
         refuse(response, response.content, url)
-        return response.content
+        return response
 
     return asyncio.run(_ask(url, attempt, patience))
 
