@@ -1,4 +1,4 @@
-"""What is done to the channels of each session of one's own recordings, by its training trials.
+"""What is done to the channels of each session of a recording, by its training trials.
 
 The noise covariance is the mean over images of what `noise_normalisation` computes of each, so that
 an image counts once, however often it was shown. With `mvnn: time` only images count that a session
@@ -16,7 +16,6 @@ import pandas as pd
 
 from pipeline.datasets.image_table import SPLITS, Split
 from pipeline.datasets.noise_normalisation import Observations, mean_covariance, observations
-from pipeline.datasets.own.used_trials import CHOOSE_SESSIONS
 from pipeline.datasets.scratch import Scratch
 from pipeline.datasets.sessions import (
     ChannelStep,
@@ -27,6 +26,9 @@ from pipeline.datasets.sessions import (
 )
 from pipeline.errors import InputError
 from pipeline.sections import Preprocess
+
+CHOOSE_SESSIONS = "choose other sessions (preprocess.sessions)"
+UNITS_OF_WHITENED = "whitened (multivariate noise normalisation), no physical unit"
 
 
 def split_by_session(
