@@ -131,6 +131,9 @@ THINGS_EEG2_RAW = replace(
     THINGS_EEG2, eeg=Figshare(18470912), known_files=known_files.THINGS_EEG2_IMAGES
 )
 
+# Stand-in: the download of Alljoined-1.6M is not here yet.
+ALLJOINED = replace(THINGS_EEG2, eeg=Bucket("alljoined/"), known_files={})
+
 # OpenNeuro ds004212, https://doi.org/10.7554/eLife.82580. MNE splits a subject's epochs into four
 # files, about 8 GB together.
 THINGS_MEG = PublishedFiles(

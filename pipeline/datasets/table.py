@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from pipeline.datasets import sample, sources, things_eeg2, things_eeg2_raw, things_meg
+from pipeline.datasets import alljoined, sample, sources, things_eeg2, things_eeg2_raw, things_meg
 from pipeline.datasets.entry import Dataset
 from pipeline.datasets.image_table import read_image_table
 from pipeline.datasets.own import eeg
@@ -44,6 +44,18 @@ THINGS_EEG2_RAW = replace(
     caveats=(),
 )
 
+# The images of THINGS-EEG2, shown to other people with consumer hardware.
+ALLJOINED = Dataset(
+    source=sources.ALLJOINED,
+    find_subjects=alljoined.find_subjects,
+    read_metadata=things_eeg2.read_metadata,
+    open_eeg=alljoined.open_eeg,
+    memory_needed=alljoined.memory_needed,
+    units=alljoined.UNITS,
+    may_push_eeg=False,
+    human=sources.THINGS_SIMILARITY,
+)
+
 THINGS_MEG = Dataset(
     source=sources.THINGS_MEG,
     find_subjects=things_meg.find_subjects,
@@ -70,6 +82,7 @@ DATASETS: dict[str, Dataset] = {
     "sample": SAMPLE,
     "things-eeg2": THINGS_EEG2,
     "things-eeg2-raw": THINGS_EEG2_RAW,
+    "alljoined": ALLJOINED,
     "things-meg": THINGS_MEG,
     "own": OWN,
 }
