@@ -37,13 +37,13 @@ TEST_REPETITIONS = 20  # of a test image, in a session; some are shown more ofte
 N_ODDBALLS = 9
 SFREQ = 256.0  # Hz
 
-# The EEG channels, in the order of the files; the files write AFz as Afz.
+# The EEG channels, in the order of the files
 CH_NAMES = (
     *("Cz", "FCz", "AFz", "Fp1", "F5", "F1", "CP5", "CP3", "CP1", "P1", "P3", "P5", "P7", "PO7"),
     *("PO3", "O1", "Pz", "POz", "Oz", "O2", "PO4", "PO8", "P8", "P6", "P4", "P2", "CP2", "CP4"),
     *("CP6", "F2", "F6", "Fp2"),
 )
-OTHER_NAMES = {"Afz": "AFz"}
+OTHER_NAMES = {"AFz": "Afz"}  # how the files write it
 
 STIMULUS = re.compile(r"(?:session_\d+,block_\d+,)?stim_(?:(train|test),(\d+)(?:,.*)?|.*)")
 LEAVE_OUT_SESSION = "leave out the session (preprocess.sessions)"
@@ -130,9 +130,10 @@ def read_block(
     path = file.path
     with faults_as_input_errors(path, "a recording in EDF", FETCH_AGAIN):
         raw, annotations = _open(path, ch_names)
-        _require_channels(raw, ch_names, path)
+        names_in_file = [_name_in_file(name, raw) for name in ch_names]
+        _require_channels(raw, ch_names, names_in_file, path)
         _require_whole(raw, path)
-        eeg = raw.get_data(picks=list(ch_names))
+        eeg = raw.get_data(picks=names_in_file)
 
     onsets, image_rows = _find_images(annotations, file, n_images)
     samples = np.round(onsets * SFREQ).astype(np.int64)  # as `mne.events_from_annotations`
@@ -149,26 +150,32 @@ def read_block(
 
 def _open(path: Path, ch_names: Sequence[str]) -> tuple["mne.io.BaseRaw", "mne.Annotations"]:
     """The recording of these channels, still on the disk, and all annotations of the file."""
-    names_in_file = [name for name, right in OTHER_NAMES.items() if right in ch_names]
+    names = [*ch_names, *(OTHER_NAMES[name] for name in ch_names if name in OTHER_NAMES)]
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
-        # Only these channels: MNE would bring others of a higher rate, and EEG, to one rate.
-        raw = mne.io.read_raw_edf(path, include=[*ch_names, *names_in_file], verbose="warning")
-    renamed = {name: OTHER_NAMES[name] for name in raw.ch_names if name in OTHER_NAMES}
-    raw.rename_channels(renamed, verbose="error")
+        # Only these channels: MNE would bring all to the highest rate that a channel has.
+        raw = mne.io.read_raw_edf(path, include=names, verbose="warning")
 
     # MNE leaves out those after the end of the recording, and warns. They are to be counted.
     annotations = mne.read_annotations(path) if warned else raw.annotations
     return raw, annotations
 
 
-def _require_channels(raw: "mne.io.BaseRaw", ch_names: Sequence[str], path: Path) -> None:
-    missing = [name for name in ch_names if name not in raw.ch_names]
-    if missing:
-        raise InputError(
-            f"{path}: has no channel {missing[0]}, expected the {len(ch_names)} channels that "
-            f"preprocess.channels asks for; leave out the channel or {LEAVE_OUT_SESSION}"
-        )
+def _name_in_file(name: str, raw: "mne.io.BaseRaw") -> str:
+    return name if name in raw.ch_names else OTHER_NAMES.get(name, name)
+
+
+def _require_channels(
+    raw: "mne.io.BaseRaw", ch_names: Sequence[str], names_in_file: Sequence[str], path: Path
+) -> None:
+    """Raises InputError where a channel is missing, or they have another rate than published."""
+    for name, name_in_file in zip(ch_names, names_in_file, strict=True):
+        if name_in_file not in raw.ch_names:
+            raise InputError(
+                f"{path}: has no channel {name}, expected the {len(ch_names)} channels that "
+                f"preprocess.channels asks for; leave out the channel or the session "
+                "(preprocess.sessions)"
+            )
     if not math.isclose(raw.info["sfreq"], SFREQ):
         raise InputError(
             f"{path}: is recorded at {raw.info['sfreq']:g} Hz, expected {SFREQ:g} Hz as published; "
