@@ -12,10 +12,11 @@ import pandas as pd
 import typer
 
 from pipeline.datasets.image_table import SPLITS, Split, read_image_table, write_image_table
-from pipeline.datasets.sources import OwnFiles, PublishedFiles
+from pipeline.datasets.shown_images import check_shown_images
+from pipeline.datasets.sources import ALLJOINED_LICENCE, OwnFiles, PublishedFiles
 from pipeline.datasets.table import DATASETS
 from pipeline.download.copies import open_copies
-from pipeline.download.download import Addresses, UserFiles, fetch_dataset
+from pipeline.download.download import Addresses, UserFiles, fetch_dataset, require_licence
 from pipeline.errors import InputError
 from pipeline.params import read_params
 from stages import run, show, write_note
@@ -41,13 +42,25 @@ def main(
     dataset = DATASETS[p.across.dataset]
     source = dataset.source
     assert not isinstance(source, OwnFiles)
-    if dataset.planted and not isinstance(source, PublishedFiles):
+    if isinstance(source, PublishedFiles):
+        require_licence(source, {ALLJOINED_LICENCE: p.download.accept_alljoined_licence})
+    elif dataset.planted:
         source = partial(source, truth=p.sample.truth)
 
     metadata = second / "image_metadata"
+
+    # Called before the EEG comes, with the metadata in place.
+    def check_images(shown: Path) -> None:
+        check_shown_images(shown, images, dataset.read_metadata(metadata))
+
     fetch_dataset(
         source,
-        Addresses(p.download.osf_api, p.download.figshare_api, p.download.openneuro),
+        Addresses(
+            p.download.osf_api,
+            p.download.figshare_api,
+            p.download.openneuro,
+            p.download.hugging_face,
+        ),
         p.across.subjects,
         second / "eeg",
         None,
@@ -55,6 +68,7 @@ def main(
         user_files=UserFiles(
             open_copies(p.download.own_copy), left_in, p.download.accept_new_versions
         ),
+        check_shown_images=check_images,
     )
 
     tables = dataset.read_metadata(metadata)

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from pipeline.datasets import (
+    alljoined,
     sample,
     sample_headset,
     sources,
@@ -50,8 +51,20 @@ THINGS_EEG2_RAW = replace(
     source=sources.THINGS_EEG2_RAW,
     open_eeg=things_eeg2_raw.open_eeg,
     memory_needed=things_eeg2_raw.memory_needed,
-    units="V; no physical unit where multivariate noise normalisation was applied (mvnn)",
+    units=things_eeg2_raw.UNITS,
     caveats=(),
+)
+
+# The images of THINGS-EEG2, shown to other people with consumer hardware.
+ALLJOINED = Dataset(
+    source=sources.ALLJOINED,
+    find_subjects=alljoined.find_subjects,
+    read_metadata=things_eeg2.read_metadata,
+    open_eeg=alljoined.open_eeg,
+    memory_needed=alljoined.memory_needed,
+    units=alljoined.UNITS,
+    may_push_eeg=False,
+    human=sources.THINGS_SIMILARITY,
 )
 
 THINGS_MEG = Dataset(
@@ -64,9 +77,6 @@ THINGS_MEG = Dataset(
     caveats=things_meg.CAVEATS,
     human=sources.THINGS_SIMILARITY,
 )
-
-# The reader is that of other files until the one of these recordings stands here.
-ALLJOINED = replace(THINGS_EEG2_RAW, source=sources.ALLJOINED, may_push_eeg=False)
 
 # The user's own recordings and pictures. Nobody has published anything on them.
 OWN = Dataset(
@@ -84,7 +94,7 @@ DATASETS: dict[str, Dataset] = {
     "sample-headset": SAMPLE_HEADSET,
     "things-eeg2": THINGS_EEG2,
     "things-eeg2-raw": THINGS_EEG2_RAW,
-    "things-meg": THINGS_MEG,
     "alljoined": ALLJOINED,
+    "things-meg": THINGS_MEG,
     "own": OWN,
 }

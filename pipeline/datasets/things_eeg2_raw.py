@@ -49,6 +49,7 @@ from pipeline.datasets.raw_files import (
     read_rows,
 )
 from pipeline.datasets.scratch import Scratch
+from pipeline.datasets.session_steps import UNITS_OF_WHITENED
 from pipeline.datasets.sessions import (
     ChannelStep,
     SessionEpochs,
@@ -63,8 +64,9 @@ from pipeline.errors import InputError
 from pipeline.sections import Preprocess
 from pipeline.untrusted.archives import open_zip
 
-__all__ = ["caveats", "find_subjects", "memory_needed", "open_eeg"]
+__all__ = ["UNITS", "caveats", "find_subjects", "memory_needed", "open_eeg"]
 
+UNITS = "V"
 LARGEST_RAW = 4 << 30  # bytes of one file, about twice the largest published
 EPOCHS_AT_ONCE = 200  # cut together; at 1000 Hz, 63 channels of 1.2 s have 121 MB
 CUTTING_BYTES = 400 << 20  # memory while these are cut
@@ -162,7 +164,15 @@ def open_eeg(
 
             layout = Layout(tuple(channels.names[row] for row in rows[:-1]), plan.times)
             n_repetitions = None if uses_all_sessions else counts
-            yield RawEeg(layout, chunks, caveats(preprocess), n_repetitions, is_z_scored)
+            is_whitened = preprocess.mvnn != "none"
+            yield RawEeg(
+                layout,
+                chunks,
+                caveats(preprocess),
+                n_repetitions,
+                is_z_scored,
+                units=UNITS_OF_WHITENED if is_whitened else UNITS,
+            )
 
 
 @dataclass(frozen=True)

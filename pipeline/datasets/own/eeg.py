@@ -18,17 +18,16 @@ import pandas as pd
 from pipeline.datasets.entry import Modality, RawEeg
 from pipeline.datasets.image_table import SPLITS, Split
 from pipeline.datasets.own.opened import LOOK_AGAIN, require_rate_and_window
-from pipeline.datasets.own.session_steps import split_by_session
 from pipeline.datasets.own.subject_epochs import read_files
 from pipeline.datasets.own.subject_folder import RECORDINGS, read_subject_folder
 from pipeline.datasets.own.used_trials import count_repetitions, find_used_trials
+from pipeline.datasets.session_steps import UNITS_OF_WHITENED, split_by_session
 from pipeline.datasets.sessions import gather, require_one_normalisation, whitening_caveats
 from pipeline.errors import InputError
 from pipeline.sections import Preprocess
 
 UNITS = "V (EEG); T (magnetometers) and T/m (gradiometers) of MEG"
 UNITS_OF: dict[Modality, str] = {"EEG": "V", "MEG": "T (magnetometers) and T/m (gradiometers)"}
-UNITS_OF_WHITENED = "whitened (multivariate noise normalisation), no physical unit"
 
 READING_BYTES = 300 << 20  # memory for the epochs that are read at once, and for chunks
 SET_BYTES = 5  # memory for each byte of an EEGLAB file, whose float32 values become float64

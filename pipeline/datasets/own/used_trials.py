@@ -13,10 +13,9 @@ import pandas as pd
 
 from pipeline.datasets.image_table import SPLITS, Split
 from pipeline.datasets.own.subject_folder import read_subject_folder
+from pipeline.datasets.session_steps import CHOOSE_SESSIONS
 from pipeline.errors import FETCH_AGAIN, InputError
 from pipeline.sections import Preprocess
-
-CHOOSE_SESSIONS = "choose other sessions (preprocess.sessions)"
 
 
 def find_used_trials(

@@ -1,9 +1,9 @@
-"""What is done to the channels of each session of one's own recordings, by its training trials.
+"""What is done to the channels of each session of a recording, by its training trials.
 
 The noise covariance is the mean over images of what `noise_normalisation` computes of each, so that
 an image counts once, however often it was shown. With `mvnn: time` only images count that a session
-showed at least twice.
-Axes: C channels, T samples.
+showed at least twice, and so it is with `mvnn: epochs` of residuals.
+Axes: N images, R repetitions, C channels, T samples.
 """
 
 import math
@@ -16,7 +16,6 @@ import pandas as pd
 
 from pipeline.datasets.image_table import SPLITS, Split
 from pipeline.datasets.noise_normalisation import Observations, mean_covariance, observations
-from pipeline.datasets.own.used_trials import CHOOSE_SESSIONS
 from pipeline.datasets.scratch import Scratch
 from pipeline.datasets.sessions import (
     ChannelStep,
@@ -28,6 +27,9 @@ from pipeline.datasets.sessions import (
 from pipeline.errors import InputError
 from pipeline.sections import Preprocess
 
+CHOOSE_SESSIONS = "choose other sessions (preprocess.sessions)"
+UNITS_OF_WHITENED = "whitened (multivariate noise normalisation), no physical unit"
+
 
 def split_by_session(
     trials: pd.DataFrame,
@@ -35,25 +37,35 @@ def split_by_session(
     scratch: Scratch,
     preprocess: Preprocess,
     path: Path,
+    *,
+    residuals: bool = False,
 ) -> list[dict[Split, SessionEpochs]]:
-    """The epochs of each session, in the order of sessions, with what is done to its channels."""
-    begins = np.arange(len(trials)) * math.prod(shape) * 8  # as `read_files` wrote them
+    """The epochs of each session, in the order of sessions, with what is done to its channels.
+
+    `trials` has the columns `session`, `split` and `image_row`, and its index says which epoch in
+    `scratch` a trial is, from 0. `path` is what messages call the recording. With
+    `residuals` the mean response to each image in the session is taken off before its noise is
+    measured over the times of an epoch (`mvnn: epochs`). Raises InputError where a session has no
+    trials that tell its noise, or where their covariance has no inverse.
+    """
     sessions = []
     for session, of_session in trials.groupby("session"):
         epochs: dict[Split, SessionEpochs] = {}
         for split in SPLITS:
             rows = of_session[of_session["split"] == split]
-            epochs[split] = SessionEpochs(
-                rows["image_row"].to_numpy(), begins[rows.index], shape, scratch
-            )
+            begins = rows.index.to_numpy() * math.prod(shape) * 8
+            epochs[split] = SessionEpochs(rows["image_row"].to_numpy(), begins, shape, scratch)
 
-        step = _channel_step(epochs, preprocess, f"{path}: session {session}")
+        step = _channel_step(epochs, preprocess, residuals, f"{path}: session {session}")
         sessions.append({split: replace(epochs[split], step=step) for split in SPLITS})
     return sessions
 
 
 def _channel_step(
-    epochs: Mapping[Split, SessionEpochs], preprocess: Preprocess, session_name: str
+    epochs: Mapping[Split, SessionEpochs],
+    preprocess: Preprocess,
+    residuals: bool,
+    session_name: str,
 ) -> ChannelStep:
     """What is done to the channels of a session."""
     if preprocess.mvnn == "none" and preprocess.normalise != "session":
@@ -71,25 +83,32 @@ def _channel_step(
     if preprocess.mvnn == "none":
         return z_score_step(*_mean_and_variance(epochs["train"]))
     noise: dict[Split, np.ndarray] = {}
-    noise["train"] = _noise_covariance(epochs["train"], preprocess.mvnn, session_name)
-    if with_test:
-        noise["test"] = _noise_covariance(epochs["test"], preprocess.mvnn, session_name)
+    for split in SPLITS if with_test else SPLITS[:1]:
+        noise[split] = _noise_covariance(epochs[split], preprocess.mvnn, residuals, session_name)
     return whitening_step(noise, preprocess, session_name)
 
 
-def _noise_covariance(epochs: SessionEpochs, of: Observations, session_name: str) -> np.ndarray:
+def _noise_covariance(
+    epochs: SessionEpochs, of: Observations, residuals: bool, session_name: str
+) -> np.ndarray:
     """The mean over images of the noise covariance (C, C) of each."""
     total = np.zeros((epochs.shape[0], epochs.shape[0]))
     n_images = 0
+    # An image that was shown once does not differ from its own mean.
+    needs_two = of == "time" or residuals
     for eeg in gather([epochs], np.bincount(epochs.image_rows)):
-        if of == "epochs" or eeg.shape[1] > 1:
-            total += mean_covariance(observations(eeg, of)) * len(eeg)
-            n_images += len(eeg)
+        if needs_two and eeg.shape[1] == 1:
+            continue
+        if of == "epochs" and residuals:
+            eeg = eeg - eeg.mean(axis=1, keepdims=True)
+        total += mean_covariance(observations(eeg, of)) * len(eeg)
+        n_images += len(eeg)
 
     if not n_images:
+        remedy = "set it to none" if residuals else "set it to epochs"
         raise InputError(
-            f"{session_name}: shows no image twice, so that preprocess.mvnn: time has nothing to "
-            "compare; set it to epochs"
+            f"{session_name}: shows no image twice, so that preprocess.mvnn: {of} has nothing to "
+            f"compare; {remedy}"
         )
     return total / n_images
 

@@ -1,0 +1,207 @@
+"""Alljoined-1.6M, recorded with consumer hardware, made into the same chunks as THINGS-EEG2.
+
+Published: https://huggingface.co/datasets/Alljoined/Alljoined-1.6M; the files and what they hold
+are described in `alljoined_files`. The images, and so the metadata, are those of THINGS-EEG2.
+Made of it: epochs, baseline and lower rate (see `epochs`), then multivariate noise normalisation in
+each session (see `session_steps`), or a z-score of each channel in its place.
+
+The steps are those of the authors (https://github.com/Alljoined/Alljoined-1.6M at 3ed5754,
+preprocessing_utils.py). Where the two differ:
+- The noise is what is left of a trial once the mean response to its image in that session is taken
+  off. An image that the session shows once has nothing left. Here it does not count; there it
+  counts as a covariance of zeros, which multiplies all EEG of a session by one number: theirs is
+  ours times sqrt(images in the session / images that it shows at least twice).
+- The noise covariance is that of the samples that are kept, theirs that of the whole epoch. With
+  the window of params/alljoined it is the same, but for the last sample of theirs, 1 s.
+- Of a test image the first 80 trials are used (20 for each chosen session), though some are shown
+  up to 84 times, so that all subjects have as many. Of a training image all are used.
+- A time has the name that it would have at 1000 Hz, as in the other raw recordings: 0 s, where
+  theirs is 0.0008 s. At 250 Hz from -0.2 s each sample is the EEG 2.3 ms after its name (of THINGS-
+  EEG2, 1 ms): 0.8 ms because the recording has no sample at -0.2 s, and 1.6 ms by the resampling.
+- Ours are not shuffled: repetitions are in the order of sessions, then of time.
+Axes: N conditions (images), R repetitions, C channels, T samples.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from pipeline.datasets.alljoined_files import (
+    CH_NAMES,
+    SFREQ,
+    TEST_REPETITIONS,
+    BlockFile,
+    choose_blocks,
+    read_block,
+)
+from pipeline.datasets.channels import choose_channels
+from pipeline.datasets.entry import Layout, RawEeg
+from pipeline.datasets.epochs import (
+    EpochPlan,
+    cut_with_matrix,
+    epoch_bounds,
+    plan_epochs,
+    resampling_matrix,
+)
+from pipeline.datasets.image_table import SPLITS, Split
+from pipeline.datasets.scratch import Scratch
+from pipeline.datasets.session_steps import UNITS_OF_WHITENED, split_by_session
+from pipeline.datasets.sessions import gather, require_one_normalisation
+from pipeline.datasets.things_eeg2_raw import caveats as caveats_of_settings
+from pipeline.errors import InputError
+from pipeline.sections import Preprocess
+
+UNITS = "V"
+NAMED_AT = 1000.0  # Hz: times have the names of THINGS-EEG2 as recorded
+EPOCHS_AT_ONCE = 200  # cut together; 32 channels of 1.2 s at 256 Hz have 16 MB
+EPOCHS_OF_BLOCK = 1100  # about so many trials in a block
+READING_BYTES = 400 << 20  # memory for the epochs that are cut at once, and for chunks
+FILE_BYTES = 16  # memory for each byte of a file while it is read
+
+
+def find_subjects(folder: Path) -> dict[str, Path]:
+    """The folder of each subject, such as `sub-01`."""
+    return {path.name: path for path in sorted(folder.glob("sub-*")) if path.is_dir()}
+
+
+def memory_needed(path: Path, preprocess: Preprocess) -> int:
+    """The bytes of memory that `open_eeg` takes: one file, and the epochs cut.
+
+    Raises InputError where a file of a chosen session is missing, or where `preprocess` asks for
+    what these recordings do not allow.
+    """
+    _plan(path, preprocess)
+    require_one_normalisation(preprocess)
+    files = choose_blocks(path, preprocess.sessions)
+    return READING_BYTES + FILE_BYTES * max(file.path.stat().st_size for file in files)
+
+
+def _plan(path: Path, preprocess: Preprocess) -> EpochPlan:
+    if preprocess.sfreq == "published" or preprocess.window == "published":
+        raise InputError(
+            f"{path}: holds the EEG as recorded, at {SFREQ:g} Hz and without epochs, so that "
+            "preprocess.sfreq and .window cannot be published; choose both, as params/alljoined "
+            "does"
+        )
+    return plan_epochs(
+        preprocess.sfreq,
+        preprocess.window,
+        preprocess.baseline,
+        SFREQ,
+        str(path),
+        named_at=NAMED_AT,
+    )
+
+
+@contextmanager
+def open_eeg(
+    path: Path, images: Mapping[Split, pd.DataFrame], preprocess: Preprocess
+) -> Iterator[RawEeg]:
+    """The EEG of one subject, whose folder is `path`, see `RawEeg`: in V, or whitened.
+
+    When the context is entered, the chosen sessions are read block by block and cut into epochs.
+    The epochs wait in the folder for temporary files (see `Scratch`), float64: 5.3 GB for all
+    channels from 0 to 0.996 s at 250 Hz. Nothing stays there. In memory are one block and some
+    hundred epochs.
+
+    Raises InputError for a file that is missing, damaged or not as published, for a channel,
+    session, interval or rate that the recordings do not have, and for a session without noise to
+    normalise by.
+    """
+    plan = _plan(path, preprocess)
+    require_one_normalisation(preprocess)
+    ch_names = choose_channels(CH_NAMES, preprocess.channels, str(path))
+    files = choose_blocks(path, preprocess.sessions)
+
+    shape = (len(ch_names), len(plan.times))
+    n_images = {split: len(images[split]) for split in SPLITS}
+    with Scratch(_expected_bytes(files, shape), f"the epochs of {path.name}") as scratch:
+        trials, caveats_of_files = _read_blocks(files, ch_names, n_images, plan, scratch)
+        used = _first_test_trials(trials)
+        sessions = split_by_session(used, shape, scratch, preprocess, path, residuals=True)
+
+        counts = {split: _count_repetitions(used, split, n_images[split]) for split in SPLITS}
+        chunks = {
+            split: gather([session[split] for session in sessions], counts[split])
+            for split in SPLITS
+        }
+        is_whitened = preprocess.mvnn != "none"
+        yield RawEeg(
+            Layout(tuple(ch_names), plan.times),
+            chunks,
+            (*caveats_of_settings(preprocess), *caveats_of_files),
+            counts,
+            is_z_scored=preprocess.normalise == "session",
+            units=UNITS_OF_WHITENED if is_whitened else UNITS,
+        )
+
+
+def _expected_bytes(files: Sequence[BlockFile], shape: tuple[int, int]) -> int:
+    """About the size of all epochs, by the number that a block of the experiment shows."""
+    return len(files) * EPOCHS_OF_BLOCK * math.prod(shape) * 8
+
+
+def _read_blocks(
+    files: Sequence[BlockFile],
+    ch_names: Sequence[str],
+    n_images: Mapping[Split, int],
+    plan: EpochPlan,
+    scratch: Scratch,
+) -> tuple[pd.DataFrame, list[str]]:
+    """Write the epochs of all files, in the order of files, then of time.
+
+    Returns a row for each, with the columns `session`, `split` and `image_row`, and caveats.
+    """
+    bounds = epoch_bounds(plan, SFREQ)
+    matrix = resampling_matrix(plan, SFREQ)
+    tables: list[pd.DataFrame] = []
+    n_left_out = 0
+    flat: list[str] = []
+    for file in files:
+        block = read_block(file, ch_names, n_images, bounds)
+        for start in range(0, len(block.samples), EPOCHS_AT_ONCE):
+            samples = block.samples[start : start + EPOCHS_AT_ONCE]
+            scratch.append(cut_with_matrix(block.eeg, samples, bounds[0], matrix))
+
+        columns = {"session": file.session, "split": file.split, "image_row": block.image_rows}
+        tables.append(pd.DataFrame(columns))
+        n_left_out += block.n_left_out
+        flat += [f"{name} in {file.path.name}" for name in block.flat]
+
+    trials = pd.concat(tables, ignore_index=True)
+    return trials, _caveats_of_files(files[0].path.parent.name, len(trials), n_left_out, flat)
+
+
+def _caveats_of_files(
+    subject: str, n_trials: int, n_left_out: int, flat: Sequence[str]
+) -> list[str]:
+    caveats = []
+    if n_left_out:
+        caveats.append(
+            f"{subject}: {n_left_out} of {n_trials + n_left_out} trials were left out: their epoch "
+            "is not all recorded, or another image appears at the same sample."
+        )
+    if flat:
+        more = f" and {len(flat) - 3} more" if len(flat) > 3 else ""
+        caveats.append(
+            f"{subject}: channels that have the same value all the time were used: "
+            f"{', '.join(flat[:3])}{more}."
+        )
+    return caveats
+
+
+def _first_test_trials(trials: pd.DataFrame) -> pd.DataFrame:
+    """The trials without those of test images that were shown more often than planned."""
+    n_sessions = trials["session"].nunique()
+    number = trials.groupby(["split", "image_row"]).cumcount()
+    is_used = (trials["split"] == "train") | (number < TEST_REPETITIONS * n_sessions)
+    return trials[is_used]
+
+
+def _count_repetitions(trials: pd.DataFrame, split: Split, n_images: int) -> np.ndarray:
+    """The repetitions of each image, (n_images,)."""
+    return np.bincount(trials.loc[trials["split"] == split, "image_row"], minlength=n_images)
