@@ -22,7 +22,8 @@ a minute. Beside our test stands the former one, with the same data.
 `effects` draws which images each run retrieves first, see `draw_effects`: thousands of comparisons, so that the share
 of false claims is known within half a point; beside what was found stands the power that pipeline.compare.power
 predicts. `across` draws so for models that are trained on people of one recording and tested on those of another, see
-`draw_across`. `curves` compares real trainings of one model, so that nothing is there to be found, and adds a difference.
+`draw_across`. `curves` compares real trainings of one model, so that nothing is there to be found, and adds a
+difference.
 `study` asks the same of whole grids, as `pipeline.study.summary.summarise` does, see `draw_study`.
 
 Comparisons of one dataset share runs. So beside the binomial interval of the share of claims (Clopper-Pearson, as if
@@ -504,7 +505,7 @@ ACROSS += [
 
 
 def draw_across(design: Across, gain: float, rng: np.random.Generator) -> np.ndarray:
-    """Which images are first, (2, R, F, S, N), F = 1 where one model is of all who train: both sides alike but for `gain`.
+    """Which images are first, (2, R, F, S, N), alike but for `gain`; F is 1 where one model is of all people.
 
     Seeds, people who train, people who are tested and images all have effects of their own and with each other. What
     those who train do to a model of all of them is the mean of what each does.
