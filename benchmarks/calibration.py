@@ -3,6 +3,7 @@
     python -m benchmarks.calibration [PROTOCOL ...] [FOLDER]    # an hour a protocol on a free core; with a number
                                                                 # before the folder: of so many datasets only
     python -m benchmarks.calibration effects                    # without training: 4 minutes
+    python -m benchmarks.calibration across                     # the same of one recording on another: 5 minutes
     python -m benchmarks.calibration curves FOLDER              # on the logs of real trainings: a minute
     python -m benchmarks.calibration study                      # of whole grids: 3 minutes
 
@@ -20,7 +21,9 @@ a minute. Beside our test stands the former one, with the same data.
 
 `effects` draws which images each run retrieves first, see `draw_effects`: thousands of comparisons, so that the share
 of false claims is known within half a point; beside what was found stands the power that pipeline.compare.power
-predicts. `curves` compares real trainings of one model, so that nothing is there to be found, and adds a difference.
+predicts. `across` draws so for models that are trained on people of one recording and tested on those of another, see
+`draw_across`. `curves` compares real trainings of one model, so that nothing is there to be found, and adds a
+difference.
 `study` asks the same of whole grids, as `pipeline.study.summary.summarise` does, see `draw_study`.
 
 Comparisons of one dataset share runs. So beside the binomial interval of the share of claims (Clopper-Pearson, as if
@@ -48,6 +51,7 @@ from pipeline.errors import InputError
 from pipeline.evaluate.similarities import SubjectResult
 from pipeline.evaluate.statistics import (
     ALPHA,
+    MIN_SUBJECTS,
     Variance,
     holm,
     t_test,
@@ -454,6 +458,173 @@ def calibrate_effects(pool: ProcessPoolExecutor) -> None:
         )
 
 
+# The same where people of one recording train (f) and those of another are tested (s), on images (n) by seeds (r)
+AXES = "rfsn"
+ACROSS_SHARED = {"f": 0.3, "s": 0.4, "n": 1.0, "fs": 0.1, "fn": 0.3, "sn": 0.3, "fsn": 0.1}
+ACROSS_SHARED |= {"rf": 0.1, "rfs": 0.05, "rfn": 0.3}
+ACROSS_OWN = {"f": 0.1, "s": 0.1, "n": 0.35, "fs": 0.05, "fn": 0.25, "sn": 0.25, "fsn": 0.1}
+ACROSS_OWN |= {"rf": 0.05, "rfs": 0.05, "rfn": 0.35}
+ACROSS_GAIN = 0.26  # planted
+N_ACROSS = {0.0: N_FALSE, ACROSS_GAIN: N_FOUND}
+
+
+@dataclass(frozen=True)
+class Across:
+    """A comparison of models of one recording on the people of another.
+
+    `of_all`: one model a seed is trained on all `n_training` people. Else each of them has models of their own.
+    `own` are the standard deviations by which the sides differ, in place of some of ACROSS_OWN.
+    """
+
+    of_all: bool
+    n_seeds: int
+    n_training: int = 10
+    n_subjects: int = 20
+    n_images: int = 200
+    about: str = ""
+    own: tuple[tuple[str, float], ...] = ()
+
+
+SAME_PEOPLE = (
+    ("f", 0.0),
+)  # who trains gives neither side an advantage: those who trained are all that is asked of
+ACROSS = [Across(True, k, own=SAME_PEOPLE) for k in SEEDS]
+ACROSS += [Across(True, k, about="of others who train") for k in (3, 5)]
+ACROSS += [Across(False, k) for k in SEEDS]
+ACROSS += [
+    Across(False, 1, 6, 6, 100),
+    Across(False, 3, 6, 6, 100),
+    Across(False, 3, 20, 10),
+    Across(False, 3, about="trainers alike", own=SAME_PEOPLE),
+    Across(False, 3, about="trainers differ much", own=(("f", 0.3),)),
+    Across(False, 3, about="tested differ much", own=(("s", 0.3),)),
+    Across(False, 3, 3, 6, about="these trainers", own=SAME_PEOPLE),
+    Across(False, 5, 3, 6, about="these trainers", own=SAME_PEOPLE),
+    Across(False, 5, 3, 6, about="of others who train"),
+]
+
+
+def draw_across(design: Across, gain: float, rng: np.random.Generator) -> np.ndarray:
+    """Which images are first, (2, R, F, S, N), alike but for `gain`; F is 1 where one model is of all people.
+
+    Seeds, people who train, people who are tested and images all have effects of their own and with each other. What
+    those who train do to a model of all of them is the mean of what each does.
+    """
+    sizes = dict(zip(AXES, (design.n_seeds, 1, design.n_subjects, design.n_images), strict=True))
+    if not design.of_all:
+        sizes["f"] = design.n_training
+
+    def noise(axes: str) -> np.ndarray:
+        shape = [sizes[axis] if axis in axes else 1 for axis in AXES]
+        return rng.standard_normal(shape, np.float32)
+
+    def effects(sd: dict[str, float]) -> np.ndarray:
+        drawn = np.zeros((1, 1, 1, 1), np.float32)
+        for axes, size in sd.items():
+            of_several = design.of_all and "f" in axes and "r" not in axes
+            drawn = drawn + size / (design.n_training if of_several else 1) ** 0.5 * noise(axes)
+        return drawn
+
+    shared = effects(ACROSS_SHARED)
+    own = ACROSS_OWN | dict(design.own)
+    return np.array(
+        [shared + effects(own) + gain * side + REST * noise(AXES) > 0 for side in range(2)]
+    )
+
+
+def across_p(design: Across, first: np.ndarray, second: np.ndarray) -> dict[str, float]:
+    """p as of `compare` of the answers (R, F, S, N) of either side, and of other tests; 1 if no claim.
+
+    * `now`: the test.
+    * `nothing off`: what two factors both hold stands in the parts of both.
+    * `fixed`: those who trained are taken for all there are; the seeds of each give the spread.
+    """
+    if design.of_all:
+        return {"now": our_p("pooled", first[:, 0], second[:, 0])}
+
+    differences = (second - first).mean(0)  # (F, S, N)
+    n_training, n_subjects, n_images = differences.shape
+    people, subjects, images = (
+        variance_of_mean(differences.mean(others)) for others in ((1, 2), (0, 2), (0, 1))
+    )
+    of_answers = overlap(differences.mean(0), n_subjects - 1, n_images - 1)
+    with_subjects = [subjects, images, Variance(-of_answers, np.inf)]
+
+    by_seed = [side.mean((2, 3)) for side in (first, second)]  # (R, F) each
+    seeds = [
+        variance_over_seeds(*of_fold) for of_fold in zip(*(side.T for side in by_seed), strict=True)
+    ]
+    of_seeds = [Variance(part.value / n_training**2, part.df) for part in seeds]
+    p = {"fixed": p_of(differences, [*with_subjects, *of_seeds])}
+    if n_training < MIN_SUBJECTS:
+        return p | {"now": p["fixed"]}
+
+    df = (n_training - 1) * (n_subjects - 1)
+    pairs = differences.mean(2)
+    rest = differences - pairs[:, :, None]
+    rest = rest - rest.mean(0) - rest.mean(1, keepdims=True) + rest.mean((0, 1))
+    off = [
+        Variance(-overlap(pairs, n_training - 1, n_subjects - 1), df),
+        Variance(-overlap(differences.mean(1), n_training - 1, n_images - 1), np.inf),
+        Variance(float(np.square(rest).sum()) / df / (n_images - 1) / rest.size, np.inf),
+    ]
+    p["nothing off"] = p_of(differences, [people, subjects, images])
+    return p | {"now": p_of(differences, [people, *with_subjects, *off])}
+
+
+def overlap(values: np.ndarray, *df: int) -> float:
+    """The mean square of what rows and columns of `values` have together, over their number."""
+    rest = values - values.mean(0) - values.mean(1, keepdims=True) + values.mean()
+    return float(np.square(rest).sum() / np.prod(df) / rest.size)
+
+
+def judge_across(design: Across, gain: float) -> pd.DataFrame:
+    """A row for each drawn comparison: the difference and p by each test."""
+    numbers = (
+        design.of_all,
+        design.n_seeds,
+        design.n_training,
+        design.n_subjects,
+        len(design.about),
+    )
+    rng = np.random.default_rng([*map(int, numbers), int(100 * gain)])
+    rows = []
+    for _ in range(N_ACROSS[gain]):
+        first, second = draw_across(design, gain, rng).astype(np.float32)
+        difference = float((second - first).mean())
+        rows.append({"difference": difference} | across_p(design, first, second))
+    return pd.DataFrame(rows)
+
+
+def calibrate_across(pool: ProcessPoolExecutor) -> None:
+    """False claims, and the share found of a planted difference, for each design."""
+    jobs = {
+        (design, gain): pool.submit(judge_across, design, gain)
+        for design in ACROSS
+        for gain in N_ACROSS
+    }
+    print(
+        f"{N_ACROSS[0.0]} comparisons with nothing planted: share of claims with its 95 % binomial interval, of other "
+        f"tests; {N_ACROSS[ACROSS_GAIN]} with a difference: points, share found"
+    )
+    for design in ACROSS:
+        null, planted = (jobs[design, gain].result() for gain in N_ACROSS)
+        claims = int((null["now"] <= ALPHA).sum())
+        low, high = binomtest(claims, len(null)).proportion_ci()
+        others = {
+            name: f"{(null[name] <= ALPHA).mean():.1%}"
+            for name in ("nothing off", "fixed")
+            if name in null
+        }
+        models = "of all" if design.of_all else "of each"
+        print(
+            f"{models:8} {design.n_seeds} seeds {design.n_training:2} train {design.n_subjects:2} tested "
+            f"{design.n_images} images {design.about:22} {claims / len(null):5.1%} ({low:.1%} to {high:.1%}) "
+            f"{100 * planted['difference'].mean():+.1f} {(planted['now'] <= ALPHA).mean():4.0%} {others}",
+            flush=True,
+        )
+
+
 def calibrate_curves(folder: Path) -> None:
     """Real trainings of one model, logged as `run,sub,split,epoch,top1`, five runs a subject: see the head.
 
@@ -609,7 +780,9 @@ def _share(by_study: np.ndarray) -> str:
 
 def main() -> None:
     arguments = sys.argv[1:]
-    kinds = [name for name in arguments if name in (*SETTINGS, "effects", "curves", "study")]
+    kinds = [
+        name for name in arguments if name in (*SETTINGS, "effects", "across", "curves", "study")
+    ]
     numbers = [int(name) for name in arguments if name.isdecimal()]
     folders = [Path(name) for name in arguments if name not in kinds and not name.isdecimal()]
     folder = folders[0] if folders else None
@@ -622,6 +795,8 @@ def main() -> None:
                 calibrate_study(pool)
             elif kind == "effects":
                 calibrate_effects(pool)
+            elif kind == "across":
+                calibrate_across(pool)
             else:
                 calibrate(kind, numbers[0] if numbers else None, folder, pool)
     return None

@@ -10,6 +10,7 @@ from scipy.stats import t
 import stages.compare
 from pipeline.compare.comparison import compare
 from pipeline.compare.explained import explain_difference
+from pipeline.compare.power import design_of
 from pipeline.errors import InputError
 from pipeline.evaluate.similarities import Similarities, SubjectResult
 from pipeline.params import read_params
@@ -454,6 +455,122 @@ def test_the_spread_of_seeds_is_that_of_their_means():
     assert np.ptp(top1["ci95"]) == pytest.approx(
         2 * t.ppf(0.975, df) * (seeds + images) ** 0.5, rel=0.1
     )
+
+
+def drawn_across(
+    n_training: int, n_subjects: int, seeds: tuple[int, ...], gain: float = 0.2
+) -> tuple[list[SubjectResult], list[SubjectResult]]:
+    """Right answers of models of each training person on the people of another recording."""
+    rng = np.random.default_rng(8)
+    chance = np.linspace(0.2, 0.6, N)  # some images are easier
+    # What the second side does for a person who trains, one who is tested and an image
+    own = [0.1 * rng.standard_normal(shape) for shape in ((n_training, 1, 1), (n_subjects, 1), N)]
+    chances = np.broadcast_to(chance, (n_training, n_subjects, N)), chance + gain + sum(own)
+    unaligned, aligned = (
+        [
+            scored(f"sub-{s}", rng.random(N) < of_side[f, s], seed, fold=f"from-sub-{f}")
+            for f in range(n_training)
+            for seed in seeds
+            for s in range(n_subjects)
+        ]
+        for of_side in chances
+    )
+    return unaligned, aligned
+
+
+@pytest.mark.parametrize("n_seeds", [1, 2])
+def test_people_who_train_and_people_who_are_tested_are_crossed(n_seeds: int) -> None:
+    """The parts by hand, from the mean squares of models, subjects and images."""
+    sides = drawn_across(7, 6, tuple(range(n_seeds)))
+    result = compared(*sides, protocol="across")
+    assert result["ci95_over"] == ["training people", "subjects", "test images"]
+    assert "over training people, subjects and test images; 20-way, across" in result["answer"]
+
+    ranks = [np.array([run.queries()["rank"] for run in side]) for side in sides]
+    first, second = ((rank == 1).reshape(7, n_seeds, 6, N).mean(1) for rank in ranks)
+    parts = variances_of_mean(second - first)
+    signs = {"f": 1, "s": 1, "n": 1, "fs": -1, "fn": -1, "sn": -1, "fsn": 1}
+    total = sum(sign * parts[axes] for axes, sign in signs.items())
+    # What a pair holds is as if known, but for that of two factors with few levels.
+    df_of = {"f": 6, "s": 5, "n": N - 1, "fs": 30}
+    df = total**2 / sum(parts[axes] ** 2 / df for axes, df in df_of.items())
+
+    top1 = result["metrics"]["top1_acc"]
+    assert total > max(parts.values())
+    assert top1["difference"] == pytest.approx((second - first).mean())
+    half = t.ppf(0.975, df) * total**0.5
+    assert np.ptp(top1["ci95"]) / 2 == pytest.approx(half, rel=0.08)  # the bootstrap is by chance
+
+
+def variances_of_mean(values: np.ndarray) -> dict[str, float]:
+    """What each set of the axes f, s, n adds to the variance of the mean of `values` (F, S, N)."""
+    parts = {}
+    for axes in ("f", "s", "n", "fs", "fn", "sn", "fsn"):
+        inside = tuple(i for i, axis in enumerate("fsn") if axis in axes)
+        others = tuple(i for i in range(3) if i not in inside)
+        effect = values.mean(others, keepdims=True)
+        for axis in inside:
+            effect = effect - effect.mean(axis, keepdims=True)
+        df = np.prod([values.shape[axis] - 1 for axis in inside])
+        parts[axes] = float(np.square(effect).sum() / df / effect.size)
+    return parts
+
+
+def test_a_fold_is_its_share_of_the_mean() -> None:
+    """Models of two people on three others: the luck of each model moves half of the mean."""
+    sides = [
+        [
+            scored(f"sub-{s}", first(n[fold, seed]), seed, fold=fold)
+            for fold in ("from-a", "from-b")
+            for seed in (1, 2)
+            for s in range(3)
+        ]
+        for n in (
+            dict.fromkeys([("from-a", 1), ("from-a", 2), ("from-b", 1), ("from-b", 2)], 8),
+            {("from-a", 1): 12, ("from-a", 2): 16, ("from-b", 1): 14, ("from-b", 2): 14},
+        )
+    ]
+    result = compared(*sides, protocol="across")
+    assert result["ci95_over"] == ["seeds", "test images"]
+    assert "p = " in result["answer"] and "not over the people who trained" in result["answer"]
+    assert result["answer"].startswith("In these 3 subjects, too few to speak for others")
+
+    # Of one fold alone, by two seeds
+    seeds = np.var([0.2, 0.4], ddof=1) / 2 / 4
+    by_image = np.array([0.0] * 8 + [1.0] * 4 + [0.75] * 2 + [0.25] * 2 + [0.0] * 4)
+    images = by_image.var() / N
+    df = (seeds + images) ** 2 / (seeds**2 / 1 + images**2 / (N - 1))
+    half = t.ppf(0.975, df) * (seeds + images) ** 0.5
+    assert np.ptp(result["metrics"]["top1_acc"]["ci95"]) / 2 == pytest.approx(half, rel=0.1)
+
+
+def test_models_of_few_people_and_one_seed_are_no_claim_about_others() -> None:
+    result = compared(*drawn_across(3, 6, (1,)), protocol="across")
+    assert result["verdict"] == "no claim"
+    assert result["ci95_over"] == [] and result["metrics"]["top1_acc"]["p"] is None
+
+
+def test_many_who_train_speak_for_few_who_are_tested() -> None:
+    result = compared(*drawn_across(6, 2, (1,)), protocol="across")
+    assert result["ci95_over"] == ["training people", "test images"]
+    assert result["answer"].startswith("In these 2 subjects, too few to speak for others")
+    assert "not over the people who trained" not in result["answer"]
+
+
+def test_one_model_of_all_who_train_speaks_for_no_others_of_them() -> None:
+    result = compared(*pair(8), protocol="across")
+    assert result["ci95_over"] == ["seeds", "subjects", "test images"]
+    assert "subjects and test images, not over the people who trained; 20-way" in result["answer"]
+    assert "people who trained" not in compared(*pair(8))["answer"]
+
+
+def test_no_plan_is_made_across_recordings() -> None:
+    """The variances of crossed folds are left out, and those of one model are no plan either."""
+    result = compared(*drawn_across(6, 6, (1, 2)), protocol="across")
+    assert "variances" not in result
+    for comparison in (result, compared(*pair(8), protocol="across")):
+        with pytest.raises(InputError, match="protocol across, and no plan is made"):
+            design_of(comparison)
 
 
 def test_nothing_is_claimed_of_collapsed_runs():

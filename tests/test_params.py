@@ -84,7 +84,7 @@ def test_a_wrong_value_is_told_in_one_sentence(tmp_path, key, value, message):
 @pytest.mark.parametrize(
     ("key", "message"),
     [
-        ("dataset", "params.yaml: dataset is 'resnet50': should be one of sample, things-eeg2"),
+        ("dataset", "params.yaml: dataset is 'resnet50': should be one of sample, sample-headset"),
         (
             "backbone",
             f"params.yaml: backbone is 'resnet50': should be one of {', '.join(IMAGE_MODELS)}",

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.datasets import sample
+from pipeline.datasets import sample, sample_headset
 from pipeline.datasets.sample_contents import CONTENTS
+from pipeline.datasets.sources import Make
 from pipeline.datasets.table import DATASETS, SAMPLE
 from pipeline.errors import InputError
 from stages import download
@@ -246,20 +247,27 @@ def test_each_truth_says_what_was_planted() -> None:
         assert f"sample.truth: {truth}" in sentence and sentence.endswith(".")
 
 
+@pytest.mark.parametrize(
+    ("name", "make_raw"), [("sample", sample.make_raw), ("sample-headset", sample_headset.make_raw)]
+)
 def test_the_download_stage_makes_the_truth_that_params_yaml_names(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, make_raw: Make
 ) -> None:
-    tiny = dataclasses.replace(SAMPLE, source=functools.partial(sample.make_raw, size=TINY))
-    monkeypatch.setitem(DATASETS, "sample", tiny)
+    make_tiny = functools.partial(make_raw, size=TINY)
+    monkeypatch.setitem(DATASETS, name, dataclasses.replace(DATASETS[name], source=make_tiny))
     params = tmp_path / "params.yaml"
-    shipped = Path("params.yaml").read_text()
-    assert "\n  truth: aligned\n" in shipped
-    params.write_text(shipped.replace("\n  truth: aligned\n", "\n  truth: nothing\n"))
+    text = Path("params.yaml").read_text()
+    for shipped, chosen in (
+        ("\n  truth: aligned\n", "\n  truth: nothing\n"),
+        ("\ndataset: sample\n", f"\ndataset: {name}\n"),
+    ):
+        assert shipped in text
+        text = text.replace(shipped, chosen)
+    params.write_text(text)
 
     names = ("eeg", "images", "metadata", "images.csv")
     download.main(params, *(tmp_path / "stage" / name for name in names))
     expected = tmp_path / "expected"
-    paths = (expected / "eeg", expected / "images", expected / "metadata")
-    sample.make_raw("all", *paths, TINY, "nothing")
+    make_tiny("all", expected / "eeg", expected / "images", expected / "metadata", truth="nothing")
     made = contents(tmp_path / "stage")
     assert {name: made[name] for name in contents(expected)} == contents(expected)

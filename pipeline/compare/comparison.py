@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.compare.differences import RunKey, paired_difference
+from pipeline.compare.differences import TRAINING_PEOPLE, RunKey, paired_difference
 from pipeline.compare.variances import correlation_over_seeds, variance_components
 from pipeline.errors import InputError
 from pipeline.evaluate.similarities import Queries, Similarities, SubjectResult
@@ -320,7 +320,8 @@ def _differences(
 def _variances(queries: Mapping[str, Mapping[RunKey, Queries]]) -> dict[str, Any]:
     """What seeds, subjects and images add to the variance of one difference of top-1.
 
-    Nothing where a subject lacks a seed.
+    Nothing where a subject lacks a seed, and where the models of several people are each tested on
+    all subjects: the people who train would be one more factor.
     """
     correct: list[np.ndarray] = []  # of each side (R, S, N)
     for side in queries.values():
@@ -452,6 +453,9 @@ def _verdict(comparison: dict[str, Any]) -> tuple[str, str]:
         verdict = "better" if top1["difference"] > 0 else "worse"
     claim = _claim(comparison, verdict)
     in_words = ", ".join(factors[:-1]) + f" and {factors[-1]}"
+    # They are of another recording, so that the subjects tested do not stand for them.
+    if comparison["protocol"] == "across" and TRAINING_PEOPLE not in factors:
+        in_words += ", not over the people who trained"
     sentence = f"{claim}: {figures} ({interval} and p = {top1['p']:.3g} over {in_words}; {design})."
     return verdict, sentence[0].upper() + sentence[1:]
 

@@ -6,11 +6,16 @@ subjects moves all of them together, so subjects cannot stand for seeds: with on
 claim. Where each subject has models of its own, the spread over subjects includes the seeds. Models
 without seeds (ridge) need no second run.
 
-What subjects and images both hold, the noise of single answers, is counted once. Of models that
+Models of one recording may be tested on the people of another one. Where each of its people has
+models of their own, each is a fold that is tested on all subjects: then people who train and
+people who are tested are two crossed factors, and the spread over the former includes their seeds.
+A model of all its people together tells nothing about other people who might train.
+
+What two factors both hold, down to the noise of single answers, is counted once. Of models that
 subjects share, the seeds of both sides are pairs. How often a claim that rests on this is wrong,
 and what else was tried: benchmarks/calibration.py, benchmarks/ridge.py and docs/results.md.
 
-Axes: R runs and subjects tested, B resamples, S subjects, N test images.
+Axes: R runs and subjects tested, B resamples, F folds, S subjects, N test images.
 """
 
 from collections.abc import Callable, Mapping
@@ -25,12 +30,17 @@ from pipeline.evaluate.statistics import (
     MIN_SUBJECTS,
     Resamples,
     Variance,
-    mean_by_subject,
     noise_counted_twice,
     t_test,
     variance_of_mean,
     variance_over_seeds,
 )
+
+# Factors of an interval
+SUBJECTS = "subjects"
+IMAGES = "test images"
+SEEDS = "seeds"
+TRAINING_PEOPLE = "training people"
 
 RunKey = tuple[str, int, str]  # fold, seed and subject of one model on one subject's test EEG
 
@@ -73,13 +83,13 @@ def paired_difference(
     once = np.ones((1, resamples.images.shape[1]))  # (1, N): the gallery itself
 
     points: dict[str, pd.DataFrame] = {}  # metrics of each run, R rows
-    resampled: dict[str, dict[str, np.ndarray]] = {}  # by metric, (S, B) each
+    resampled: dict[str, dict[str, np.ndarray]] = {}  # by metric, (F, S, B) or (1, S, B)
     for side, queries in sides.items():
         metrics = [weigh(values, once) for values in queries.values()]
         points[side] = pd.DataFrame(
             [{name: float(value[0]) for name, value in of_run.items()} for of_run in metrics]
         )
-        resampled[side] = _resample_subjects(runs, queries, resamples, weigh)
+        resampled[side] = _resample_cells(runs, queries, resamples, weigh)
 
     # First over the runs of a subject: one with more runs must not weigh more.
     by_subject = {side: table.groupby(runs["subject"]).mean() for side, table in points.items()}
@@ -89,18 +99,28 @@ def paired_difference(
     for name in resampled[other]:
         means = {side: table[name] for side, table in by_subject.items()}  # (S,) each
         difference = means[other] - means[baseline]  # (S,)
-        in_resamples = resampled[other][name] - resampled[baseline][name]  # (S, B)
+        of_cells = resampled[other][name] - resampled[baseline][name]  # (F, S, B) or (1, S, B)
+        in_resamples = of_cells.mean(0)  # (S, B)
 
         variances = {
             # The bootstrap moves only the images here: its spread is their part.
-            "test images": [Variance(float(in_resamples.mean(0).var(ddof=1)), once.size - 1)],
+            IMAGES: [Variance(float(in_resamples.mean(0).var(ddof=1)), once.size - 1)],
             # Paired: the spread of the differences, not that of both sides.
-            "subjects": [variance_of_mean(difference.to_numpy(), left_out_in_turn)],
-            "seeds": _seed_variances(runs, points[baseline][name], points[other][name]),
+            SUBJECTS: [variance_of_mean(difference.to_numpy(), left_out_in_turn)],
+            SEEDS: _seed_variances(runs, points[baseline][name], points[other][name]),
         }
+        if TRAINING_PEOPLE in factors:
+            cells = _by_fold_and_subject(runs, points[other][name] - points[baseline][name])
+            variances[TRAINING_PEOPLE] = [variance_of_mean(cells.mean(1))]
         parts = [part for factor in factors for part in variances[factor]]
-        if {"subjects", "test images"} <= set(factors):
+
+        # What two factors both hold stands in the parts of either.
+        if {SUBJECTS, IMAGES} <= set(factors):
             parts.append(noise_counted_twice(in_resamples))
+        if TRAINING_PEOPLE in factors:
+            parts.append(noise_counted_twice(of_cells.mean(1)))
+        if {TRAINING_PEOPLE, SUBJECTS} <= set(factors):
+            parts += people_counted_twice(cells, of_cells)
         interval, p = t_test(float(difference.mean()), parts)
 
         compared[name] = {side: float(values.mean()) for side, values in means.items()}
@@ -113,19 +133,66 @@ def paired_difference(
     return PairedDifference(factors, compared, by_subject)
 
 
-def _resample_subjects(
+def _are_crossed(runs: pd.DataFrame) -> bool:
+    """Whether each of several folds is tested on all subjects.
+
+    So it is where each person of one recording has models of their own, and those of another
+    recording are tested.
+    """
+    n_folds = runs["fold"].nunique()
+    return n_folds > 1 and runs.groupby("subject")["fold"].nunique().min() == n_folds
+
+
+def _resample_cells(
     runs: pd.DataFrame,
     queries: Mapping[RunKey, Queries],
     resamples: Resamples,
     weigh: WeighQueries,
 ) -> dict[str, np.ndarray]:
-    """Each metric of each subject in each resample of the images, (S, B)."""
-    weighed = [weigh(values, resamples.images) for values in queries.values()]
-    subjects = runs["subject"].tolist()
-    return {
-        name: mean_by_subject(subjects, [metrics[name] for metrics in weighed])
-        for name in weighed[0]
-    }
+    """Each metric of each subject in each resample of the images, the mean over runs: (1, S, B).
+
+    Of crossed folds (F, S, B): that of each fold.
+    """
+    columns = ["fold", "subject"] if _are_crossed(runs) else ["subject"]
+    # In order of fold and subject
+    cells = runs.groupby(columns).ngroup().to_numpy()
+    n_runs = np.bincount(cells)
+
+    # Summed up one by one: the resamples of a thousand runs do not fit into memory.
+    sums: dict[str, np.ndarray] = {}
+    for cell, values in zip(cells, queries.values(), strict=True):
+        for name, in_resamples in weigh(values, resamples.images).items():
+            total = sums.setdefault(name, np.zeros((len(n_runs), len(in_resamples))))
+            total[cell] += in_resamples
+
+    shape = (-1, runs["subject"].nunique(), len(resamples.images))
+    return {name: (total / n_runs[:, None]).reshape(shape) for name, total in sums.items()}
+
+
+def _by_fold_and_subject(runs: pd.DataFrame, values: pd.Series) -> np.ndarray:
+    """The mean over seeds of the values (R,) of crossed folds: (F, S)."""
+    return values.groupby([runs["fold"], runs["subject"]]).mean().unstack().to_numpy()
+
+
+def people_counted_twice(cells: np.ndarray, resampled: np.ndarray) -> list[Variance]:
+    """What the part of the people who train and that of those who are tested both hold.
+
+    `cells` (F, S) are the differences of F models on S people, `resampled` (F, S, B) the same in B
+    resamples of N images. The mean square of their interaction is in the spread over either, so it
+    is to be taken off: it is negative here. It holds the noise of single answers, which so is taken
+    off with each pair of the three factors, and stood in each of the three: it is added once.
+    """
+    n_folds, n_subjects = cells.shape
+    df = (n_folds - 1) * (n_subjects - 1)
+    of_pairs = np.square(_interaction(cells)).sum() / df / cells.size
+    of_answers = _interaction(resampled).var(axis=2, ddof=1).sum() / df / cells.size
+    return [Variance(-float(of_pairs), df), Variance(float(of_answers), np.inf)]
+
+
+def _interaction(values: np.ndarray) -> np.ndarray:
+    """What a fold and a subject (F, S, ...) have together beyond what each has by itself."""
+    by_fold = values - values.mean(0)
+    return by_fold - by_fold.mean(1, keepdims=True)
 
 
 def factors_of_interval(runs: pd.DataFrame, without_seeds: bool = False) -> list[str]:
@@ -134,20 +201,26 @@ def factors_of_interval(runs: pd.DataFrame, without_seeds: bool = False) -> list
     `runs` has the columns fold, seed and subject. Where each subject has models of its own, with
     seeds of their own, the spread over subjects already includes the seeds. Models that no seed
     could change need no second run.
+
+    Where the models of each person of another recording are tested on all subjects, the spread over
+    the people who trained includes the seeds. With fewer of them than MIN_SUBJECTS the claim is
+    about them alone, as it is where one model is of them all.
     """
     # The least of all folds: one fold with a single seed has no spread over seeds.
     several_seeds = runs.groupby("fold")["seed"].nunique().min() > 1
     models_are_shared = runs.groupby("fold")["subject"].nunique().max() > 1
     enough_subjects = runs["subject"].nunique() >= MIN_SUBJECTS
 
+    if _are_crossed(runs) and runs["fold"].nunique() >= MIN_SUBJECTS:
+        return [TRAINING_PEOPLE, *([SUBJECTS] if enough_subjects else []), IMAGES]
     if without_seeds:
         # Over test images alone it claimed too often (benchmarks/ridge.py)
-        return ["subjects", "test images"] if enough_subjects else []
+        return [SUBJECTS, IMAGES] if enough_subjects else []
     if enough_subjects and not models_are_shared:
-        return ["subjects", "test images"]
+        return [SUBJECTS, IMAGES]
     if enough_subjects and several_seeds:
-        return ["seeds", "subjects", "test images"]
-    return ["seeds", "test images"] if several_seeds else []
+        return [SEEDS, SUBJECTS, IMAGES]
+    return [SEEDS, IMAGES] if several_seeds else []
 
 
 def _seed_variances(runs: pd.DataFrame, first: pd.Series, second: pd.Series) -> list[Variance]:
@@ -155,10 +228,13 @@ def _seed_variances(runs: pd.DataFrame, first: pd.Series, second: pd.Series) -> 
 
     `first` and `second` (R,) are the values of one metric on either side.
     """
+    n_runs = runs["subject"].value_counts()
+
     parts = []
     for _, fold in runs.groupby("fold"):
-        # The fold's part of the mean over subjects; its variance counts by the square of that.
-        weight = fold["subject"].nunique() / runs["subject"].nunique()
+        # The fold's part of the mean over subjects, each the mean over its runs of all folds. Its
+        # variance counts by the square of that.
+        weight = (fold["subject"].value_counts() / n_runs).sum() / len(n_runs)
         by_seed = [
             side[fold.index].groupby(fold["seed"]).mean().to_numpy() for side in (first, second)
         ]

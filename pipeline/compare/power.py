@@ -47,8 +47,15 @@ class Design:
 def design_of(comparison: Mapping[str, Any]) -> Design:
     """The design of a comparison as it is in metrics/comparison.json.
 
-    Raises InputError if it lacks its variances, or cannot tell what seeds or subjects bring.
+    Raises InputError if it lacks its variances, or cannot tell what seeds or subjects bring, and of
+    models that are tested on the people of another recording.
     """
+    if comparison["protocol"] == "across":
+        raise InputError(
+            "the comparison is of train.protocol across, and no plan is made for models that are "
+            "tested on the people of another recording: how many people should train would be one "
+            "more number; compare by another protocol, such as within-subject"
+        )
     if "variances" not in comparison:
         raise InputError(
             "the comparison holds no variances: it is of an older version, or no pair of runs was "

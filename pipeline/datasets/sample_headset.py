@@ -26,8 +26,8 @@ CH_NAMES += ["CP2", "CP4", "CP6", "F2", "F6", "Fp2"]
 
 SIZE = Size(train_repetitions=2, test_repetitions=12)
 # At a channel of `sample`, the correlation of what all people share there and here
-IN_COMMON = 0.8
-RESPONSE = 0.8  # strength of a response, in those of `sample`
+IN_COMMON = 0.7
+RESPONSE = 0.55  # strength of a response, in those of `sample`
 NOISE = 1.25  # standard deviation of the noise, in those of `sample`
 
 
