@@ -49,7 +49,11 @@ def main(
 
     metadata = second / "image_metadata"
 
-    # Called before the EEG comes, with the metadata in place.
+    # Called as soon as the metadata are there, so that nothing more is fetched in vain.
+    def check_metadata(metadata: Path) -> None:
+        tables = dataset.read_metadata(metadata)
+        require_the_same_images(p.across.dataset, tables, image_table)
+
     def check_images(shown: Path) -> None:
         check_shown_images(shown, images, dataset.read_metadata(metadata))
 
@@ -68,11 +72,12 @@ def main(
         user_files=UserFiles(
             open_copies(p.download.own_copy), left_in, p.download.accept_new_versions
         ),
+        check_metadata=check_metadata,
         check_shown_images=check_images,
     )
 
+    check_metadata(metadata)  # of what is made here, too
     tables = dataset.read_metadata(metadata)
-    require_the_same_images(p.across.dataset, tables, image_table)
     write_image_table(second / "images.csv", tables)
 
     files = sorted((second / "eeg").iterdir())

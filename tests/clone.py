@@ -16,7 +16,7 @@ import pytest
 import yaml
 from filelock import FileLock
 
-from pipeline.datasets.sample import make_human, make_raw
+from pipeline.datasets.sample import Size, make_human, make_raw
 from pipeline.datasets.sources import THINGS_SIMILARITY
 from pipeline.images.stand_ins.dreamsim import make_checkpoint
 from tests.osf_server import serve
@@ -122,11 +122,7 @@ def make_first_run(base: Path, project: Project) -> None:
         published / "y63gw/image_metadata.npy",
         TINY,
     )
-    people = published / "bucket/ds004212/sourcedata/meg_paper"
-    categories = published / f"bucket/{THINGS_SIMILARITY.commit}/{THINGS_SIMILARITY.categories}"
-    make_human(
-        people / "spose_embedding_66d_sorted.txt", people / "names_1854.csv", categories, TINY
-    )
+    publish_people(published / "bucket", TINY)
     make_checkpoint("synclr_vitb16", published / "releases/v0.2.1-checkpoints", embed_dim=64)
     put_code(project)
 
@@ -150,6 +146,15 @@ def make_first_run(base: Path, project: Project) -> None:
         project.run("dvc", "repro")
     project.run("git", "add", "-A")
     project.run("git", "commit", "-qm", "first run")
+
+
+def publish_people(bucket: Path, size: Size) -> None:
+    """What people say of the concepts of the sample, as OpenNeuro's bucket has it."""
+    people = bucket / "ds004212/sourcedata/meg_paper"
+    categories = bucket / THINGS_SIMILARITY.commit / THINGS_SIMILARITY.categories
+    make_human(
+        people / "spose_embedding_66d_sorted.txt", people / "names_1854.csv", categories, size
+    )
 
 
 def put_code(project: Project) -> None:

@@ -484,8 +484,8 @@ def test_missing_eeg_is_one_sentence(prepared: Path, tmp_path: Path) -> None:
         read_split(tmp_path / "eeg/sub-01.h5", "test", average=False)
     assert str(caught.value) == (
         f"{tmp_path}/eeg/sub-01.h5: leads to the EEG in {tmp_path}/private_eeg/sub-01.h5, which is "
-        "missing, because `dvc push` never uploads one's own recordings; where these are, make it "
-        "again with `dvc repro --force preprocess`"
+        "missing, because `dvc push` never uploads EEG that may not be passed on; where the "
+        "recordings are, make it again with `dvc repro --force preprocess`"
     )
 
 
