@@ -10,6 +10,7 @@ import h5py
 import pytest
 
 from pipeline.datasets.channels import POSTERIOR
+from pipeline.files import sha256
 from pipeline.images.stand_ins.dreamsim import make_checkpoint
 from tests.clone import Project, environment_of, publish_people, put_code, ran
 from tests.osf_server import serve
@@ -103,10 +104,11 @@ def test_prepared_eeg_of_alljoined_is_never_pushed(project, tmp_path):
     project, params, _ = project
     project.run("dvc", "remote", "add", "--local", "-d", "lab", str(tmp_path / "remote"))
     project.run("dvc", "push")
-    pushed = {path.stat().st_size for path in (tmp_path / "remote").rglob("*") if path.is_file()}
+    pushed = {sha256(path) for path in (tmp_path / "remote").rglob("*") if path.is_file()}
     private = [*project.folder.glob("data/private_eeg_second/*.h5")]
     assert len(private) == len(OF_ALLJOINED)
-    assert not pushed & {path.stat().st_size for path in private}
+    assert not pushed & {sha256(path) for path in private}
+    assert pushed >= {sha256(path) for path in project.folder.glob("data/eeg/*.h5")}
 
 
 def test_alljoined_alone_embeds_nothing_again(project):
