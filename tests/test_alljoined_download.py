@@ -5,7 +5,6 @@ import os
 import random
 import shutil
 import subprocess
-import sys
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -435,12 +434,16 @@ def settings(server: Server, folder: Path, **of_download: object) -> Path:
 
 
 def test_the_stage_asks_for_the_licence_and_fetches_76_files(
-    whole: Published, tmp_path: Path
+    whole: Published, tmp_path: Path, quick_programs: str
 ) -> None:
     outs = [tmp_path / name for name in ("eeg", "images", "metadata", "images.csv")]
     with serve({"y63gw": whole.osf}, hub=whole.hub, per_page=100) as server:
-        command = [sys.executable, "-m", "stages.download", str(settings(server, tmp_path))]
-        refused = subprocess.run([*command, *map(str, outs)], capture_output=True, text=True)
+        refused = subprocess.run(
+            ["python3", "-m", "stages.download", str(settings(server, tmp_path)), *map(str, outs)],
+            env={**os.environ, "PATH": f"{quick_programs}:{os.environ['PATH']}"},
+            capture_output=True,
+            text=True,
+        )
         assert refused.returncode == 1 and "Traceback" not in refused.stderr
         assert (
             f"read its terms at https://huggingface.co/datasets/{REPOSITORY}, and if you accept "
