@@ -4,7 +4,13 @@ import mne
 import numpy as np
 import pytest
 
-from pipeline.datasets.epochs import cut_epochs, plan_epochs
+from pipeline.datasets.epochs import (
+    cut_epochs,
+    cut_with_matrix,
+    epoch_bounds,
+    plan_epochs,
+    resampling_matrix,
+)
 
 
 @pytest.mark.parametrize(
@@ -44,3 +50,54 @@ def test_epochs_in_any_order() -> None:
     together = cut_epochs(raw, events, plan)
     for event, eeg in zip(events, together, strict=True):
         assert np.array_equal(cut_epochs(raw, event[None], plan)[0], eeg)
+
+
+@pytest.mark.parametrize(
+    ("sfreq", "window", "baseline"),
+    [
+        (250.0, (0.0, 0.996), (-0.2, 0.0)),
+        (250.0, (-0.2, 0.996), (-0.2, 0.0)),
+        (100.0, (-0.2, 0.79), "none"),
+        (250.0, (0.002, 0.5), (-0.1, 0.0)),
+        (256.0, (0.0, 0.5), (-0.1, 0.0)),
+        (128.0, (0.1, 0.35), (-0.33, -0.1)),
+    ],
+)
+def test_samples_are_named_as_at_another_rate(sfreq: float, window: tuple, baseline: tuple) -> None:
+    """At 256 Hz the times are those of a recording at 1000 Hz, and all of them are there; a name is off by 2 ms at most."""
+    named = plan_epochs(sfreq, window, baseline, 256.0, "raw", named_at=1000.0)
+    at_1000 = plan_epochs(sfreq, window, baseline, 1000.0, "raw")
+    assert np.array_equal(named.times, at_1000.times)
+    assert abs(named.tmin - at_1000.tmin) <= 0.5 / 256
+    assert resampling_matrix(named, 256.0).shape[1] == len(named.times)
+
+
+@pytest.mark.parametrize(("sfreq", "baseline"), [(250.0, (-0.2, 0.0)), (100.0, "none")])
+def test_a_matrix_does_what_mne_does_to_each_epoch(sfreq: float, baseline: tuple) -> None:
+    rng = np.random.default_rng(0)
+    eeg = 4e-3 + 1e-5 * np.cumsum(rng.standard_normal((3, 5000)), axis=1)
+    raw = mne.io.RawArray(eeg, mne.create_info(3, 256, "eeg"), verbose=False)
+    plan = plan_epochs(sfreq, (0.0, 0.7), baseline, 256.0, "raw", named_at=1000.0)
+    samples = np.array([300, 351, 2000, 4000])
+    events = np.column_stack([samples, np.zeros(4, int), np.arange(4)])
+
+    first, _ = epoch_bounds(plan, 256.0)
+    ours = cut_with_matrix(eeg, samples, first, resampling_matrix(plan, 256.0))
+    expected = cut_epochs(raw, events, plan)
+    np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-9 * expected.std())
+
+
+def test_the_instants_of_alljoined() -> None:
+    """As alljoined.py says: with params/alljoined each sample is the EEG 2.3 ms after its name."""
+    plan = plan_epochs(250.0, (-0.2, 0.996), (-0.2, 0.0), 256.0, "raw", named_at=1000.0)
+    time = (np.arange(2000) - 1000) / 256
+    wave = np.sin(2 * np.pi * 3 * time)  # slow, so that its phase tells the instant
+    first, _ = epoch_bounds(plan, 256.0)
+    matrix = resampling_matrix(plan, 256.0)
+    epoch = cut_with_matrix(wave[None], np.array([1000]), first, matrix)[0, 0]
+
+    middle = (plan.times > 0.1) & (plan.times < 0.7)  # far from the ends, which are padded
+    phases = 2 * np.pi * 3 * plan.times[middle, None]
+    design = np.hstack([np.sin(phases), np.cos(phases), np.ones_like(phases)])
+    in_phase, ahead, _ = np.linalg.lstsq(design, epoch[middle], rcond=None)[0]
+    assert np.arctan2(ahead, in_phase) / (2 * np.pi * 3) == pytest.approx(0.0023, abs=1e-4)

@@ -17,7 +17,6 @@ has two rows that were shown the other way round.
 
 import math
 import re
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -129,11 +128,15 @@ def read_block(
     """
     path = file.path
     with faults_as_input_errors(path, "a recording in EDF", FETCH_AGAIN):
-        raw, annotations = _open(path, ch_names)
+        # Only these channels: MNE would bring all to the highest rate that a channel has.
+        include = [*ch_names, *(OTHER_NAMES[name] for name in ch_names if name in OTHER_NAMES)]
+        raw = mne.io.read_raw_edf(path, include=include, verbose="error")
         names_in_file = [_name_in_file(name, raw) for name in ch_names]
         _require_channels(raw, ch_names, names_in_file, path)
         _require_whole(raw, path)
         eeg = raw.get_data(picks=names_in_file)
+        # Not those of `raw`, where MNE leaves out what is after the end: they are to be counted.
+        annotations = mne.read_annotations(path)
 
     onsets, image_rows = _find_images(annotations, file, n_images)
     samples = np.round(onsets * SFREQ).astype(np.int64)  # as `mne.events_from_annotations`
@@ -146,19 +149,6 @@ def read_block(
     flat = tuple(name for name, flat in zip(ch_names, is_flat, strict=True) if flat)
     n_left_out = int((~is_used).sum())
     return Block(eeg, samples[is_used], image_rows[is_used], n_left_out, flat)
-
-
-def _open(path: Path, ch_names: Sequence[str]) -> tuple["mne.io.BaseRaw", "mne.Annotations"]:
-    """The recording of these channels, still on the disk, and all annotations of the file."""
-    names = [*ch_names, *(OTHER_NAMES[name] for name in ch_names if name in OTHER_NAMES)]
-    with warnings.catch_warnings(record=True) as warned:
-        warnings.simplefilter("always")
-        # Only these channels: MNE would bring all to the highest rate that a channel has.
-        raw = mne.io.read_raw_edf(path, include=names, verbose="warning")
-
-    # MNE leaves out those after the end of the recording, and warns. They are to be counted.
-    annotations = mne.read_annotations(path) if warned else raw.annotations
-    return raw, annotations
 
 
 def _name_in_file(name: str, raw: "mne.io.BaseRaw") -> str:
@@ -208,7 +198,7 @@ def _find_images(
     first_oddball = n_images["train"] + n_images["test"]
     onsets: list[float] = []
     image_rows: list[int] = []
-    for onset, text in zip(annotations.onset, annotations.description, strict=True):
+    for onset, text in zip(annotations.onset, annotations.description.tolist(), strict=True):
         stimulus = STIMULUS.fullmatch(text.strip())
         if stimulus is None:
             continue
