@@ -537,6 +537,7 @@ def across_p(design: Across, first: np.ndarray, second: np.ndarray) -> dict[str,
 
     * `now`: the test.
     * `nothing off`: what two factors both hold stands in the parts of both.
+    * `all off`: what people who train and people who are tested both hold is taken off too.
     * `fixed`: those who trained are taken for all there are; the seeds of each give the spread.
     """
     if design.of_all:
@@ -559,17 +560,24 @@ def across_p(design: Across, first: np.ndarray, second: np.ndarray) -> dict[str,
     if n_training < MIN_SUBJECTS:
         return p | {"now": p["fixed"]}
 
+    of_models = overlap(differences.mean(1), n_training - 1, n_images - 1)
+    parts = [people, *with_subjects, Variance(-of_models, np.inf)]
+    p |= {"now": p_of(differences, parts)}
+    p |= {"nothing off": p_of(differences, [people, subjects, images])}
+    return p | {"all off": p_of(differences, [*parts, *people_counted_twice(differences)])}
+
+
+def people_counted_twice(differences: np.ndarray) -> list[Variance]:
+    """What the people who train and those who are tested both hold, (F, S, N); the noise in it is put back."""
+    n_training, n_subjects, n_images = differences.shape
     df = (n_training - 1) * (n_subjects - 1)
     pairs = differences.mean(2)
     rest = differences - pairs[:, :, None]
     rest = rest - rest.mean(0) - rest.mean(1, keepdims=True) + rest.mean((0, 1))
-    off = [
+    return [
         Variance(-overlap(pairs, n_training - 1, n_subjects - 1), df),
-        Variance(-overlap(differences.mean(1), n_training - 1, n_images - 1), np.inf),
         Variance(float(np.square(rest).sum()) / df / (n_images - 1) / rest.size, np.inf),
     ]
-    p["nothing off"] = p_of(differences, [people, subjects, images])
-    return p | {"now": p_of(differences, [people, *with_subjects, *off])}
 
 
 def overlap(values: np.ndarray, *df: int) -> float:
@@ -613,7 +621,7 @@ def calibrate_across(pool: ProcessPoolExecutor) -> None:
         low, high = binomtest(claims, len(null)).proportion_ci()
         others = {
             name: f"{(null[name] <= ALPHA).mean():.1%}"
-            for name in ("nothing off", "fixed")
+            for name in ("nothing off", "all off", "fixed")
             if name in null
         }
         models = "of all" if design.of_all else "of each"

@@ -11,14 +11,14 @@ models of their own, each is a fold that is tested on all subjects: then people 
 people who are tested are two crossed factors, and the spread over the former includes their seeds.
 A model of all its people together tells nothing about other people who might train.
 
-What two factors both hold, down to the noise of single answers, is counted once. Of models that
-subjects share, the seeds of both sides are pairs. How often a claim that rests on this is wrong,
-and what else was tried: benchmarks/calibration.py, benchmarks/ridge.py and docs/results.md.
+What people and images both hold, the noise of single answers among it, is counted once. Of models
+that subjects share, the seeds of both sides are pairs. How often a claim that rests on this is
+wrong, and what else was tried: benchmarks/calibration.py, benchmarks/ridge.py and docs/results.md.
 
 Axes: R runs and subjects tested, B resamples, F folds, S subjects, N test images.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,52 +82,55 @@ def paired_difference(
     runs = pd.DataFrame(list(sides[other]), columns=["fold", "seed", "subject"])
     once = np.ones((1, resamples.images.shape[1]))  # (1, N): the gallery itself
 
+    factors = factors_of_interval(runs, without_seeds)
+    groupings = ["subject", "fold"] if TRAINING_PEOPLE in factors else ["subject"]
+
     points: dict[str, pd.DataFrame] = {}  # metrics of each run, R rows
-    resampled: dict[str, dict[str, np.ndarray]] = {}  # by metric, (F, S, B) or (1, S, B)
+    resampled: dict[str, dict[str, dict[str, np.ndarray]]] = {}  # by grouping and metric
     for side, queries in sides.items():
         metrics = [weigh(values, once) for values in queries.values()]
         points[side] = pd.DataFrame(
             [{name: float(value[0]) for name, value in of_run.items()} for of_run in metrics]
         )
-        resampled[side] = _resample_cells(runs, queries, resamples, weigh)
+        resampled[side] = _resample_groups(runs, groupings, queries, resamples, weigh)
 
     # First over the runs of a subject: one with more runs must not weigh more.
     by_subject = {side: table.groupby(runs["subject"]).mean() for side, table in points.items()}
 
-    factors = factors_of_interval(runs, without_seeds)
     compared: dict[str, dict[str, Any]] = {}
-    for name in resampled[other]:
+    for name in points[other].columns.tolist():
         means = {side: table[name] for side, table in by_subject.items()}  # (S,) each
         difference = means[other] - means[baseline]  # (S,)
-        of_cells = resampled[other][name] - resampled[baseline][name]  # (F, S, B) or (1, S, B)
-        in_resamples = of_cells.mean(0)  # (S, B)
+        in_resamples = {
+            grouping: resampled[other][grouping][name] - resampled[baseline][grouping][name]
+            for grouping in groupings
+        }  # (S, B) by subject, (F, B) by fold
+        of_subjects = in_resamples["subject"]
 
         variances = {
             # The bootstrap moves only the images here: its spread is their part.
-            IMAGES: [Variance(float(in_resamples.mean(0).var(ddof=1)), once.size - 1)],
+            IMAGES: [Variance(float(of_subjects.mean(0).var(ddof=1)), once.size - 1)],
             # Paired: the spread of the differences, not that of both sides.
             SUBJECTS: [variance_of_mean(difference.to_numpy(), left_out_in_turn)],
             SEEDS: _seed_variances(runs, points[baseline][name], points[other][name]),
         }
         if TRAINING_PEOPLE in factors:
-            cells = _by_fold_and_subject(runs, points[other][name] - points[baseline][name])
-            variances[TRAINING_PEOPLE] = [variance_of_mean(cells.mean(1))]
+            of_runs = points[other][name] - points[baseline][name]
+            by_fold = of_runs.groupby(runs["fold"]).mean().to_numpy()  # (F,)
+            variances[TRAINING_PEOPLE] = [variance_of_mean(by_fold)]
         parts = [part for factor in factors for part in variances[factor]]
 
-        # What two factors both hold stands in the parts of either.
         if {SUBJECTS, IMAGES} <= set(factors):
-            parts.append(noise_counted_twice(in_resamples))
+            parts.append(noise_counted_twice(of_subjects))
         if TRAINING_PEOPLE in factors:
-            parts.append(noise_counted_twice(of_cells.mean(1)))
-        if {TRAINING_PEOPLE, SUBJECTS} <= set(factors):
-            parts += people_counted_twice(cells, of_cells)
+            parts.append(noise_counted_twice(in_resamples["fold"]))
         interval, p = t_test(float(difference.mean()), parts)
 
         compared[name] = {side: float(values.mean()) for side, values in means.items()}
         compared[name] |= {
             "difference": float(difference.mean()),
             "ci95": interval if factors else None,
-            "ci95_these_models": resamples.with_fixed_subjects().interval(in_resamples.T),
+            "ci95_these_models": resamples.with_fixed_subjects().interval(of_subjects.T),
             "p": p if factors else None,
         }
     return PairedDifference(factors, compared, by_subject)
@@ -143,56 +146,34 @@ def _are_crossed(runs: pd.DataFrame) -> bool:
     return n_folds > 1 and runs.groupby("subject")["fold"].nunique().min() == n_folds
 
 
-def _resample_cells(
+def _resample_groups(
     runs: pd.DataFrame,
+    groupings: Sequence[str],
     queries: Mapping[RunKey, Queries],
     resamples: Resamples,
     weigh: WeighQueries,
-) -> dict[str, np.ndarray]:
-    """Each metric of each subject in each resample of the images, the mean over runs: (1, S, B).
+) -> dict[str, dict[str, np.ndarray]]:
+    """For each grouping of the R runs (a column of theirs, such as `subject`) and metric: (G, B).
 
-    Of crossed folds (F, S, B): that of each fold.
+    That is its mean over the runs of each of the G groups, in order of name, in each resample of
+    the images.
     """
-    columns = ["fold", "subject"] if _are_crossed(runs) else ["subject"]
-    # In order of fold and subject
-    cells = runs.groupby(columns).ngroup().to_numpy()
-    n_runs = np.bincount(cells)
+    # The number of each run's group
+    groups = {name: runs.groupby(name).ngroup().to_numpy() for name in groupings}
+    sums: dict[str, dict[str, np.ndarray]] = {name: {} for name in groups}
 
-    # Summed up one by one: the resamples of a thousand runs do not fit into memory.
-    sums: dict[str, np.ndarray] = {}
-    for cell, values in zip(cells, queries.values(), strict=True):
-        for name, in_resamples in weigh(values, resamples.images).items():
-            total = sums.setdefault(name, np.zeros((len(n_runs), len(in_resamples))))
-            total[cell] += in_resamples
+    # Summed up run by run: the resamples of a thousand runs do not fit into memory.
+    for row, values in enumerate(queries.values()):
+        for metric, in_resamples in weigh(values, resamples.images).items():
+            for name, group in groups.items():
+                shape = (group.max() + 1, len(in_resamples))
+                sums[name].setdefault(metric, np.zeros(shape))[group[row]] += in_resamples
 
-    shape = (-1, runs["subject"].nunique(), len(resamples.images))
-    return {name: (total / n_runs[:, None]).reshape(shape) for name, total in sums.items()}
-
-
-def _by_fold_and_subject(runs: pd.DataFrame, values: pd.Series) -> np.ndarray:
-    """The mean over seeds of the values (R,) of crossed folds: (F, S)."""
-    return values.groupby([runs["fold"], runs["subject"]]).mean().unstack().to_numpy()
-
-
-def people_counted_twice(cells: np.ndarray, resampled: np.ndarray) -> list[Variance]:
-    """What the part of the people who train and that of those who are tested both hold.
-
-    `cells` (F, S) are the differences of F models on S people, `resampled` (F, S, B) the same in B
-    resamples of N images. The mean square of their interaction is in the spread over either, so it
-    is to be taken off: it is negative here. It holds the noise of single answers, which so is taken
-    off with each pair of the three factors, and stood in each of the three: it is added once.
-    """
-    n_folds, n_subjects = cells.shape
-    df = (n_folds - 1) * (n_subjects - 1)
-    of_pairs = np.square(_interaction(cells)).sum() / df / cells.size
-    of_answers = _interaction(resampled).var(axis=2, ddof=1).sum() / df / cells.size
-    return [Variance(-float(of_pairs), df), Variance(float(of_answers), np.inf)]
-
-
-def _interaction(values: np.ndarray) -> np.ndarray:
-    """What a fold and a subject (F, S, ...) have together beyond what each has by itself."""
-    by_fold = values - values.mean(0)
-    return by_fold - by_fold.mean(1, keepdims=True)
+    n_runs = {name: np.bincount(group)[:, None] for name, group in groups.items()}
+    return {
+        name: {metric: total / n_runs[name] for metric, total in of_grouping.items()}
+        for name, of_grouping in sums.items()
+    }
 
 
 def factors_of_interval(runs: pd.DataFrame, without_seeds: bool = False) -> list[str]:
