@@ -135,13 +135,14 @@ def _check_study_recordings(p: Params) -> None:
         check_second(p.dataset, p.across.dataset)
         return
 
-    asked_by = {"recordings": "second", "protocols": "across"}
-    grid = {"recordings": p.study.recordings, "protocols": p.study.protocols}
-    for key, name in asked_by.items():
-        if name in grid[key]:
+    for key, name, is_used in (
+        ("study.recordings", "second", "second" in p.study.recordings),
+        ("study.protocols", "across", "across" in p.study.protocols),
+    ):
+        if is_used:
             raise InputError(
-                f"params.yaml: study.{key} has {name}, and there is no second recording: name it in "
-                f"across.dataset, or take {name} out of study.{key}"
+                f"params.yaml: {key} has {name}, and there is no second recording: name it in "
+                f"across.dataset, or take {name} out of {key}"
             )
 
 

@@ -83,6 +83,7 @@ def start(base: Path, name: str) -> subprocess.Popen[bytes]:
         "stages.study",
         base / "params.yaml",
         base / "eeg",
+        base / "no-second",
         base / "embeddings",
         *OUTS,
     ]

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import h5py
@@ -17,8 +17,9 @@ from pipeline.evaluate.scoring import score
 from pipeline.images.embeddings import read_embeddings
 from pipeline.params import read_params
 from pipeline.preprocess.recordings import read_split
-from pipeline.sections import Runs, Study, Train
-from pipeline.study.results import TrialResult
+from pipeline.sections import Across, Runs, Study, Train
+from pipeline.study.people import Recording, find_recordings_of
+from pipeline.study.results import Trial, TrialResult
 from pipeline.study.trials import plan_study, run_study
 from pipeline.train.inputs import HashedFile, cached_embeddings, find_subjects
 from pipeline.train.model import load_model
@@ -64,50 +65,55 @@ def study(**changes: object) -> Study:
         "blocks": ["last"],
         "eeg_encoders": ["nice-recipe"],
         "protocols": ["within-subject"],
+        "recordings": ["first"],
         "seeds": 1,
     }
     return Study(**grid | changes)
 
 
+ACROSS = Across(dataset="other", subjects="all", train_on="both", models="pooled", test_on="second")
+
+
+def planned(
+    grid: Study, subjects: list[str], others: Sequence[str] = (), models: str = "pooled"
+) -> list[Trial]:
+    """The trials of a grid on the people of the first recording, and of the second if there is one."""
+    file = HashedFile(Path(), "")
+    recordings = {"first": Recording("sample", dict.fromkeys(subjects, file))}
+    if others:
+        recordings["second"] = Recording("other", dict.fromkeys(others, file))
+    across = ACROSS.model_copy(update={"models": models})
+    return plan_study(grid, 42, recordings, across, KINDS)
+
+
 def test_the_grid(data):
-    trials = plan_study(
-        study(backbones=["one", "two"], alignments=["dreamsim", "other"]), 42, ["a", "b"], KINDS
-    )
+    trials = planned(study(backbones=["one", "two"], alignments=["dreamsim", "other"]), ["a", "b"])
     assert len(trials) == len(set(trials)) == 2 * 3 * 2  # subjects, (model, alignment), encoders
     assert {(trial.cell.backbone, trial.cell.alignment) for trial in trials} == {
         ("one", "dreamsim"),
         ("two", "dreamsim"),
         ("two", "other"),
     }
-    blocks = plan_study(
-        study(blocks=[6, "last"], protocols=["pooled", "within-subject"], seeds=[3, 5]),
-        42,
-        ["a"],
-        KINDS,
+    blocks = planned(
+        study(blocks=[6, "last"], protocols=["pooled", "within-subject"], seeds=[3, 5]), ["a"]
     )
     assert {trial.cell.block for trial in blocks} == {"6", "last"} and {
         trial.run.seed for trial in blocks
     } == {3, 5}
     only_last = study(backbones=["two"], alignments=["dreamsim", "other"], blocks=[6, "last"])
-    cells = {
-        (trial.cell.alignment, trial.cell.block)
-        for trial in plan_study(only_last, 42, ["a"], KINDS)
-    }
+    cells = {(trial.cell.alignment, trial.cell.block) for trial in planned(only_last, ["a"])}
     assert cells == {("dreamsim", "6"), ("dreamsim", "last"), ("other", "last")}
     with pytest.raises(
         InputError, match="study.alignments is other and one has dreamsim: name one that it has"
     ):
-        plan_study(study(alignments=["other"]), 42, ["a"], KINDS)
+        planned(study(alignments=["other"]), ["a"])
     with pytest.raises(InputError, match="study.seeds = .* names a seed twice"):
-        plan_study(study(seeds=[1, 1]), 42, ["a"], KINDS)
+        planned(study(seeds=[1, 1]), ["a"])
 
 
 def test_an_encoder_without_seeds_runs_once_and_mixes_no_blocks():
-    trials = plan_study(
-        study(eeg_encoders=["nice", "ridge"], blocks=["last", "mix"], seeds=[3, 5]),
-        42,
-        ["a"],
-        KINDS,
+    trials = planned(
+        study(eeg_encoders=["nice", "ridge"], blocks=["last", "mix"], seeds=[3, 5]), ["a"]
     )
     runs = [
         (t.cell.eeg_encoder, t.cell.block, t.run.seed) for t in trials if t.encoder == "aligned"
@@ -119,16 +125,23 @@ def test_an_encoder_without_seeds_runs_once_and_mixes_no_blocks():
 def run(
     data: Path, where: Runs, parameters: Train | None = None, **changes: object
 ) -> list[TrialResult]:
-    eeg = find_subjects(data / "eeg")
+    grid = study(**changes)
+    recordings = find(data, grid)
     answers, failures = run_study(
-        plan_study(study(**changes), 1, list(eeg), KINDS),
-        eeg,
+        plan_study(grid, 1, recordings, ACROSS, KINDS),
+        recordings.values(),
         data / "embeddings",
         parameters or quick_recipe(),
         where,
     )
     assert not failures
     return answers
+
+
+def find(data: Path, grid: Study) -> dict[str, Recording]:
+    datasets = {"first": "sample", "second": "other"}
+    folders = {"first": data / "eeg", "second": data / "eeg_second"}
+    return find_recordings_of(grid, datasets, folders)
 
 
 VIEWS = {"views": "draw", "views_in_gallery": "mean"}
@@ -256,17 +269,18 @@ def test_other_data_are_other_runs(data, workers, tmp_path, cache):
 
 
 def test_runs_that_fail_are_told_and_stop_no_other(data, workers, cache):
-    eeg = find_subjects(data / "eeg")
-    trials = plan_study(study(eeg_encoders=["nice-recipe", "no-such-encoder"]), 1, list(eeg), KINDS)
-    answers, failures = run_study(trials, eeg, data / "embeddings", quick_recipe(), workers)
+    grid = study(eeg_encoders=["nice-recipe", "no-such-encoder"])
+    recordings = find(data, grid)
+    trials = plan_study(grid, 1, recordings, ACROSS, KINDS)
+    where = (recordings.values(), data / "embeddings")
+    answers, failures = run_study(trials, *where, quick_recipe(), workers)
     assert len(answers) == len(failures) == 4
     assert {trial.cell.eeg_encoder for trial in failures} == {"no-such-encoder"}
     diverging = quick_recipe(
         learning_rate=1e9, warmup_start=0.5, gradient_clip="none", average_epochs="none"
     )
-    answers, failures = run_study(
-        plan_study(study(), 1, list(eeg), KINDS), eeg, data / "embeddings", diverging, workers
-    )
+    trials = plan_study(study(), 1, recordings, ACROSS, KINDS)
+    answers, failures = run_study(trials, *where, diverging, workers)
     assert {reason.split(" in epoch")[0] for reason in failures.values()} == {"training diverged"}
 
 
@@ -298,7 +312,8 @@ def run_stage(data: Path, folder: Path, workers: Runs, **train: object) -> dict:
     (folder / "embeddings").mkdir()
     (folder / "embeddings/synclr_vitb16").symlink_to(data / "embeddings/one")
     outs = [folder / name for name in ("study.csv", "study.json", "study", "study.html")]
-    main(folder / "params.yaml", data / "eeg", folder / "embeddings", *outs)
+    eeg = (data / "eeg", data / "eeg_second")
+    main(folder / "params.yaml", *eeg, folder / "embeddings", *outs)
     return json.loads(outs[1].read_text())
 
 

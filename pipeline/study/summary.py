@@ -357,10 +357,9 @@ def _answer(summary: dict[str, Any]) -> str:
         )
 
     tasks = _name_tasks(summary)
-    protocols = sorted({cell["protocol"] for cell in cells})
     design = (
         f"{summary['n_way']}-way, chance {100 * summary['chance_top1']:.1f} %, "
-        f"{next(iter(tasks)) if len(tasks) == 1 else ' and '.join(protocols)}, "
+        f"{_describe_tasks(summary, list(tasks))}, "
         f"{count(len(summary['subjects']), 'subject')}, {count(len(summary['seeds']), 'seed')}"
     )
 
@@ -383,8 +382,9 @@ def _answer(summary: dict[str, Any]) -> str:
 
     # The sum alone would hide in which task.
     for task, verdicts in tasks.items() if len(tasks) > 1 else ():
+        name = task[0].upper() + task[1:]
         claim += (
-            f" {task.capitalize()}: better in {verdicts.count('better')} of {len(verdicts)}, "
+            f" {name}: better in {verdicts.count('better')} of {len(verdicts)}, "
             f"worse in {verdicts.count('worse')}."
         )
     return f"{claim[0].upper()}{claim[1:]} {size}"
@@ -402,6 +402,17 @@ def _name_tasks(summary: dict[str, Any]) -> dict[str, list[str]]:
             name += f", {describe_recordings(*(cell[column] for column in DATASET_COLUMNS))}"
         tasks.setdefault(name, []).append(cell["verdict"])
     return tasks
+
+
+def _describe_tasks(summary: dict[str, Any], tasks: list[str]) -> str:
+    """The one task by its name, or the protocols and recordings of several."""
+    if len(tasks) == 1:
+        return tasks[0]
+
+    words = " and ".join(sorted({cell["protocol"] for cell in summary["cells"]}))
+    if len(summary["datasets"]) > 1:
+        words += f", recordings {' and '.join(summary['datasets'])}"
+    return words
 
 
 def _claim(summary: dict[str, Any], reasons: str, design: str) -> str:

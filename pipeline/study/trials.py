@@ -77,7 +77,8 @@ def plan_study(
 ) -> list[Trial]:
     """The trials of the grid, both encoders in each cell.
 
-    `recordings` are those that the study uses. `kinds` are the alignments of each image model; True where one has the block `last` alone.
+    `recordings` are those that the study uses. `kinds` are the alignments of each image model; True
+    where one has the block `last` alone.
     InputError where an image model has none of the study's alignments, or a seed is there twice.
     """
     # Before anything is trained: each image model must have something to be compared with.
@@ -391,7 +392,8 @@ def _name(jobs: Sequence[Job]) -> str:
     cell = jobs[0].trial.cell
     encoder = jobs[0].trial.encoder
     runs = name_of_group([job.trial.run for job in jobs])
-    return f"{cell.backbone} {encoder}, block {cell.block}, {cell.eeg_encoder}, {runs}"
+    choices = f"block {cell.block}, {cell.eeg_encoder}, {cell.trained_dataset}"
+    return f"{cell.backbone} {encoder}, {choices}, {runs}"
 
 
 def _count(n: int) -> str:
