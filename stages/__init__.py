@@ -137,6 +137,9 @@ def write_json(path: Path, values: dict[str, Any]) -> dict[str, Any]:
     return values
 
 
+SECOND = "the prepared EEG of the second recording, for the protocol across"
+
+
 def write_note(folder: Path, sentence: str) -> None:
     """Write the output of a stage that has nothing to do: DVC warns of an empty folder."""
     with replacing(folder / "README.md") as note:

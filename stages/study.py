@@ -2,7 +2,9 @@
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from pipeline.datasets.table import DATASETS
 from pipeline.eeg_encoders.table import caveats_of
@@ -17,25 +19,25 @@ from pipeline.report.study_pictures import draw_study_pictures
 from pipeline.study.people import Place, Recording, find_recordings_of
 from pipeline.study.summary import summarise
 from pipeline.study.trials import cache_of, plan_study, run_study
-from stages import run, show, write_json
+from stages import SECOND, run, show, write_json
 from stages.names import check_study
 
 
 def main(
     params: Path,
     eeg: Path,
-    eeg_second: Path,
     embeddings: Path,
     table: Path,
     metrics: Path,
     pictures: Path,
     page: Path,
+    second: Annotated[Path | None, typer.Option(help=SECOND)] = None,
 ) -> str:
     p = read_params(params)
     check_study(p)
 
     datasets: dict[Place, str] = {"first": p.dataset, "second": p.across.dataset}
-    folders: dict[Place, Path] = {"first": eeg, "second": eeg_second}
+    folders: dict[Place, Path | None] = {"first": eeg, "second": second}
     recordings = find_recordings_of(p.study, datasets, folders)
     kinds = kinds_of(p.study.backbones)
     trials = plan_study(p.study, p.seed, recordings, p.across, kinds)

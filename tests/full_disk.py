@@ -93,7 +93,7 @@ STAGES = {
         "data/pictures",
     ),
     "study": Stage(
-        "{base}/params.yaml {base}/eeg {base}/no-second {base}/embeddings data/study.csv data/study.json data/study data/study.html",
+        "{base}/params.yaml {base}/eeg {base}/embeddings data/study.csv data/study.json data/study data/study.html",
         16,
         "data/study",
     ),

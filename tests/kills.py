@@ -83,7 +83,6 @@ def start(base: Path, name: str) -> subprocess.Popen[bytes]:
         "stages.study",
         base / "params.yaml",
         base / "eeg",
-        base / "no-second",
         base / "embeddings",
         *OUTS,
     ]

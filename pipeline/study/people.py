@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from pipeline.errors import InputError
 from pipeline.preprocess.recordings import check_both
 from pipeline.sections import Across, Study
 from pipeline.train.inputs import HashedFile, find_subjects
@@ -41,17 +42,23 @@ def tested_recording(protocol: str, trained: Place) -> Place:
 
 
 def find_recordings_of(
-    study: Study, datasets: Mapping[Place, str], folders: Mapping[Place, Path]
+    study: Study, datasets: Mapping[Place, str], folders: Mapping[Place, Path | None]
 ) -> dict[Place, Recording]:
     """The recordings that the study uses; the folder of another one is not read.
 
     `datasets` and `folders` are the names and the prepared files of both.
-    InputError as `find_subjects`, and where two recordings do not fit together.
+    InputError as `find_subjects`, where a folder that is used is None, and where two recordings do
+    not fit together.
     """
-    recordings = {
-        place: Recording(datasets[place], find_subjects(folders[place]))
-        for place in used_recordings(study)
-    }
+    recordings: dict[Place, Recording] = {}
+    for place in used_recordings(study):
+        folder = folders[place]
+        if folder is None:
+            raise InputError(
+                f"the study uses the {place} recording, and no folder of its prepared EEG is given"
+            )
+        recordings[place] = Recording(datasets[place], find_subjects(folder))
+
     if len(recordings) == len(PLACES):
         first, second = (next(iter(recordings[place].eeg.values())).path for place in PLACES)
         check_both(first, second)

@@ -41,6 +41,7 @@ FEW_SUBJECTS = f"one seed of fewer than {MIN_SUBJECTS} subjects"
 FEW_SUBJECTS_WITHOUT_SEEDS = f"fewer than {MIN_SUBJECTS} subjects"
 
 CELL_COLUMNS = [field.name for field in fields(Cell)]
+TRAINING_PEOPLE = "training people"  # a factor of `compare.differences`
 DATASET_COLUMNS = ("trained_dataset", "tested_dataset")
 RUN_COLUMNS = [*CELL_COLUMNS, "encoder", "fold", "seed"]
 ENCODERS = ("unaligned", "aligned")
@@ -431,6 +432,15 @@ def _claim(summary: dict[str, Any], reasons: str, design: str) -> str:
         f". Asked of top-1, with p ≤ {ALPHA} after Holm's correction over "
         f"{count(summary['n_corrected'], 'cell')} ({design})."
     )
+
+    # Those whose interval is not over the people who trained
+    across = [cell["ci95_over"] for cell in cells if cell["protocol"] == "across"]
+    n_given = sum(bool(factors) and TRAINING_PEOPLE not in factors for factors in across)
+    if n_given:
+        claim += (
+            f" In {count(n_given, 'cell')} of the protocol across the claim is about models of "
+            "these training people alone."
+        )
 
     # No cell generalises over subjects, so that the claim must not either.
     if not any("subjects" in cell["ci95_over"] for cell in cells):
