@@ -17,7 +17,7 @@ from pathlib import Path
 
 from pipeline.params import read_params
 from pipeline.sections import Runs, Study
-from pipeline.study.people import Recording
+from pipeline.study.people import StudyRecording
 from pipeline.study.trials import plan_study, run_study
 from pipeline.train.inputs import find_subjects
 
@@ -30,7 +30,7 @@ def main(n_seeds: int) -> None:
         sys.exit(
             f"this benchmark is of the sample and {BACKBONE}: check out params.yaml and run dvc repro"
         )
-    recording = Recording(p.dataset, find_subjects(Path("data/eeg")))
+    recording = StudyRecording(p.dataset, find_subjects(Path("data/eeg")))
     first = int(time.time())  # seeds of which DVC's cache knows no run
     seeds = list(range(first, first + n_seeds))
     grid = Study(

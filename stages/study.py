@@ -16,7 +16,7 @@ from pipeline.params import Params, read_params
 from pipeline.preprocess.recordings import read_caveats, read_modality
 from pipeline.report.study_page import write_study_page
 from pipeline.report.study_pictures import draw_study_pictures
-from pipeline.study.people import Place, Recording, find_recordings_of
+from pipeline.study.people import RecordingKey, StudyRecording, find_study_recordings
 from pipeline.study.summary import summarise
 from pipeline.study.trials import cache_of, plan_study, run_study
 from stages import SECOND, run, show, write_json
@@ -36,9 +36,9 @@ def main(
     p = read_params(params)
     check_study(p)
 
-    datasets: dict[Place, str] = {"first": p.dataset, "second": p.across.dataset}
-    folders: dict[Place, Path | None] = {"first": eeg, "second": second}
-    recordings = find_recordings_of(p.study, datasets, folders)
+    datasets: dict[RecordingKey, str] = {"first": p.dataset, "second": p.across.dataset}
+    folders: dict[RecordingKey, Path | None] = {"first": eeg, "second": second}
+    recordings = find_study_recordings(p.study, datasets, folders)
     kinds = kinds_of(p.study.backbones)
     trials = plan_study(p.study, p.seed, recordings, p.across, kinds)
     answers, failures = run_study(trials, recordings.values(), embeddings, p.train, p.runs)
@@ -87,7 +87,7 @@ def kinds_of(backbones: Sequence[str]) -> dict[str, dict[str, bool]]:
 
 
 def describe(
-    p: Params, caches: Iterable[Path], recordings: Collection[Recording]
+    p: Params, caches: Iterable[Path], recordings: Collection[StudyRecording]
 ) -> dict[str, Any]:
     """What a summary says of the data behind it."""
     names = [recording.dataset for recording in recordings]

@@ -19,7 +19,7 @@ from pipeline.images.embeddings import read_embeddings
 from pipeline.params import read_params
 from pipeline.preprocess.recordings import read_split
 from pipeline.sections import Across, Runs, Study, Train
-from pipeline.study.people import Recording, find_recordings_of
+from pipeline.study.people import StudyRecording, find_study_recordings
 from pipeline.study.results import Trial, TrialResult
 from pipeline.study.trials import plan_study, run_study
 from pipeline.train.inputs import (
@@ -99,9 +99,9 @@ def planned(
 ) -> list[Trial]:
     """The trials of a grid on the people of the first recording, and of the second if there is one."""
     file = HashedFile(Path(), "")
-    recordings = {"first": Recording("sample", dict.fromkeys(subjects, file))}
+    recordings = {"first": StudyRecording("sample", dict.fromkeys(subjects, file))}
     if others:
-        recordings["second"] = Recording("other", dict.fromkeys(others, file))
+        recordings["second"] = StudyRecording("other", dict.fromkeys(others, file))
     across = ACROSS.model_copy(update={"models": models})
     return plan_study(grid, 42, recordings, across, KINDS)
 
@@ -175,13 +175,15 @@ def test_the_recording_is_an_axis_of_the_grid():
 def test_only_the_recordings_that_are_used_are_read(data, tmp_path):
     datasets = {"first": "sample", "second": "other"}
     folders = {"first": data / "eeg", "second": tmp_path}
-    assert list(find_recordings_of(study(), datasets, folders)) == ["first"]
+    assert list(find_study_recordings(study(), datasets, folders)) == ["first"]
     with pytest.raises(InputError, match=f"{tmp_path}: holds no subject's EEG"):
-        find_recordings_of(study(protocols=["across"]), datasets, folders)
+        find_study_recordings(study(protocols=["across"]), datasets, folders)
     with pytest.raises(InputError, match="the study uses the second recording, and no folder"):
-        find_recordings_of(study(recordings=["second"]), datasets, folders | {"second": None})
+        find_study_recordings(study(recordings=["second"]), datasets, folders | {"second": None})
     folders = {"first": tmp_path, "second": data / "eeg_second"}
-    assert list(find_recordings_of(study(recordings=["second"]), datasets, folders)) == ["second"]
+    assert list(find_study_recordings(study(recordings=["second"]), datasets, folders)) == [
+        "second"
+    ]
 
 
 def test_two_recordings_that_do_not_fit_are_told_before_any_run(data, tmp_path):
@@ -211,10 +213,10 @@ def run(
     return answers
 
 
-def find(data: Path, grid: Study) -> dict[str, Recording]:
+def find(data: Path, grid: Study) -> dict[str, StudyRecording]:
     datasets = {"first": "sample", "second": "other"}
     folders = {"first": data / "eeg", "second": data / "eeg_second"}
-    return find_recordings_of(grid, datasets, folders)
+    return find_study_recordings(grid, datasets, folders)
 
 
 VIEWS = {"views": "draw", "views_in_gallery": "mean"}

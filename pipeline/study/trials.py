@@ -28,7 +28,7 @@ from pipeline.files import cache_folder, check_folders, new_hdf5, unreadable
 from pipeline.images.embeddings import Embeddings
 from pipeline.provenance import code_hash, fingerprint
 from pipeline.sections import Across, Runs, Study, Train
-from pipeline.study.people import Place, Recording, plan_runs, tested_recording
+from pipeline.study.people import RecordingKey, StudyRecording, plan_runs, tested_recording
 from pipeline.study.results import Cell, Trial, TrialResult
 from pipeline.train import finished
 from pipeline.train.closed_form import seeds_that_count, what_decides
@@ -71,7 +71,7 @@ class Job:
 def plan_study(
     study: Study,
     seed: int,
-    recordings: Mapping[Place, Recording],
+    recordings: Mapping[RecordingKey, StudyRecording],
     across: Across,
     kinds: Mapping[str, Mapping[str, bool]],
 ) -> list[Trial]:
@@ -112,7 +112,7 @@ def plan_study(
 
 
 def _datasets_of(
-    protocol: str, trained: Place, recordings: Mapping[Place, Recording]
+    protocol: str, trained: RecordingKey, recordings: Mapping[RecordingKey, StudyRecording]
 ) -> tuple[str, str]:
     """The datasets that train and test a cell."""
     tested = tested_recording(protocol, trained)
@@ -128,7 +128,7 @@ def cache_of(embeddings: Path, trial: Trial) -> Path:
 
 def run_study(
     trials: Sequence[Trial],
-    recordings: Collection[Recording],
+    recordings: Collection[StudyRecording],
     embeddings: Path,
     recipe: Train,
     placement: Runs,
