@@ -690,7 +690,8 @@ def draw_study(protocol: str, n_seeds: int, gain: float, number: int) -> list[Tr
 
     alike, zeros, answers = by_encoder(), np.zeros(N_IMAGES), []
     for i in range(N_CELLS):
-        cell, own = Cell(f"model-{i}", "dreamsim", "last", "nice", protocol), by_encoder()
+        own = by_encoder()
+        cell = Cell(f"model-{i}", "dreamsim", "last", "nice", protocol, "simulated", "simulated")
         level = 0.3 * rng.standard_normal()
         for e, encoder in enumerate(ENCODERS):
             for fold in plan(protocol, subjects, list(range(n_seeds))):

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from pipeline.params import read_params
 from pipeline.sections import Runs, Study
+from pipeline.study.people import StudyRecording
 from pipeline.study.trials import plan_study, run_study
 from pipeline.train.inputs import find_subjects
 
@@ -29,7 +30,7 @@ def main(n_seeds: int) -> None:
         sys.exit(
             f"this benchmark is of the sample and {BACKBONE}: check out params.yaml and run dvc repro"
         )
-    subjects = find_subjects(Path("data/eeg"))
+    recording = StudyRecording(p.dataset, find_subjects(Path("data/eeg")))
     first = int(time.time())  # seeds of which DVC's cache knows no run
     seeds = list(range(first, first + n_seeds))
     grid = Study(
@@ -38,9 +39,11 @@ def main(n_seeds: int) -> None:
         blocks=["last"],
         eeg_encoders=[EEG_ENCODER],
         protocols=["within-subject"],
+        recordings=["first"],
         seeds=seeds,
     )
-    trials = plan_study(grid, p.seed, list(subjects), {BACKBONE: {"dreamsim": False}})
+    kinds = {BACKBONE: {"dreamsim": False}}
+    trials = plan_study(grid, p.seed, {"first": recording}, p.across, kinds)
     an_hour = {}
     with tempfile.TemporaryDirectory() as folder:
         embeddings = Path(folder) / "embeddings" / BACKBONE
@@ -51,7 +54,7 @@ def main(n_seeds: int) -> None:
             os.environ["ALIGNED_EEG_CACHE"] = f"{folder}/cache-{n_workers}"
             where = Runs(where="local", workers=n_workers)
             started = time.monotonic()
-            answers, failures = run_study(trials, subjects, embeddings.parent, p.train, where)
+            answers, failures = run_study(trials, [recording], embeddings.parent, p.train, where)
             wall = time.monotonic() - started
             assert not failures and len(answers) == len(trials)
             an_hour[f"{n_workers} workers"] = len(trials) / wall * 3600

@@ -156,6 +156,7 @@ class Study(Section):
     blocks: Annotated[list[Literal["mix"] | BlockChoice], Field(min_length=1)]
     eeg_encoders: Names
     protocols: Annotated[list[Protocol], Field(min_length=1)]
+    recordings: Annotated[list[Literal["first", "second"]], Field(min_length=1)]
     seeds: SeedChoice
 
 

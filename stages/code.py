@@ -20,6 +20,8 @@ def main(params: Path, records: list[Path]) -> str:
         chosen = chosen_by(p, record.parent.name == "study")
         if record.stem == "baseline":  # of ridge, whatever is trained
             chosen |= {"EEG_ENCODERS": ["ridge"]}
+        if record.stem == "study":  # it can use both recordings
+            chosen |= {"DATASETS": [p.dataset, p.across.dataset]}
         if record.stem.endswith("_second"):  # none has no code
             chosen |= {"DATASETS": [p.across.dataset]}
         write_json(record, code_of(program, chosen))

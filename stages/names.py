@@ -96,13 +96,14 @@ def _check_features(p: Params) -> None:
 def check_study(p: Params) -> None:
     """Raises InputError for the first name in the study's grid that is wrong.
 
-    That is an unknown name, a name that is listed twice, or a backbone that has no aligned block
-    in the grid.
+    That is an unknown name, a name that is listed twice, a recording that is not there, or a
+    backbone that has no aligned block in the grid.
     """
     for key, names in p.study.model_dump(exclude={"seeds"}).items():
         if len(set(names)) < len(names):
             listed = ", ".join(map(str, names))
             raise InputError(f"params.yaml: study.{key} names one twice: {listed}")
+    _check_study_recordings(p)
 
     for name in p.study.eeg_encoders:
         _check_name(f"study.eeg_encoders has {name!r}", name, EEG_ENCODERS)
@@ -126,6 +127,23 @@ def check_study(p: Params) -> None:
         )
     for backbone in p.study.backbones:
         _check_aligned_blocks(p, backbone)
+
+
+def _check_study_recordings(p: Params) -> None:
+    """Raises InputError where the grid uses a second recording, and none can be used."""
+    if p.across.dataset != "none":
+        check_second(p.dataset, p.across.dataset)
+        return
+
+    for key, name, is_used in (
+        ("study.recordings", "second", "second" in p.study.recordings),
+        ("study.protocols", "across", "across" in p.study.protocols),
+    ):
+        if is_used:
+            raise InputError(
+                f"params.yaml: {key} has {name}, and there is no second recording: name it in "
+                f"across.dataset, or take {name} out of {key}"
+            )
 
 
 def _check_eeg_encoder(name: str, recipe: Train) -> None:

@@ -1,8 +1,10 @@
 """Run the grid of the study, as far as it has not run before; then write its table and page."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from pipeline.datasets.table import DATASETS
 from pipeline.eeg_encoders.table import caveats_of
@@ -14,10 +16,10 @@ from pipeline.params import Params, read_params
 from pipeline.preprocess.recordings import read_caveats, read_modality
 from pipeline.report.study_page import write_study_page
 from pipeline.report.study_pictures import draw_study_pictures
+from pipeline.study.people import RecordingKey, StudyRecording, find_study_recordings
 from pipeline.study.summary import summarise
 from pipeline.study.trials import cache_of, plan_study, run_study
-from pipeline.train.inputs import find_subjects
-from stages import run, show, write_json
+from stages import SECOND, run, show, write_json
 from stages.names import check_study
 
 
@@ -29,17 +31,20 @@ def main(
     metrics: Path,
     pictures: Path,
     page: Path,
+    second: Annotated[Path | None, typer.Option(help=SECOND)] = None,
 ) -> str:
     p = read_params(params)
     check_study(p)
 
-    subjects = find_subjects(eeg)
+    datasets: dict[RecordingKey, str] = {"first": p.dataset, "second": p.across.dataset}
+    folders: dict[RecordingKey, Path | None] = {"first": eeg, "second": second}
+    recordings = find_study_recordings(p.study, datasets, folders)
     kinds = kinds_of(p.study.backbones)
-    trials = plan_study(p.study, p.seed, list(subjects), kinds)
-    answers, failures = run_study(trials, subjects, embeddings, p.train, p.runs)
+    trials = plan_study(p.study, p.seed, recordings, p.across, kinds)
+    answers, failures = run_study(trials, recordings.values(), embeddings, p.train, p.runs)
 
     caches = {cache_of(embeddings, trial) for trial in trials}
-    facts = describe(p, caches, [subject.path for subject in subjects.values()])
+    facts = describe(p, caches, recordings.values())
     summary, frame = summarise(answers, failures, facts, p.evaluate, p.seed)
     with replacing(table) as temporary:
         frame.to_csv(temporary, index=False)
@@ -54,6 +59,7 @@ def main(
         pictures=draw_study_pictures(pictures, summary, frame),
         settings={
             "study": p.study.model_dump(),
+            "across": p.across.model_dump(include={"dataset", "subjects", "models"}),
             "train": p.train.model_dump(),
             "evaluate": p.evaluate.model_dump(),
         },
@@ -80,30 +86,36 @@ def kinds_of(backbones: Sequence[str]) -> dict[str, dict[str, bool]]:
     return kinds
 
 
-def describe(p: Params, caches: Iterable[Path], recordings: Sequence[Path]) -> dict[str, Any]:
+def describe(
+    p: Params, caches: Iterable[Path], recordings: Collection[StudyRecording]
+) -> dict[str, Any]:
     """What a summary says of the data behind it."""
-    dataset = DATASETS[p.dataset]
+    names = [recording.dataset for recording in recordings]
+    datasets = [DATASETS[name] for name in names]
+    planted = [dataset.planted.get(p.sample.truth, "") for dataset in datasets]
+    paths = [file.path for recording in recordings for file in recording.eeg.values()]
     caveats_of_images = {read_about(cache)[0].get("caveat") for cache in caches}
-    modality = read_modality(recordings[0])  # all subjects have the same channels
+    modality = read_modality(paths[0])  # all subjects have the same channels
     facts: dict[str, Any] = {} if modality == "EEG" else {"modality": modality}
     return facts | {
-        "dataset": p.dataset,
-        "synthetic": dataset.synthetic,
+        "dataset": " and ".join(names),
+        "synthetic": any(dataset.synthetic for dataset in datasets),
         "selected_on": p.train.select_on,
         "control": p.train.control,
-        "planted": dataset.planted.get(p.sample.truth, ""),
+        "planted": " ".join(dict.fromkeys(filter(None, planted))),
         "caveats": [
-            *dataset.caveats,
+            *dict.fromkeys(caveat for dataset in datasets for caveat in dataset.caveats),
             *(caveat for name in p.study.eeg_encoders for caveat in caveats_of(name)),
             *sorted(caveat for caveat in caveats_of_images if caveat),
             # A caveat may be of one subject alone, such as its bad channels. Each is said once.
-            *dict.fromkeys(caveat for path in recordings for caveat in read_caveats(path)),
+            *dict.fromkeys(caveat for path in paths for caveat in read_caveats(path)),
         ],
     }
 
 
 def print_study(summary: dict[str, Any]) -> None:
     """Print a table of the cells, and the answer."""
+    several = len(summary["datasets"]) > 1
     # A figure that a cell does not have is an empty field.
     rows = [
         {
@@ -112,6 +124,7 @@ def print_study(summary: dict[str, Any]) -> None:
             "block": cell["block"],
             "EEG encoder": cell["eeg_encoder"],
             "protocol": cell["protocol"],
+            **name_columns(cell, several),
             "unaligned": cell["unaligned"].get("top1_acc", ""),
             "aligned": cell["aligned"].get("top1_acc", ""),
             "difference": cell["difference"]["top1_acc"]["mean"] if cell["difference"] else "",
@@ -123,6 +136,13 @@ def print_study(summary: dict[str, Any]) -> None:
 
     show(f"top-1 in each cell, of {summary['n_runs']} runs", rows)
     print(summary["answer"])
+
+
+def name_columns(cell: Mapping[str, Any], several: bool) -> dict[str, str]:
+    """The columns that say who trained and who was tested, where the study has `several`."""
+    if not several:
+        return {}
+    return {"trained on": cell["trained_dataset"], "tested on": cell["tested_dataset"]}
 
 
 if __name__ == "__main__":

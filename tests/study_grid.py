@@ -5,8 +5,9 @@ from itertools import product
 
 import numpy as np
 
+from pipeline.sections import Across
 from pipeline.study.results import Cell, Trial, TrialResult
-from pipeline.train.protocols import plan
+from pipeline.train.protocols import Run, plan, plan_across
 
 ENCODERS = ("unaligned", "aligned")
 FACTS = {
@@ -22,10 +23,13 @@ def cells(
     eeg_encoders: Iterable[str] = ("atm-s", "nice"),
     protocols: Iterable[str] = ("pooled",),
     blocks: Iterable[str] = ("last",),
+    datasets: Iterable[tuple[str, str]] = (("things-eeg2", "things-eeg2"),),
 ) -> list[Cell]:
-    grid = product(backbones, blocks, eeg_encoders, protocols)
+    """`datasets` are pairs, of which the first one trains and the second one is tested."""
+    grid = product(backbones, blocks, eeg_encoders, protocols, datasets)
     return [
-        Cell(backbone, "dreamsim", block, eeg, protocol) for backbone, block, eeg, protocol in grid
+        Cell(backbone, "dreamsim", block, eeg, protocol, *pair)
+        for backbone, block, eeg, protocol, pair in grid
     ]
 
 
@@ -33,8 +37,18 @@ def trials(cell: Cell, subjects: Sequence[str], seeds: Iterable[int]) -> list[Tr
     return [
         Trial(cell, encoder, run)
         for encoder in ENCODERS
-        for run in plan(cell.protocol, list(subjects), list(seeds))
+        for run in runs(cell.protocol, subjects, list(seeds))
     ]
+
+
+def runs(protocol: str, subjects: Sequence[str], seeds: list[int]) -> list[Run]:
+    """In the protocol across one model of two people of another recording, tested on `subjects`."""
+    if protocol != "across":
+        return plan(protocol, list(subjects), seeds)
+    across = Across(
+        dataset="alljoined", subjects="all", train_on="first", models="pooled", test_on="second"
+    )
+    return plan_across(across, ["other-01", "other-02"], subjects, seeds)
 
 
 def names(n: int) -> list[str]:

@@ -12,6 +12,8 @@ import pytest
 from pipeline.preprocess.recordings import read_modality
 from pipeline.report.pictures import has_positions
 from pipeline.report.scalp_map import scalp_map
+from pipeline.study.people import StudyRecording
+from pipeline.train.inputs import HashedFile
 from stages import report
 from stages.evaluate import name_modality
 from stages.study import describe
@@ -91,7 +93,8 @@ def test_the_answer_of_a_comparison_and_of_a_study_says_so(meg: Path, tmp_path: 
     assert "MEG, 20-way, pooled" in of_meg
     assert of_meg.replace("MEG, ", "") == eeg
 
-    facts = describe(report.read_params(params(tmp_path)), [], [meg / "eeg/sub-01.h5"])
+    recording = StudyRecording("sample", {"sub-01": HashedFile.of(meg / "eeg/sub-01.h5")})
+    facts = describe(report.read_params(params(tmp_path)), [], [recording])
     assert facts["modality"] == "MEG"
     summary, table = study(cells(["clip_vitb32"], ["nice"]), modality="MEG")
     assert "MEG, 50-way" in summary["answer"]

@@ -62,7 +62,7 @@ def test_the_shipped_file_is_valid():
             "input should be 'last', or input should be a valid integer; is it last?",
         ),
         ("preprocess.mvnn", "epoch", "'time' or 'epochs'; is it epochs?"),
-        ("study.protocols", ["poled"], "or 'leave-one-subject-out'; is it pooled?"),
+        ("study.protocols", ["poled"], "or 'across'; is it pooled?"),
         ("train.remove_dc", "no", "train.remove_dc is 'no': input should be true or false"),
         (
             "train",
@@ -291,6 +291,17 @@ def test_a_missing_file_is_told(tmp_path):
             "study.blocks is mix alone, and ridge learns no weights of blocks",
         ),
         ({"backbones": ["resnet"]}, "backbone is 'resnet': should be one of"),
+        (
+            {"recordings": ["first", "second"]},
+            "study.recordings has second, and there is no second recording: name it in "
+            "across.dataset, or take second out of study.recordings",
+        ),
+        (
+            {"protocols": ["pooled", "across"]},
+            "study.protocols has across, and there is no second recording: name it in "
+            "across.dataset, or take across out of study.protocols",
+        ),
+        ({"recordings": ["first", "first"]}, "study.recordings names one twice: first, first"),
     ],
 )
 def test_a_grid_that_cannot_be_is_told_before_any_run(changes, message):
@@ -298,3 +309,22 @@ def test_a_grid_that_cannot_be_is_told_before_any_run(changes, message):
     check_study(p)
     with pytest.raises(InputError, match=message):
         check_study(p.model_copy(update={"study": p.study.model_copy(update=changes)}))
+
+
+@pytest.mark.parametrize(
+    ("dataset", "message"),
+    [
+        ("sample", "across.dataset is sample, and so is dataset: name another recording"),
+        ("smaple", "across.dataset is 'smaple': should be one of .*; is it sample"),
+    ],
+)
+def test_a_second_recording_of_a_study_that_cannot_be_is_told(dataset, message):
+    p = read_params(SHIPPED)
+    study = p.study.model_copy(update={"recordings": ["second"], "protocols": ["across"]})
+    p = p.model_copy(update={"study": study})
+    second = p.across.model_copy(update={"dataset": "sample-headset"})
+    check_study(p.model_copy(update={"across": second}))
+
+    second = p.across.model_copy(update={"dataset": dataset})
+    with pytest.raises(InputError, match=message):
+        check_study(p.model_copy(update={"across": second}))

@@ -324,9 +324,11 @@ def test_a_study_runs_again_with_another_file_and_only_where_it_is_read(tmp_path
     eeg = {"sub-01": HashedFile(tmp_path, "a")}
 
     def name(eeg_encoder: str) -> str:
-        cell = Cell("synclr_vitb16", "dreamsim", "last", eeg_encoder, "pooled")
+        cell = Cell("synclr_vitb16", "dreamsim", "last", eeg_encoder, "pooled", "sample", "sample")
         trial = Trial(cell, "unaligned", run)
-        return _make_job(trial, eeg, HashedFile(tmp_path, "b"), recipe, tmp_path).file.name
+        return _make_job(
+            trial, {"sample": eeg}, HashedFile(tmp_path, "b"), recipe, tmp_path
+        ).file.name
 
     weights.write_bytes(b"first")
     first = {eeg_encoder: name(eeg_encoder) for eeg_encoder in ("nice", "labram")}

@@ -291,6 +291,36 @@ def test_pictures_are_those_that_there_are(tmp_path):
     assert names_of == ["cells-pooled.png", "depth-pooled.png", "blocks-pooled.png"]
 
 
+def test_each_row_says_who_trained_and_who_was_tested(tmp_path, browser):
+    pairs = [("a", "a"), ("a", "b"), ("b", "a")]
+    of = [
+        *cells(["clip_vitb32"], ["nice"], datasets=pairs[:1]),
+        *cells(["clip_vitb32"], ["nice"], ["across"], datasets=pairs[1:]),
+    ]
+    summary, table = study(of, failures=1)
+    path = page(tmp_path, (summary, table))
+    assert sorted(picture.name for picture in (tmp_path / "pictures").iterdir()) == [
+        "cells-across-a-to-b.png",
+        "cells-across-b-to-a.png",
+        "cells-pooled-a.png",
+    ]
+    with opened(browser, path) as shown:
+        titles = shown.eval_on_selector_all(
+            "#grid thead th", "all => all.map(one => one.innerText)"
+        )
+        assert titles[:4] == ["backbone", "protocol", "trained on", "tested on"]
+        rows = zip(texts(shown, 1), texts(shown, 2), texts(shown, 3), strict=True)
+        assert [*rows] == [("across", "a", "b"), ("across", "b", "a"), ("pooled", "a", "a")]
+        headings = shown.eval_on_selector_all("figure h3", "all => all.map(one => one.innerText)")
+        assert headings[0] == "Every cell: across, trained on a, tested on b"
+    text = words(path)
+    assert "across, trained on b, tested on a: unaligned, across, seed 1: no memory" in text
+
+    # Of one recording it stands above the table
+    alone = words(page(tmp_path, study(cells(["clip_vitb32"], ["nice"])), with_pictures=False))
+    assert "trained on things-eeg2, tested on things-eeg2." in alone
+
+
 def test_top1_by_depth_is_that_of_the_cells():
     summary, _ = study(cells(["clip_vitb32"], ["nice"], blocks=("11", "last", "6")), n_subjects=2)
     [ax] = by_depth(summary["cells"], summary["chance_top1"], "title").axes

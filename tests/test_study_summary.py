@@ -3,6 +3,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from study_grid import FACTS, answer, cells, draw, names, trials
 
@@ -291,6 +292,57 @@ def test_one_seed_of_pooled_models_is_no_claim():
     assert all(
         cell["difference"]["top1_acc"]["ci95_these_models"][0] > 0 for cell in summary["cells"]
     )
+
+
+PAIR = ("things-eeg2", "alljoined")
+RECORDINGS = [PAIR[:1] * 2, PAIR[1:] * 2, PAIR, PAIR[::-1]]  # who trains, who is tested
+
+
+def two_recordings(seeds: tuple[int, ...] = (1, 2, 3)) -> list[TrialResult]:
+    """Of each recording alone, where nothing is planted, and of both across, where something is."""
+    grid = [["clip_vitb32"], ["nice"]]
+    alone = cells(*grid, ["within-subject"], datasets=RECORDINGS[:2])
+    both = cells(*grid, ["across"], datasets=RECORDINGS[2:])
+    return certain([*alone, *both], [0, 0, 6, -6], seeds=seeds)
+
+
+def test_the_answer_says_who_trained_and_who_was_tested():
+    summary = summary_of(two_recordings())
+    assert summary["datasets"] == ["alljoined", "things-eeg2"]
+    assert [
+        (cell["protocol"], cell["trained_dataset"], cell["tested_dataset"], cell["verdict"])
+        for cell in summary["cells"]
+    ] == [
+        ("across", "alljoined", "things-eeg2", "worse"),
+        ("across", "things-eeg2", "alljoined", "better"),
+        ("within-subject", "alljoined", "alljoined", "no difference shown"),
+        ("within-subject", "things-eeg2", "things-eeg2", "no difference shown"),
+    ]
+    assert (
+        "(20-way, chance 5.0 %, across and within-subject, recordings alljoined and things-eeg2, "
+        "8 subjects, 3 seeds). In 2 cells of the protocol across the claim is about models of "
+        "these training people alone. Across, trained on alljoined, tested on things-eeg2: better "
+        "in 0 of 1, worse in 1. Across, trained on things-eeg2, tested on alljoined: better in 1 "
+        "of 1, worse in 0. Within-subject, trained and tested on alljoined: better in 0 of 1"
+    ) in summary["answer"]
+
+
+def test_one_direction_is_named_and_one_seed_of_it_is_no_claim():
+    [cell] = cells(["clip_vitb32"], ["nice"], ["across"], datasets=[PAIR])
+    summary = summary_of(certain([cell], [6], seeds=(1,)))
+    assert summary["answer"].startswith(
+        "No claim can be made in any of 1 cell (20-way, chance 5.0 %, across, trained on "
+        "things-eeg2, tested on alljoined, 8 subjects, 1 seed): one seed of models that subjects"
+    )
+
+
+def test_tables_of_two_studies_can_be_joined():
+    """A row of each says by its dataset who trained and who was tested."""
+    of_cells = [cells(["clip_vitb32"], ["nice"], datasets=[(name, name)]) for name in PAIR]
+    tables = [summarise(certain(of, [3], 2), {}, FACTS, PARAMETERS, 0)[1] for of in of_cells]
+    joined = pd.concat(tables)
+    keys = [*(field.name for field in dataclasses.fields(Cell)), "encoder", "seed", "subject"]
+    assert len(joined) == 2 * len(tables[0]) and not joined.duplicated(keys).any()
 
 
 def test_few_subjects_speak_for_themselves():

@@ -8,6 +8,7 @@ import pandas as pd
 
 from pipeline.report.style import Picture
 from pipeline.report.template import records, write_page
+from pipeline.study.results import describe_recordings
 
 CELL_TITLES = {
     "backbone": "backbone",
@@ -15,6 +16,8 @@ CELL_TITLES = {
     "block": "block",
     "eeg_encoder": "{} encoder",
     "protocol": "protocol",
+    "trained_dataset": "trained on",
+    "tested_dataset": "tested on",
 }
 
 
@@ -46,6 +49,7 @@ def write_study_page(
         hashes=hashes,
         study=summary,
         modality=modality,
+        describe_recordings=describe_recordings,
         # A choice that varies gets a column; what all cells share stands above the table.
         # The backbone has a column in any case: it heads each row.
         columns={

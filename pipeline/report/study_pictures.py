@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from pipeline.report.style import COLOURS, QUIET, STYLE, Picture, save_png
+from pipeline.study.results import describe_recordings
 
 Cells = list[dict[str, Any]]
 
@@ -34,7 +35,7 @@ FILLED = (
     "without 0 can belong to a hollow point. Dotted: over test images alone, of a cell that "
     "carries no claim."
 )
-TEXTS = {  # of each picture the heading, of a protocol, and the description
+TEXTS = {  # of each picture the heading, of a task, and the description
     "cells": (
         "Every cell: {}",
         "Left: top-1 of each subject (small, the mean over seeds) and of all (large), unaligned "
@@ -64,10 +65,10 @@ FILLS = {"claimed, after Holm's correction": QUIET, "not claimed": "white"}
 def draw_study_pictures(
     folder: Path, summary: dict[str, Any], table: pd.DataFrame
 ) -> list[Picture]:
-    """Draw all cells of each protocol; with several blocks top-1 and difference against the block.
+    """Draw all cells of each task; with several blocks top-1 and difference against the block.
 
-    `summary` and `table` are what `study.summary.summarise` returns; none of a protocol without any
-    pair of runs.
+    A task is a protocol on its recordings. `summary` and `table` are what `study.summary.summarise`
+    returns; none of a task without any pair of runs.
     """
     synthetic = ", SYNTHETIC DATA" if summary["synthetic"] else ""
     subjects = table[table["status"] == "ok"].astype(
@@ -76,13 +77,11 @@ def draw_study_pictures(
 
     pictures = []
     with matplotlib.style.context(["default", STYLE]):
-        for protocol in sorted({cell["protocol"] for cell in summary["cells"]}):
-            # Protocols are tasks of their own, so that each has its own picture.
-            cells = [cell for cell in summary["cells"] if cell["protocol"] == protocol]
+        for name_of_files, (task, cells) in _tasks(summary).items():
             if not any(cell["difference"] for cell in cells):
                 continue
 
-            about = f"{protocol}, {summary['n_way']}-way{synthetic}"
+            about = f"{task}, {summary['n_way']}-way{synthetic}"
             figures = {
                 "cells": all_cells(
                     cells, subjects, summary["chance_top1"], f"Every cell and subject\n{about}"
@@ -100,12 +99,31 @@ def draw_study_pictures(
                 )
 
             for name, figure in figures.items():
-                path = folder / f"{name}-{protocol}.png"
+                path = folder / f"{name}-{name_of_files}.png"
                 save_png(figure, path)
                 heading, description = TEXTS[name]
                 description = description.format(modality=summary.get("modality", "EEG"))
-                pictures.append(Picture(path, heading.format(protocol), description))
+                pictures.append(Picture(path, heading.format(task), description))
     return pictures
+
+
+def _tasks(summary: dict[str, Any]) -> dict[str, tuple[str, Cells]]:
+    """The cells of each task with its name in words, by its name in files.
+
+    The recordings are in both names where the study has several.
+    """
+    tasks: dict[str, tuple[str, Cells]] = {}
+    for cell in summary["cells"]:
+        name_of_files = cell["protocol"]
+        task = cell["protocol"]
+        if len(summary["datasets"]) > 1:
+            names = (cell["trained_dataset"], cell["tested_dataset"])
+            name_of_files += "-" + "-to-".join(dict.fromkeys(names))
+            task += f", {describe_recordings(*names)}"
+
+        _, cells = tasks.setdefault(name_of_files, (task, []))
+        cells.append(cell)
+    return tasks
 
 
 def all_cells(cells: Cells, subjects: pd.DataFrame, chance: float, title: str) -> Figure:
@@ -121,7 +139,8 @@ def all_cells(cells: Cells, subjects: pd.DataFrame, chance: float, title: str) -
     figure.suptitle(f"{title}{f' ({common})' if common else ''}", fontsize=9, fontweight="bold")
 
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=[1.5, 1])
-    of_cell = ["backbone", "alignment", "block", "eeg_encoder", "protocol", "encoder"]
+    of_cell = ["backbone", "alignment", "block", "eeg_encoder", "protocol", "trained_dataset"]
+    of_cell += ["tested_dataset", "encoder"]
     means = subjects.groupby([*of_cell, "subject"])["top1_acc"].mean()  # over the seeds
 
     for row, cell in enumerate(cells):

@@ -9,13 +9,19 @@ from pipeline.train.protocols import Run
 
 @dataclass(frozen=True, order=True)
 class Cell:
-    """One comparison of the two image encoders, which have all other choices in common."""
+    """One comparison of the two image encoders, which have all other choices in common.
+
+    `trained_dataset` and `tested_dataset` are the datasets whose people train the models and test
+    them. They differ in the protocol across alone.
+    """
 
     backbone: str
     alignment: str
     block: str
     eeg_encoder: str
     protocol: str
+    trained_dataset: str
+    tested_dataset: str
 
 
 @dataclass(frozen=True)
@@ -42,3 +48,10 @@ class TrialResult:
     device: str
     seconds: float
     queries: dict[str, np.ndarray]
+
+
+def describe_recordings(trained_dataset: str, tested_dataset: str) -> str:
+    """Who trained and who was tested, such as `trained on sample, tested on sample-headset`."""
+    if trained_dataset == tested_dataset:
+        return f"trained and tested on {tested_dataset}"
+    return f"trained on {trained_dataset}, tested on {tested_dataset}"

@@ -32,7 +32,7 @@ from pipeline.evaluate.statistics import (
 )
 from pipeline.retrieval import weigh_queries, weigh_top_k
 from pipeline.sections import Evaluate
-from pipeline.study.results import Cell, Trial, TrialResult
+from pipeline.study.results import Cell, Trial, TrialResult, describe_recordings
 
 # Why a cell of whole runs carries no claim
 ONE_SEED = "one seed of models that subjects share"
@@ -41,6 +41,8 @@ FEW_SUBJECTS = f"one seed of fewer than {MIN_SUBJECTS} subjects"
 FEW_SUBJECTS_WITHOUT_SEEDS = f"fewer than {MIN_SUBJECTS} subjects"
 
 CELL_COLUMNS = [field.name for field in fields(Cell)]
+TRAINING_PEOPLE = "training people"  # a factor of `compare.differences`
+DATASET_COLUMNS = ("trained_dataset", "tested_dataset")
 RUN_COLUMNS = [*CELL_COLUMNS, "encoder", "fold", "seed"]
 ENCODERS = ("unaligned", "aligned")
 VERDICTS = ("better", "worse", "no difference shown", "no claim")
@@ -80,6 +82,7 @@ def summarise(
 
     cells = _summarise_cells(results, table, draw, parameters.top_k)
     summary = dict(facts) | {
+        "datasets": sorted({cell[name] for cell in cells for name in DATASET_COLUMNS}),
         "n_way": n_way,
         "chance_top1": 1 / n_way if n_way else None,
         "subjects": sorted(set(table["subject"])),
@@ -144,6 +147,8 @@ def _sort_key(trial: Trial, subject: str) -> tuple[Any, ...]:
     depth = float(cell.block) if cell.block.isdecimal() else float("inf")
     return (
         cell.protocol,
+        cell.trained_dataset,
+        cell.tested_dataset,
         cell.backbone,
         cell.alignment,
         cell.eeg_encoder,
@@ -352,11 +357,11 @@ def _answer(summary: dict[str, Any]) -> str:
             "and no pair is left."
         )
 
-    protocols = sorted({cell["protocol"] for cell in cells})
+    tasks = _name_tasks(summary)
     design = (
         f"{summary['n_way']}-way, chance {100 * summary['chance_top1']:.1f} %, "
-        f"{' and '.join(protocols)}, {count(len(summary['subjects']), 'subject')}, "
-        f"{count(len(summary['seeds']), 'seed')}"
+        f"{_describe_tasks(summary, list(tasks))}, "
+        f"{count(len(summary['subjects']), 'subject')}, {count(len(summary['seeds']), 'seed')}"
     )
 
     if "modality" in summary:  # absent of EEG
@@ -376,14 +381,39 @@ def _answer(summary: dict[str, Any]) -> str:
 
     claim = _claim(summary, reasons, design)
 
-    # Several protocols are several tasks: the sum alone would hide which.
-    for protocol in protocols if len(protocols) > 1 else ():
-        verdicts = [cell["verdict"] for cell in cells if cell["protocol"] == protocol]
+    # The sum alone would hide in which task.
+    for task, verdicts in tasks.items() if len(tasks) > 1 else ():
+        name = task[0].upper() + task[1:]
         claim += (
-            f" {protocol.capitalize()}: better in {verdicts.count('better')} of {len(verdicts)}, "
+            f" {name}: better in {verdicts.count('better')} of {len(verdicts)}, "
             f"worse in {verdicts.count('worse')}."
         )
     return f"{claim[0].upper()}{claim[1:]} {size}"
+
+
+def _name_tasks(summary: dict[str, Any]) -> dict[str, list[str]]:
+    """The verdicts of the cells of each task: of a protocol on its recordings, by its name.
+
+    The recordings are in the name where the study has several.
+    """
+    tasks: dict[str, list[str]] = {}
+    for cell in summary["cells"]:
+        name = cell["protocol"]
+        if len(summary["datasets"]) > 1:
+            name += f", {describe_recordings(*(cell[column] for column in DATASET_COLUMNS))}"
+        tasks.setdefault(name, []).append(cell["verdict"])
+    return tasks
+
+
+def _describe_tasks(summary: dict[str, Any], tasks: list[str]) -> str:
+    """The one task by its name, or the protocols and recordings of several."""
+    if len(tasks) == 1:
+        return tasks[0]
+
+    words = " and ".join(sorted({cell["protocol"] for cell in summary["cells"]}))
+    if len(summary["datasets"]) > 1:
+        words += f", recordings {' and '.join(summary['datasets'])}"
+    return words
 
 
 def _claim(summary: dict[str, Any], reasons: str, design: str) -> str:
@@ -402,6 +432,15 @@ def _claim(summary: dict[str, Any], reasons: str, design: str) -> str:
         f". Asked of top-1, with p ≤ {ALPHA} after Holm's correction over "
         f"{count(summary['n_corrected'], 'cell')} ({design})."
     )
+
+    # Those whose interval is not over the people who trained
+    across = [cell["ci95_over"] for cell in cells if cell["protocol"] == "across"]
+    n_given = sum(bool(factors) and TRAINING_PEOPLE not in factors for factors in across)
+    if n_given:
+        claim += (
+            f" In {count(n_given, 'cell')} of the protocol across the claim is about models of "
+            "these training people alone."
+        )
 
     # No cell generalises over subjects, so that the claim must not either.
     if not any("subjects" in cell["ci95_over"] for cell in cells):

@@ -10,7 +10,7 @@ import functools
 import math
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
@@ -27,7 +27,8 @@ from pipeline.evaluate.similarities import Queries
 from pipeline.files import cache_folder, check_folders, new_hdf5, unreadable
 from pipeline.images.embeddings import Embeddings
 from pipeline.provenance import code_hash, fingerprint
-from pipeline.sections import Runs, Study, Train
+from pipeline.sections import Across, Runs, Study, Train
+from pipeline.study.people import RecordingKey, StudyRecording, plan_runs, tested_recording
 from pipeline.study.results import Cell, Trial, TrialResult
 from pipeline.train import finished
 from pipeline.train.closed_form import seeds_that_count, what_decides
@@ -40,7 +41,7 @@ from pipeline.train.inputs import (
 )
 from pipeline.train.model import ContrastiveModel, Notes
 from pipeline.train.placement import how_many, make_groups, name_of_group, on_gpus
-from pipeline.train.protocols import plan, seeds_of
+from pipeline.train.protocols import seeds_of
 from pipeline.train.runs import PACKAGES, train_runs
 from pipeline.train.training import Trained
 
@@ -59,7 +60,8 @@ class Job:
     """A trial with all that a process needs to run it."""
 
     trial: Trial
-    eeg: dict[str, HashedFile]
+    training_eeg: Mapping[str, HashedFile]  # all subjects of the recording that trains
+    test_eeg: Mapping[str, HashedFile]  # and of the one that is tested
     embeddings: HashedFile
     recipe: Train
     code: str  # the hash of the code
@@ -67,11 +69,16 @@ class Job:
 
 
 def plan_study(
-    study: Study, seed: int, subjects: list[str], kinds: Mapping[str, Mapping[str, bool]]
+    study: Study,
+    seed: int,
+    recordings: Mapping[RecordingKey, StudyRecording],
+    across: Across,
+    kinds: Mapping[str, Mapping[str, bool]],
 ) -> list[Trial]:
     """The trials of the grid, both encoders in each cell.
 
-    `kinds` are the alignments of each image model; True where one has the block `last` alone.
+    `recordings` are those that the study uses. `kinds` are the alignments of each image model; True
+    where one has the block `last` alone.
     InputError where an image model has none of the study's alignments, or a seed is there twice.
     """
     # Before anything is trained: each image model must have something to be compared with.
@@ -87,9 +94,11 @@ def plan_study(
 
     # True in `kinds`: aligned embeddings come from the unaligned ones of the block `last` alone.
     return [
-        Trial(Cell(backbone, alignment, str(block), eeg_encoder, protocol), encoder, run)
+        Trial(Cell(backbone, alignment, str(block), eeg_encoder, protocol, *datasets), encoder, run)
         for protocol in study.protocols
-        for run in plan(protocol, subjects, seeds)
+        for trained in study.recordings
+        for datasets in [_datasets_of(protocol, trained, recordings)]
+        for run in plan_runs(protocol, trained, recordings, across, seeds)
         for backbone in study.backbones
         for alignment in study.alignments
         for block in study.blocks
@@ -102,6 +111,14 @@ def plan_study(
     ]
 
 
+def _datasets_of(
+    protocol: str, trained: RecordingKey, recordings: Mapping[RecordingKey, StudyRecording]
+) -> tuple[str, str]:
+    """The datasets that train and test a cell."""
+    tested = tested_recording(protocol, trained)
+    return recordings[trained].dataset, recordings[tested].dataset
+
+
 def cache_of(embeddings: Path, trial: Trial) -> Path:
     """Where the embeddings of a trial's images are, below the folder of all."""
     # All alignments of an image model share its unaligned cache.
@@ -111,23 +128,24 @@ def cache_of(embeddings: Path, trial: Trial) -> Path:
 
 def run_study(
     trials: Sequence[Trial],
-    eeg: Mapping[str, HashedFile],
+    recordings: Collection[StudyRecording],
     embeddings: Path,
     recipe: Train,
     placement: Runs,
 ) -> tuple[list[TrialResult], dict[Trial, str]]:
     """Run the trials that were not run before; returns all answers, and why others failed.
 
-    `eeg` are the prepared subjects by name, `embeddings` the folder of all caches. The unaligned
-    encoder is trained once for all kinds of alignment.
+    `recordings` are those that the trials name, `embeddings` the folder of all caches. The
+    unaligned encoder is trained once for all kinds of alignment.
     InputError where the subjects did not see the same test images.
     """
     check_control(recipe)
     paths = sorted({cache_of(embeddings, trial) for trial in trials})
     caches = {path: HashedFile.of(path) for path in paths}
     folder = cache_folder().resolve() / "study"
+    people = {recording.dataset: recording.eeg for recording in recordings}
     jobs = [
-        _make_job(trial, eeg, caches[cache_of(embeddings, trial)], recipe, folder)
+        _make_job(trial, people, caches[cache_of(embeddings, trial)], recipe, folder)
         for trial in trials
     ]
 
@@ -139,7 +157,7 @@ def run_study(
     reasons: dict[Path, str] = {}
     if todo:
         check_folders({folder: 0})
-        reasons = _run_jobs(todo, eeg, recipe, placement)
+        reasons = _run_jobs(todo, recipe, placement)
 
     # By file again: cells that share a failed run all lack it.
     failures = {job.trial: reasons[job.file] for job in jobs if job.file in reasons}
@@ -158,10 +176,13 @@ def run_study(
     return answers, failures
 
 
-def _run_jobs(
-    jobs: Sequence[Job], eeg: Mapping[str, HashedFile], recipe: Train, placement: Runs
-) -> dict[Path, str]:
+def _run_jobs(jobs: Sequence[Job], recipe: Train, placement: Runs) -> dict[Path, str]:
     """Run these jobs side by side; returns why some failed, by their files."""
+    # As if a process held all recordings: it holds one, so that there is room at any rate
+    eeg: dict[str, HashedFile] = {}
+    for job in jobs:
+        eeg |= job.training_eeg
+
     gpus = on_gpus(recipe, placement)
     n_workers = how_many(placement, [job.trial.run for job in jobs], eeg, gpus)
     futures = side_by_side(
@@ -188,13 +209,18 @@ def _run_jobs(
 
 def _make_job(
     trial: Trial,
-    eeg: Mapping[str, HashedFile],
+    people: Mapping[str, Mapping[str, HashedFile]],
     embeddings: HashedFile,
     study_recipe: Train,
     folder: Path,
 ) -> Job:
-    """The study's recipe with the choices of the cell, and a file named after all of its inputs."""
+    """The study's recipe with the choices of the cell, and a file named after all of its inputs.
+
+    `people` are the subjects of each dataset.
+    """
     cell = trial.cell
+    training_eeg = people[cell.trained_dataset]
+    test_eeg = people[cell.tested_dataset]
     changes = {
         "block": int(cell.block) if cell.block.isdecimal() else cell.block,
         "eeg_encoder": cell.eeg_encoder,
@@ -204,14 +230,16 @@ def _make_job(
 
     run = trial.run
     # A test subject decides the answer as well: it is scored here.
-    files = [eeg[subject].sha256 for subject in (*run.trained_on, *run.tested_on)]
+    files = [training_eeg[subject].sha256 for subject in run.trained_on]
+    files += [test_eeg[subject].sha256 for subject in run.tested_on]
     files += hash_eeg_weights(recipe)
     code = code_with(recipe.eeg_encoder)
     # The seed is in `run`. How many there are, and the device, make no other trial. The hash of the
     # weights is in `files`.
     settings = what_decides(recipe).model_dump(exclude={"seeds", "device", "eeg_weights"})
     key = fingerprint(code, files, embeddings.sha256, astuple(run), settings)
-    return Job(trial, dict(eeg), embeddings, recipe, code, folder / f"{key}.h5")
+    file = folder / f"{key}.h5"
+    return Job(trial, training_eeg, test_eeg, embeddings, recipe, code, file)
 
 
 def _make_groups(jobs: Sequence[Job], n_workers: int, gpus: bool) -> list[tuple[Job, ...]]:
@@ -221,7 +249,9 @@ def _make_groups(jobs: Sequence[Job], n_workers: int, gpus: bool) -> list[tuple[
     """
     by_recipe: dict[object, list[Job]] = {}
     for job in jobs:
-        by_recipe.setdefault((job.embeddings, job.recipe.model_dump_json()), []).append(job)
+        datasets = (job.trial.cell.trained_dataset, job.trial.cell.tested_dataset)
+        recipe = job.recipe.model_dump_json()
+        by_recipe.setdefault((job.embeddings, recipe, datasets), []).append(job)
     # Parts of each recipe, so that there is a group for each worker.
     n_parts = math.ceil(n_workers / len(by_recipe))
 
@@ -253,7 +283,11 @@ def run_trials(jobs: tuple[Job, ...], step: Callable[[], None]) -> list[str]:
     states.mkdir(parents=True, exist_ok=True)
     runs = [job.trial.run for job in jobs]
     trainings = first.file.parents[1] / finished.KIND  # of the cache folder that all processes see
-    results = train_runs(runs, first.eeg, first.embeddings, first.recipe, trainings, states, step)
+    # What a training may read
+    eeg = dict(first.training_eeg)
+    if first.recipe.select_on == "test":
+        eeg |= first.test_eeg
+    results = train_runs(runs, eeg, first.embeddings, first.recipe, trainings, states, step)
     seconds = (time.monotonic() - started) / len(jobs)
 
     reasons = []
@@ -286,7 +320,7 @@ def _score_and_store(
         )
 
         for subject in job.trial.run.tested_on:
-            ids, queries = _score_subject(model, notes, subject, job.eeg, embeddings)
+            ids, queries = _score_subject(model, notes, subject, job.test_eeg, embeddings)
             group = file.create_group(subject)
             group.create_dataset("image_ids", data=ids.astype(object), dtype=h5py.string_dtype())
             for name, values in queries.items():
@@ -358,7 +392,8 @@ def _name(jobs: Sequence[Job]) -> str:
     cell = jobs[0].trial.cell
     encoder = jobs[0].trial.encoder
     runs = name_of_group([job.trial.run for job in jobs])
-    return f"{cell.backbone} {encoder}, block {cell.block}, {cell.eeg_encoder}, {runs}"
+    choices = f"block {cell.block}, {cell.eeg_encoder}, {cell.trained_dataset}"
+    return f"{cell.backbone} {encoder}, {choices}, {runs}"
 
 
 def _count(n: int) -> str:
