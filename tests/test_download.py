@@ -20,6 +20,7 @@ import pytest
 
 from pipeline.datasets.known_files import KnownFile
 from pipeline.datasets.sources import (
+    ALLJOINED,
     THINGS_EEG2,
     THINGS_EEG2_RAW,
     THINGS_MEG,
@@ -542,7 +543,8 @@ def test_a_size_that_is_not_the_known_one_is_told_before_the_download(
 
 def test_the_known_files_are_those_of_the_sources() -> None:
     """Each has a name that its source wants; sizes and hashes were published, so that a slip of a digit shows here."""
-    for source, n_files in ((THINGS_EEG2, 13), (THINGS_EEG2_RAW, 3), (THINGS_MEG, 17)):
+    sources = ((THINGS_EEG2, 13), (THINGS_EEG2_RAW, 3), (ALLJOINED, 3), (THINGS_MEG, 17))
+    for source, n_files in sources:
         assert len(source.known_files) == n_files
         named = {source.metadata_file, *source.image_files}
         subjects = {
