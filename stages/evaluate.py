@@ -59,9 +59,8 @@ def main(
     # Every subject that some model is tested on, read one after the other
     others = find_recordings(second) if second else {}
     made_with |= describe_across(p, models, others)
-    recordings_of = {**find_recordings(eeg), **others}
     subjects = sorted({name for _, notes in models for name in notes["tested_on"]})
-    files = [recordings_of[subject] for subject in subjects]
+    files = [others.get(subject, eeg / f"{subject}.h5") for subject in subjects]
     made_with |= name_modality(files[0])
     # A generator: the EEG of one subject at a time is in memory.
     recordings = (read_split(path, "test", average=False) for path in files)

@@ -3,7 +3,7 @@
 They stand beside the numbers that people compare, never among them.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -78,8 +78,10 @@ def main(
 
     galleries = larger_galleries(scored, image_table, embeddings, models, p.evaluate, resamples)
     calibration = calibrate_at_test_time(scored, p.evaluate, resamples)
-    recordings = find_recordings(eeg) | (find_recordings(second) if second else {})
-    summaries, of_responses = look_at_responses(scored, recordings, encoders, models, p)
+    others = find_recordings(second) if second else {}
+    subjects = sorted({result.subject for result in scored.valid_results})
+    files = [others.get(subject, eeg / f"{subject}.h5") for subject in subjects]
+    summaries, of_responses = look_at_responses(scored, files, encoders, models, p)
 
     people = read_human(human)
     of_errors = look_at_errors(scored, people, encoders, resamples, p.seed)
@@ -186,18 +188,17 @@ def calibrate_at_test_time(
 
 def look_at_responses(
     scored: Similarities,
-    files: Mapping[str, Path],
+    files: Sequence[Path],
     encoders: Mapping[str, Embeddings],
     models: Models,
     p: Params,
 ) -> tuple[dict[str, Any], dict[str, pd.DataFrame]]:
     """What the test EEG tells without a retrieved image: summaries and tables by name.
 
-    `files` are the prepared EEG of the subjects, by name.
+    `files` are the prepared EEG of the subjects.
     """
-    subjects = sorted({result.subject for result in scored.valid_results})
     # A generator: the EEG of one subject at a time is in memory.
-    recordings = (read_split(files[name], "test", average=False) for name in subjects)
+    recordings = (read_split(path, "test", average=False) for path in files)
     modality = scored.made_with.get("modality", "EEG")
     return explain_responses(recordings, models, encoders, p.evaluate, p.seed, modality)
 
