@@ -18,7 +18,7 @@ def project(tmp_path_factory) -> Project:
     environment = environment_of(base)
     project = Project(base / "project", environment, environment)
     put_code(project)
-    project.set(train__epochs=5, evaluate__resamples=200)
+    project.set(train__epochs=20, evaluate__resamples=200)
     for command in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "code"]):
         project.run("git", *command)
     return project
