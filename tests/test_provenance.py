@@ -143,8 +143,8 @@ def test_another_image_model_or_dataset_changes_nothing_of_those_that_are_there(
     datasets = copy / "pipeline/datasets/table.py"
     edit(
         datasets,
-        "from pipeline.datasets import sample,",
-        "from pipeline.datasets import mine, sample,",
+        "from pipeline.datasets import (\n",
+        "from pipeline.datasets import (\n    mine,\n",
     )
     edit(
         datasets,
