@@ -93,6 +93,15 @@ def settings(changes: tuple[str, ...]) -> list[str]:
             ["across.dataset=sample-headset", *CROSSED, "across.test_on=first"],
             "across.train_on and across.test_on are both first",
         ),
+        (
+            [
+                "across.dataset=sample-headset",
+                *CROSSED,
+                "across.train_on=both",
+                "across.models=within-subject",
+            ],
+            "set across.models to pooled",
+        ),
     ],
 )
 def test_what_cannot_be_crossed_is_one_sentence(project, changes, sentence):

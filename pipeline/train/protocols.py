@@ -63,18 +63,12 @@ def plan_across(
 
     One model of all people of `train_on`, in the fold `across`, or one of each of them, in the fold
     `from-<subject>`. All are tested on all people of `test_on`. InputError where only the people
-    who are tested would be trained on, or some of them by a model of their own.
+    who are tested would be trained on.
     """
     if across.train_on == across.test_on:
         raise InputError(
             f"across.train_on and across.test_on are both {across.test_on}, which is one recording "
             "alone: let one of them be another one, or set train.protocol to pooled"
-        )
-
-    if across.train_on == "both" and across.models == "within-subject":
-        raise InputError(
-            "across.train_on is both and across.models within-subject: some people would be tested "
-            "by their own model, others by another's; set across.models to pooled"
         )
 
     people = {"first": tuple(first), "second": tuple(second), "both": (*first, *second)}
