@@ -283,8 +283,8 @@ def test_the_test_eeg_enters_only_where_it_is_told(
         if block < 5:
             contents.eeg = {name: 2 * eeg - 4200 for name, eeg in contents.eeg.items()}
 
-    other = make_subject(tmp_path, N, change=louder)
-    options = Options(mvnn_from=mvnn_from)
+    other = make_subject(tmp_path, N, sessions=(1,), change=louder)
+    options = Options(mvnn_from=mvnn_from, sessions=(1,))
     ours, loud = read(subject, options)["train"], read(other, options)["train"]
     assert all(map(np.array_equal, ours, loud)) == same
     assert any("saw the test EEG" in text for text in caveats_of(subject, options)) != same
@@ -346,13 +346,19 @@ def no_images(contents: Contents) -> None:
         (9, slower, "02_block_09.edf: is recorded at 128 Hz, expected 256 Hz"),
     ],
 )  # fmt: skip
-def test_another_session_is_used_where_a_block_is_wrong(
-    block: int, edit: Callable, message: str, subject: Path, tmp_path: Path
+def test_a_block_that_is_wrong_is_named(
+    block: int, edit: Callable, message: str, tmp_path: Path
 ) -> None:
-    path = make_subject(tmp_path, N, sessions=(1, 2), change=at(2, block, edit))
+    path = make_subject(tmp_path, N, sessions=(2,), change=at(2, block, edit))
     with pytest.raises(InputError, match=message) as error:
-        read(path, Options())
+        read(path, Options(mvnn="none"))
     assert "leave out" in str(error.value) and "preprocess.sessions" in str(error.value)
+
+
+def test_another_session_is_used_as_told(subject: Path, tmp_path: Path) -> None:
+    path = make_subject(tmp_path, N, sessions=(1, 2), change=at(2, 9, no_images))
+    with pytest.raises(InputError, match=r"leave out the session \(preprocess.sessions\)"):
+        read(path, Options())
     ours, other = read(path, Options(sessions=(1,))), read(subject, Options(sessions=(1,)))
     for split in N:
         assert all(map(np.array_equal, ours[split], other[split]))

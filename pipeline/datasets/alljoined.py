@@ -32,8 +32,8 @@ import pandas as pd
 
 from pipeline.datasets.alljoined_files import (
     CH_NAMES,
+    REPETITIONS,
     SFREQ,
-    TEST_REPETITIONS,
     BlockFile,
     choose_blocks,
     read_block,
@@ -58,7 +58,6 @@ from pipeline.sections import Preprocess
 UNITS = "V"
 NAMED_AT = 1000.0  # Hz: times have the names of THINGS-EEG2 as recorded
 EPOCHS_AT_ONCE = 200  # cut together; 32 channels of 1.2 s at 256 Hz have 16 MB
-EPOCHS_OF_BLOCK = 1100  # about so many trials in a block
 READING_BYTES = 400 << 20  # memory for the epochs that are cut at once, and for chunks
 FILE_BYTES = 16  # memory for each byte of a file while it is read
 
@@ -119,7 +118,7 @@ def open_eeg(
 
     shape = (len(ch_names), len(plan.times))
     n_images = {split: len(images[split]) for split in SPLITS}
-    with Scratch(_expected_bytes(files, shape), f"the epochs of {path.name}") as scratch:
+    with Scratch(_expected_bytes(files, n_images, shape), f"the epochs of {path.name}") as scratch:
         trials, caveats_of_files = _read_blocks(files, ch_names, n_images, plan, scratch)
         used = _first_test_trials(trials)
         sessions = split_by_session(used, shape, scratch, preprocess, path, residuals=True)
@@ -140,9 +139,13 @@ def open_eeg(
         )
 
 
-def _expected_bytes(files: Sequence[BlockFile], shape: tuple[int, int]) -> int:
-    """About the size of all epochs, by the number that a block of the experiment shows."""
-    return len(files) * EPOCHS_OF_BLOCK * math.prod(shape) * 8
+def _expected_bytes(
+    files: Sequence[BlockFile], n_images: Mapping[Split, int], shape: tuple[int, int]
+) -> int:
+    """About the size of all epochs, from what the experiment shows in a session."""
+    n_sessions = len({file.session for file in files})
+    n_epochs = sum(n_images[split] * REPETITIONS[split] for split in SPLITS)
+    return n_sessions * n_epochs * math.prod(shape) * 8
 
 
 def _read_blocks(
@@ -198,7 +201,7 @@ def _first_test_trials(trials: pd.DataFrame) -> pd.DataFrame:
     """The trials without those of test images that were shown more often than planned."""
     n_sessions = trials["session"].nunique()
     number = trials.groupby(["split", "image_row"]).cumcount()
-    is_used = (trials["split"] == "train") | (number < TEST_REPETITIONS * n_sessions)
+    is_used = (trials["split"] == "train") | (number < REPETITIONS["test"] * n_sessions)
     return trials[is_used]
 
 

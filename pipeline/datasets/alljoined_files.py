@@ -32,7 +32,8 @@ from pipeline.errors import FETCH_AGAIN, InputError
 
 SESSIONS = (1, 2, 3, 4)
 BLOCKS: dict[Split, range] = {"test": range(1, 5), "train": range(5, 20)}
-TEST_REPETITIONS = 20  # of a test image, in a session; some are shown more often
+# As planned, of an image in a session; some are shown more often, and a training image less often
+REPETITIONS: dict[Split, int] = {"train": 1, "test": 20}
 N_ODDBALLS = 9
 SFREQ = 256.0  # Hz
 
