@@ -275,6 +275,28 @@ def test_subjects_are_prepared_and_fit_together(tmp_path: Path) -> None:
     assert read_split(paths[1], "test", average=False).eeg.shape == (3, 20, 2, 80)
 
 
+def test_subjects_have_as_many_trials_of_each_test_image_as_the_rarest(tmp_path: Path) -> None:
+    """Two triggers of the second person were lost, so that all have 18 in place of 20; and the result says so."""
+
+    def lose(session: int, block: int, contents: Contents) -> None:
+        first = f"stim_test,{N['train']},"
+        of_image = [item for item in contents.annotations if item[1].startswith(first)]
+        n_lost = {1: 3}.get(block, 0)  # this image was shown once more than planned
+        contents.annotations = [
+            item for item in contents.annotations if item not in of_image[:n_lost]
+        ]
+
+    make_subject(tmp_path / "eeg", N, "sub-01", sessions=[1])
+    make_subject(tmp_path / "eeg", N, "sub-02", sessions=[1], change=lose)
+    options = Options(("O1", "Oz"), 100.0, (0.0, 0.79), "none", sessions=(1,))
+    for subject in ("sub-01", "sub-02"):
+        with open_eeg(tmp_path / "eeg" / subject, IMAGES, options) as raw:
+            assert set(raw.n_repetitions["test"]) == {18}
+            [caveat] = [text for text in raw.caveats if "test image" in text]
+            assert "18 trials were used and not the 20 that were planned" in caveat
+            assert "the rarest one of sub-02" in caveat
+
+
 @pytest.mark.parametrize(("mvnn_from", "same"), [("training", True), ("training-and-test", False)])
 def test_the_test_eeg_enters_only_where_it_is_told(
     mvnn_from: str, same: bool, subject: Path, tmp_path: Path

@@ -14,7 +14,8 @@ preprocessing_utils.py). Where the two differ:
 - The noise covariance is that of the samples that are kept, theirs that of the whole epoch. With
   the window of params/alljoined it is the same, but for the last sample of theirs, 1 s.
 - Of a test image the first 80 trials are used (20 for each chosen session), though some are shown
-  up to 84 times, so that all subjects have as many. Of a training image all are used.
+  up to 84 times, or fewer, as many as the rarest image of any subject has: so all subjects have as
+  many. Of a training image all are used.
 - A time has the name that it would have at 1000 Hz, as in the other raw recordings: 0 s, where
   theirs is 0.0008 s. At 250 Hz from -0.2 s each sample is the EEG 2.3 ms after its name (of THINGS-
   EEG2, 1 ms): 0.8 ms because the recording has no sample at -0.2 s, and 1.6 ms by the resampling.
@@ -36,6 +37,7 @@ from pipeline.datasets.alljoined_files import (
     SFREQ,
     BlockFile,
     choose_blocks,
+    count_trials,
     read_block,
 )
 from pipeline.datasets.channels import choose_channels
@@ -118,9 +120,11 @@ def open_eeg(
 
     shape = (len(ch_names), len(plan.times))
     n_images = {split: len(images[split]) for split in SPLITS}
+    n_test, caveats_of_counts = _choose_test_repetitions(path, preprocess, n_images, plan)
+
     with Scratch(_expected_bytes(files, n_images, shape), f"the epochs of {path.name}") as scratch:
         trials, caveats_of_files = _read_blocks(files, ch_names, n_images, plan, scratch)
-        used = _first_test_trials(trials)
+        used = trials[(trials["split"] == "train") | (_number_in_image(trials) < n_test)]
         sessions = split_by_session(used, shape, scratch, preprocess, path, residuals=True)
 
         counts = {split: _count_repetitions(used, split, n_images[split]) for split in SPLITS}
@@ -132,7 +136,7 @@ def open_eeg(
         yield RawEeg(
             Layout(tuple(ch_names), plan.times),
             chunks,
-            (*caveats_of_settings(preprocess), *caveats_of_files),
+            (*caveats_of_settings(preprocess), *caveats_of_counts, *caveats_of_files),
             counts,
             is_z_scored=preprocess.normalise == "session",
             units=UNITS_OF_WHITENED if is_whitened else UNITS,
@@ -197,12 +201,35 @@ def _caveats_of_files(
     return caveats
 
 
-def _first_test_trials(trials: pd.DataFrame) -> pd.DataFrame:
-    """The trials without those of test images that were shown more often than planned."""
-    n_sessions = trials["session"].nunique()
-    number = trials.groupby(["split", "image_row"]).cumcount()
-    is_used = (trials["split"] == "train") | (number < REPETITIONS["test"] * n_sessions)
-    return trials[is_used]
+def _choose_test_repetitions(
+    path: Path, preprocess: Preprocess, n_images: Mapping[Split, int], plan: EpochPlan
+) -> tuple[int, list[str]]:
+    """How many trials of each test image are used, the same for all subjects; and caveats.
+
+    As many as planned, or as the rarest test image of any subject has.
+    """
+    bounds = epoch_bounds(plan, SFREQ)
+    least: dict[str, int] = {}
+    for subject, folder in find_subjects(path.parent).items():
+        files = choose_blocks(folder, preprocess.sessions)
+        of_blocks = [count_trials(file, n_images, bounds) for file in files if file.split == "test"]
+        counts = np.sum(of_blocks, axis=0)
+        # An image that was not shown at all is missing, and not rare.
+        least[subject] = int(counts[counts > 0].min(initial=np.iinfo(int).max))
+
+    n_planned = REPETITIONS["test"] * len({file.session for file in files})
+    rarest = min(least, key=lambda subject: least[subject])
+    if least[rarest] >= n_planned:
+        return n_planned, []
+    return least[rarest], [
+        f"Of each test image {least[rarest]} trials were used and not the {n_planned} that were "
+        f"planned: the rarest one of {rarest} has no more."
+    ]
+
+
+def _number_in_image(trials: pd.DataFrame) -> pd.Series:
+    """The number of each trial among those of its image, from 0, in the order of time."""
+    return trials.groupby(["split", "image_row"]).cumcount()
 
 
 def _count_repetitions(trials: pd.DataFrame, split: Split, n_images: int) -> np.ndarray:

@@ -136,20 +136,43 @@ def read_block(
         _require_channels(raw, ch_names, names_in_file, path)
         _require_whole(raw, path)
         eeg = raw.get_data(picks=names_in_file)
-        # Not those of `raw`, where MNE leaves out what is after the end: they are to be counted.
-        annotations = mne.read_annotations(path)
+
+    samples, image_rows, n_left_out = _find_trials(file, eeg.shape[1], n_images, bounds)
+    is_flat = eeg.min(axis=1) == eeg.max(axis=1)
+    flat = tuple(name for name, flat in zip(ch_names, is_flat, strict=True) if flat)
+    return Block(eeg, samples, image_rows, n_left_out, flat)
+
+
+def count_trials(
+    file: BlockFile, n_images: Mapping[Split, int], bounds: tuple[int, int]
+) -> np.ndarray:
+    """How many trials `read_block` finds of each image of the split, (n_images,); no EEG is read.
+
+    Raises InputError where the file is damaged, or shows what the metadata do not have.
+    """
+    with faults_as_input_errors(file.path, "a recording in EDF", FETCH_AGAIN):
+        # With one channel MNE reads the header alone.
+        include = [CH_NAMES[0]]
+        n_samples = mne.io.read_raw_edf(file.path, include=include, verbose="error").n_times
+    _, image_rows, _ = _find_trials(file, n_samples, n_images, bounds)
+    return np.bincount(image_rows, minlength=n_images[file.split])
+
+
+def _find_trials(
+    file: BlockFile, n_samples: int, n_images: Mapping[Split, int], bounds: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray, int]:
+    """Samples, rows of the images, and how many were left out, as in `Block`."""
+    with faults_as_input_errors(file.path, "a recording in EDF", FETCH_AGAIN):
+        # Not those of the recording, where MNE leaves out what is after the end: they are counted.
+        annotations = mne.read_annotations(file.path)
 
     onsets, image_rows = _find_images(annotations, file, n_images)
     samples = np.round(onsets * SFREQ).astype(np.int64)  # as `mne.events_from_annotations`
     first, last = bounds
-    is_recorded = (samples + first >= 0) & (samples + last < eeg.shape[1])
+    is_recorded = (samples + first >= 0) & (samples + last < n_samples)
     is_alone = ~pd.Index(samples).duplicated()  # as `event_repeated="drop"` of `mne.Epochs`
     is_used = is_recorded & is_alone
-
-    is_flat = eeg.min(axis=1) == eeg.max(axis=1)
-    flat = tuple(name for name, flat in zip(ch_names, is_flat, strict=True) if flat)
-    n_left_out = int((~is_used).sum())
-    return Block(eeg, samples[is_used], image_rows[is_used], n_left_out, flat)
+    return samples[is_used], image_rows[is_used], int((~is_used).sum())
 
 
 def _name_in_file(name: str, raw: "mne.io.BaseRaw") -> str:
