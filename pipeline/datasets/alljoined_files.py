@@ -19,6 +19,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
@@ -150,6 +151,20 @@ def count_trials(
 
     Raises InputError where the file is damaged, or shows what the metadata do not have.
     """
+    status = file.path.stat()
+    version = (status.st_size, status.st_mtime_ns)
+    return _count_trials_of_version(file, tuple(n_images.items()), bounds, version)
+
+
+@lru_cache(maxsize=2000)
+def _count_trials_of_version(
+    file: BlockFile,
+    n_images_of_splits: tuple[tuple[Split, int], ...],
+    bounds: tuple[int, int],
+    version: tuple[int, int],
+) -> np.ndarray:
+    """A process asks for the files of all subjects once for each subject that it prepares."""
+    n_images = dict(n_images_of_splits)
     with faults_as_input_errors(file.path, "a recording in EDF", FETCH_AGAIN):
         # With one channel MNE reads the header alone.
         include = [CH_NAMES[0]]
