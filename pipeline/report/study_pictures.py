@@ -81,7 +81,9 @@ def draw_study_pictures(
             if not any(cell["difference"] for cell in cells):
                 continue
 
-            about = f"{task}, {summary['n_way']}-way{synthetic}"
+            # With the names of recordings a line would be too long for the picture
+            separator = "\n" if len(summary["datasets"]) > 1 else ", "
+            about = f"{task}{separator}{summary['n_way']}-way{synthetic}"
             figures = {
                 "cells": all_cells(
                     cells, subjects, summary["chance_top1"], f"Every cell and subject\n{about}"
