@@ -20,7 +20,7 @@ def main(params: Path, records: list[Path]) -> str:
         chosen = chosen_by(p, record.parent.name == "study")
         if record.stem == "baseline":  # of ridge, whatever is trained
             chosen |= {"EEG_ENCODERS": ["ridge"]}
-        if record.stem == "study":  # it can use both recordings
+        if record.stem in ("evaluate", "report", "study"):  # they can be of both recordings
             chosen |= {"DATASETS": [p.dataset, p.across.dataset]}
         if record.stem.endswith("_second"):  # none has no code
             chosen |= {"DATASETS": [p.across.dataset]}

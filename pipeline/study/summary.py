@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from pipeline.compare.comparison import count, limit_to_subjects, warning_sentences
-from pipeline.compare.differences import RunKey, paired_difference
+from pipeline.compare.differences import TRAINING_PEOPLE, RunKey, paired_difference
 from pipeline.eeg_encoders.table import has_closed_form
 from pipeline.errors import InputError
 from pipeline.evaluate.baseline import BASELINE
@@ -41,7 +41,6 @@ FEW_SUBJECTS = f"one seed of fewer than {MIN_SUBJECTS} subjects"
 FEW_SUBJECTS_WITHOUT_SEEDS = f"fewer than {MIN_SUBJECTS} subjects"
 
 CELL_COLUMNS = [field.name for field in fields(Cell)]
-TRAINING_PEOPLE = "training people"  # a factor of `compare.differences`
 DATASET_COLUMNS = ("trained_dataset", "tested_dataset")
 RUN_COLUMNS = [*CELL_COLUMNS, "encoder", "fold", "seed"]
 ENCODERS = ("unaligned", "aligned")
