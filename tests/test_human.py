@@ -266,7 +266,8 @@ def run_stage(tmp_path: Path, folder: str, **changes: str) -> HumanSimilarity | 
     text = Path("params.yaml").read_text()
     for key, value in changes.items():
         lines = text.splitlines()
-        [at] = [i for i, line in enumerate(lines) if line.strip().startswith(f"{key}:")]
+        # The first one: `across.dataset` comes after `dataset`.
+        at, *_ = [i for i, line in enumerate(lines) if line.strip().startswith(f"{key}:")]
         lines[at] = lines[at][: lines[at].index(":")] + f": {value}"
         text = "\n".join(lines) + "\n"
     params = tmp_path / "params.yaml"

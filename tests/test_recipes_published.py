@@ -558,5 +558,6 @@ def test_shallow_alignment_is_the_same_network_as_neurobridge():
 
 def test_every_recipe_of_a_model_is_compared_here():
     of_data_or_grid = {"release-data", "paper-data", "meg", "study-paper", "study-blocks"}
+    of_data_or_grid |= {"alljoined", "across"}
     others = {"atm", "samga", "shallow-alignment"}
     assert {path.name for path in Path("params").iterdir()} == of_data_or_grid | others | {*CODES}
