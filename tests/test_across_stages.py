@@ -65,13 +65,15 @@ def test_another_recording_of_the_same_images_embeds_nothing(project):
 
 
 def test_a_comparison_says_who_trained(project):
-    project.run("dvc", "exp", "run", "-S", "across.dataset=sample-headset", *settings(CROSSED))
+    direction = ("across.train_on=first", "across.test_on=second")
+    experiment(project, "across.dataset=sample-headset", *direction, *CROSSED)
     project.run("git", "add", "-A")
     project.run("git", "commit", "-qm", "across")
     output = project.run("python3", "-m", "stages.compare", "--seeds", "2")
     assert "trained on sample, tested on sample-headset" in output
     comparison = json.loads((project.folder / "metrics/comparison.json").read_text())
     assert comparison["ci95_over"] == ["seeds", "test images"]
+    assert "not over the people who trained" in comparison["answer"]
 
 
 def settings(changes: tuple[str, ...]) -> list[str]:
@@ -84,7 +86,7 @@ def settings(changes: tuple[str, ...]) -> list[str]:
         (["train.protocol=across"], "across.dataset is none: name the second recording there"),
         (["across.dataset=sample"], "across.dataset is sample, and so is dataset: name another"),
         (["across.dataset=own"], "across.dataset is own, whose pictures are its own"),
-        (["across.dataset=sample-hedset"], "did you mean sample-headset?"),
+        (["across.dataset=sample-hedset"], "; is it sample-headset?"),
         (
             ["across.dataset=sample-headset", "train.protocol=across"],
             "set preprocess.channels to posterior",
