@@ -35,8 +35,9 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def write_params(folder: Path, truth: str, **changes: object) -> Path:
+def write_params(folder: Path, truth: str, encoder: str = "unaligned", **changes: object) -> Path:
     values = yaml.safe_load(Path("params.yaml").read_text())
+    values["encoder"] = encoder
     values["sample"]["truth"] = truth
     values["train"] |= QUICK | changes
     values["train"]["device"] = values["embed"]["device"] = "cpu"
@@ -54,7 +55,7 @@ def download_to(folder: Path, params: Path) -> None:
 
 def evaluate_in(folder: Path, images: Path, truth: str, encoder: str, **changes: object) -> Path:
     """Train and evaluate on the EEG in `folder`; details.json and evaluation.h5 of it."""
-    params = write_params(folder, truth, **changes)
+    params = write_params(folder, truth, encoder, **changes)
     cache, out = images / f"{encoder}.h5", folder / f"{encoder}{len(changes)}"
     train.main(params, folder / "eeg", cache, out / "model")
     evaluate.main(
