@@ -251,6 +251,27 @@ def test_copies_that_are_written_in_other_ways_are_the_same(tmp_path: Path, subj
         assert all(map(np.array_equal, ours[split], again[split]))
 
 
+def test_what_was_shown_is_what_the_annotations_say(tmp_path: Path) -> None:
+    """Two images of sub-06 were shown in another order than planned: the EEG goes to the image that was shown."""
+    shown: list[int] = []
+
+    def swap(session: int, block: int, contents: Contents) -> None:
+        trials = [i for i, item in enumerate(contents.annotations) if "stim_train" in item[1]]
+        if block == 5:
+            first, second = trials[:2]
+            (at, text), (later, other) = (contents.annotations[i] for i in (first, second))
+            contents.annotations[first], contents.annotations[second] = (at, other), (later, text)
+            shown.extend(int(name.split(",")[1]) for name in (text, other))
+
+    planned = make_subject(tmp_path / "planned", N, sessions=[1])
+    swapped = make_subject(tmp_path / "swapped", N, sessions=[1], change=swap)
+    options = Options(mvnn="none", sessions=(1,))
+    before, after = (read(folder, options)["train"] for folder in (planned, swapped))
+    first, second = shown
+    assert np.array_equal(after[second][0], before[first][0])
+    assert np.array_equal(after[first][0], before[second][0])
+
+
 def test_subjects_are_prepared_and_fit_together(tmp_path: Path) -> None:
     """The second person lacks an image of the first, and has seen one test image more often than planned."""
 
