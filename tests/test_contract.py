@@ -45,6 +45,7 @@ UNTRACKED_PATHS = {
 # they only tell when to look again
 RECORDS = [*STAGES["own_files"]["outs"], *STAGES["code"]["outs"]]
 UNTRACKED_KEYS = {
+    "download.accept_alljoined_licence",
     "preprocess.workers",
     "runs.where",
     "runs.workers",
