@@ -485,7 +485,8 @@ def test_missing_eeg_is_one_sentence(prepared: Path, tmp_path: Path) -> None:
     assert str(caught.value) == (
         f"{tmp_path}/eeg/sub-01.h5: leads to the EEG in {tmp_path}/private_eeg/sub-01.h5, which is "
         "missing, because `dvc push` never uploads EEG that may not be passed on; where the "
-        "recordings are, make it again with `dvc repro --force preprocess`"
+        "recordings are, make it again with `dvc repro --force preprocess` (of a "
+        "second recording: preprocess_second)"
     )
 
 
