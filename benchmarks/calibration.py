@@ -485,9 +485,8 @@ class Across:
     own: tuple[tuple[str, float], ...] = ()
 
 
-SAME_PEOPLE = (
-    ("f", 0.0),
-)  # who trains gives neither side an advantage: those who trained are all that is asked of
+# Who trains gives neither side an advantage: those who trained are all that is asked of
+SAME_PEOPLE = (("f", 0.0),)
 ACROSS = [Across(True, k, own=SAME_PEOPLE) for k in SEEDS]
 ACROSS += [Across(True, k, about="of others who train") for k in (3, 5)]
 ACROSS += [Across(False, k) for k in SEEDS]

@@ -26,7 +26,7 @@ from pipeline.images.models.table import (
 )
 from pipeline.images.views import check_views
 from pipeline.params import Params
-from pipeline.sections import Across, Train
+from pipeline.sections import Train
 from pipeline.untrusted.features import check_setting
 
 
@@ -60,19 +60,6 @@ def check_second(first: str, second: str) -> None:
         raise InputError(
             f"params.yaml: across.dataset is {second}, whose pictures are its own: expected a "
             "recording of the images of `dataset`, or none"
-        )
-
-
-def check_across(protocol: str, across: Across) -> None:
-    """Raises InputError where the protocol across would test some people by a model of their own.
-
-    Not in `plan_across`, because its code decides each training.
-    """
-    if protocol == "across" and (across.train_on, across.models) == ("both", "within-subject"):
-        raise InputError(
-            "params.yaml: across.train_on is both and across.models within-subject, so that some "
-            "people would be tested by their own model and others by that of another one; set "
-            "across.models to pooled"
         )
 
 

@@ -1,16 +1,13 @@
-"""Write the EEG of the second recording to one HDF5 file a subject, by the same `preprocess`.
-
-The names of its subjects begin with that of the dataset, so that they differ from those of the
-first recording: `sample-headset-sub-01`.
-"""
+"""Write the EEG of the second recording to one HDF5 file a subject, by the same `preprocess`."""
 
 from pathlib import Path
 
 from pipeline.datasets.table import DATASETS
 from pipeline.params import read_params
-from pipeline.preprocess.preparation import link_subjects, prepare_subjects
+from pipeline.preprocess.preparation import link_subjects
 from stages import run, write_note
 from stages.preprocess import show_subjects
+from stages.private_eeg_second import prepare_second
 
 
 def main(params: Path, second: Path, private_eeg: Path, eeg: Path) -> str:
@@ -19,16 +16,8 @@ def main(params: Path, second: Path, private_eeg: Path, eeg: Path) -> str:
         write_note(eeg, "Empty: there is no second recording (across.dataset: none).")
         return ""
 
-    dataset = DATASETS[p.across.dataset]
-    if dataset.may_push_eeg:
-        files = prepare_subjects(
-            dataset,
-            second / "eeg",
-            second / "images.csv",
-            eeg,
-            p.preprocess,
-            prefix=f"{p.across.dataset}-",
-        )
+    if DATASETS[p.across.dataset].may_push_eeg:
+        files = prepare_second(p.across.dataset, second, eeg, p.preprocess)
     else:
         files = link_subjects(private_eeg, eeg)
 

@@ -18,7 +18,6 @@ from pipeline.train.model import Notes, load_model
 from pipeline.train.protocols import name_recordings, name_run
 from pipeline.train.runs import train_all
 from stages import SECOND, run, show
-from stages.names import check_across
 
 
 def main(
@@ -29,7 +28,6 @@ def main(
     second: Annotated[Path | None, typer.Option(help=SECOND)] = None,
 ) -> str:
     p = read_params(params)
-    check_across(p.train.protocol, p.across)
     both = SecondRecording(second, p.across) if second else None
     runs = train_all(eeg, embeddings, model, p.train, p.seed, p.runs, both)
     others = find_recordings(second) if second else {}

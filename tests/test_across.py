@@ -71,6 +71,8 @@ def test_who_trains_and_who_is_tested():
     ]
     with pytest.raises(InputError, match="are both second, which is one recording alone"):
         plan_across(across(train_on="second"), FIRST, SECOND, [1])
+    with pytest.raises(InputError, match="by their own model .*; set across.models to pooled"):
+        plan_across(across(train_on="both", models="within-subject"), FIRST, SECOND, [1])
 
 
 def test_the_recordings_of_a_model_by_name():

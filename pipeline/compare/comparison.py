@@ -16,10 +16,12 @@ import numpy as np
 from pipeline.compare.differences import TRAINING_PEOPLE, RunKey, paired_difference
 from pipeline.compare.variances import correlation_over_seeds, variance_components
 from pipeline.errors import InputError
+from pipeline.evaluate.evaluation import in_words
 from pipeline.evaluate.similarities import Queries, Similarities, SubjectResult
 from pipeline.evaluate.statistics import ALPHA, MIN_SUBJECTS, draw_resamples, mean_by_subject
 from pipeline.retrieval import weigh_queries
 from pipeline.sections import Evaluate
+from pipeline.train.protocols import describe_recordings
 
 # Of features that were computed elsewhere: the name and the hash of their file, and the hash of the
 # CSV file with their names if there is one
@@ -428,7 +430,8 @@ def _verdict(comparison: dict[str, Any]) -> tuple[str, str]:
         f"{_seeds_in_words(comparison)}"
     )
     if "trained_dataset" in comparison:  # of the protocol across alone
-        design += f", trained on {comparison['trained_dataset']}, tested on {comparison['dataset']}"
+        names = (comparison["trained_dataset"], comparison["dataset"])
+        design += f", {describe_recordings(*names)}"
     if "modality" in comparison:  # absent of EEG
         design = f"{comparison['modality']}, {design}"
 
@@ -452,11 +455,11 @@ def _verdict(comparison: dict[str, Any]) -> tuple[str, str]:
     if top1["p"] <= ALPHA:
         verdict = "better" if top1["difference"] > 0 else "worse"
     claim = _claim(comparison, verdict)
-    in_words = ", ".join(factors[:-1]) + f" and {factors[-1]}"
+    over = in_words(factors)
     # They are of another recording, so that the subjects tested do not stand for them.
     if comparison["protocol"] == "across" and TRAINING_PEOPLE not in factors:
-        in_words += ", not over the people who trained"
-    sentence = f"{claim}: {figures} ({interval} and p = {top1['p']:.3g} over {in_words}; {design})."
+        over += ", not over the people who trained"
+    sentence = f"{claim}: {figures} ({interval} and p = {top1['p']:.3g} over {over}; {design})."
     return verdict, sentence[0].upper() + sentence[1:]
 
 

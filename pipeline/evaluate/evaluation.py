@@ -169,12 +169,10 @@ def describe_interval(
     # Where a fold tests several subjects, these have the same model.
     models_are_shared = runs.groupby("fold")["subject"].nunique().max() > 1
     if models_are_shared:
-        not_over = "training images"
+        left_out = ["training images"] if without_seeds else ["seeds", "training images"]
         if protocol == "across":
-            not_over += " and the people who trained"
-        if not without_seeds:
-            not_over = f"seeds{',' if protocol == 'across' else ' and'} {not_over}"
-        return {"ci95_over": "subjects and test images", "ci95_not_over": not_over}
+            left_out.append("the people who trained")
+        return {"ci95_over": "subjects and test images", "ci95_not_over": in_words(left_out)}
 
     not_over = "training images"
     if protocol == "leave-one-subject-out":
@@ -183,6 +181,12 @@ def describe_interval(
         "ci95_over": "subjects, each with models of its own, and test images",
         "ci95_not_over": not_over,
     }
+
+
+def in_words(names: Sequence[str]) -> str:
+    """`a`, `a and b`, or `a, b and c`."""
+    *first, last = names
+    return f"{', '.join(first)} and {last}" if first else last
 
 
 def _metrics(score: Scores, parameters: Evaluate) -> dict[str, float]:

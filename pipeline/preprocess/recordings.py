@@ -12,7 +12,7 @@ from typing import Literal
 import h5py
 import numpy as np
 
-from pipeline.errors import PREPARE_AGAIN, InputError
+from pipeline.errors import PREPARE_AGAIN, SUBJECTS, InputError
 from pipeline.files import unreadable
 from pipeline.preprocess.normalisation import normalise
 
@@ -26,11 +26,11 @@ MADE_TO_AGREE = {
     "times": "set one preprocess.sfreq and one preprocess.window for both; data that were "
     "published prepared keep their own, so choose the raw ones (dataset: things-eeg2-raw)",
     "units": "set preprocess.normalise to session, which makes z-scores of both",
-    "normalise": f"{PREPARE_AGAIN}",
-    "training EEG": f"{PREPARE_AGAIN}",
+    "normalise": PREPARE_AGAIN,
+    "training EEG": PREPARE_AGAIN,
 }
 # DVC would put back a file that is only taken away: so `subjects` comes first.
-LEAVE_OUT = "or leave that subject out of `subjects` (a file of your own: take it away)"
+LEAVE_OUT = f"or leave that subject out of {SUBJECTS}; take a file of your own away"
 
 
 @dataclass(frozen=True)

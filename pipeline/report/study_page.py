@@ -8,7 +8,7 @@ import pandas as pd
 
 from pipeline.report.style import Picture
 from pipeline.report.template import records, write_page
-from pipeline.study.results import describe_recordings
+from pipeline.train.protocols import describe_recordings
 
 CELL_TITLES = {
     "backbone": "backbone",

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from pipeline.report.style import COLOURS, QUIET, STYLE, Picture, save_png
-from pipeline.study.results import describe_recordings
+from pipeline.train.protocols import describe_recordings
 
 Cells = list[dict[str, Any]]
 

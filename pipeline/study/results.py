@@ -48,10 +48,3 @@ class TrialResult:
     device: str
     seconds: float
     queries: dict[str, np.ndarray]
-
-
-def describe_recordings(trained_dataset: str, tested_dataset: str) -> str:
-    """Who trained and who was tested, such as `trained on sample, tested on sample-headset`."""
-    if trained_dataset == tested_dataset:
-        return f"trained and tested on {tested_dataset}"
-    return f"trained on {trained_dataset}, tested on {tested_dataset}"

@@ -32,7 +32,8 @@ from pipeline.evaluate.statistics import (
 )
 from pipeline.retrieval import weigh_queries, weigh_top_k
 from pipeline.sections import Evaluate
-from pipeline.study.results import Cell, Trial, TrialResult, describe_recordings
+from pipeline.study.results import Cell, Trial, TrialResult
+from pipeline.train.protocols import describe_recordings
 
 # Why a cell of whole runs carries no claim
 ONE_SEED = "one seed of models that subjects share"

@@ -63,12 +63,19 @@ def plan_across(
 
     One model of all people of `train_on`, in the fold `across`, or one of each of them, in the fold
     `from-<subject>`. All are tested on all people of `test_on`. InputError where only the people
-    who are tested would be trained on.
+    who are tested would be trained on, or some of them be tested by a model of their own.
     """
     if across.train_on == across.test_on:
         raise InputError(
             f"across.train_on and across.test_on are both {across.test_on}, which is one recording "
             "alone: let one of them be another one, or set train.protocol to pooled"
+        )
+
+    if (across.train_on, across.models) == ("both", "within-subject"):
+        raise InputError(
+            "across.train_on is both and across.models within-subject, so that some people would "
+            "be tested by their own model and others by that of another one; set across.models to "
+            "pooled"
         )
 
     people = {"first": tuple(first), "second": tuple(second), "both": (*first, *second)}
@@ -92,6 +99,13 @@ def name_recordings(
     """
     names = sorted({second if subject in of_second else first for subject in subjects})
     return " and ".join(names)
+
+
+def describe_recordings(trained_dataset: str, tested_dataset: str) -> str:
+    """Who trained and who was tested, such as `trained on sample, tested on sample-headset`."""
+    if trained_dataset == tested_dataset:
+        return f"trained and tested on {tested_dataset}"
+    return f"trained on {trained_dataset}, tested on {tested_dataset}"
 
 
 def seeds_of(seed: int, seeds: int | list[int], key: str = "train.seeds") -> list[int]:

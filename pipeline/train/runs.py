@@ -80,7 +80,8 @@ def train_all(
     runs = people.plan(recipe.protocol, seeds)
 
     gpus = on_gpus(recipe, placement)
-    n_workers = how_many(placement, runs, eeg, gpus)
+    trained_on = {subject: eeg[subject] for run in runs for subject in run.trained_on}
+    n_workers = how_many(placement, runs, trained_on, gpus)
     groups = make_groups(runs, recipe, n_workers, gpus)
     # torch's own number, unless a caller or OMP_NUM_THREADS has set a lower one
     threads = max(1, min(torch.get_num_threads(), n_cores() // n_workers))
