@@ -27,7 +27,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from pipeline.datasets.sample_contents import CONTENTS
-from pipeline.errors import SUBJECTS, InputError, suggestion
+from pipeline.errors import SUBJECTS_KEY, InputError, suggestion
 from pipeline.files import replacing
 
 SUBJECTS = ("sub-01", "sub-02")
@@ -126,8 +126,8 @@ def make_recording(
         if subject not in recording.subjects:
             near = suggestion(subject, recording.subjects)
             raise InputError(
-                f"{SUBJECTS}: the dataset {recording.name} has {', '.join(recording.subjects)}, "
-                f"not {subject!r}{near}"
+                f"{SUBJECTS_KEY}: the dataset {recording.name} has "
+                f"{', '.join(recording.subjects)}, not {subject!r}{near}"
             )
 
     catalogue = _catalogue(size)
