@@ -34,19 +34,18 @@ def mean_covariance(x: np.ndarray) -> np.ndarray:
     """
     n_sets, n, n_chans = x.shape
 
-    # Standardise the channels of each set.
+    # Standardise the channels of each set. A sum of squares by einsum makes no array of squares.
     mean = x.mean(axis=1)
     centred = x - mean[:, None]
-    variance = np.square(centred).mean(axis=1)  # (B, C)
+    variance = np.einsum("bnc,bnc->bc", centred, centred) / n
     eps = np.finfo(x.dtype).eps
     rounding_error = n * eps * variance + np.square(n * eps * mean)
     # sklearn does not scale a channel whose variance is only rounding error.
     scale = np.where(variance <= rounding_error, 1, np.sqrt(variance))  # (B, C)
-    z = centred / scale[:, None]
+    z = np.divide(centred, scale[:, None], out=centred)
 
     # The target of the shrinkage: mu times the identity, which has the same trace.
-    squares = np.square(z)
-    trace = squares.sum(axis=(1, 2)) / n
+    trace = (variance / np.square(scale)).sum(axis=1)
     mu = trace / n_chans
 
     # Z Z' and Z' Z have the same sum of squares: take the smaller matrix.
@@ -54,7 +53,7 @@ def mean_covariance(x: np.ndarray) -> np.ndarray:
     sum_of_squares = np.square(products).sum(axis=(1, 2)) / n**2  # of the covariance
 
     # Shrink by the error of the covariance relative to its distance from the target.
-    fourth_moment = np.square(squares.sum(axis=2)).sum(axis=1) / n
+    fourth_moment = np.square(np.einsum("bnc,bnc->bn", z, z)).sum(axis=1) / n
     error = (fourth_moment - sum_of_squares) / (n_chans * n)  # `beta` in sklearn
     # `delta` in sklearn. The error is at most that: a covariance never shrinks beyond the target.
     distance = (sum_of_squares - 2 * mu * trace + n_chans * np.square(mu)) / n_chans
@@ -63,9 +62,13 @@ def mean_covariance(x: np.ndarray) -> np.ndarray:
     )
 
     # Sum over the sets: (1 - shrinkage) * covariance + shrinkage * target, scaled back.
-    weighted = centred * ((1 - shrinkage) / n)[:, None, None]
-    # One product for all sets: the sum runs over B and n together.
-    total = weighted.reshape(-1, n_chans).T @ centred.reshape(-1, n_chans)
+    weights = (1 - shrinkage) / n
+    if n < n_chans:
+        # One product for all sets: the sum runs over B and n together.
+        scaled = (z * (scale * np.sqrt(weights)[:, None])[:, None]).reshape(-1, n_chans)
+        total = scaled.T @ scaled
+    else:
+        total = np.einsum("bij,bi,bj->ij", products, weights[:, None] * scale, scale)
     total += np.diag((shrinkage * mu) @ np.square(scale))
     return (total + total.T) / (2 * n_sets)  # symmetric to the last bit
 
