@@ -16,6 +16,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from threadpoolctl import threadpool_info
 
 from pipeline.datasets.channels import POSTERIOR
 from pipeline.datasets.entry import Layout, RawEeg
@@ -485,6 +486,20 @@ def test_workers_that_do_not_fit_into_memory_are_fewer_and_it_is_told(
         capsys.readouterr().out,
     )
     assert len(list(tmp_path.iterdir())) == 2
+
+
+@contextmanager
+def one_thread(path: Path, *_: object) -> Iterator[RawEeg]:
+    """Ends with the most threads that a product of matrices may take here."""
+    threads = [library["num_threads"] for library in threadpool_info()]
+    raise InputError(f"at most {max(threads)} of {len(threads)} libraries")
+    yield from ()
+
+
+def test_workers_do_not_wait_for_each_other_s_threads(raw: Path, tmp_path: Path) -> None:
+    dataset = replace(THINGS_EEG2, open_eeg=one_thread)
+    with pytest.raises(InputError, match="at most 1 of [1-9]"):
+        prepare_subjects(dataset, raw, raw / "images.csv", tmp_path, REFERENCE)
 
 
 @contextmanager

@@ -55,6 +55,7 @@ from typing import Literal
 import h5py
 import numpy as np
 import pandas as pd
+from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from pipeline.compute.machine import free_memory
@@ -192,7 +193,13 @@ def _prepare_subject(
     """Write the file `out`. Returns sentences on missing images, for the user."""
     check_room = partial(_check_room, out.parent, n_subjects)
     sentences = []
-    with dataset.open_eeg(path, images, parameters) as raw, new_hdf5(out) as file:
+    with (
+        # Workers that all have a thread for each core wait for each other, and more than one thread
+        # makes none of them quicker.
+        threadpool_limits(1),
+        dataset.open_eeg(path, images, parameters) as raw,
+        new_hdf5(out) as file,
+    ):
         picks = pick_channels(raw.layout, parameters.channels, path)
         samples = pick_samples(raw.layout, parameters.window, path)
 
