@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
-import edfio
 import mne
 import numpy as np
 import pandas as pd
@@ -17,7 +16,7 @@ import yaml
 from sklearn.discriminant_analysis import _cov
 
 from pipeline.datasets.alljoined import find_subjects, memory_needed, open_eeg
-from pipeline.datasets.alljoined_files import CH_NAMES
+from pipeline.datasets.alljoined_files import CH_NAMES, BlockFile, read_block
 from pipeline.datasets.channels import POSTERIOR
 from pipeline.datasets.image_table import write_image_table
 from pipeline.datasets.table import ALLJOINED
@@ -52,6 +51,7 @@ class Options:
     mvnn_from: str = "training"
     sessions: str | tuple[int, ...] = (2,)
     normalise: str = "none"
+    average_repetitions: bool = False
 
 
 PUBLISHED = Options(channels="all", sessions="all")
@@ -91,7 +91,7 @@ def same(ours: Images, peer: Images) -> float:
     return largest
 
 
-# The plain program: edfio instead of MNE, one epoch and one covariance at a time.
+# The plain program: MNE reads the files, and it takes one epoch and one covariance at a time.
 
 
 def plain(path: Path, options: Options, as_authors: bool = False) -> Images:
@@ -150,15 +150,16 @@ def plain_epochs(path, session, split, channels, sfreq, window, baseline) -> dic
     keep = slice(round((window[0] - first) * sfreq), round((window[1] - first) * sfreq) + 1)
     epochs = {}
     for block in range(1, 5) if split == "test" else range(5, 20):
-        edf = edfio.read_edf(path / f"session_{session:02d}_block_{block:02d}.edf")
-        signals = {signal.label.replace("Afz", "AFz"): signal.data for signal in edf.signals}
-        recording = 1e-6 * np.array([signals[name] for name in wanted])
-        for annotation in sorted(edf.annotations, key=lambda annotation: annotation.onset):
-            kind, image_id = annotation.text.split(",")[:2]
+        file = path / f"session_{session:02d}_block_{block:02d}.edf"
+        names = [name.replace("AFz", "Afz") for name in wanted]
+        raw = mne.io.read_raw_edf(file, include=names, verbose="error")
+        recording = raw.get_data(picks=names)
+        for onset, text in zip(raw.annotations.onset, raw.annotations.description, strict=True):
+            kind, image_id = text.split(",")[:2]
             image = int(image_id) - (N["train"] if split == "test" else 0)
             if not kind.startswith("stim") or image >= N[split]:
                 continue
-            onset = round(annotation.onset * 256)
+            onset = round(onset * 256)
             epoch = recording[:, onset + start : onset + stop + 1]
             if baseline != "none":
                 quiet = recording[:, onset + round(baseline[0] * 256) : onset + 1]
@@ -193,6 +194,25 @@ def test_prepared_as_by_a_plain_program(options: Options, subject: Path) -> None
     in_order = sessions if sessions == "all" else tuple(sorted(sessions))
     largest = same(read(subject, options), plain(subject, replace(options, sessions=in_order)))
     print(f"{largest:.1e} sd, {options}")  # pytest -rP shows it
+
+
+@pytest.mark.parametrize("options", TRIED, ids=str)
+def test_averages_are_those_of_the_trials(options: Options, subject: Path) -> None:
+    """The mean is taken before the rate is lowered, and before a z-score is done."""
+    trials = read(subject, options)
+    with open_eeg(subject, IMAGES, replace(options, average_repetitions=True)) as raw:
+        [*averages] = np.concatenate(list(raw.chunks["train"]))
+    for average, of_image in zip(averages, trials["train"], strict=True):
+        expected = of_image.mean(axis=0)
+        np.testing.assert_allclose(average, expected[None], rtol=0, atol=1e-10 * expected.std())
+
+
+def test_an_average_of_trials_that_are_normalised_first_is_left_to_the_preparation(
+    subject: Path,
+) -> None:
+    options = replace(Options(), normalise="trial")
+    with open_eeg(subject, IMAGES, replace(options, average_repetitions=True)) as raw:
+        assert {chunk.shape[1] for chunk in raw.chunks["train"]} == {1, 2}
 
 
 def test_an_image_that_a_session_shows_once_counts_as_nothing_and_not_as_zeros(
@@ -235,6 +255,102 @@ def test_events_are_those_of_mne(subject: Path) -> None:
         for number, sample in enumerate(events[shown == image, 0]):
             expected = raw.get_data(start=sample, stop=sample + 129)
             np.testing.assert_allclose(of_block[image][number], expected, atol=1e-12)
+
+
+def change_field(file: Path, old: bytes, new: bytes) -> None:
+    """Another text in the header of a file: fields have a fixed length, and blanks at the end."""
+    content = file.read_bytes()
+    header = content[: 256 * (1 + len(CH_NAMES))]
+    assert old in header
+    changed = header.replace(old.ljust(8), new.ljust(8))
+    file.write_bytes(changed + content[len(header) :])
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (b"uV", b"mV"),
+        (b"uV", "µV".encode("latin-1")),
+        (b"-32768", b"-20000"),  # the digital minimum
+        (b"8400", b"-8400"),  # a channel that is connected the other way round
+    ],
+)
+def test_volts_are_those_of_mne(old: bytes, new: bytes, tmp_path: Path, subject: Path) -> None:
+    file = BlockFile(2, 6, tmp_path / "session_02_block_06.edf")
+    file.path.write_bytes((subject / file.path.name).read_bytes())
+    change_field(file.path, old, new)
+
+    block = read_block(file, ["Oz", "AFz"], N, (0, 1))
+    names = ["Oz", "Afz"]
+    raw = mne.io.read_raw_edf(file.path, include=names, verbose="error")
+    expected = raw.get_data(picks=names)
+    ours = block.gain * block.digital + block.offset
+    np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-12 * np.abs(expected).max())
+
+
+def test_a_file_that_the_recorder_never_closed_is_read_whole(tmp_path: Path) -> None:
+    """Its header says that there are -1 records."""
+    path = make_subject(tmp_path, N, sessions=(2,))
+    closed = read(path, Options())
+    file = path / "session_02_block_06.edf"
+    content = file.read_bytes()
+    file.write_bytes(content[:236] + b"-1".ljust(8) + content[244:])
+    again = read(path, Options())
+    for split in N:
+        assert all(map(np.array_equal, closed[split], again[split]))
+
+
+def test_a_channel_in_another_unit_is_left_out_as_told(tmp_path: Path) -> None:
+    path = make_subject(tmp_path, N, sessions=(1, 2))
+    change_field(path / "session_02_block_06.edf", b"uV", b"degC")
+    message = "02_block_06.edf: channel Oz is in 'degC', expected one of V, mV, uV.* leave out"
+    with pytest.raises(InputError, match=message):
+        read(path, Options())
+    assert len(read(path, Options(sessions=(1,)))["test"]) == N["test"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (b"-32768", b"32767", "the header says of channel Oz .* are the same"),
+        (b"8400", b"0", "the header says of channel Oz .* are the same"),
+        (b"Pz", b"Oz", "has 2 channels Oz, expected the 3 channels .*, each once"),
+    ],
+)
+def test_a_channel_with_a_wrong_header_is_left_out_as_told(
+    old: bytes, new: bytes, message: str, tmp_path: Path
+) -> None:
+    path = make_subject(tmp_path, N, sessions=(1, 2))
+    change_field(path / "session_02_block_06.edf", old, new)
+    with pytest.raises(InputError, match=f"02_block_06.edf: {message}.* leave out"):
+        read(path, Options())
+    assert len(read(path, Options(sessions=(1,)))["test"]) == N["test"]
+
+
+def test_channels_that_are_not_used_may_be_wrong(tmp_path: Path, subject: Path) -> None:
+    path = make_subject(tmp_path, N, sessions=(2,))
+    expected = read(path, Options())
+    for file in path.iterdir():
+        change_field(file, b"Cz", b"?")
+    assert all(map(np.array_equal, read(path, Options())["train"], expected["train"]))
+
+
+def test_a_record_that_begins_with_an_image_loses_none(tmp_path: Path) -> None:
+    """An EDF file must say at the start of each record when that begins, and some writers do not."""
+    path = make_subject(tmp_path, N, sessions=(2,))
+    expected = read(path, Options())
+    for file in path.iterdir():
+        content = file.read_bytes()
+        # Such as +3, 0x14 twice, 0x00: without them the record begins with its first image.
+        changed = re.sub(rb"[+]\d+\x14\x14\x00((?:[+].*?\x14\x00)+)(\x00*)", shift, content)
+        assert changed != content
+        file.write_bytes(changed)
+    for split in N:
+        assert all(map(np.array_equal, read(path, Options())[split], expected[split]))
+
+
+def shift(record: re.Match) -> bytes:
+    return record[1].ljust(len(record[0]), b"\0")
 
 
 def test_copies_that_are_written_in_other_ways_are_the_same(tmp_path: Path, subject: Path) -> None:

@@ -6,11 +6,13 @@ import pytest
 
 from pipeline.datasets.epochs import (
     cut_epochs,
-    cut_with_matrix,
     epoch_bounds,
     plan_epochs,
+    resample,
     resampling_matrix,
+    take_baseline_off,
 )
+from pipeline.errors import InputError
 
 
 @pytest.mark.parametrize(
@@ -81,8 +83,10 @@ def test_a_matrix_does_what_mne_does_to_each_epoch(sfreq: float, baseline: tuple
     samples = np.array([300, 351, 2000, 4000])
     events = np.column_stack([samples, np.zeros(4, int), np.arange(4)])
 
-    first, _ = epoch_bounds(plan, 256.0)
-    ours = cut_with_matrix(eeg, samples, first, resampling_matrix(plan, 256.0))
+    first, last = epoch_bounds(plan, 256.0)
+    ours = np.array([eeg[:, sample + first : sample + last + 1] for sample in samples])
+    take_baseline_off(ours, plan, 256.0)
+    ours = resample(ours, resampling_matrix(plan, 256.0))
     expected = cut_epochs(raw, events, plan)
     np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-9 * expected.std())
 
@@ -92,12 +96,23 @@ def test_the_instants_of_alljoined() -> None:
     plan = plan_epochs(250.0, (-0.2, 0.996), (-0.2, 0.0), 256.0, "raw", named_at=1000.0)
     time = (np.arange(2000) - 1000) / 256
     wave = np.sin(2 * np.pi * 3 * time)  # slow, so that its phase tells the instant
-    first, _ = epoch_bounds(plan, 256.0)
-    matrix = resampling_matrix(plan, 256.0)
-    epoch = cut_with_matrix(wave[None], np.array([1000]), first, matrix)[0, 0]
+    first, last = epoch_bounds(plan, 256.0)
+    epoch = wave[1000 + first : 1000 + last + 1].copy()
+    take_baseline_off(epoch, plan, 256.0)
+    epoch = resample(epoch, resampling_matrix(plan, 256.0))
 
     middle = (plan.times > 0.1) & (plan.times < 0.7)  # far from the ends, which are padded
     phases = 2 * np.pi * 3 * plan.times[middle, None]
     design = np.hstack([np.sin(phases), np.cos(phases), np.ones_like(phases)])
     in_phase, ahead, _ = np.linalg.lstsq(design, epoch[middle], rcond=None)[0]
     assert np.arctan2(ahead, in_phase) / (2 * np.pi * 3) == pytest.approx(0.0023, abs=1e-4)
+
+
+def test_a_baseline_between_two_samples_is_refused() -> None:
+    with pytest.raises(InputError, match="baseline 0.001 .. 0.003 s holds no sample of raw"):
+        plan_epochs(100.0, (0.0, 0.5), (0.001, 0.003), 256.0, "raw")
+    longer = plan_epochs(100.0, (0.0, 0.5), (0.001, 0.004), 256.0, "raw")
+    first, last = epoch_bounds(longer, 256.0)
+    take_baseline_off(np.ones((2, last - first + 1)), longer, 256.0)
+    for at in (0.029, -0.2, 0.0):
+        assert plan_epochs(100.0, (0.0, 0.5), (at, at), 1000.0, "raw").baseline == (at, at)

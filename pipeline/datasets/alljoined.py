@@ -23,9 +23,9 @@ preprocessing_utils.py). Where the two differ:
 Axes: N conditions (images), R repetitions, C channels, T samples.
 """
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +35,7 @@ from pipeline.datasets.alljoined_files import (
     CH_NAMES,
     REPETITIONS,
     SFREQ,
+    Block,
     BlockFile,
     choose_blocks,
     count_trials,
@@ -44,13 +45,13 @@ from pipeline.datasets.channels import choose_channels
 from pipeline.datasets.entry import Layout, RawEeg
 from pipeline.datasets.epochs import (
     EpochPlan,
-    cut_with_matrix,
     epoch_bounds,
     plan_epochs,
+    resample,
     resampling_matrix,
+    take_baseline_off,
 )
 from pipeline.datasets.image_table import SPLITS, Split
-from pipeline.datasets.scratch import Scratch
 from pipeline.datasets.session_steps import UNITS_OF_WHITENED, split_by_session
 from pipeline.datasets.sessions import gather, require_one_normalisation
 from pipeline.datasets.things_eeg2_raw import caveats as caveats_of_settings
@@ -59,9 +60,7 @@ from pipeline.sections import Preprocess
 
 UNITS = "V"
 NAMED_AT = 1000.0  # Hz: times have the names of THINGS-EEG2 as recorded
-EPOCHS_AT_ONCE = 200  # cut together; 32 channels of 1.2 s at 256 Hz have 16 MB
 READING_BYTES = 400 << 20  # memory for the epochs that are cut at once, and for chunks
-FILE_BYTES = 16  # memory for each byte of a file while it is read
 
 
 def find_subjects(folder: Path) -> dict[str, Path]:
@@ -70,7 +69,7 @@ def find_subjects(folder: Path) -> dict[str, Path]:
 
 
 def memory_needed(path: Path, preprocess: Preprocess) -> int:
-    """The bytes of memory that `open_eeg` takes: one file, and the epochs cut.
+    """The bytes of memory that `open_eeg` takes: the EEG of all files, and the epochs cut.
 
     Raises InputError where a file of a chosen session is missing, or where `preprocess` asks for
     what these recordings do not allow.
@@ -78,7 +77,7 @@ def memory_needed(path: Path, preprocess: Preprocess) -> int:
     _plan(path, preprocess)
     require_one_normalisation(preprocess)
     files = choose_blocks(path, preprocess.sessions)
-    return READING_BYTES + FILE_BYTES * max(file.path.stat().st_size for file in files)
+    return READING_BYTES + sum(file.path.stat().st_size for file in files)
 
 
 def _plan(path: Path, preprocess: Preprocess) -> EpochPlan:
@@ -104,10 +103,9 @@ def open_eeg(
 ) -> Iterator[RawEeg]:
     """The EEG of one subject, whose folder is `path`, see `RawEeg`: in V, or whitened.
 
-    When the context is entered, the chosen sessions are read block by block and cut into epochs.
-    The epochs wait in the folder for temporary files (see `Scratch`), float64: 5.3 GB for all
-    channels from 0 to 0.996 s at 250 Hz. Nothing stays there. In memory are one block and some
-    hundred epochs.
+    When the context is entered, the chosen sessions are read, as 16 bits: 0.4 GB. Epochs are cut
+    out of them when they are asked for. All together would have 6 GB, since they overlap and are
+    float64. Where training trials are averaged, a chunk has the averages.
 
     Raises InputError for a file that is missing, damaged or not as published, for a channel,
     session, interval or rate that the recordings do not have, and for a session without noise to
@@ -118,38 +116,68 @@ def open_eeg(
     ch_names = choose_channels(CH_NAMES, preprocess.channels, str(path))
     files = choose_blocks(path, preprocess.sessions)
 
-    shape = (len(ch_names), len(plan.times))
     n_images = {split: len(images[split]) for split in SPLITS}
     n_test, caveats_of_counts = _choose_test_repetitions(path, preprocess, n_images, plan)
 
-    with Scratch(_expected_bytes(files, n_images, shape), f"the epochs of {path.name}") as scratch:
-        trials, caveats_of_files = _read_blocks(files, ch_names, n_images, plan, scratch)
-        used = trials[(trials["split"] == "train") | (_number_in_image(trials) < n_test)]
-        sessions = split_by_session(used, shape, scratch, preprocess, path, residuals=True)
+    source, trials, caveats_of_files = _read_blocks(files, ch_names, n_images, plan)
+    used = trials[(trials["split"] == "train") | (_number_in_image(trials) < n_test)]
+    sessions = split_by_session(used, source, preprocess, path, residuals=True)
 
-        counts = {split: _count_repetitions(used, split, n_images[split]) for split in SPLITS}
-        chunks = {
-            split: gather([session[split] for session in sessions], counts[split])
-            for split in SPLITS
-        }
-        is_whitened = preprocess.mvnn != "none"
-        yield RawEeg(
-            Layout(tuple(ch_names), plan.times),
-            chunks,
-            (*caveats_of_settings(preprocess), *caveats_of_counts, *caveats_of_files),
-            counts,
-            is_z_scored=preprocess.normalise == "session",
-            units=UNITS_OF_WHITENED if is_whitened else UNITS,
-        )
+    counts = {split: _count_repetitions(used, split, n_images[split]) for split in SPLITS}
+    chunks = {
+        split: gather([session[split] for session in sessions], counts[split]) for split in SPLITS
+    }
+    if preprocess.average_repetitions and preprocess.normalise != "trial":
+        # Before the rate is lowered, which is linear: once an image, and not once a trial.
+        chunks["train"] = (chunk.mean(axis=1, keepdims=True) for chunk in chunks["train"])
+
+    is_whitened = preprocess.mvnn != "none"
+    yield RawEeg(
+        Layout(tuple(ch_names), plan.times),
+        {split: map(source.finish, chunks[split]) for split in SPLITS},
+        (*caveats_of_settings(preprocess), *caveats_of_counts, *caveats_of_files),
+        counts,
+        is_z_scored=preprocess.normalise == "session",
+        units=UNITS_OF_WHITENED if is_whitened else UNITS,
+    )
 
 
-def _expected_bytes(
-    files: Sequence[BlockFile], n_images: Mapping[Split, int], shape: tuple[int, int]
-) -> int:
-    """About the size of all epochs, from what the experiment shows in a session."""
-    n_sessions = len({file.session for file in files})
-    n_epochs = sum(n_images[split] * REPETITIONS[split] for split in SPLITS)
-    return n_sessions * n_epochs * math.prod(shape) * 8
+@dataclass(frozen=True)
+class _CutEpochs:
+    """The epochs of all trials, cut out of the recordings when they are read: an `EpochSource`.
+
+    Their baseline is taken off when they are read, and the last step lowers the rate.
+
+    `matrix`: that of `resampling_matrix`.
+    `block_rows`, `samples` (n,): the block of each trial, and the sample of its image there.
+    """
+
+    blocks: Sequence[Block]
+    block_rows: np.ndarray
+    samples: np.ndarray
+    plan: EpochPlan
+    matrix: np.ndarray
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return len(self.blocks[0].digital), len(self.matrix)
+
+    def read(self, numbers: np.ndarray) -> np.ndarray:
+        first, _ = epoch_bounds(self.plan, SFREQ)
+        starts = (self.samples[numbers] + first).tolist()
+        block_rows = self.block_rows[numbers].tolist()
+
+        eeg = np.empty((len(numbers), *self.shape))
+        for epoch, row, start in zip(eeg, block_rows, starts, strict=True):
+            block = self.blocks[row]
+            digital = block.digital[:, start : start + len(self.matrix)]
+            np.multiply(digital, block.gain, out=epoch)
+            epoch += block.offset
+        take_baseline_off(eeg, self.plan, SFREQ)
+        return eeg
+
+    def finish(self, eeg: np.ndarray) -> np.ndarray:
+        return resample(eeg, self.matrix)
 
 
 def _read_blocks(
@@ -157,30 +185,29 @@ def _read_blocks(
     ch_names: Sequence[str],
     n_images: Mapping[Split, int],
     plan: EpochPlan,
-    scratch: Scratch,
-) -> tuple[pd.DataFrame, list[str]]:
-    """Write the epochs of all files, in the order of files, then of time.
+) -> tuple[_CutEpochs, pd.DataFrame, list[str]]:
+    """The epochs of all files, in the order of files, then of time.
 
-    Returns a row for each, with the columns `session`, `split` and `image_row`, and caveats.
+    Returns also a row for each, with the columns `session`, `split` and `image_row`, and caveats.
     """
-    bounds = epoch_bounds(plan, SFREQ)
-    matrix = resampling_matrix(plan, SFREQ)
+    blocks: list[Block] = []
     tables: list[pd.DataFrame] = []
     n_left_out = 0
     flat: list[str] = []
     for file in files:
-        block = read_block(file, ch_names, n_images, bounds)
-        for start in range(0, len(block.samples), EPOCHS_AT_ONCE):
-            samples = block.samples[start : start + EPOCHS_AT_ONCE]
-            scratch.append(cut_with_matrix(block.eeg, samples, bounds[0], matrix))
-
+        block = read_block(file, ch_names, n_images, epoch_bounds(plan, SFREQ))
         columns = {"session": file.session, "split": file.split, "image_row": block.image_rows}
+        columns |= {"block_row": len(blocks), "sample": block.samples}
         tables.append(pd.DataFrame(columns))
+        blocks.append(block)
         n_left_out += block.n_left_out
         flat += [f"{name} in {file.path.name}" for name in block.flat]
 
     trials = pd.concat(tables, ignore_index=True)
-    return trials, _caveats_of_files(files[0].path.parent.name, len(trials), n_left_out, flat)
+    block_rows, samples = trials.pop("block_row").to_numpy(), trials.pop("sample").to_numpy()
+    source = _CutEpochs(blocks, block_rows, samples, plan, resampling_matrix(plan, SFREQ))
+    caveats = _caveats_of_files(files[0].path.parent.name, len(trials), n_left_out, flat)
+    return source, trials, caveats
 
 
 def _caveats_of_files(

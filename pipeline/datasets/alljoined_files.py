@@ -17,12 +17,15 @@ has two rows that were shown the other way round.
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
+import edfio
 import mne  # loads its modules at the first use, so its types are in quotes here
 import numpy as np
 import pandas as pd
@@ -47,9 +50,10 @@ CH_NAMES = (
 OTHER_NAMES = {"AFz": "Afz"}  # how the files write it
 
 STIMULUS = re.compile(r"(?:session_\d+,block_\d+,)?stim_(?:(train|test),(\d+)(?:,.*)?|.*)")
+LEAVE_OUT_CHANNEL = "leave out the channel or the session (preprocess.sessions)"
 LEAVE_OUT_SESSION = "leave out the session (preprocess.sessions)"
-# In the header of an EDF file, in ASCII: how many records it has, and the seconds of one
-N_RECORDS_BYTE, HEADER_FIELD_BYTES = 236, 8
+VOLTS = {"V": 1.0, "mV": 1e-3, "uV": 1e-6, "\N{MICRO SIGN}V": 1e-6, "nV": 1e-9}
+N_RECORDS_BYTE, N_RECORDS_BYTES = 236, 8  # where the header says in ASCII how many there are
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,8 @@ class BlockFile:
 class Block:
     """What one file holds.
 
-    * `eeg`: (C, samples) float64, V, in the order of the names that were asked for.
+    * `digital`: (C, samples) int16, as in the file, in the order of the names that were asked for.
+    * `gain`, `offset`: (C, 1), in V: the EEG is `gain` times `digital` plus `offset`.
     * `samples`: (n,) int, the sample at which each image appears, in the order of time.
     * `image_rows`: (n,) int, its row in the table of images of the split.
     * `n_left_out`: how many images were left out, because their epoch is not all recorded or
@@ -78,7 +83,9 @@ class Block:
     * `flat`: the names of channels that have the same value all the time.
     """
 
-    eeg: np.ndarray
+    digital: np.ndarray
+    gain: np.ndarray
+    offset: np.ndarray
     samples: np.ndarray
     image_rows: np.ndarray
     n_left_out: int
@@ -125,23 +132,18 @@ def read_block(
     """The EEG of these channels, and the images that were shown.
 
     `n_images` are those of the metadata, and `bounds` the first and the last sample of an epoch,
-    counted from its image. Raises InputError where the file is damaged or cut, has another rate,
-    lacks a channel, or shows what the metadata or the experiment do not have.
+    counted from its image. Raises InputError where the file is damaged or cut, has another rate or
+    unit, lacks a channel, or shows what the metadata or the experiment do not have.
     """
-    path = file.path
-    with faults_as_input_errors(path, "a recording in EDF", FETCH_AGAIN):
-        # Only these channels: MNE would bring all to the highest rate that a channel has.
-        include = [*ch_names, *(OTHER_NAMES[name] for name in ch_names if name in OTHER_NAMES)]
-        raw = mne.io.read_raw_edf(path, include=include, verbose="error")
-        names_in_file = [_name_in_file(name, raw) for name in ch_names]
-        _require_channels(raw, ch_names, names_in_file, path)
-        _require_whole(raw, path)
-        eeg = raw.get_data(picks=names_in_file)
+    with _opened(file.path) as edf:
+        signals = _find_signals(edf, ch_names, file.path)
+        digital = np.array([signal.digital for signal in signals])
+        gain, offset = np.array([_calibration(signal) for signal in signals]).T[:, :, None]
+        trials = _find_trials(file, digital.shape[1], n_images, bounds)
 
-    samples, image_rows, n_left_out = _find_trials(file, eeg.shape[1], n_images, bounds)
-    is_flat = eeg.min(axis=1) == eeg.max(axis=1)
+    is_flat = digital.min(axis=1) == digital.max(axis=1)
     flat = tuple(name for name, flat in zip(ch_names, is_flat, strict=True) if flat)
-    return Block(eeg, samples, image_rows, n_left_out, flat)
+    return Block(digital, gain, offset, *trials, flat)
 
 
 def count_trials(
@@ -165,22 +167,83 @@ def _count_trials_of_version(
 ) -> np.ndarray:
     """A process asks for the files of all subjects once for each subject that it prepares."""
     n_images = dict(n_images_of_splits)
-    with faults_as_input_errors(file.path, "a recording in EDF", FETCH_AGAIN):
-        # With one channel MNE reads the header alone.
-        include = [CH_NAMES[0]]
-        n_samples = mne.io.read_raw_edf(file.path, include=include, verbose="error").n_times
-    _, image_rows, _ = _find_trials(file, n_samples, n_images, bounds)
+    with _opened(file.path) as edf:
+        n_samples = round(edf.duration * SFREQ)
+        _, image_rows, _ = _find_trials(file, n_samples, n_images, bounds)
     return np.bincount(image_rows, minlength=n_images[file.split])
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[edfio.Edf]:
+    """The file, of which EEG is read when it is asked for.
+
+    Raises InputError for damage, and where it has fewer records than its header says: edfio would
+    go on with those.
+    """
+    with faults_as_input_errors(path, "a recording in EDF", FETCH_AGAIN):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the number of records, which is checked below
+            edf = edfio.read_edf(path, header_encoding="latin-1")  # for the micro sign
+        with path.open("rb") as stream:
+            stream.seek(N_RECORDS_BYTE)
+            n_records = int(stream.read(N_RECORDS_BYTES))  # -1 if the recorder never closed it
+        if edf.num_data_records < n_records:
+            raise InputError(
+                f"{path}: is cut: its header says {n_records} records of "
+                f"{edf.data_record_duration:g} s, and it holds {edf.num_data_records}; "
+                f"{FETCH_AGAIN}, or {LEAVE_OUT_SESSION}"
+            )
+        yield edf
+
+
+def _find_signals(edf: edfio.Edf, ch_names: Sequence[str], path: Path) -> list[edfio.EdfSignal]:
+    """Raises InputError where a channel is missing, or is not recorded as published."""
+    labels = [label.strip() for label in edf.labels]
+    signals = []
+    for name in ch_names:
+        label = name if name in labels else OTHER_NAMES.get(name, name)
+        n_found = labels.count(label)
+        if n_found != 1:
+            found = f"{n_found} channels" if n_found else "no channel"
+            raise InputError(
+                f"{path}: has {found} {name}, expected the {len(ch_names)} channels that "
+                f"preprocess.channels asks for, each once; {LEAVE_OUT_CHANNEL}"
+            )
+
+        signal = edf.signals[labels.index(label)]
+        if not math.isclose(signal.sampling_frequency, SFREQ):
+            raise InputError(
+                f"{path}: is recorded at {signal.sampling_frequency:g} Hz, expected {SFREQ:g} Hz "
+                f"as published; {LEAVE_OUT_SESSION}, or {FETCH_AGAIN}"
+            )
+        if signal.physical_dimension.strip() not in VOLTS:
+            raise InputError(
+                f"{path}: channel {name} is in {signal.physical_dimension!a}, expected one of "
+                f"{', '.join(VOLTS)}; {LEAVE_OUT_CHANNEL}"
+            )
+        if 0 in (np.ptp(signal.physical_range), np.ptp(signal.digital_range)):
+            raise InputError(
+                f"{path}: the header says of channel {name} that its smallest and its largest "
+                f"value are the same; {LEAVE_OUT_CHANNEL}"
+            )
+        signals.append(signal)
+    return signals
+
+
+def _calibration(signal: edfio.EdfSignal) -> tuple[float, float]:
+    """Gain and offset, see `Block`, of the two ranges in the header."""
+    volts = VOLTS[signal.physical_dimension.strip()]
+    physical, digital = signal.physical_range, signal.digital_range
+    gain = volts * (physical.max - physical.min) / (digital.max - digital.min)
+    return gain, volts * physical.min - gain * digital.min
 
 
 def _find_trials(
     file: BlockFile, n_samples: int, n_images: Mapping[Split, int], bounds: tuple[int, int]
 ) -> tuple[np.ndarray, np.ndarray, int]:
     """Samples, rows of the images, and how many were left out, as in `Block`."""
-    with faults_as_input_errors(file.path, "a recording in EDF", FETCH_AGAIN):
-        # Not those of the recording, where MNE leaves out what is after the end: they are counted.
-        annotations = mne.read_annotations(file.path)
-
+    # By MNE: edfio takes the first annotation of a record for its time, whatever it says.
+    annotations = mne.read_annotations(file.path)
     onsets, image_rows = _find_images(annotations, file, n_images)
     samples = np.round(onsets * SFREQ).astype(np.int64)  # as `mne.events_from_annotations`
     first, last = bounds
@@ -188,42 +251,6 @@ def _find_trials(
     is_alone = ~pd.Index(samples).duplicated()  # as `event_repeated="drop"` of `mne.Epochs`
     is_used = is_recorded & is_alone
     return samples[is_used], image_rows[is_used], int((~is_used).sum())
-
-
-def _name_in_file(name: str, raw: "mne.io.BaseRaw") -> str:
-    return name if name in raw.ch_names else OTHER_NAMES.get(name, name)
-
-
-def _require_channels(
-    raw: "mne.io.BaseRaw", ch_names: Sequence[str], names_in_file: Sequence[str], path: Path
-) -> None:
-    """Raises InputError where a channel is missing, or they have another rate than published."""
-    for name, name_in_file in zip(ch_names, names_in_file, strict=True):
-        if name_in_file not in raw.ch_names:
-            raise InputError(
-                f"{path}: has no channel {name}, expected the {len(ch_names)} channels that "
-                f"preprocess.channels asks for; leave out the channel or the session "
-                "(preprocess.sessions)"
-            )
-    if not math.isclose(raw.info["sfreq"], SFREQ):
-        raise InputError(
-            f"{path}: is recorded at {raw.info['sfreq']:g} Hz, expected {SFREQ:g} Hz as published; "
-            f"{LEAVE_OUT_SESSION}, or {FETCH_AGAIN}"
-        )
-
-
-def _require_whole(raw: "mne.io.BaseRaw", path: Path) -> None:
-    """Raises InputError where a file has less EEG than its header says: MNE would read the rest."""
-    with path.open("rb") as stream:
-        stream.seek(N_RECORDS_BYTE)
-        n_records = int(stream.read(HEADER_FIELD_BYTES))  # -1 if the recorder never closed it
-        seconds = n_records * float(stream.read(HEADER_FIELD_BYTES))
-    recorded = raw.n_times / raw.info["sfreq"]
-    if recorded < seconds - 1 / SFREQ:
-        raise InputError(
-            f"{path}: is cut: its header says {seconds:g} s, and it holds {recorded:g} s; "
-            f"{FETCH_AGAIN}, or {LEAVE_OUT_SESSION}"
-        )
 
 
 def _find_images(

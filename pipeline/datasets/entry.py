@@ -57,7 +57,8 @@ class RawEeg:
     """One subject's opened recording.
 
     * `layout`: the channels and times of both splits.
-    * `chunks[split]`: float64 chunks (n, R, C, T), consecutive along N. They can be read once.
+    * `chunks[split]`: float64 chunks (n, R, C, T), consecutive along N. They can be read once. R is
+      1 where a dataset has averaged the training trials itself (`preprocess.average_repetitions`).
     * `caveats`: sentences for every report, on how these recordings were read.
     * `is_z_scored`: whether `preprocess.normalise: session` is done. A dataset that knows no
       sessions leaves it to the preparation.

@@ -80,6 +80,13 @@ def plan_epochs(
     if baseline != "none":
         _check_interval("baseline", baseline)
         baseline_interval = (float(baseline[0]), float(baseline[1]))
+        # Rounded, because 0.029 s times 1000 Hz is 29.000000000000004.
+        from_sample, to_sample = np.round(np.array(baseline_interval) * recorded_sfreq, 6)
+        if np.ceil(from_sample) > np.floor(to_sample):
+            raise InputError(
+                f"preprocess.baseline {baseline[0]} .. {baseline[1]} s holds no sample of {file}, "
+                f"which is recorded at {recorded_sfreq:g} Hz; choose a longer interval"
+            )
         start = min(first, baseline_interval[0])
         end = max(end, baseline_interval[1])
 
@@ -138,13 +145,20 @@ def cut_epochs(raw: "mne.io.BaseRaw", events: np.ndarray, plan: EpochPlan) -> np
     return eeg
 
 
-def resampling_matrix(plan: EpochPlan, recorded_sfreq: float) -> np.ndarray:
-    """All that `cut_epochs` does to an epoch, as one matrix (samples as recorded, T), float64.
+def take_baseline_off(epochs: np.ndarray, plan: EpochPlan, recorded_sfreq: float) -> None:
+    """As MNE does it, in place. `epochs` (..., samples as recorded)."""
+    first, last = epoch_bounds(plan, recorded_sfreq)
+    times = np.arange(first, last + 1) / recorded_sfreq
+    mne.baseline.rescale(epochs, times, plan.baseline, copy=False, verbose=False)
 
-    Baseline, resampling and the choice of samples are linear, so that an epoch (C, samples as
-    recorded) times this matrix is what MNE makes of it. MNE itself makes the matrix, of an impulse
-    at each sample. It pays where a recording has tens of thousands of epochs: MNE's own way takes
-    some ten times as long.
+
+def resampling_matrix(plan: EpochPlan, recorded_sfreq: float) -> np.ndarray:
+    """MNE's resampling of an epoch as one matrix (samples as recorded, T), float64.
+
+    Resampling and the choice of samples are linear, so that an epoch (C, samples as recorded) times
+    this matrix is what MNE makes of it. MNE itself makes the matrix, of an impulse at each sample.
+    It pays where a recording has tens of thousands of epochs: MNE's own way takes some ten times as
+    long.
     """
     first, last = epoch_bounds(plan, recorded_sfreq)
     n_samples = last - first + 1
@@ -152,23 +166,14 @@ def resampling_matrix(plan: EpochPlan, recorded_sfreq: float) -> np.ndarray:
         np.eye(n_samples)[:, None],
         mne.create_info(1, recorded_sfreq, "eeg"),
         tmin=plan.tmin,
-        baseline=plan.baseline,
         verbose=False,
     )
     impulses.resample(plan.sfreq, n_jobs=1, verbose=False)
     return np.ascontiguousarray(impulses.get_data(copy=False)[:, 0, plan.keep])
 
 
-def cut_with_matrix(
-    eeg: np.ndarray, samples: np.ndarray, first: int, matrix: np.ndarray
-) -> np.ndarray:
-    """Epochs of a recording `eeg` (C, samples): (n, C, T) float64, in its unit.
-
-    `samples` (n,) are the samples of the events, and `first` is that of an epoch counted from its
-    event (`epoch_bounds`). All of an epoch must lie in the recording.
-    """
-    windows = np.lib.stride_tricks.sliding_window_view(eeg, len(matrix), axis=1)  # not a copy
-    as_recorded = windows[:, samples + first]  # (C, n, samples of an epoch), a copy
+def resample(epochs: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    """Epochs (..., samples as recorded) at the lower rate of `resampling_matrix`, (..., T)."""
     # One large product is several times as quick as one for each epoch.
-    epochs = as_recorded.reshape(-1, len(matrix)) @ matrix
-    return epochs.reshape(len(eeg), len(samples), -1).swapaxes(0, 1)
+    resampled = epochs.reshape(-1, len(matrix)) @ matrix
+    return resampled.reshape(*epochs.shape[:-1], -1)

@@ -1,4 +1,4 @@
-"""Files that MNE reads: their damage as one sentence, and the parts of a large FIF file."""
+"""Files that MNE or edfio reads: damage as one sentence, and the parts of a large FIF file."""
 
 import struct
 from collections.abc import Iterator
@@ -27,7 +27,7 @@ def faults_as_input_errors(path: Path, content: str, remedy: str) -> Iterator[No
         yield
     except InputError:
         raise
-    except Exception as error:  # a damaged file makes MNE raise any class, even Exception itself
+    except Exception as error:  # a damaged file makes them raise any class, even Exception itself
         reason = " ".join(str(error).split()) or type(error).__name__
         raise unreadable(error, path) or InputError(
             f"{path}: cannot be read as {content} ({reason:.200}); {remedy}"

@@ -6,7 +6,6 @@ showed at least twice, and so it is with `mvnn: epochs` of residuals.
 Axes: N images, R repetitions, C channels, T samples.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -16,9 +15,9 @@ import pandas as pd
 
 from pipeline.datasets.image_table import SPLITS, Split
 from pipeline.datasets.noise_normalisation import Observations, mean_covariance, observations
-from pipeline.datasets.scratch import Scratch
 from pipeline.datasets.sessions import (
     ChannelStep,
+    EpochSource,
     SessionEpochs,
     gather,
     whitening_step,
@@ -33,8 +32,7 @@ UNITS_OF_WHITENED = "whitened (multivariate noise normalisation), no physical un
 
 def split_by_session(
     trials: pd.DataFrame,
-    shape: tuple[int, int],
-    scratch: Scratch,
+    source: EpochSource,
     preprocess: Preprocess,
     path: Path,
     *,
@@ -42,19 +40,19 @@ def split_by_session(
 ) -> list[dict[Split, SessionEpochs]]:
     """The epochs of each session, in the order of sessions, with what is done to its channels.
 
-    `trials` has the columns `session`, `split` and `image_row`, and its index says which epoch in
-    `scratch` a trial is, from 0. `path` is what messages call the recording. With
-    `residuals` the mean response to each image in the session is taken off before its noise is
-    measured over the times of an epoch (`mvnn: epochs`). Raises InputError where a session has no
-    trials that tell its noise, or where their covariance has no inverse.
+    `trials` has the columns `session`, `split` and `image_row`, and its index has the number of
+    each trial in `source`. `path` is what messages call the recording. With `residuals` the mean
+    response to each image in the session is taken off before its noise is measured over the times
+    of an epoch (`mvnn: epochs`). Raises InputError where a session has no trials that tell its
+    noise, or where their covariance has no inverse.
     """
     sessions = []
     for session, of_session in trials.groupby("session"):
         epochs: dict[Split, SessionEpochs] = {}
         for split in SPLITS:
             rows = of_session[of_session["split"] == split]
-            begins = rows.index.to_numpy() * math.prod(shape) * 8
-            epochs[split] = SessionEpochs(rows["image_row"].to_numpy(), begins, shape, scratch)
+            numbers = rows.index.to_numpy()
+            epochs[split] = SessionEpochs(rows["image_row"].to_numpy(), numbers, source)
 
         step = _channel_step(epochs, preprocess, residuals, f"{path}: session {session}")
         sessions.append({split: replace(epochs[split], step=step) for split in SPLITS})
@@ -92,34 +90,44 @@ def _noise_covariance(
     epochs: SessionEpochs, of: Observations, residuals: bool, session_name: str
 ) -> np.ndarray:
     """The mean over images of the noise covariance (C, C) of each."""
-    total = np.zeros((epochs.shape[0], epochs.shape[0]))
-    n_images = 0
-    # An image that was shown once does not differ from its own mean.
-    needs_two = of == "time" or residuals
-    for eeg in gather([epochs], np.bincount(epochs.image_rows)):
-        if needs_two and eeg.shape[1] == 1:
-            continue
-        if of == "epochs" and residuals:
-            eeg = eeg - eeg.mean(axis=1, keepdims=True)
-        total += mean_covariance(observations(eeg, of)) * len(eeg)
-        n_images += len(eeg)
+    counts = np.bincount(epochs.image_rows)
+    if of == "time" or residuals:
+        # An image that was shown once does not differ from its own mean.
+        is_used = counts[epochs.image_rows] > 1
+        counts[counts == 1] = 0
+        epochs = replace(
+            epochs, image_rows=epochs.image_rows[is_used], numbers=epochs.numbers[is_used]
+        )
 
+    n_images = np.count_nonzero(counts)
     if not n_images:
         remedy = "set it to none" if residuals else "set it to epochs"
         raise InputError(
             f"{session_name}: shows no image twice, so that preprocess.mvnn: {of} has nothing to "
             f"compare; {remedy}"
         )
-    return total / n_images
+
+    n_chans, _ = epochs.source.shape
+    covariance = np.zeros((n_chans, n_chans))
+    for eeg in gather([epochs], counts):
+        if of == "epochs" and residuals:
+            eeg -= eeg.mean(axis=1, keepdims=True)
+            if eeg.shape[1] == 2:
+                eeg = eeg[:, :1]  # the other one is the same but for its sign
+        sets = observations(epochs.source.finish(eeg), of)
+        covariance += mean_covariance(sets) * (len(eeg) / n_images)
+    return covariance
 
 
 def _mean_and_variance(epochs: SessionEpochs) -> tuple[np.ndarray, np.ndarray]:
     """Of each channel, over trials and times, (C, 1) both."""
     n_trials = 0
-    mean = np.zeros((epochs.shape[0], 1))
-    squares = np.zeros((epochs.shape[0], 1))  # sum over trials, mean over times
+    n_chans, _ = epochs.source.shape
+    mean = np.zeros((n_chans, 1))
+    squares = np.zeros((n_chans, 1))  # sum over trials, mean over times
     for chunk in gather([epochs], np.bincount(epochs.image_rows)):
-        eeg = chunk.reshape(-1, *epochs.shape)
+        finished = epochs.source.finish(chunk)
+        eeg = finished.reshape(-1, *finished.shape[2:])
         # Chunk by chunk after Chan et al.: exact also for an offset far above the deviations.
         of_chunk = eeg.mean(axis=(0, 2))[:, None]
         difference = of_chunk - mean

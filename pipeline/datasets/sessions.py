@@ -6,6 +6,7 @@ Axes: N conditions (images), R repetitions, C channels, T samples.
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
@@ -41,37 +42,75 @@ class ChannelStep:
         return eeg
 
 
+class EpochSource(Protocol):
+    """What has the epochs of a subject. The last step of making them is a call of its own.
+
+    That step is linear, concerns times alone, and leaves a constant as it is. So it may come after
+    all that is done to channels, and after a mean over trials, when it has less to do.
+    """
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(C, S) of an epoch before its last step."""
+
+    def read(self, numbers: np.ndarray) -> np.ndarray:
+        """The epochs of these numbers, from 0, but for the last step: (n, C, S) float64."""
+
+    def finish(self, eeg: np.ndarray) -> np.ndarray:
+        """The last step: (..., C, S) becomes (..., C, T)."""
+
+
+@dataclass(frozen=True)
+class StoredEpochs:
+    """Epochs (C, T) that wait on the disk, one after the other: an `EpochSource`."""
+
+    scratch: Scratch
+    shape: tuple[int, int]
+
+    @property
+    def epoch_bytes(self) -> int:
+        """The size of one."""
+        return math.prod(self.shape) * 8
+
+    def read(self, numbers: np.ndarray) -> np.ndarray:
+        """See `EpochSource`."""
+        eeg = np.empty((len(numbers), *self.shape))
+        for epoch, number in zip(eeg, numbers.tolist(), strict=True):
+            epoch[:] = self.scratch.read(number * self.epoch_bytes, self.shape)
+        return eeg
+
+    def finish(self, eeg: np.ndarray) -> np.ndarray:
+        """Nothing is left to be done."""
+        return eeg
+
+
 @dataclass(frozen=True)
 class SessionEpochs:
-    """The n epochs of one session and split, which wait on the disk, float64.
+    """The n epochs of one session and split.
 
     `image_rows` (n,): the image that each shows, as its row in the table of images.
-    `begins` (n,): its first byte in `scratch`.
-    `shape`: (C, T).
+    `numbers` (n,): its number in `source`.
     `step`: what is done to its channels.
     """
 
     image_rows: np.ndarray
-    begins: np.ndarray
-    shape: tuple[int, int]
-    scratch: Scratch
+    numbers: np.ndarray
+    source: EpochSource
     step: ChannelStep = ChannelStep()
 
-    def read(self, numbers: np.ndarray) -> np.ndarray:
-        """The epochs of these numbers from 0, (len(numbers), C, T)."""
-        eeg = np.empty((len(numbers), *self.shape))
-        for epoch, begin in zip(eeg, self.begins[numbers].tolist(), strict=True):
-            epoch[:] = self.scratch.read(begin, self.shape)
-        return self.step.apply(eeg)
+    def read(self, chosen: np.ndarray) -> np.ndarray:
+        """Epochs of this session, chosen by their place in it from 0: (n, C, S), see `source`."""
+        return self.step.apply(self.source.read(self.numbers[chosen]))
 
 
 def gather(sessions: Sequence[SessionEpochs], counts: np.ndarray) -> Iterator[np.ndarray]:
-    """The EEG of the images that were shown, all sessions together, in chunks (n, R, C, T).
+    """The EEG of the images that were shown, all sessions together, in chunks (n, R, C, S).
 
-    `counts` (N,) are the repetitions of each image. R is the same for all images of a chunk. The
-    repetitions of an image are in the order of the sessions, then of their epochs.
+    The last step of its source is still to come. `counts` (N,) are the repetitions of each image. R
+    is the same for all images of a chunk. The repetitions of an image are in the order of the
+    sessions, then of their epochs.
     """
-    shape = sessions[0].shape
+    shape = sessions[0].source.shape
     image_rows = np.concatenate([session.image_rows for session in sessions])
     numbers = np.concatenate([np.arange(len(session.image_rows)) for session in sessions])
     session_of = np.repeat(

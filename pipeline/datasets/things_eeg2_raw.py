@@ -21,7 +21,6 @@ at 250 Hz. Where the two differ, or differ from ours:
 Axes: N conditions (images), R repetitions, C channels, T samples.
 """
 
-import math
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -53,6 +52,7 @@ from pipeline.datasets.session_steps import UNITS_OF_WHITENED
 from pipeline.datasets.sessions import (
     ChannelStep,
     SessionEpochs,
+    StoredEpochs,
     gather,
     require_one_normalisation,
     whitening_caveats,
@@ -260,7 +260,8 @@ def _write_epochs(
     covariance = np.zeros((len(ch_names), len(ch_names)))
     mean = np.zeros((len(ch_names), 1))
     mean_square = np.zeros((len(ch_names), 1))
-    begin = scratch.end
+    stored = StoredEpochs(scratch, shape[1:])
+    first_number = scratch.end // stored.epoch_bytes
     for start in range(0, len(events), n_at_once):
         eeg = cut_epochs(raw, events[start : start + n_at_once], plan)
         scratch.append(eeg)
@@ -276,9 +277,8 @@ def _write_epochs(
 
     # `find_events` sorted by image, and counts rows from 1.
     image_rows = events[:, 2] - 1
-    epoch_shape = shape[1:]
-    begins = begin + np.arange(len(events)) * math.prod(epoch_shape) * 8
-    epochs = SessionEpochs(image_rows, begins, epoch_shape, scratch)
+    numbers = first_number + np.arange(len(events))
+    epochs = SessionEpochs(image_rows, numbers, stored)
     return _Part(epochs, covariance, mean, mean_square)
 
 

@@ -194,8 +194,8 @@ def _prepare_subject(
     check_room = partial(_check_room, out.parent, n_subjects)
     sentences = []
     with (
-        # Workers that all have a thread for each core wait for each other, and more than one thread
-        # makes none of them quicker.
+        # For NumPy's products: workers that all have a thread for each core wait for each other,
+        # and more than one thread makes none of them quicker.
         threadpool_limits(1),
         dataset.open_eeg(path, images, parameters) as raw,
         new_hdf5(out) as file,

@@ -22,7 +22,12 @@ from pipeline.datasets.own.subject_epochs import read_files
 from pipeline.datasets.own.subject_folder import RECORDINGS, read_subject_folder
 from pipeline.datasets.own.used_trials import count_repetitions, find_used_trials
 from pipeline.datasets.session_steps import UNITS_OF_WHITENED, split_by_session
-from pipeline.datasets.sessions import gather, require_one_normalisation, whitening_caveats
+from pipeline.datasets.sessions import (
+    StoredEpochs,
+    gather,
+    require_one_normalisation,
+    whitening_caveats,
+)
 from pipeline.errors import InputError
 from pipeline.sections import Preprocess
 
@@ -85,8 +90,8 @@ def open_eeg(
     with ExitStack() as stack:
         subject = read_subject_folder(path)
         layout, scratch, caveats_of_files = read_files(subject, trials, preprocess, path, stack)
-        shape = (len(layout.ch_names), len(layout.times))
-        sessions = split_by_session(trials, shape, scratch, preprocess, path)
+        stored = StoredEpochs(scratch, (len(layout.ch_names), len(layout.times)))
+        sessions = split_by_session(trials, stored, preprocess, path)
 
         counts = {split: count_repetitions(trials, split, len(images[split])) for split in SPLITS}
         chunks = {
