@@ -24,7 +24,7 @@ PREPARE_AGAIN = (
     "make it again with `dvc repro --force preprocess` (of a second recording: preprocess_second)"
 )
 # The key that chooses subjects; people of a second recording are chosen by another one.
-SUBJECTS_KEY = "`subjects` (of a second recording: across.subjects)"
+SUBJECTS = "`subjects` (of a second recording: across.subjects)"
 # Without --single-item, DVC would also run all stages before this one.
 EMBED_AGAIN = (
     "make it again with `dvc repro --single-item --force embed` (of the study: `dvc repro "

@@ -27,7 +27,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from pipeline.datasets.sample_contents import CONTENTS
-from pipeline.errors import SUBJECTS_KEY, InputError, suggestion
+from pipeline.errors import SUBJECTS as SUBJECTS_KEY
+from pipeline.errors import InputError, suggestion
 from pipeline.files import replacing
 
 SUBJECTS = ("sub-01", "sub-02")

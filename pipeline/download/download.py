@@ -33,7 +33,7 @@ from pipeline.download.listings import ListedFile, list_files
 from pipeline.download.remote import Remote, new_version
 from pipeline.download.transfer import fetch
 from pipeline.download.web import PATIENCE, USE_OWN_COPIES, Patience, remote_size
-from pipeline.errors import SUBJECTS_KEY, InputError, suggestion
+from pipeline.errors import SUBJECTS, InputError, suggestion
 from pipeline.files import cache_folder, replacing
 
 _LISTING = TypeAdapter(list[ListedFile])
@@ -423,7 +423,7 @@ def _how_to_choose(missing: Sequence[str], subjects: Collection[str]) -> str:
     if not subjects:
         return f"there are none: name a mirror, or {USE_OWN_COPIES}"
     guess = suggestion(missing[0], subjects) if missing else ""
-    return f"there are {', '.join(sorted(subjects))}: choose of these in {SUBJECTS_KEY}{guess}"
+    return f"there are {', '.join(sorted(subjects))}: choose of these in {SUBJECTS}{guess}"
 
 
 def _check_files(
@@ -448,7 +448,7 @@ def _check_files(
         raise _NotListed(
             f"{source.eeg}: {subject}: expected {expected} such as {sorted(names)[0]}, each once, "
             f"got {len(files)}: {_enumerate(problems)}; name a mirror, leave the subject out of "
-            f"{SUBJECTS_KEY}, or {USE_OWN_COPIES}"
+            f"{SUBJECTS}, or {USE_OWN_COPIES}"
         )
 
 

@@ -12,7 +12,7 @@ from typing import Literal
 import h5py
 import numpy as np
 
-from pipeline.errors import PREPARE_AGAIN, SUBJECTS_KEY, InputError
+from pipeline.errors import PREPARE_AGAIN, SUBJECTS, InputError
 from pipeline.files import unreadable
 from pipeline.preprocess.normalisation import normalise
 
@@ -30,7 +30,7 @@ MADE_TO_AGREE = {
     "training EEG": PREPARE_AGAIN,
 }
 # DVC would put back a file that is only taken away: so `subjects` comes first.
-LEAVE_OUT = f"or leave that subject out of {SUBJECTS_KEY}; take a file of your own away"
+LEAVE_OUT = f"or leave that subject out of {SUBJECTS}; take a file of your own away"
 
 
 @dataclass(frozen=True)
